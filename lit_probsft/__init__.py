@@ -1,0 +1,59 @@
+"""Supervised fine-tuning of causal language models with any probability-based objective f(p).
+
+The public names are loaded on first use, because what stands under them (torch, lightning, transformers) takes seconds.
+"""
+
+from __future__ import annotations
+
+from importlib import import_module
+from typing import TYPE_CHECKING, Any
+
+__version__ = "0.1.0"
+
+_HOMES = {
+    "ProbSFTModule": "module",
+    "InstructionDataModule": "data",
+    "Objective": "objectives",
+    "TokenStats": "objectives",
+    "objective_loss": "head",
+    "PretrainedCausalLM": "model",
+    "RandomCausalLM": "model",
+    "Schedule": "optim",
+    "Generation": "module",
+    "UserError": "errors",
+    "main": "cli",
+}
+
+__all__ = [
+    "Generation",
+    "InstructionDataModule",
+    "Objective",
+    "PretrainedCausalLM",
+    "ProbSFTModule",
+    "RandomCausalLM",
+    "Schedule",
+    "TokenStats",
+    "UserError",
+    "main",
+    "objective_loss",
+]
+
+if TYPE_CHECKING:
+    from lit_probsft.cli import main
+    from lit_probsft.data import InstructionDataModule
+    from lit_probsft.errors import UserError
+    from lit_probsft.head import objective_loss
+    from lit_probsft.model import PretrainedCausalLM, RandomCausalLM
+    from lit_probsft.module import Generation, ProbSFTModule
+    from lit_probsft.objectives import Objective, TokenStats
+    from lit_probsft.optim import Schedule
+
+
+def __getattr__(name: str) -> Any:
+    if name not in _HOMES:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+
+
+def __dir__() -> list[str]:
+    return sorted([*globals(), *_HOMES])

@@ -1,0 +1,100 @@
+"""The command line: which commands there are and who answers them. Imports nothing heavy until a command needs it."""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+from lit_probsft.errors import UserError, near_matches
+
+TRAINING = {
+    "fit": "fine-tune a model and leave runs/<name>/ with checkpoints, metrics and a Hugging Face folder",
+    "validate": "NLL, mean p and the others on the validation rows",
+    "test": "the same on the test rows",
+    "predict": "write answers to prompts into runs/<name>/predictions.jsonl",
+}
+"""Commands of Lightning's command line; `--config` and every flag of the configuration go with them."""
+
+USAGE = "python -m lit_probsft COMMAND [--config FILE] [--FLAG VALUE ...]"
+
+
+def main(args: Sequence[str] | None = None) -> Any:
+    """Run one command; serves the shell, tests and notebooks.
+
+    Args:
+        args: the command and its flags; None takes them from the shell.
+
+    Returns:
+        For `fit`, `validate`, `test` and `predict` the command line object with its `trainer`, `model` and `datamodule`.
+
+    Raises:
+        UserError: for anything that only the caller can mend.
+    """
+    argv = list(sys.argv[1:] if args is None else args)
+    if not argv or argv[0] in ("-h", "--help"):
+        print(_overview())
+        return None
+    if argv[0] == "--version":
+        from lit_probsft import __version__
+
+        print(__version__)
+        return None
+    command, rest = argv[0], argv[1:]
+    if command in _OTHERS:
+        return _OTHERS[command][0](rest)
+    if command not in TRAINING:
+        known = [*TRAINING, *_OTHERS]
+        raise UserError(f"COMMAND: expected one of {', '.join(known)}, got {command!r}.{near_matches(command, known)}")
+    from lit_probsft.lightning_cli import run_training_command
+
+    return run_training_command(argv)
+
+
+def run() -> NoReturn:
+    """`main` for the shell: a user's error is one message from rank 0 and exit status 2, without a traceback."""
+    try:
+        main()
+    except UserError as error:
+        if os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0")) == "0":
+            print(f"lit_probsft: error: {error}", file=sys.stderr)
+        sys.exit(2)
+    sys.exit(0)
+
+
+def export(args: Sequence[str]) -> None:
+    """`export CKPT OUT`: a checkpoint alone becomes a folder that transformers loads."""
+    parser = _Parser(prog="python -m lit_probsft export", description=_OTHERS["export"][1])
+    parser.add_argument("checkpoint", metavar="CKPT", type=Path, help="a checkpoint of `fit`, such as runs/NAME/checkpoints/last.ckpt")
+    parser.add_argument("out", metavar="OUT", type=Path, help="the Hugging Face folder to write")
+    parser.add_argument("--overwrite", action="store_true", help="replace OUT if it exists")
+    options = parser.parse_args(args)
+    from lit_probsft.export import export_checkpoint
+
+    export_checkpoint(options.checkpoint, options.out, overwrite=options.overwrite)
+    print(f"{options.out}: ready for transformers.AutoModelForCausalLM.from_pretrained")
+
+
+class _Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        raise UserError(f"{message} (usage: {' '.join(self.format_usage().split()[1:])})")
+
+
+_OTHERS: dict[str, tuple[Callable[[Sequence[str]], Any], str]] = {
+    "export": (export, "write the Hugging Face folder of a checkpoint; needs nothing but the checkpoint"),
+}
+
+
+def _overview() -> str:
+    commands = {**TRAINING, **{name: text for name, (_, text) in _OTHERS.items()}}
+    lines = [f"usage: {USAGE}", "", "Fine-tune causal language models with any objective f(p).", "", "commands:"]
+    lines += [f"  {name:<10} {text}" for name, text in commands.items()]
+    lines += [
+        "",
+        "python -m lit_probsft COMMAND --help lists the flags of a command; start with",
+        "python -m lit_probsft fit --config configs/quickstart.yaml",
+    ]
+    return "\n".join(lines)

@@ -1,0 +1,340 @@
+"""The data of a run: sources, tokenizer and options in, micro-batches out."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from dataclasses import asdict, replace
+from pathlib import Path
+from typing import Any, Literal
+
+from lightning.pytorch import LightningDataModule
+from lightning.pytorch.utilities import rank_zero_info
+
+from lit_probsft.data.loader import PlanLoader
+from lit_probsft.data.plan import Plan
+from lit_probsft.data.prepare import VERSION, Counts, Recipe, documents
+from lit_probsft.data.sources import Source, as_source
+from lit_probsft.data.splits import LoadedSource, Split, located
+from lit_probsft.data.store import EmptyStoreError, TokenStore, write_store, written_whole
+from lit_probsft.data.tokenizers import TokenizerSource, as_tokenizer_source, checked_tokenizer, tokenizer_fingerprint
+from lit_probsft.errors import UserError, near_matches
+
+_STAGES = {"fit": ("train", "validation"), "validate": ("validation",), "test": ("test",), "predict": ("predict",)}
+
+
+class InstructionDataModule(LightningDataModule):
+    """Conversations to fine-tune on, tokenized once, planned by length.
+
+    Args:
+        train: where the training rows come from: a `Source`, or a text that stands for `Rows(path=text)`.
+        validation: rows to watch during training.
+        validation_fraction: in place of `validation`, the share of the training rows to hold out; which ones depends on
+            `seed` alone.
+        test: rows for the `test` stage.
+        predict: rows whose prompts are answered in the `predict` stage; by default those of `test`, else of validation.
+        tokenizer: a `TokenizerSource`; a text stands for `PretrainedTokenizer(text)`. From Python also a loaded
+            tokenizer.
+        format: `chat` renders by the chat template; `plain` writes prompt, response and end-of-text token.
+        chat_template: a template file, or Jinja text, in place of the tokenizer's own.
+        require_end_of_turn: refuse rows in which the end of an answer would not be learnt.
+        max_length: most tokens of a document.
+        overflow: what becomes of a longer one: `error`, `truncate` (its end is cut off; dropped when no answer is
+            left), or `drop`. Both are counted and reported.
+        batch_size: documents per micro-batch on one rank; with the trainer's `accumulate_grad_batches` and its number
+            of processes it makes the documents of an optimizer step.
+        eval_batch_size: the same outside training; by default `batch_size`.
+        length_pool: optimizer steps whose documents are sorted by length together (see `Plan`); 0 for none.
+        seed: of the order of training and of what is held out.
+        num_workers: processes that prepare batches ahead; batches are small arrays, and 0 is usually quickest.
+        num_proc: processes that tokenize.
+        cache_dir: where tokens are kept; by default the environment's LIT_PROBSFT_CACHE, else ~/.cache/lit_probsft.
+
+    After `setup`:
+        `tokenizer` (loaded; this one works before `setup` too), `report` (per split: rows, kept, dropped, truncated,
+        tokens, supervised_tokens, max_length, fingerprint), `fingerprint` (of the training tokens), `max_token_id`,
+        `plan` and `num_windows` (optimizer steps per epoch).
+
+    Raises:
+        UserError: at construction for values out of range, at `setup` for what is wrong with files, rows or templates.
+    """
+
+    def __init__(
+        self,
+        train: Source | str | None = None,
+        validation: Source | str | None = None,
+        validation_fraction: float = 0.0,
+        test: Source | str | None = None,
+        predict: Source | str | None = None,
+        tokenizer: TokenizerSource | str | None = None,
+        format: Literal["chat", "plain"] = "chat",
+        chat_template: str | None = None,
+        require_end_of_turn: bool = True,
+        max_length: int | None = None,
+        overflow: Literal["error", "truncate", "drop"] = "error",
+        batch_size: int = 8,
+        eval_batch_size: int | None = None,
+        length_pool: int = 50,
+        seed: int = 0,
+        num_workers: int = 0,
+        num_proc: int | None = None,
+        cache_dir: str | None = None,
+    ) -> None:
+        super().__init__()
+        for argument, number, least in (
+            ("max_length", max_length, 2),
+            ("batch_size", batch_size, 1),
+            ("eval_batch_size", eval_batch_size, 1),
+            ("length_pool", length_pool, 0),
+            ("seed", seed, 0),
+            ("num_workers", num_workers, 0),
+            ("num_proc", num_proc, 1),
+        ):
+            if number is not None and number < least:
+                raise UserError(f"data.{argument}: expected at least {least}, got {number}")
+        for argument, word, known in (
+            ("format", format, ("chat", "plain")),
+            ("overflow", overflow, ("error", "truncate", "drop")),
+        ):
+            if word not in known:
+                raise UserError(
+                    f"data.{argument}: expected one of {', '.join(known)}, got {word!r}.{near_matches(word, known)}"
+                )
+        if not 0 <= validation_fraction < 1:
+            raise UserError(f"data.validation_fraction: expected at least 0 and less than 1, got {validation_fraction}")
+        if validation_fraction and validation is not None:
+            raise UserError("data.validation_fraction: expected it or data.validation, got both")
+        if validation_fraction and train is None:
+            raise UserError("data.validation_fraction: expected data.train to take the rows from, got none")
+        if format == "plain" and chat_template is not None:
+            raise UserError("data.chat_template: expected none with `data.format: plain`, which uses no template")
+
+        self._splits: dict[str, Split] = {}
+        for name, value in (("train", train), ("validation", validation), ("test", test), ("predict", predict)):
+            if value is not None:
+                self._splits[name] = Split(LoadedSource(as_source(value), name))
+        if validation_fraction:
+            rows = self._splits["train"].loaded
+            self._splits["train"] = Split(rows, "kept", validation_fraction, seed)
+            self._splits["validation"] = Split(rows, "held_out", validation_fraction, seed)
+        if predict is None and (fallback := self._splits.get("test") or self._splits.get("validation")):
+            self._splits["predict"] = fallback
+        self.validation_fraction, self.seed = validation_fraction, seed
+        self.batch_size, self.eval_batch_size = batch_size, eval_batch_size or batch_size
+        self.length_pool, self.num_workers, self.num_proc = length_pool, num_workers, num_proc
+        self._recipe = Recipe(
+            _template_text(chat_template), format == "plain", require_end_of_turn, max_length, overflow
+        )
+        default_cache = os.environ.get("LIT_PROBSFT_CACHE") or "~/.cache/lit_probsft"
+        self._cache = Path(cache_dir or default_cache).expanduser()
+        self._tokenizer_source = as_tokenizer_source(tokenizer)
+        self._tokenizer: Any = None
+        self._stores: dict[str, TokenStore] = {}
+        self._plan: Plan | None = None
+        self.report: dict[str, dict[str, Any]] = {}
+
+    # What a run asks for.
+
+    @property
+    def tokenizer(self) -> Any:
+        """The loaded tokenizer, a `PreTrainedTokenizerFast` with a pad token."""
+        if self._tokenizer is None:
+            try:
+                self._tokenizer = self._load_tokenizer()
+            except UserError as error:
+                raise error if str(error).startswith("data.") else located(error, "data.tokenizer") from error
+        return self._tokenizer
+
+    @property
+    def fingerprint(self) -> str:
+        """A digest of the training set's ids and masks, in their order."""
+        return str(self._store("train").meta["fingerprint"])
+
+    @property
+    def max_token_id(self) -> int:
+        """The largest id in any split that is set up: a model's vocabulary must be larger."""
+        return max((store.meta["max_token_id"] for store in self._stores.values()), default=-1)
+
+    @property
+    def plan(self) -> Plan:
+        """The order of training, for the trainer this is attached to (one process, no accumulation, without one)."""
+        world_size, _ = self._ranks()
+        accumulate = self.trainer.accumulate_grad_batches if self.trainer is not None else 1
+        if self._plan is None or (self._plan.accumulate, self._plan.world_size) != (accumulate, world_size):
+            store = self._store("train")
+            self._plan = Plan(
+                store.lengths,
+                store.supervised,
+                batch_size=self.batch_size,
+                accumulate=accumulate,
+                world_size=world_size,
+                seed=self.seed,
+                pool=self.length_pool,
+            )
+        return self._plan
+
+    @property
+    def num_windows(self) -> int:
+        """Optimizer steps in an epoch."""
+        return self.plan.num_windows
+
+    def describe(self) -> dict[str, Any]:
+        """Sources and options as plain data, for the record of a run."""
+        tokenizer = self._tokenizer_source
+        named = (
+            tokenizer.describe() if isinstance(tokenizer, TokenizerSource) else {"tokenizer": type(tokenizer).__name__}
+        )
+        return {
+            **{name: {**split.loaded.source.describe(), "part": split.part} for name, split in self._splits.items()},
+            "tokenizer": named,
+            "recipe": asdict(self._recipe),
+            **{name: getattr(self, name) for name in ("validation_fraction", "batch_size", "eval_batch_size", "seed")},
+        }
+
+    def prediction_row(self, document: int) -> dict[str, Any]:
+        """What belongs to document `document` of the predict stage: `index` (its row), `prompt` (the last turn of the
+        user) and `reference` (the answer of the data).
+        """
+        index = int(self._store("predict").rows[document])
+        messages = self._split("predict").loaded.conversation(index)
+        return {"index": index, "prompt": messages[-2]["content"], "reference": messages[-1]["content"]}
+
+    # Lightning's hooks.
+
+    def prepare_data(self) -> None:
+        """Tokenizes into the cache, in one process per machine, before the others read it."""
+        stage = self.trainer.state.fn.value if self.trainer is not None and self.trainer.state.fn is not None else None
+        for name in self._names(stage):
+            self._store(name)
+
+    def setup(self, stage: str | None = None) -> None:
+        """Opens what `stage` (fit, validate, test or predict; None for all there is) needs, and reports it once."""
+        for name in self._names(stage):
+            if name in self.report:
+                continue
+            meta = self._store(name).meta
+            self.report[name] = {key: value for key, value in meta.items() if key != "max_token_id"}
+            rank_zero_info(
+                f"data.{name}: {meta['kept']} of {meta['rows']} rows ({meta['dropped']} dropped, {meta['truncated']} "
+                f"truncated), {meta['tokens']} tokens, {meta['supervised_tokens']} of them supervised, at most "
+                f"{meta['max_length']} in a row"
+            )
+
+    def train_dataloader(self) -> PlanLoader:
+        """This rank's micro-batches; keeps its place in checkpoints."""
+        overfit = self.trainer is not None and self.trainer.overfit_batches > 0  # type: ignore[attr-defined]
+        return self._loader("train", self.plan, fixed_epoch=overfit)
+
+    def val_dataloader(self) -> Any:
+        """Micro-batches of every validation document, once; an empty list without validation rows."""
+        return self._evaluation_loader("validation") if "validation" in self._splits else []
+
+    def test_dataloader(self) -> PlanLoader:
+        """Micro-batches of every test document, once."""
+        return self._evaluation_loader("test")
+
+    def predict_dataloader(self) -> PlanLoader:
+        """Prompts, padded on the left; `documents` says whose (see `prediction_row`)."""
+        return self._evaluation_loader("predict", prompts=True)
+
+    # How it comes about.
+
+    def _names(self, stage: str | None) -> list[str]:
+        if stage is None:
+            return list(self._splits)
+        first, *others = _STAGES[stage]
+        self._split(first)
+        return [first, *(name for name in others if name in self._splits)]
+
+    def _split(self, name: str) -> Split:
+        if name not in self._splits:
+            also = {"validation": " or data.validation_fraction", "predict": ", data.test or data.validation"}.get(
+                name, ""
+            )
+            raise UserError(f"data.{name}: expected a source of rows (a file, say){also}, got none")
+        return self._splits[name]
+
+    def _ranks(self) -> tuple[int, int]:
+        """How many ranks see different data, and which of them this is."""
+        if self.trainer is None:
+            return 1, 0
+        try:  # ranks that share a replica of the model share its data
+            kwargs = self.trainer.strategy.distributed_sampler_kwargs  # type: ignore[attr-defined]
+        except (AttributeError, AssertionError):  # one device, or processes not set up yet
+            return self.trainer.world_size, self.trainer.global_rank
+        return int(kwargs["num_replicas"]), int(kwargs["rank"])
+
+    def _loader(self, name: str, plan: Plan, **options: Any) -> PlanLoader:
+        pad, rank = self.tokenizer.pad_token_id, self._ranks()[1]
+        return PlanLoader(self._store(name), plan, rank=rank, pad_token_id=pad, num_workers=self.num_workers, **options)
+
+    def _evaluation_loader(self, name: str, *, prompts: bool = False) -> PlanLoader:
+        store = self._store(name)
+        plan = Plan(
+            store.lengths,
+            store.supervised,
+            batch_size=self.eval_batch_size,
+            world_size=self._ranks()[0],
+            seed=self.seed,
+            shuffle=False,
+        )
+        return self._loader(name, plan, prompts=prompts, fixed_epoch=True)
+
+    def _load_tokenizer(self) -> Any:
+        source = self._tokenizer_source
+        if source is None:
+            raise UserError("data.tokenizer: expected a tokenizer (ByteTokenizer, or the name of a model), got none")
+        if not isinstance(source, TokenizerSource):
+            return checked_tokenizer(source)
+        if not source.learns:
+            return source.load(lambda: self._split("train").texts())
+        split = self._split("train")
+        folder = self._cache / "tokenizers" / _key([VERSION, source.describe(), split.identity()])
+        if not folder.is_dir():
+            with written_whole(folder) as unfinished:
+                source.load(split.texts).save_pretrained(unfinished)
+        from transformers import PreTrainedTokenizerFast
+
+        return PreTrainedTokenizerFast.from_pretrained(folder)
+
+    def _store(self, name: str) -> TokenStore:
+        if name not in self._stores:
+            split, tokenizer = self._split(name), self.tokenizer
+            recipe = self._recipe
+            if name == "predict":
+                recipe = replace(recipe, prompts=True, max_length=None, overflow="error", require_end_of_turn=True)
+            template = None if recipe.plain_text else recipe.chat_template or tokenizer.chat_template
+            key = _key([VERSION, split.identity(), tokenizer_fingerprint(tokenizer), template, asdict(recipe)])
+            folder = self._cache / "tokens" / key
+            self._stores[name] = TokenStore(folder) if folder.is_dir() else self._tokenize(name, split, recipe, folder)
+        return self._stores[name]
+
+    def _tokenize(self, name: str, split: Split, recipe: Recipe, folder: Path) -> TokenStore:
+        counts, progress = Counts(), self.trainer is None or self.trainer.is_global_zero
+        found = documents(split, self.tokenizer, recipe, counts, num_proc=self.num_proc, progress=progress)
+        try:
+            return write_store(folder, found, lambda: asdict(counts))
+        except EmptyStoreError as error:
+            raise UserError(
+                f"data.max_length: all {counts.rows} rows of data.{name} were dropped; expected at least one within "
+                f"{recipe.max_length} tokens"
+            ) from error
+
+
+def _template_text(chat_template: str | None) -> str | None:
+    """The text of a template given as text or as a file."""
+    if chat_template is None or "{%" in chat_template or "{{" in chat_template:
+        return chat_template
+    path = Path(chat_template).expanduser()
+    if not path.is_file():
+        names = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
+        raise UserError(
+            f"data.chat_template: expected a template file or Jinja text, got {chat_template!r}, which is neither."
+            f"{near_matches(path.name, names)}"
+        )
+    return path.read_text(encoding="utf-8")
+
+
+def _key(parts: Any) -> str:
+    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:32]

@@ -1,0 +1,109 @@
+"""The rows of a split: a source, loaded once however many splits share it, and which of its rows belong here."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+from lit_probsft.data.conversation import Message
+from lit_probsft.data.sources import Source
+from lit_probsft.errors import UserError
+
+
+def located(error: UserError, prefix: str, where: str = "") -> UserError:
+    """`error`, whose message begins with a field, with what that field belongs to in front."""
+    return UserError(f"{prefix}.{error}{where}")
+
+
+class LoadedSource:
+    """A source whose rows and fingerprint are read when first asked for.
+
+    Args:
+        source: the source.
+        argument: which argument of the data module it came from; errors name it.
+    """
+
+    def __init__(self, source: Source, argument: str) -> None:
+        self.source, self.argument = source, argument
+
+    @functools.cached_property
+    def rows(self) -> Sequence[Mapping[str, Any]]:
+        """All rows, at least one.
+
+        Raises:
+            UserError: the source cannot be read, or is empty.
+        """
+        try:
+            rows = self.source.load()
+        except UserError as error:
+            raise located(error, f"data.{self.argument}") from error
+        if not len(rows):
+            raise UserError(f"data.{self.argument}: expected at least one row, got an empty data set")
+        return rows
+
+    @functools.cached_property
+    def fingerprint(self) -> str:
+        """The source's fingerprint."""
+        try:
+            return self.source.fingerprint()
+        except UserError as error:
+            raise located(error, f"data.{self.argument}") from error
+
+    def where(self, index: int) -> str:
+        """The end of an error about row `index`."""
+        return f" (row {index} of data.{self.argument}, counted from 0)"
+
+    def conversation(self, index: int) -> list[Message]:
+        """Row `index` as messages.
+
+        Raises:
+            UserError: the row cannot be used; the message says which it is.
+        """
+        try:
+            return self.source.conversation(self.rows[index])
+        except UserError as error:
+            raise located(error, f"data.{self.argument}", self.where(index)) from error
+
+
+@dataclass(frozen=True)
+class Split:
+    """All rows of a source, or what a validation fraction leaves (`kept`) or takes (`held_out`).
+
+    Attributes:
+        loaded: the source.
+        part: which of its rows.
+        fraction: the share of rows held out; which ones depends on `seed` and their number alone.
+    """
+
+    loaded: LoadedSource
+    part: Literal["all", "kept", "held_out"] = "all"
+    fraction: float = 0.0
+    seed: int = 0
+
+    def indices(self) -> list[int]:
+        """The rows of this split, ascending."""
+        count = len(self.loaded.rows)
+        if self.part == "all":
+            return list(range(count))
+        held_out = round(count * self.fraction)
+        if not 0 < held_out < count:
+            raise UserError(
+                f"data.validation_fraction: expected a share that leaves rows on both sides, got {self.fraction} of "
+                f"{count} rows"
+            )
+        order = np.random.default_rng([self.seed, count]).permutation(count)
+        return sorted((order[:held_out] if self.part == "held_out" else order[held_out:]).tolist())
+
+    def identity(self) -> list[Any]:
+        """What determines the rows, for a cache's key; found without reading them where the source can."""
+        return [self.loaded.fingerprint, *([] if self.part == "all" else [self.part, self.fraction, self.seed])]
+
+    def texts(self) -> Iterator[str]:
+        """The text of every turn."""
+        for index in self.indices():
+            for message in self.loaded.conversation(index):
+                yield message["content"]

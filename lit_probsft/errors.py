@@ -1,0 +1,21 @@
+"""The one exception that a user's own input can cause, and the near matches that make its message useful."""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable
+
+
+class UserError(ValueError):
+    """Something in a config, a flag, a file or a call is wrong and only its author can mend it.
+
+    The command line prints the message from rank 0, without a traceback, and exits with status 2; `main()` and the Python
+    interface raise it. A message names the argument, what was expected and what came.
+    """
+
+
+def near_matches(name: str, known: Iterable[str]) -> str:
+    """` Did you mean 'a' or 'b'?`, or an empty string where nothing in `known` is close to `name`."""
+    by_lower = {candidate.lower(): candidate for candidate in known}
+    close = difflib.get_close_matches(name.lower(), by_lower, n=3, cutoff=0.5)
+    return f" Did you mean {' or '.join(repr(by_lower[match]) for match in close)}?" if close else ""

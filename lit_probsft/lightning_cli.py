@@ -1,0 +1,247 @@
+"""fit, validate, test and predict: LightningCLI with our defaults, our run folder and our way of saying what is wrong."""
+
+from __future__ import annotations
+
+import os
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, NoReturn
+
+import lightning as L
+from jsonargparse import Namespace
+from lightning.pytorch.callbacks import Callback, ModelCheckpoint
+from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.utilities import rank_zero_info
+
+from lit_probsft.callbacks import MetricsCSV, PredictionWriter, ProgressBar, RunRecord, Throughput
+from lit_probsft.data import InstructionDataModule
+from lit_probsft.errors import UserError
+from lit_probsft.module import ProbSFTModule
+from lit_probsft.parsing import explain
+from lit_probsft.runs import RunFolder, write_json
+
+OUR_DEFAULTS: dict[str, Any] = {
+    "trainer.gradient_clip_val": 1.0,
+    "trainer.log_every_n_steps": 10,
+    "trainer.num_sanity_val_steps": -1,
+    "trainer.use_distributed_sampler": False,
+}
+"""Clipping as in the paper; the whole validation set before the first step; the plan deals the data out to the ranks itself."""
+
+
+class Parser(LightningArgumentParser):
+    """Raises a `UserError` with one message instead of printing hundreds of lines of usage."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:  # type: ignore[override]
+        """Explain and raise."""
+        flags = [action.dest for action in self._actions if action.dest]
+        raise UserError(explain(message, flags)) from ex
+
+
+class ProbSFTCLI(LightningCLI):
+    """LightningCLI for a `ProbSFTModule` and an `InstructionDataModule`, or subclasses of them named by class path."""
+
+    def __init__(self, args: Sequence[str]) -> None:
+        self.command = args[0]
+        super().__init__(
+            ProbSFTModule,
+            InstructionDataModule,
+            subclass_mode_model=True,
+            subclass_mode_data=True,
+            auto_configure_optimizers=False,
+            save_config_callback=None,
+            seed_everything_default=0,
+            args=list(args),
+        )
+
+    def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
+        """Our parser in the place of Lightning's."""
+        kwargs.setdefault("dump_header", [f"lightning.pytorch=={L.__version__}"])
+        parser = Parser(**kwargs)
+        parser.add_argument("-c", "--config", action="config", help="a configuration file; later ones win")
+        return parser
+
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        """The run's own flags, and our defaults."""
+        parser.add_argument("--name", type=str | None, default=None, help="of the run; by default the config file's name")
+        parser.add_argument("--runs_dir", type=str, default="runs", help="where run folders lie")
+        parser.add_argument("--resume", action="store_true", help="continue the run of this name")
+        parser.add_argument("--overwrite", action="store_true", help="replace the run of this name")
+        parser.add_argument(
+            "--weights",
+            type=str,
+            default="auto",
+            help="for validate, test and predict: a folder, `base` for the model before training, or `auto` for what the "
+            "run of this name has exported, else the base",
+        )
+        parser.set_defaults(
+            {
+                "model": {"class_path": "lit_probsft.ProbSFTModule"},
+                "data": {"class_path": "lit_probsft.InstructionDataModule"},
+                **OUR_DEFAULTS,
+            }
+        )
+
+    # --- before anything is built
+
+    def before_instantiate_classes(self) -> None:
+        """Settle the run's folder, the weights and what the configuration leaves to us."""
+        config = self.config[self.command]
+        self.run = RunFolder(Path(config.runs_dir) / _run_name(config))
+        if self.command == "fit":
+            self.run.check(resume=config.resume, overwrite=config.overwrite)
+            if config.resume and config.get("ckpt_path") is None:
+                config.ckpt_path = str(self.run.last_checkpoint)
+        elif config.resume or config.overwrite:
+            raise UserError(f"--resume and --overwrite: expected only with fit, got them with {self.command}")
+        if "init_args" not in config.model or config.model.init_args.get("model") is None:
+            raise UserError("model.model: expected a model (a hub id, a folder, or RandomCausalLM), got none")
+        self.config_text = self._whole_config(config)
+        if self.command != "fit":
+            self._use_weights(config)
+        _default_tokenizer(config)
+        trainer = config.trainer
+        if trainer.max_epochs is None and trainer.max_steps == -1:
+            trainer.max_epochs = 1
+        if trainer.precision is None:
+            trainer.precision = "bf16-mixed" if _on_gpu(trainer) else "32-true"
+
+    def _use_weights(self, config: Namespace) -> None:
+        wanted = config.weights
+        if wanted == "base" or config.get("ckpt_path") is not None:
+            return
+        if wanted != "auto" and not Path(wanted).is_dir():
+            raise UserError(f"--weights: expected `auto`, `base` or a folder with a model, got {wanted!r}")
+        folder = self.run.hf if wanted == "auto" else Path(wanted)
+        if not folder.is_dir():
+            rank_zero_info(f"{self.command}: {folder} does not exist yet, taking the base model")
+            return
+        rank_zero_info(f"{self.command}: weights and tokenizer of {folder}")
+        source = config.model.init_args.model
+        options = source.init_args if isinstance(source, Namespace) else Namespace()
+        kept = {k: options[k] for k in ("dtype", "attn_implementation", "trust_remote_code") if k in options}
+        config.model.init_args.model = Namespace(
+            class_path="lit_probsft.model.PretrainedCausalLM",
+            init_args=Namespace(model_name_or_path=str(folder), **kept),
+        )
+        config.data.init_args.tokenizer = str(folder)
+
+    def _whole_config(self, config: Namespace) -> str:
+        kept = config.clone()
+        for flag in ("config", "resume", "overwrite", "ckpt_path", "weights", "weights_only"):
+            kept.pop(flag, None)
+        kept.name = self.run.path.name
+        return str(self._parser(self.command).dump(kept, skip_none=False, skip_validation=True))
+
+    # --- the trainer
+
+    def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
+        """The configured trainer with the run's loggers and callbacks beside the user's."""
+        config = self.config_init[self.command]
+        chosen = config.trainer.logger
+        own = MetricsCSV(self.run, resume=config.resume)
+        if self.command != "fit":
+            config.trainer.logger = False
+        elif chosen in (None, True, False):
+            config.trainer.logger = own
+        else:
+            config.trainer.logger = [own, *(chosen if isinstance(chosen, list) else [chosen])]
+        config.trainer.default_root_dir = config.trainer.default_root_dir or str(self.run.path)
+        config.trainer.enable_model_summary = False if config.trainer.enable_model_summary is None else config.trainer.enable_model_summary
+        callbacks: Any = config.trainer.callbacks or []
+        callbacks = list(callbacks) if isinstance(callbacks, list | tuple) else [callbacks]
+        config.trainer.callbacks = [*callbacks, *self._callbacks(config, callbacks)]
+        return super().instantiate_trainer(**kwargs)
+
+    def _callbacks(self, config: Namespace, given: list[Callback]) -> list[Callback]:
+        ours: list[Callback] = []
+        if config.trainer.enable_progress_bar is not False:
+            ours.append(ProgressBar())
+        if self.command == "predict":
+            ours.append(PredictionWriter(self.run.predictions))
+        if self.command != "fit":
+            return ours
+        record = RunRecord(self.run, resume=config.resume, config=self.config_text, context={"seed": config.seed_everything})
+        ours += [Throughput(), record]
+        if config.trainer.enable_checkpointing is not False and not any(isinstance(c, ModelCheckpoint) for c in given):
+            data = self.config[self.command].data.init_args
+            validated = bool(data.get("validation") or data.get("validation_fraction"))
+            ours.append(_checkpoints(self.run, validated))
+        return ours
+
+    # --- after a command
+
+    def after_fit(self) -> None:
+        """Say where everything is and what to try next."""
+        if not self.trainer.is_global_zero:
+            return
+        before, after = self.model.initial_metrics.get("val/nll"), self.trainer.callback_metrics.get("val/nll")
+        lines = [""]
+        if before is not None and after is not None:
+            lines.append(f"val/nll {before:.3f} -> {float(after):.3f} nats, mean p {float(self.trainer.callback_metrics['val/mean_p']):.3f}")
+        lines += [
+            f"model:   {self.run.hf}  (transformers.AutoModelForCausalLM.from_pretrained loads it as it is)",
+            f"record:  {self.run.record}, {self.run.metrics}, {self.run.checkpoints}/",
+            "next:    the same run with another objective, under another name:",
+            f"         python -m lit_probsft fit --config {self.run.config} --name {self.run.path.name}-power "
+            "--model.objective Power --model.objective.alpha 0.5",
+            "         answers of the trained model:",
+            f"         python -m lit_probsft predict --config {self.run.config}",
+        ]
+        print("\n".join(lines))
+
+    def after_validate(self) -> None:
+        """Leave the numbers beside the run, if there is one."""
+        self._write_metrics("validate")
+
+    def after_test(self) -> None:
+        """Leave the numbers beside the run, if there is one."""
+        self._write_metrics("test")
+
+    def _write_metrics(self, command: str) -> None:
+        if self.trainer.is_global_zero and self.run.in_use:
+            metrics = {name: float(value) for name, value in self.trainer.callback_metrics.items()}
+            write_json(self.run.path / f"{command}.json", metrics)
+
+
+def run_training_command(args: Sequence[str]) -> ProbSFTCLI:
+    """Run fit, validate, test or predict with its flags."""
+    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
+    warnings.filterwarnings("ignore", message=".*LightningCLI's args parameter is intended.*")
+    warnings.filterwarnings("ignore", message=".*LeafSpec.*is deprecated.*")
+    return ProbSFTCLI(args)
+
+
+def _checkpoints(run: RunFolder, validated: bool) -> ModelCheckpoint:
+    if validated:
+        return ModelCheckpoint(dirpath=run.checkpoints, filename="best", monitor="val/nll", save_last=True, enable_version_counter=False)
+    return ModelCheckpoint(dirpath=run.checkpoints, filename="{step}", save_last=True)
+
+
+def _run_name(config: Namespace) -> str:
+    if config.name:
+        return str(config.name)
+    files = config.get("config") or []
+    for path in reversed(files):
+        stem = Path(str(getattr(path, "absolute", path))).stem
+        if stem:
+            return stem
+    return "run"
+
+
+def _default_tokenizer(config: Namespace) -> None:
+    """A model with a tokenizer of its own lends it to the data, unless they name one."""
+    data, source = config.data.init_args, config.model.init_args.model
+    if data.get("tokenizer") is not None:
+        return
+    if isinstance(source, str):
+        data.tokenizer = source
+    elif "init_args" in source and "model_name_or_path" in source.init_args:
+        data.tokenizer = source.init_args.model_name_or_path
+
+
+def _on_gpu(trainer: Namespace) -> bool:
+    import torch
+
+    return trainer.accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available() and os.environ.get("CUDA_VISIBLE_DEVICES") != ""

@@ -1,0 +1,267 @@
+"""Where the causal language model comes from, what it does to its logits, and the objective head in place of its output layer."""
+
+from __future__ import annotations
+
+import contextlib
+from abc import ABC, abstractmethod
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from torch import Tensor, nn
+
+from lit_probsft.errors import UserError, near_matches
+from lit_probsft.head import HeadOutput, HeadRequest, ObjectiveHead
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel, PreTrainedTokenizerBase
+
+DTypeName = Literal["auto", "float32", "bfloat16", "float64"]
+
+
+@dataclass(frozen=True)
+class ModelSource(ABC):
+    """How a causal language model is obtained; members are frozen dataclasses, named in a config by class path."""
+
+    @abstractmethod
+    def load(self, tokenizer: PreTrainedTokenizerBase | None, dtype: torch.dtype) -> PreTrainedModel:
+        """The model in training mode.
+
+        Args:
+            tokenizer: gives a randomly initialized model its vocabulary and special tokens.
+            dtype: of the weights, unless the source names its own.
+        """
+
+    @property
+    def name(self) -> str:
+        """A few words for the model card and the run's record."""
+        raise NotImplementedError
+
+    @property
+    def tokenizer_name(self) -> str | None:
+        """Hub id or folder where the model's own tokenizer lies, if it has one."""
+        return None
+
+
+@dataclass(frozen=True)
+class PretrainedCausalLM(ModelSource):
+    """A model from the hub or a local folder in Hugging Face's format.
+
+    Args:
+        model_name_or_path: hub id or folder.
+        revision: branch, tag or commit on the hub.
+        dtype: of the weights; `auto` is float32, the master weights, unless the trainer's precision is `bf16-true`.
+        attn_implementation: `sdpa`, `eager`, `flash_attention_2` ..., as transformers names them; None lets it choose.
+        gradient_checkpointing: recompute each decoder layer in backward; the head is never recomputed.
+        trust_remote_code: run model code that lies beside the weights.
+    """
+
+    model_name_or_path: str
+    revision: str | None = None
+    dtype: DTypeName = "auto"
+    attn_implementation: str | None = None
+    gradient_checkpointing: bool = False
+    trust_remote_code: bool = False
+
+    @property
+    def name(self) -> str:
+        """The hub id or folder."""
+        return self.model_name_or_path
+
+    @property
+    def tokenizer_name(self) -> str:
+        """The same place."""
+        return self.model_name_or_path
+
+    def load(self, tokenizer: PreTrainedTokenizerBase | None, dtype: torch.dtype) -> PreTrainedModel:
+        """The pretrained model."""
+        from transformers import AutoModelForCausalLM
+
+        try:
+            model = AutoModelForCausalLM.from_pretrained(
+                self.model_name_or_path,
+                revision=self.revision or "main",
+                dtype=dtype if self.dtype == "auto" else getattr(torch, self.dtype),
+                attn_implementation=self.attn_implementation,
+                trust_remote_code=self.trust_remote_code,
+            )
+        except (OSError, ValueError, ImportError) as error:
+            raise UserError(
+                "model.model.model_name_or_path: expected a hub id or a folder with a causal language model, "
+                f"got {self.model_name_or_path!r}: {_first_line(error)}"
+            ) from error
+        return _prepared(model, self.gradient_checkpointing)
+
+
+@dataclass(frozen=True)
+class RandomCausalLM(ModelSource):
+    """A model built from a configuration, with random weights: the weak end of the capability continuum.
+
+    Args:
+        config: fields of the transformers configuration, `model_type` among them. Vocabulary size and special tokens are
+            the tokenizer's where they are not given.
+        seed: of the weights; the same seed gives the same weights whatever else is random.
+        dtype, attn_implementation, gradient_checkpointing: as in `PretrainedCausalLM`.
+    """
+
+    config: dict[str, Any] = field(default_factory=dict)
+    seed: int = 0
+    dtype: DTypeName = "auto"
+    attn_implementation: str | None = None
+    gradient_checkpointing: bool = False
+
+    @property
+    def name(self) -> str:
+        """Type and seed."""
+        return f"{self.config.get('model_type', '?')} from random weights (seed {self.seed})"
+
+    def load(self, tokenizer: PreTrainedTokenizerBase | None, dtype: torch.dtype) -> PreTrainedModel:
+        """The model with freshly drawn weights."""
+        from transformers import CONFIG_MAPPING, AutoModelForCausalLM
+
+        fields = dict(self.config)
+        kind = fields.pop("model_type", None)
+        if kind not in CONFIG_MAPPING:
+            hint = near_matches(str(kind), CONFIG_MAPPING.keys())
+            raise UserError(f"model.model.config.model_type: expected a model type of transformers, got {kind!r}.{hint}")
+        if tokenizer is not None:
+            fields.setdefault("vocab_size", len(tokenizer))
+            for token in ("pad", "bos", "eos"):
+                fields.setdefault(f"{token}_token_id", getattr(tokenizer, f"{token}_token_id"))
+        known = CONFIG_MAPPING[kind]()
+        for name in fields:
+            if not hasattr(known, name):
+                hint = near_matches(name, known.to_dict())
+                raise UserError(f"model.model.config.{name}: expected a field of {type(known).__name__}.{hint}")
+        dtype = dtype if self.dtype == "auto" else getattr(torch, self.dtype)
+        try:
+            config = CONFIG_MAPPING[kind](**fields)
+            with torch.random.fork_rng(devices=[]):
+                torch.manual_seed(self.seed)
+                kwargs = {} if self.attn_implementation is None else {"attn_implementation": self.attn_implementation}
+                model = AutoModelForCausalLM.from_config(config, dtype=dtype, **kwargs)
+        except UserError:
+            raise
+        except (TypeError, ValueError, ImportError, ZeroDivisionError, RuntimeError) as error:
+            raise UserError(f"model.model.config: {kind} could not be built from {fields}: {_first_line(error)}") from error
+        return _prepared(model, self.gradient_checkpointing)
+
+
+def _prepared(model: PreTrainedModel, gradient_checkpointing: bool) -> PreTrainedModel:
+    if gradient_checkpointing:
+        model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    return model.train()
+
+
+def _first_line(error: Exception) -> str:
+    return next((line for line in str(error).splitlines() if line.strip()), type(error).__name__)
+
+
+def logit_transform(config: Any) -> tuple[float, float | None]:
+    """What a model of this configuration does to its output layer's result: (factor, soft cap).
+
+    Cohere multiplies by `logit_scale`, Granite divides by `logits_scaling`, Gemma 2 and 3 cap by a tanh.
+    """
+    text = config.get_text_config() if hasattr(config, "get_text_config") else config
+    scale = float(getattr(text, "logit_scale", None) or 1.0) / float(getattr(text, "logits_scaling", None) or 1.0)
+    return scale, getattr(text, "final_logit_softcapping", None)
+
+
+def install_head(model: PreTrainedModel) -> ObjectiveHead:
+    """Put an `ObjectiveHead` in the place of the model's output layer, sharing its parameters; twice is once.
+
+    Raises:
+        UserError: the model has no output layer, one that is no plain linear layer, or does something to its logits that
+            `logit_transform` does not know, found by sending known logits through the rest of its forward.
+    """
+    get_output = getattr(model, "get_output_embeddings", None)
+    layer = get_output() if get_output is not None else None
+    kind = type(model).__name__
+    if layer is None:
+        raise UserError(f"model: expected a causal language model with an output layer, got {kind}, which has none")
+    if isinstance(layer, ObjectiveHead):
+        return layer
+    if not isinstance(layer, nn.Linear) or type(layer).forward is not nn.Linear.forward:
+        raise UserError(f"model: expected an output layer that is a plain torch.nn.Linear, {kind} has a {type(layer).__name__}")
+    scale, soft_cap = logit_transform(model.config)
+    head = ObjectiveHead.replacing(layer, logit_scale=scale, soft_cap=soft_cap)
+    model.set_output_embeddings(head)
+    _check_transform(model, head)
+    return head
+
+
+def _check_transform(model: PreTrainedModel, head: ObjectiveHead) -> None:
+    if head.weight.device.type == "meta":
+        return
+    probe = torch.linspace(-3, 3, head.out_features, device=head.weight.device).reshape(1, 1, -1)
+    hook = head.register_forward_hook(lambda *_: probe.clone())
+    try:
+        with torch.no_grad():
+            seen = model(input_ids=torch.zeros(1, 1, dtype=torch.long, device=probe.device), use_cache=False).logits
+    finally:
+        hook.remove()
+    expected = probe * head.logit_scale
+    if head.soft_cap is not None:
+        expected = head.soft_cap * torch.tanh(expected / head.soft_cap)
+    if seen.shape != expected.shape or not torch.allclose(seen.float(), expected, rtol=1e-5, atol=1e-5):
+        raise UserError(
+            f"model: {type(model).__name__} changes its logits after the output layer in a way that the objective head does "
+            "not know (it knows a factor, `logit_scale` or `logits_scaling`, and a soft cap, `final_logit_softcapping`)"
+        )
+
+
+def forward_with_objective(
+    model: PreTrainedModel, input_ids: Tensor, request: HeadRequest, attention_mask: Tensor | None = None
+) -> tuple[HeadOutput, Tensor, Tensor | None]:
+    """One forward pass of the whole model, the head answering `request` instead of returning logits.
+
+    Args:
+        model: a model with an installed head.
+        input_ids: (B, T), padded on the right. A causal model never sees padding from a real position, so that no mask is
+            passed on, except to a mixture of experts, whose auxiliary loss would count the padding.
+        request: labels, objective and normalizer.
+        attention_mask: (B, T).
+
+    Returns:
+        The head's output, the loss as it left the model (the same value, with hooks of sharding strategies on it), and the
+        auxiliary loss of a mixture of experts times its coefficient, or None.
+    """
+    head = install_head(model)
+    config = model.config.get_text_config()
+    router = bool(getattr(config, "output_router_logits", False))
+    with head.answering(request), _uncapped(config):
+        output = model(input_ids=input_ids, attention_mask=attention_mask if router else None, use_cache=False)
+    assert request.output is not None
+    auxiliary = getattr(output, "aux_loss", None)
+    if auxiliary is not None:
+        auxiliary = auxiliary * getattr(config, "router_aux_loss_coef", 0.0)
+    return request.output, output.logits.reshape(()) / head.logit_scale, auxiliary
+
+
+@contextlib.contextmanager
+def _uncapped(config: Any) -> Iterator[None]:
+    """The head has applied the soft cap itself; the model must not apply it to the loss that leaves in the logits' place."""
+    cap = getattr(config, "final_logit_softcapping", None)
+    if cap is None:
+        yield
+        return
+    config.final_logit_softcapping = None
+    try:
+        yield
+    finally:
+        config.final_logit_softcapping = cap
+
+
+def source_of(model: ModelSource | str) -> ModelSource:
+    """A string stands for `PretrainedCausalLM` of that hub id or folder."""
+    return PretrainedCausalLM(model) if isinstance(model, str) else model
+
+
+def describe(model: PreTrainedModel) -> Mapping[str, Any]:
+    """Type and size of a model, for the run's record."""
+    return {
+        "architecture": type(model).__name__,
+        "parameters": sum(p.numel() for p in model.parameters()),
+        "trainable_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
+    }

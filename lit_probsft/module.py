@@ -1,0 +1,315 @@
+"""One step of fine-tuning with an objective: what is computed, how it is normalized, what is logged."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, Literal
+
+import lightning as L
+import torch
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.utilities import rank_zero_warn
+from torch import Tensor, nn
+
+from lit_probsft.errors import UserError
+from lit_probsft.head import IGNORE_INDEX, HeadOutput, HeadRequest
+from lit_probsft.metrics import TokenMeans
+from lit_probsft.model import ModelSource, forward_with_objective, install_head, source_of
+from lit_probsft.objectives import NLL, Objective, TokenStats
+from lit_probsft.optim import OptimizerFactory, Schedule, parameter_groups
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+Normalize = Literal["tokens", "sequence", "kept", "micro_batch"]
+
+
+def default_optimizer(params: Any) -> torch.optim.Optimizer:
+    """AdamW as in the paper's recipe, at the learning rate it uses for Llama-3.1-8B."""
+    return torch.optim.AdamW(params, lr=2e-5, betas=(0.9, 0.95), weight_decay=0.01)
+
+
+@dataclass(frozen=True)
+class Generation:
+    """How `predict` writes answers.
+
+    Args:
+        max_new_tokens: at least 1.
+        temperature: 0 is greedy.
+        top_p: nucleus of the sampled distribution, above 0, at most 1.
+    """
+
+    max_new_tokens: int = 256
+    temperature: float = 0.0
+    top_p: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.max_new_tokens < 1:
+            raise UserError(f"generation.max_new_tokens: expected at least 1, got {self.max_new_tokens}")
+        if self.temperature < 0:
+            raise UserError(f"generation.temperature: expected 0 (greedy) or more, got {self.temperature}")
+        if not 0 < self.top_p <= 1:
+            raise UserError(f"generation.top_p: expected a number above 0 and at most 1, got {self.top_p}")
+
+    def as_kwargs(self) -> dict[str, Any]:
+        """Arguments of transformers' `generate`."""
+        sampling = {"do_sample": True, "temperature": self.temperature, "top_p": self.top_p}
+        return {"max_new_tokens": self.max_new_tokens, **(sampling if self.temperature else {"do_sample": False})}
+
+
+class ProbSFTModule(L.LightningModule):
+    """Fine-tunes a causal language model with an objective f(p).
+
+    The gradient of an optimizer step is the sum over all its supervised tokens, on all ranks and micro-batches, divided by
+    their number, which the batches carry (`window_tokens`): how a step is cut into micro-batches changes nothing.
+
+    To change the objective in place, override `token_loss` in a subclass and name it by its class path.
+
+    Args:
+        model: where the model comes from; a string is a hub id or folder. A model itself may be given in Python.
+        objective: f, a member of `lit_probsft.objectives` or your own.
+        optimizer: takes parameter groups (norms and biases without decay), returns an optimizer.
+        schedule: factor on the learning rate per optimizer step.
+        normalize: what the sum over a step's tokens is divided by. `tokens`: all its supervised tokens. `sequence`: every
+            sequence counts the same, whatever its length. `kept`: the tokens inside the objective's interval. `micro_batch`:
+            as the paper's code, a sum over micro-batches of each one's mean over its kept tokens.
+        generation: how `predict` writes answers.
+        logits_budget_mb: memory for the logits of a chunk in MiB; None takes the default of the device.
+    """
+
+    def __init__(
+        self,
+        model: ModelSource | str | nn.Module,
+        objective: Objective = NLL(),  # noqa: B008  frozen
+        optimizer: OptimizerFactory = default_optimizer,
+        schedule: Schedule = Schedule(),  # noqa: B008  frozen
+        normalize: Normalize = "tokens",
+        generation: Generation = Generation(),  # noqa: B008  frozen
+        logits_budget_mb: float | None = None,
+    ) -> None:
+        super().__init__()
+        if logits_budget_mb is not None and not logits_budget_mb > 0:
+            raise UserError(f"model.logits_budget_mb: expected more than 0 MiB, got {logits_budget_mb}")
+        if normalize not in ("tokens", "sequence", "kept", "micro_batch"):
+            raise UserError(f"model.normalize: expected tokens, sequence, kept or micro_batch, got {normalize!r}")
+        self.source = None if isinstance(model, nn.Module) else source_of(model)
+        self.model: PreTrainedModel | None = None
+        self.objective = objective
+        self.optimizer_factory = optimizer
+        self.schedule = schedule
+        self.normalize = normalize
+        self.generation = generation
+        self.logits_budget_mb = logits_budget_mb
+        self.train_means = TokenMeans(objective)
+        self.eval_means = TokenMeans(objective)
+        self.skipped_steps = 0
+        """Optimizer steps so far that were skipped because loss or gradient was not finite."""
+        self.last_step_skipped = False
+        self.initial_metrics: dict[str, float] = {}
+        """Validation metrics before the first step, where the trainer's sanity check runs over the whole set."""
+        self._grad_norm: Tensor | None = None
+        self._lr = math.nan
+        if isinstance(model, nn.Module):
+            self._adopt(model)
+
+    # --- the model
+
+    def configure_model(self) -> None:
+        """Load the model, once, after the data have been read."""
+        if self.model is not None:
+            return
+        assert self.source is not None
+        datamodule = self._datamodule()
+        true_bf16 = str(getattr(self.trainer, "precision", "")) == "bf16-true"
+        tokenizer = getattr(datamodule, "tokenizer", None)
+        self._adopt(self.source.load(tokenizer, torch.bfloat16 if true_bf16 else torch.float32))
+        assert self.model is not None
+        largest, vocabulary = getattr(datamodule, "max_token_id", None), self.model.get_output_embeddings().out_features
+        if largest is not None and largest >= vocabulary:
+            raise UserError(
+                f"data.tokenizer: expected ids below the model's vocabulary of {vocabulary}, got {largest}: "
+                "does the tokenizer belong to this model?"
+            )
+
+    def _adopt(self, model: Any) -> None:
+        head = install_head(model)
+        if self.logits_budget_mb is not None:
+            head.chunk_size = max(1, int(self.logits_budget_mb * 2**20 / (4 * head.out_features)))
+        self.model = model
+
+    def _datamodule(self) -> Any:
+        return getattr(self._trainer, "datamodule", None) if self._trainer is not None else None
+
+    # --- one step
+
+    def token_loss(self, tokens: TokenStats) -> Tensor:
+        """The loss of each token, (N,): the objective's. Override it for an objective in place."""
+        return self.objective.loss(tokens)
+
+    def compute(self, batch: dict[str, Any], normalizer: float | None = None) -> tuple[HeadOutput, Tensor, Tensor | None]:
+        """Head output, loss and auxiliary loss of a micro-batch; `normalizer` None divides by its own supervised tokens."""
+        assert self.model is not None
+        context = {}
+        if "progress" in self.objective.needs:
+            context["progress"] = self.global_step / max(self.total_steps, 1)
+        weight = None
+        if self.normalize == "sequence":
+            supervised = batch["labels"][:, 1:] != IGNORE_INDEX
+            weight = (1 / supervised.sum(-1, keepdim=True).clamp(min=1)).expand_as(batch["labels"])
+        request = HeadRequest(batch["labels"], _TokenLoss(self), normalizer, weight, context)
+        return forward_with_objective(self.model, batch["input_ids"], request, batch.get("attention_mask"))
+
+    def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
+        """The loss of a micro-batch, scaled so that Lightning's and DDP's means add up to the window's."""
+        missing = [key for key in ("input_ids", "labels", "window_tokens", "window_sequences") if key not in batch]
+        if missing:
+            raise UserError(f"train batch: expected the keys that InstructionDataModule gives, {', '.join(missing)} missing")
+        # Lightning divides by the number of micro-batches on this rank, DDP and FSDP by the number of ranks.
+        parts = self.trainer.accumulate_grad_batches * self.trainer.world_size
+        whole = {"tokens": batch["window_tokens"], "sequence": batch["window_sequences"]}.get(self.normalize, 1)
+        output, loss, auxiliary = self.compute(batch, normalizer=max(whole, 1) / parts)
+        if self.normalize == "micro_batch":
+            kept = self.train_means.inside(output).sum().clamp(min=1)
+            loss = loss / kept / self.trainer.world_size
+        if auxiliary is not None:
+            loss = loss + auxiliary
+        self.train_means.update(output)
+        # A loss that is not finite may have a finite gradient; 0 * loss makes every gradient NaN, on every rank.
+        return loss * (1 + 0 * loss.detach())
+
+    def configure_gradient_clipping(
+        self, optimizer: Any, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
+    ) -> None:
+        """Normalize by `kept` tokens if asked to, measure the gradient, skip the step if it is not finite, clip it."""
+        parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
+        gradients = [p.grad for p in parameters if p.grad is not None]
+        if self.normalize == "kept":
+            kept = self.trainer.strategy.reduce(self.train_means.sums[-2].clone(), reduce_op="sum")
+            for gradient in gradients:
+                gradient.div_(kept.clamp(min=1).to(gradient.dtype))
+        self._lr = float(optimizer.param_groups[0]["lr"])  # of this step: the schedule moves on before it is logged
+        norm = nn.utils.get_total_norm(gradients)
+        self._grad_norm = getattr(norm, "full_tensor", lambda: norm)()
+        self.last_step_skipped = not math.isfinite(self._grad_norm.item())
+        if self.last_step_skipped:
+            self.skipped_steps += 1
+            for parameter in parameters:
+                parameter.grad = None  # the optimizer passes over it: weights and moments stay as they are
+        elif gradient_clip_val:
+            if gradient_clip_algorithm == "value":
+                nn.utils.clip_grad_value_(parameters, gradient_clip_val)
+            else:
+                nn.utils.clip_grads_with_norm_(parameters, gradient_clip_val, norm)
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """Log the means over the window, once its optimizer step is done."""
+        if self._grad_norm is None:
+            return
+        means = {f"train/{name}": value for name, value in self.train_means.compute().items()}
+        shown = {name: means.pop(name) for name in ("train/loss", "train/nll", "train/mean_p")}
+        self.train_means.reset()
+        shown["lr"] = torch.tensor(self._lr)
+        self.log_dict(shown, prog_bar=True)
+        self.log_dict({**means, "train/grad_norm": self._grad_norm, "train/skipped_steps": float(self.skipped_steps)})
+        self._grad_norm = None
+
+    # --- evaluation
+
+    def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
+        """Add a batch to the means."""
+        self.eval_means.update(self.compute(batch)[0])
+
+    def on_validation_epoch_end(self) -> None:
+        """Log `val/nll` and the others over all tokens of all ranks."""
+        self._log_evaluation("val")
+
+    def test_step(self, batch: dict[str, Any], batch_idx: int) -> None:
+        """As validation."""
+        self.validation_step(batch, batch_idx)
+
+    def on_test_epoch_end(self) -> None:
+        """As validation."""
+        self._log_evaluation("test")
+
+    def _log_evaluation(self, stage: str) -> None:
+        means = self.eval_means.compute()
+        self.eval_means.reset()
+        if self.trainer.sanity_checking:  # Lightning logs nothing then, but what the model knows at the start is worth a row
+            self.initial_metrics = {f"{stage}/{name}": value.item() for name, value in means.items()}
+            for logger in self.trainer.loggers:
+                logger.log_metrics(self.initial_metrics, step=0)
+            return
+        self.log_dict({f"{stage}/{name}": value for name, value in means.items() if name != "nll"}, rank_zero_only=True)
+        self.log(f"{stage}/nll", means["nll"], prog_bar=True, rank_zero_only=True)
+
+    def predict_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Tensor]:
+        """Answers to prompts padded on the left: `documents` (B,) and `answers` (B, T'), token ids after the prompt."""
+        assert self.model is not None
+        tokenizer = self._datamodule().tokenizer
+        prompt = batch["input_ids"]
+        produced = self.model.generate(
+            prompt,
+            attention_mask=batch["attention_mask"],
+            pad_token_id=tokenizer.pad_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+            **self.generation.as_kwargs(),
+        )
+        return {"documents": batch["documents"], "answers": produced[:, prompt.shape[1] :]}
+
+    # --- the optimizer
+
+    @property
+    def total_steps(self) -> int:
+        """Optimizer steps of the whole run, from the data's plan."""
+        datamodule, trainer = self._datamodule(), self.trainer
+        steps = trainer.max_steps if trainer.max_steps >= 0 else math.inf
+        if trainer.max_epochs is not None and trainer.max_epochs >= 0 and hasattr(datamodule, "num_windows"):
+            limit = trainer.limit_train_batches
+            windows = datamodule.num_windows
+            if isinstance(limit, int):
+                windows = min(windows, math.ceil(limit / trainer.accumulate_grad_batches))
+            else:
+                windows = max(1, int(windows * limit))
+            steps = min(steps, windows * trainer.max_epochs)
+        if math.isinf(steps):
+            raise UserError("trainer: expected max_steps, or max_epochs with an InstructionDataModule, got neither")
+        return int(steps)
+
+    def configure_optimizers(self) -> Any:
+        """The optimizer over two parameter groups and the schedule by step."""
+        assert self.model is not None
+        optimizer = self.optimizer_factory(parameter_groups(self.model))
+        lr = optimizer.param_groups[0]["lr"]
+        if str(self.trainer.precision) == "bf16-true" and lr < 1e-5:
+            rank_zero_warn(
+                f"trainer.precision bf16-true with lr {lr:g}: below 1e-5 most updates round to nothing in bf16 weights; "
+                "use bf16-mixed, which keeps fp32 master weights"
+            )
+        scheduler = self.schedule.attach(optimizer, self.total_steps)
+        return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def configure_callbacks(self) -> list[Callback]:
+        """The guard that ends a run whose steps are no longer finite, for every trainer."""
+        from lit_probsft.callbacks import NonFiniteGuard
+
+        return [NonFiniteGuard()]
+
+    def setup(self, stage: str) -> None:
+        """Refuse what would silently train something else."""
+        if str(self.trainer.precision).startswith("16"):
+            raise UserError(f"trainer.precision: expected 32-true, bf16-mixed or bf16-true, got {self.trainer.precision}")
+
+
+class _TokenLoss(Objective):
+    """The module's `token_loss` as the head sees it: an override there reaches the head, needs and interval stay."""
+
+    def __init__(self, module: ProbSFTModule) -> None:
+        self._module = module
+
+    @property
+    def needs(self) -> frozenset[str]:
+        return self._module.objective.needs
+
+    def loss(self, tokens: TokenStats) -> Tensor:
+        return self._module.token_loss(tokens)

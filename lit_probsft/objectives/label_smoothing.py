@@ -1,0 +1,45 @@
+"""Label smoothing: a target that leaves some mass to every token of the vocabulary."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from lit_probsft.errors import UserError
+from lit_probsft.objectives.base import Objective, TokenStats
+
+
+@dataclass(frozen=True)
+class LabelSmoothing(Objective):
+    """Cross entropy against (1 - epsilon) onehot + epsilon / V; W = 1 - epsilon + epsilon / V - p.
+
+    It differentiates the whole distribution, so it takes the logits. W is negative where the model is surer than the smoothed
+    target. Szegedy et al. 2016, "Rethinking the Inception Architecture"; the same as torch's `label_smoothing`.
+
+    Args:
+        epsilon: the mass spread over the vocabulary, 0 (NLL) to 1.
+    """
+
+    epsilon: float = 0.1
+
+    def __post_init__(self) -> None:
+        if not 0 <= self.epsilon <= 1:
+            raise UserError(f"LabelSmoothing.epsilon: expected a number from 0 to 1, got {self.epsilon}")
+
+    @property
+    def signed(self) -> bool:
+        """True: a token surer than the smoothed target is pushed down."""
+        return True
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """The logits."""
+        return frozenset({"logits"})
+
+    def loss(self, tokens: TokenStats) -> Tensor:
+        """(N,), 0 to infinity, in nats."""
+        assert tokens.logits is not None
+        # The mean over the vocabulary of -log p_j is logsumexp(z) - mean(z).
+        spread = tokens.logits.logsumexp(-1) - tokens.logits.mean(-1)
+        return (1 - self.epsilon) * -tokens.log_probs + self.epsilon * spread.to(tokens.log_probs.dtype)

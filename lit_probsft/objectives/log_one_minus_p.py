@@ -1,0 +1,31 @@
+"""log(1 - p): the most prior-leaning objective of the paper."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from lit_probsft.errors import UserError
+from lit_probsft.objectives.base import Objective, TokenStats
+
+
+@dataclass(frozen=True)
+class LogOneMinusP(Objective):
+    """f = log(1 - p + eps); W = p (1 - p) / (1 - p + eps). It trusts the prior most: W grows with p almost up to 1.
+
+    Args:
+        eps: keeps the loss finite at p = 1, where it is log(eps); positive. The paper's code has 1e-3.
+    """
+
+    eps: float = 1e-3
+
+    def __post_init__(self) -> None:
+        if not (math.isfinite(self.eps) and self.eps > 0):
+            raise UserError(f"LogOneMinusP.eps: expected a positive finite number, got {self.eps}")
+
+    def loss(self, tokens: TokenStats) -> Tensor:
+        """(N,), log(eps) at p = 1 to log(1 + eps) at p = 0: negative nearly everywhere."""
+        return torch.log(self.eps - torch.expm1(tokens.log_probs))

@@ -1,0 +1,124 @@
+"""The folder of a run: where everything lies, when it may be written to, and the record `run.json`.
+
+    runs/<name>/
+      config.yaml         the whole configuration; `fit --config` on it repeats the run
+      metrics.csv         one row per logged step
+      run.json            versions, seed, objective, data, counts, metrics
+      checkpoints/        last.ckpt, and the best by val/nll
+      hf/                 the trained model as a Hugging Face folder
+      predictions.jsonl   answers of `predict`
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from lit_probsft.errors import UserError
+
+
+@dataclass(frozen=True)
+class RunFolder:
+    """Paths of one run. Nothing is created until `claim`."""
+
+    path: Path
+
+    @property
+    def config(self) -> Path:
+        """The configuration that repeats the run."""
+        return self.path / "config.yaml"
+
+    @property
+    def metrics(self) -> Path:
+        """Logged metrics."""
+        return self.path / "metrics.csv"
+
+    @property
+    def record(self) -> Path:
+        """`run.json`."""
+        return self.path / "run.json"
+
+    @property
+    def checkpoints(self) -> Path:
+        """Folder of checkpoints."""
+        return self.path / "checkpoints"
+
+    @property
+    def last_checkpoint(self) -> Path:
+        """The newest checkpoint."""
+        return self.checkpoints / "last.ckpt"
+
+    @property
+    def hf(self) -> Path:
+        """The exported model."""
+        return self.path / "hf"
+
+    @property
+    def predictions(self) -> Path:
+        """Answers of `predict`."""
+        return self.path / "predictions.jsonl"
+
+    @property
+    def in_use(self) -> bool:
+        """Has a run left something here that another would destroy?"""
+        return any(p.exists() for p in (self.config, self.record, self.checkpoints, self.hf))
+
+    def check(self, *, resume: bool, overwrite: bool) -> None:
+        """Refuse a folder that may not be written to, before any work is done.
+
+        Raises:
+            UserError: the folder is in use and neither flag was given, there is nothing to resume, the name is a file, or both
+                flags were given.
+        """
+        if resume and overwrite:
+            raise UserError("--resume and --overwrite: expected at most one of them, got both")
+        if self.path.exists() and not self.path.is_dir():
+            raise UserError(f"--name: expected a folder at {self.path}, which is a file")
+        if resume and not self.last_checkpoint.exists():
+            raise UserError(f"--resume: expected a checkpoint at {self.last_checkpoint}, there is none")
+        if self.in_use and not (resume or overwrite):
+            raise UserError(
+                f"--name: the run folder {self.path} exists; continue that run with --resume, replace it with --overwrite, "
+                "or choose another --name"
+            )
+
+    def claim(self, *, resume: bool) -> None:
+        """Make the folder ready for a run: as it is to resume, empty otherwise."""
+        if not resume:
+            for path in (self.config, self.record, self.metrics, self.predictions):
+                path.unlink(missing_ok=True)
+            for path in (self.checkpoints, self.hf):
+                shutil.rmtree(path, ignore_errors=True)
+        try:
+            self.path.mkdir(parents=True, exist_ok=True)
+        except OSError as error:
+            raise UserError(f"--runs_dir: expected a folder that can be written to, got {self.path}: {error}") from error
+
+
+def write_atomically(path: Path, text: str) -> None:
+    """Write a file so that a reader sees the old text or the new, never half of it."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
+    partial.write_text(text, encoding="utf-8")
+    os.replace(partial, path)
+
+
+def write_json(path: Path, content: dict[str, Any]) -> None:
+    """Write a dictionary as JSON, atomically; NaN becomes null."""
+    write_atomically(path, json.dumps(_plain(content), indent=2, ensure_ascii=False) + "\n")
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, dict):
+        return {str(k): _plain(v) for k, v in value.items()}
+    if isinstance(value, list | tuple | set | frozenset):
+        return [_plain(v) for v in value]
+    if isinstance(value, float):
+        return value if value == value and abs(value) != float("inf") else None
+    if value is None or isinstance(value, str | int | bool):
+        return value
+    return _plain(value.item()) if hasattr(value, "item") else str(value)
