@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import os
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -12,13 +10,15 @@ from typing import Any, Literal
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.utilities import rank_zero_info
 
+from lit_probsft.data.cache import cached_store, cached_tokenizer
 from lit_probsft.data.loader import PlanLoader
 from lit_probsft.data.plan import Plan
-from lit_probsft.data.prepare import VERSION, Counts, Recipe, documents
+from lit_probsft.data.prepare import Recipe
 from lit_probsft.data.sources import Source, as_source
 from lit_probsft.data.splits import LoadedSource, Split, located
-from lit_probsft.data.store import EmptyStoreError, TokenStore, write_store, written_whole
-from lit_probsft.data.tokenizers import TokenizerSource, as_tokenizer_source, checked_tokenizer, tokenizer_fingerprint
+from lit_probsft.data.store import TokenStore
+from lit_probsft.data.tokenizers import TokenizerSource, as_tokenizer_source, checked_tokenizer
+from lit_probsft.data.turns import read_template
 from lit_probsft.errors import UserError, near_matches
 
 _STAGES = {"fit": ("train", "validation"), "validate": ("validation",), "test": ("test",), "predict": ("predict",)}
@@ -122,9 +122,10 @@ class InstructionDataModule(LightningDataModule):
             self._splits["predict"] = fallback
         self.validation_fraction, self.seed = validation_fraction, seed
         self.batch_size, self.eval_batch_size = batch_size, eval_batch_size or batch_size
+        self.max_length, self.overflow = max_length, overflow
         self.length_pool, self.num_workers, self.num_proc = length_pool, num_workers, num_proc
         self._recipe = Recipe(
-            _template_text(chat_template), format == "plain", require_end_of_turn, max_length, overflow
+            read_template(chat_template), format == "plain", require_end_of_turn, max_length, overflow
         )
         default_cache = os.environ.get("LIT_PROBSFT_CACHE") or "~/.cache/lit_probsft"
         self._cache = Path(cache_dir or default_cache).expanduser()
@@ -147,9 +148,10 @@ class InstructionDataModule(LightningDataModule):
         return self._tokenizer
 
     @property
-    def fingerprint(self) -> str:
-        """A digest of the training set's ids and masks, in their order."""
-        return str(self._store("train").meta["fingerprint"])
+    def fingerprint(self) -> str | None:
+        """A digest of the training set's ids and masks, in their order; None when this stage has no training set."""
+        store = self._stores.get("train")
+        return None if store is None else str(store.meta["fingerprint"])
 
     @property
     def max_token_id(self) -> int:
@@ -289,52 +291,13 @@ class InstructionDataModule(LightningDataModule):
             return checked_tokenizer(source)
         if not source.learns:
             return source.load(lambda: self._split("train").texts())
-        split = self._split("train")
-        folder = self._cache / "tokenizers" / _key([VERSION, source.describe(), split.identity()])
-        if not folder.is_dir():
-            with written_whole(folder) as unfinished:
-                source.load(split.texts).save_pretrained(unfinished)
-        from transformers import PreTrainedTokenizerFast
-
-        return PreTrainedTokenizerFast.from_pretrained(folder)
+        return cached_tokenizer(self._cache, source, self._split("train"))
 
     def _store(self, name: str) -> TokenStore:
         if name not in self._stores:
-            split, tokenizer = self._split(name), self.tokenizer
-            recipe = self._recipe
-            if name == "predict":
-                recipe = replace(recipe, prompts=True, max_length=None, overflow="error", require_end_of_turn=True)
-            template = None if recipe.plain_text else recipe.chat_template or tokenizer.chat_template
-            key = _key([VERSION, split.identity(), tokenizer_fingerprint(tokenizer), template, asdict(recipe)])
-            folder = self._cache / "tokens" / key
-            self._stores[name] = TokenStore(folder) if folder.is_dir() else self._tokenize(name, split, recipe, folder)
+            recipe = replace(self._recipe, prompts=True, max_length=None) if name == "predict" else self._recipe
+            shown = self.trainer is None or self.trainer.is_global_zero
+            self._stores[name] = cached_store(
+                self._cache, self._split(name), self.tokenizer, recipe, num_proc=self.num_proc, progress=shown
+            )
         return self._stores[name]
-
-    def _tokenize(self, name: str, split: Split, recipe: Recipe, folder: Path) -> TokenStore:
-        counts, progress = Counts(), self.trainer is None or self.trainer.is_global_zero
-        found = documents(split, self.tokenizer, recipe, counts, num_proc=self.num_proc, progress=progress)
-        try:
-            return write_store(folder, found, lambda: asdict(counts))
-        except EmptyStoreError as error:
-            raise UserError(
-                f"data.max_length: all {counts.rows} rows of data.{name} were dropped; expected at least one within "
-                f"{recipe.max_length} tokens"
-            ) from error
-
-
-def _template_text(chat_template: str | None) -> str | None:
-    """The text of a template given as text or as a file."""
-    if chat_template is None or "{%" in chat_template or "{{" in chat_template:
-        return chat_template
-    path = Path(chat_template).expanduser()
-    if not path.is_file():
-        names = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
-        raise UserError(
-            f"data.chat_template: expected a template file or Jinja text, got {chat_template!r}, which is neither."
-            f"{near_matches(path.name, names)}"
-        )
-    return path.read_text(encoding="utf-8")
-
-
-def _key(parts: Any) -> str:
-    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:32]

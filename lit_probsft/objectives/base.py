@@ -123,7 +123,7 @@ class Objective(ABC):
 
         At least half is prior-leaning (the objective works on what the model already believes), below is prior-averse. NegP is
         exactly 0.5 at tau = 0.5. Where the mass diverges towards p = 0 (Power with alpha <= -1) its share below any tau > 0
-        is all of it, and the answer is 0. Where W has no mass at all (an interval of one point), it is NaN.
+        is all of it, and the answer is 0 (1 for tau = 0). Where W has no mass at all (an interval of one point), it is NaN.
 
         Raises:
             ValueError: tau is outside [0, 1], or W is no non-negative function of p alone.
@@ -133,8 +133,8 @@ class Objective(ABC):
         if self.signed or self.needs - {"log_complement"}:
             raise ValueError(f"{type(self).__name__}.lean: its weight is no non-negative function of p alone")
         below, above = self.mass(0.0, tau), self.mass(tau, 1.0)
-        if math.isinf(below):
-            return 1.0 if tau == 0 else 0.0
+        if math.isinf(below) or math.isinf(above):
+            return 0.0 if math.isinf(below) else 1.0
         total = below + above
         return above / total if total > 0 else math.nan
 
@@ -168,6 +168,26 @@ class Objective(ABC):
         init_args = {k: v.as_config() if isinstance(v, Objective) else v for k, v in fields.items()}
         module = "lit_probsft.objectives" if type(self).__module__.startswith(f"{__package__}.") else type(self).__module__
         return {"class_path": f"{module}.{type(self).__qualname__}", "init_args": init_args}
+
+
+class _OneMinusExp(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, exponent: Tensor) -> Tensor:
+        ctx.save_for_backward(exponent)
+        return -torch.expm1(exponent)
+
+    @staticmethod
+    def backward(ctx: Any, *upstream: Tensor) -> Tensor:
+        (exponent,) = ctx.saved_tensors
+        return -upstream[0] * exponent.exp()
+
+
+def one_minus_exp(exponent: Tensor) -> Tensor:
+    """1 - e^x with all digits of the value near x = 0 and of the derivative, -e^x, far below.
+
+    Autograd on `expm1` takes the derivative from the rounded value, where every e^x below 6e-8 is lost to fp32.
+    """
+    return _OneMinusExp.apply(exponent)  # type: ignore[no-any-return, no-untyped-call]
 
 
 def derivative(loss: Tensor, variable: Tensor) -> Tensor:

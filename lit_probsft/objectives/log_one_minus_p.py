@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from lit_probsft.errors import UserError
-from lit_probsft.objectives.base import Objective, TokenStats
+from lit_probsft.objectives.base import Objective, TokenStats, one_minus_exp
 
 
 @dataclass(frozen=True)
@@ -28,4 +28,4 @@ class LogOneMinusP(Objective):
 
     def loss(self, tokens: TokenStats) -> Tensor:
         """(N,), log(eps) at p = 1 to log(1 + eps) at p = 0: negative nearly everywhere."""
-        return torch.log(self.eps - torch.expm1(tokens.log_probs))
+        return torch.log(self.eps + one_minus_exp(tokens.log_probs))

@@ -5,11 +5,10 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-import torch
 from torch import Tensor
 
 from lit_probsft.errors import UserError
-from lit_probsft.objectives.base import Objective, TokenStats
+from lit_probsft.objectives.base import Objective, TokenStats, one_minus_exp
 
 _LIMIT = 80.0
 """e^80 = 5.5e34 still leaves fp32 room for a sum."""
@@ -36,8 +35,7 @@ class NegP(Objective):
 
     def loss(self, tokens: TokenStats) -> Tensor:
         """(N,), 0 to 1."""
-        # expm1 keeps the digits of 1 - p where p is near 1.
-        return -torch.expm1(tokens.log_probs)
+        return one_minus_exp(tokens.log_probs)
 
     def mass(self, low: float, high: float) -> float:
         """Integral of W from `low` to `high`, in closed form."""
@@ -73,7 +71,7 @@ class Power(Objective):
         exponent = self.alpha * log_probs
         if self.alpha < 0:
             exponent = exponent.clamp(max=_LIMIT)
-        return torch.expm1(exponent) / -self.alpha
+        return one_minus_exp(exponent) / self.alpha
 
     def mass(self, low: float, high: float) -> float:
         """Integral of W from `low` to `high`, in closed form; infinite from 0 for alpha <= -1 (the clamp is not counted)."""
@@ -87,9 +85,12 @@ def power_mass(alpha: float, low: float, high: float) -> float:
     if low == 0 and alpha <= -1:
         return math.inf
 
-    def integral_of_power(exponent: float) -> float:
+    def up_to(p: float) -> float:  # in this form NegP is balanced to the last bit
+        return float(p ** (alpha + 1) * ((alpha + 2) - (alpha + 1) * p) / ((alpha + 1) * (alpha + 2)))
+
+    def of_power(exponent: float) -> float:
         if exponent == -1:
             return math.log(high / low)
         return float((high ** (exponent + 1) - low ** (exponent + 1)) / (exponent + 1))
 
-    return integral_of_power(alpha) - integral_of_power(alpha + 1)
+    return up_to(high) - up_to(low) if alpha > -1 else of_power(alpha) - of_power(alpha + 1)

@@ -58,4 +58,6 @@ def jsonl(tmp_path):
 @pytest.fixture
 def questions():
     """24 rows of unequal length."""
-    return [{"prompt": f"What is {i}?" + " Say." * (i * 7 % 11), "response": f"It is {i}." * (1 + i % 3)} for i in range(24)]
+    return [
+        {"prompt": f"What is {i}?" + " Say." * (i * 7 % 11), "response": f"It is {i}." * (1 + i % 3)} for i in range(24)
+    ]

@@ -7,7 +7,9 @@ ROW = {"question": "2+2?", "answer": "4", "n": 4, "blank": " "}
 
 
 def test_columns_and_templates_give_a_user_and_an_assistant_turn():
-    turns = conversation_from_columns(ROW, prompt="{question}\nThink step by step.", response="answer", system="Be {answer}.")
+    turns = conversation_from_columns(
+        ROW, prompt="{question}\nThink step by step.", response="answer", system="Be {answer}."
+    )
     assert turns == [
         {"role": "system", "content": "Be 4."},
         {"role": "user", "content": "2+2?\nThink step by step."},
@@ -55,7 +57,10 @@ def test_doubled_and_empty_braces_are_literal(template, text):
         ({"messages": "chat", "prompt": "question"}, "^messages: expected either"),
         ({}, "^prompt: expected a column `messages`.*'question', 'answer'"),
         ({"prompt": "question", "response": "n"}, "^response: column 'n': expected a text that is not empty, got 4"),
-        ({"prompt": "blank", "response": "answer"}, "^prompt: column 'blank': expected a text that is not empty, got ' '"),
+        (
+            {"prompt": "blank", "response": "answer"},
+            "^prompt: column 'blank': expected a text that is not empty, got ' '",
+        ),
         ({"prompt": "q: {blank}", "response": "answer"}, "^prompt: column 'blank': expected a text"),
         ({"prompt": "question", "response": "answer", "system": "{n}"}, "^system: column 'n'"),
     ],

@@ -86,7 +86,9 @@ def test_marks_and_prefixes_agree_and_reassemble_to_the_text(byte_tokenizer, bpe
 @given(st.lists(st.tuples(texts, texts), min_size=1, max_size=3))
 def test_plain_text_is_the_turns_with_an_end_after_each_answer(bpe_tokenizer, pairs):
     messages = [
-        {"role": role, "content": content} for pair in pairs for role, content in zip(("user", "assistant"), pair, strict=True)
+        {"role": role, "content": content}
+        for pair in pairs
+        for role, content in zip(("user", "assistant"), pair, strict=True)
     ]
     tokens = tokenize_conversation(bpe_tokenizer, messages, plain_text=True)
     assert decode(bpe_tokenizer, tokens["input_ids"]) == "".join(f"{q}{a}<|im_end|>" for q, a in pairs)
@@ -140,7 +142,11 @@ def test_plain_text_begins_as_the_tokenizer_begins_a_text(many_specials):
 @pytest.mark.parametrize(
     ("template", "messages", "message"),
     [
-        (NO_SYSTEM, [{"role": "system", "content": "s"}, *SINGLE], r"^chat_template: it refuses the roles .*not supported"),
+        (
+            NO_SYSTEM,
+            [{"role": "system", "content": "s"}, *SINGLE],
+            r"^chat_template: it refuses the roles .*not supported",
+        ),
         (NEVER_ENDS, SINGLE, r"(?s)^require_end_of_turn: .*never learn to stop.*⟦It is 4.\n?⟧"),
         (MARKS_WITHOUT_END, SINGLE, r"(?s)^require_end_of_turn: .*⟦It is 4.⟧<\|im_end\|>"),
         (REWRITES_HISTORY, MULTI, r"(?s)^chat_template: it renders earlier turns differently.*\(left out\)"),

@@ -1,0 +1,60 @@
+"""What is worth keeping between runs, under a key made of everything that decides it, so that nothing read is stale."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from lit_probsft.data.prepare import VERSION, Counts, Recipe, documents
+from lit_probsft.data.splits import Split
+from lit_probsft.data.store import EmptyStoreError, TokenStore, write_store, written_whole
+from lit_probsft.data.tokenizers import TokenizerSource, tokenizer_fingerprint
+from lit_probsft.errors import UserError
+
+
+def cached_tokenizer(cache: Path, source: TokenizerSource, split: Split) -> Any:
+    """The tokenizer that `source` learns from `split`, learnt once.
+
+    Args:
+        cache: the folder of all that is kept.
+        source: one that learns.
+        split: the training rows.
+    """
+    folder = cache / "tokenizers" / _key([VERSION, source.describe(), split.identity()])
+    if not folder.is_dir():
+        with written_whole(folder) as unfinished:
+            source.load(split.texts).save_pretrained(unfinished)
+    from transformers import PreTrainedTokenizerFast
+
+    return PreTrainedTokenizerFast.from_pretrained(folder)
+
+
+def cached_store(
+    cache: Path, split: Split, tokenizer: Any, recipe: Recipe, *, num_proc: int | None = None, progress: bool = True
+) -> TokenStore:
+    """The tokenized documents of `split`, tokenized once.
+
+    Raises:
+        UserError: a row cannot be used, or none is left.
+    """
+    template = None if recipe.plain_text else recipe.chat_template or tokenizer.chat_template
+    key = _key([VERSION, split.identity(), tokenizer_fingerprint(tokenizer), template, asdict(recipe)])
+    folder = cache / "tokens" / key
+    if folder.is_dir():
+        return TokenStore(folder)
+    counts = Counts()
+    found = documents(split, tokenizer, recipe, counts, num_proc=num_proc, progress=progress)
+    try:
+        return write_store(folder, found, lambda: asdict(counts))
+    except EmptyStoreError as error:
+        raise UserError(
+            f"data.max_length: all {counts.rows} rows of data.{split.loaded.argument} were dropped; expected at least "
+            f"one of at most {recipe.max_length} tokens"
+        ) from error
+
+
+def _key(parts: Any) -> str:
+    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()[:32]

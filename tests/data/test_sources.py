@@ -1,0 +1,210 @@
+import csv
+import dataclasses
+import json
+import random
+import string
+
+import pytest
+
+from lit_probsft.data import FigletPuzzles, Rows, Source
+from lit_probsft.errors import UserError
+
+ROWS = [{"prompt": f"q{i}", "response": f"a{i}"} for i in range(5)]
+
+
+def conversations(source):
+    return [source.conversation(row) for row in source.load()]
+
+
+def expected(rows=ROWS):
+    return [
+        [{"role": "user", "content": row["prompt"]}, {"role": "assistant", "content": row["response"]}] for row in rows
+    ]
+
+
+def write_csv(path):
+    with path.open("w", newline="") as stream:
+        writer = csv.DictWriter(stream, ["prompt", "response"])
+        writer.writeheader()
+        writer.writerows(ROWS)
+
+
+def write_parquet(path):
+    from datasets import Dataset
+
+    Dataset.from_list(ROWS).to_parquet(path)
+
+
+def save_folder(path):
+    from datasets import Dataset
+
+    Dataset.from_list(ROWS).save_to_disk(path)
+
+
+def save_splits(path):
+    from datasets import Dataset, DatasetDict
+
+    DatasetDict({"train": Dataset.from_list(ROWS), "holdout": Dataset.from_list(ROWS[:1])}).save_to_disk(path)
+
+
+WRITERS = {
+    "rows.jsonl": lambda path: path.write_text("\n".join(json.dumps(row) for row in ROWS) + "\n\n"),
+    "rows.json": lambda path: path.write_text(json.dumps(ROWS, indent=2)),
+    "lines.json": lambda path: path.write_text("\n".join(json.dumps(row) for row in ROWS)),
+    "rows.csv": write_csv,
+    "rows.parquet": write_parquet,
+    "folder": save_folder,
+    "splits": save_splits,
+}
+
+
+@pytest.mark.parametrize("name", WRITERS)
+def test_every_local_format_gives_the_same_conversations(tmp_path, name):
+    WRITERS[name](tmp_path / name)
+    assert conversations(Rows(str(tmp_path / name))) == expected()
+    assert conversations(Rows(str(tmp_path / name), limit=2)) == expected(ROWS[:2])
+
+
+def test_lists_and_globs_are_read_in_order(tmp_path, jsonl):
+    second, first = jsonl(ROWS[3:], "b.jsonl"), jsonl(ROWS[:3], "a.jsonl")
+    assert conversations(Rows(str(tmp_path / "*.jsonl"))) == expected()
+    assert conversations(Rows([second, first])) == expected(ROWS[3:] + ROWS[:3])
+
+
+def test_values_are_never_guessed_to_be_something_other_than_text(tmp_path, jsonl):
+    rows = [{"prompt": "2020-01-01", "response": "2020-01-01T00:00:00"}]
+    assert conversations(Rows(jsonl(rows))) == expected(rows)
+    path = tmp_path / "numbers.csv"
+    path.write_text("prompt,response\n1,2\n")
+    assert conversations(Rows(str(path))) == expected([{"prompt": "1", "response": "2"}])
+
+
+def test_a_split_of_a_saved_folder_is_chosen_by_name(tmp_path):
+    save_splits(tmp_path / "splits")
+    assert len(Rows(str(tmp_path / "splits"), split="holdout").load()) == 1
+    with pytest.raises(UserError, match="^split: no split 'hodlout' among train, holdout .*Did you mean 'holdout'"):
+        Rows(str(tmp_path / "splits"), split="hodlout").load()
+
+
+@pytest.mark.parametrize(
+    ("name", "content", "message"),
+    [
+        ("x.jsonl", b'{"prompt": "a", "response": "b"}\n{"prompt": \n', r"^path: .*x.jsonl' line 2: not valid JSON"),
+        ("x.jsonl", b'{"prompt": "a", "response": "b"}\n[1]\n', r"^path: .*line 2: expected an object, got list"),
+        ("x.jsonl", b'{"prompt": "a", "response": "b"}\n{"prompt": "\xff"}\n', r"^path: .*line 2: not UTF-8"),
+        ("x.json", b'[{"prompt": "a"},\n {"prompt" "b"}]', r"^path: .*line 2: not valid JSON"),
+        ("x.json", b'[{"prompt": "a"}, 3]', r"^path: .*row 1: expected an object, got int"),
+        ("x.csv", b"prompt,response\na,b\na,b,c\n", r"^path: .*row 1: expected 2 values, got more"),
+        ("x.csv", b"prompt,response\na,\xff\n", r"^path: .*not UTF-8"),
+        ("x.parquet", b"nonsense", r"^path: .*not a readable parquet file"),
+        ("x.txt", b"hello", r"^path: expected a file that ends in \.json, \.jsonl"),
+        (
+            "x.jsonl",
+            b'{"question": "a", "answer": "b"}\n',
+            r"^prompt: expected a column `messages`.*'question', 'answer'",
+        ),
+    ],
+)
+def test_a_broken_file_is_refused_with_its_place(tmp_path, name, content, message):
+    (tmp_path / name).write_bytes(content)
+    with pytest.raises(UserError, match=message):
+        Rows(str(tmp_path / name)).load()
+
+
+def test_a_missing_file_names_its_neighbours(tmp_path, jsonl):
+    jsonl(ROWS, "train.jsonl")
+    for path in ("trian.jsonl", "trian.jsonl.bak"):
+        with pytest.raises(UserError, match=r"^path: no such file: .*Did you mean 'train.jsonl'"):
+            Rows(str(tmp_path / path)).load()
+    for path, message in (("none/x.jsonl", "no folder"), ("*.parquet", "no file matches"), ("", "a folder that")):
+        with pytest.raises(UserError, match=f"^path: .*{message}"):
+            Rows(str(tmp_path / path)).load()
+    for path in ("", []):
+        with pytest.raises(UserError, match="^path: expected"):
+            Rows(path).load()
+
+
+def test_a_hub_id_goes_to_datasets_with_name_and_split(monkeypatch):
+    import datasets
+
+    asked = []
+
+    def load_dataset(*args, **kwargs):
+        asked.append((args, kwargs))
+        return datasets.Dataset.from_list(ROWS)
+
+    monkeypatch.setattr(datasets, "load_dataset", load_dataset)
+    source = Rows("somebody/questions", name="main", split="test", limit=3)
+    assert conversations(source) == expected(ROWS[:3])
+    assert asked[0] == (("somebody/questions", "main"), {"split": "test"})
+    assert source.fingerprint() != dataclasses.replace(source, limit=2).fingerprint()
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [
+        (ValueError('Unknown split "tset"'), "^split: no split 'tset' in .*Did you mean 'test'"),
+        (ValueError("BuilderConfig 'x' not found"), "^name: .*BuilderConfig 'x' not found"),
+        (ConnectionError("no route"), "^path: 'somebody/q' is no local file, and the hub could not give it"),
+    ],
+)
+def test_what_the_hub_refuses_is_the_users_error(monkeypatch, error, message):
+    import datasets
+
+    def refuse(*args, **kwargs):
+        raise error
+
+    monkeypatch.setattr(datasets, "load_dataset", refuse)
+    monkeypatch.setattr(datasets, "get_dataset_split_names", lambda *args: ["train", "test"])
+    with pytest.raises(UserError, match=message):
+        Rows("somebody/q", split="tset").load()
+
+
+def test_a_fingerprint_follows_content_and_fields_but_not_the_place(tmp_path, jsonl):
+    source = Rows(jsonl(ROWS))
+    fingerprint = source.fingerprint()
+    assert Rows(jsonl(ROWS, "copy.jsonl")).fingerprint() == fingerprint
+    assert Rows(jsonl(ROWS[:-1], "fewer.jsonl")).fingerprint() != fingerprint
+    assert Rows(source.path, system="Be kind.").fingerprint() != fingerprint
+
+
+def test_a_users_own_source_needs_two_methods_only():
+    @dataclasses.dataclass(frozen=True)
+    class Sums(Source):
+        count: int = 3
+
+        def load(self):
+            return list(range(self.count))
+
+        def conversation(self, row):
+            return [{"role": "user", "content": f"{row}+1"}, {"role": "assistant", "content": str(row + 1)}]
+
+    assert Sums().fingerprint() == Sums(3).fingerprint() != Sums(4).fingerprint()
+    assert Sums().describe() == {"source": "Sums", "count": 3}
+
+
+def test_puzzles_are_the_papers_whatever_their_count():
+    """Word i is the first thing drawn from a generator seeded with 42 + i: two to five of the upper-case letters."""
+    few, many, later = FigletPuzzles(count=3), FigletPuzzles(), FigletPuzzles(start=2, count=1)
+    assert len(many.load()) == 40000
+    assert conversations(few) == [many.conversation(many.load()[i]) for i in range(3)]
+    assert conversations(later) == conversations(few)[2:]
+    answers = [turns[-1]["content"] for turns in conversations(few)]
+    assert all(2 <= len(answer) <= 5 and set(answer) <= set(string.ascii_uppercase) for answer in answers)
+    assert conversations(few)[0][0]["content"].startswith("What word does this say?\n\n")
+    import reasoning_gym
+
+    reference = reasoning_gym.create_dataset(
+        "figlet_font", seed=42, size=45000, min_word_len=2, max_word_len=5, space_letters=True
+    )
+    for index in random.Random(0).sample(range(40000, 45000), 3):
+        row = FigletPuzzles(start=40000, count=5000).load()[index - 40000]
+        assert (row["prompt"], row["response"]) == (reference[index]["question"], reference[index]["answer"])
+
+
+def test_fields_out_of_range_are_refused_by_name():
+    for argument, value in (("start", -1), ("count", 0), ("min_word_len", 0), ("max_word_len", 1)):
+        with pytest.raises(UserError, match=f"^{argument}: expected at least"):
+            FigletPuzzles(**{argument: value})
+    with pytest.raises(UserError, match="^limit: expected at least 1"):
+        Rows("x", limit=0)

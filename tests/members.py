@@ -1,0 +1,57 @@
+"""The one list of objectives that every law goes through; a new member is a line here."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from lit_probsft.objectives import DFT, NLL, LabelSmoothing, LogOneMinusP, NegP, Objective, Power, Threshold, TokenStats
+
+
+@dataclass(frozen=True)
+class EntropyWeighted(Objective):
+    """A user's own member: reads statistics of the distribution, as constants."""
+
+    def loss(self, tokens: TokenStats):
+        return -tokens.log_probs * (1 + tokens.entropy) * tokens.collision - tokens.log_complement.exp() * tokens.log_probs
+
+    @property
+    def needs(self):
+        return frozenset({"entropy", "collision", "log_complement"})
+
+
+@dataclass(frozen=True)
+class Scheduled(Objective):
+    """A user's own member: reads the progress of the training."""
+
+    def loss(self, tokens: TokenStats):
+        return Power(tokens.progress).loss(tokens)
+
+    @property
+    def needs(self):
+        return frozenset({"progress"})
+
+
+OF_P_ALONE = [
+    NLL(),
+    NegP(),
+    Power(0.0),
+    Power(1.0),
+    Power(0.1),
+    Power(0.5),
+    Power(10.0),
+    Power(1e-13),
+    Power(1e-9),
+    Power(-0.5),
+    Power(-2.0),
+    LogOneMinusP(),
+    LogOneMinusP(eps=1e-6),
+    DFT(),
+    Threshold(NLL(), 0.2, 1.0),
+    Threshold(NegP(), 0.0, 0.8),
+    Threshold(LogOneMinusP(), 0.1, 0.9),
+    Threshold(DFT(), 0.3, 0.7),
+    Threshold(Threshold(NLL(), 0.2), 0.0, 0.9),
+]
+WITH_LOGITS = [LabelSmoothing(0.0), LabelSmoothing(0.1), Threshold(LabelSmoothing(0.2), 0.05, 1.0)]
+WITH_STATISTICS = [EntropyWeighted(), Threshold(EntropyWeighted(), 0.01, 1.0)]
+ALL = [*OF_P_ALONE, *WITH_LOGITS, *WITH_STATISTICS, Scheduled()]

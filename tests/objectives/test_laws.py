@@ -1,0 +1,309 @@
+"""Laws of the family: each member goes through every law that applies to it."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+import yaml
+from hypothesis import given
+from hypothesis import strategies as st
+from jsonargparse import ArgumentParser
+
+from lit_probsft import objectives
+from lit_probsft.errors import UserError
+from lit_probsft.objectives import DFT, NLL, LabelSmoothing, LogOneMinusP, NegP, Objective, Power, Threshold, TokenStats
+from tests.members import ALL, OF_P_ALONE, WITH_LOGITS
+
+of_p_alone = pytest.mark.parametrize("objective", OF_P_ALONE, ids=repr)
+every_member = pytest.mark.parametrize("objective", ALL, ids=repr)
+
+CLOSED_FORMS = [
+    (NLL(), lambda p: 1 - p),
+    (NegP(), lambda p: p * (1 - p)),
+    (Power(0.0), lambda p: 1 - p),
+    (Power(0.3), lambda p: p**0.3 * (1 - p)),
+    (Power(10.0), lambda p: p**10 * (1 - p)),
+    (Power(-1.5), lambda p: p**-1.5 * (1 - p)),
+    (LogOneMinusP(1e-3), lambda p: p * (1 - p) / (1 - p + 1e-3)),
+    (DFT(), lambda p: p * (1 - p)),
+    (Threshold(NLL(), 0.2, 0.7), lambda p: (1 - p) * ((p >= 0.2) & (p <= 0.7))),
+]
+
+
+def stats(log_probs: torch.Tensor, **fields) -> TokenStats:
+    return TokenStats(
+        log_probs=log_probs,
+        **{
+            "entropy": torch.ones_like(log_probs).detach(),
+            "collision": torch.full_like(log_probs, 0.5).detach(),
+            "log_complement": torch.log(-torch.expm1(log_probs.detach().clamp(max=-1e-6))),
+            "progress": 0.3,
+            **fields,
+        },
+    )
+
+
+def with_logits(n: int, vocabulary: int, dtype: torch.dtype) -> TokenStats:
+    logits = (torch.randn(n, vocabulary, dtype=torch.float64) * 3).to(dtype).requires_grad_()
+    labels = torch.randint(vocabulary, (n,))
+    return stats(logits.log_softmax(-1).gather(-1, labels[:, None])[:, 0], logits=logits, labels=labels)
+
+
+@every_member
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float64])
+def test_loss_keeps_shape_and_dtype(objective: Objective, dtype: torch.dtype) -> None:
+    tokens = with_logits(13, 7, dtype)
+    loss = objective.loss(tokens)
+    assert loss.shape == (13,)
+    assert loss.dtype == dtype
+
+
+@of_p_alone
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_loss_and_gradient_are_finite_down_to_log_p_of_minus_ten_thousand(objective: Objective, dtype: torch.dtype) -> None:
+    magnitudes = torch.cat([torch.zeros(1), torch.logspace(-8, 4, 200)])
+    log_probs = (-magnitudes).to(dtype).requires_grad_()
+    loss = objective.loss(stats(log_probs))
+    loss.float().sum().backward()
+    assert loss.isfinite().all()
+    assert log_probs.grad is not None
+    assert log_probs.grad.isfinite().all()
+
+
+@pytest.mark.parametrize("alpha", [-0.5, -2.0, -30.0])
+def test_negative_power_is_constant_beyond_its_clamp(alpha: float) -> None:
+    edge = 80 / alpha
+    log_probs = torch.tensor([edge * 0.99, edge * 1.01, edge * 50], requires_grad=True)
+    loss = Power(alpha).loss(TokenStats(log_probs))
+    (gradient,) = torch.autograd.grad(loss.sum(), log_probs)
+    assert gradient[0] < 0
+    assert gradient[1] == gradient[2] == 0
+    torch.testing.assert_close(loss[1:], torch.full((2,), math.expm1(80) / -alpha))
+
+
+@of_p_alone
+def test_loss_does_not_increase_with_p_inside_the_interval(objective: Objective) -> None:
+    low, high = objective.interval
+    p = torch.linspace(max(low, 1e-6) + 1e-9, high - 1e-9, 500, dtype=torch.float64)
+    if isinstance(objective, DFT) or isinstance(getattr(objective, "base", None), DFT):
+        pytest.skip("its value is no loss of p: only its gradient counts")
+    assert (objective.loss(TokenStats(p.log())).diff() <= 1e-12).all()
+
+
+@of_p_alone
+def test_weight_is_not_negative_unless_signed(objective: Objective) -> None:
+    p = torch.linspace(0, 1, 2001)[1:]
+    assert not objective.signed
+    assert (objective.gradient_weight(p.log()) >= 0).all()
+
+
+@pytest.mark.parametrize("objective", WITH_LOGITS, ids=repr)
+def test_signed_members_say_so(objective: Objective) -> None:
+    tokens = with_logits(400, 5, torch.float64)
+    assert objective.signed
+    if objective != LabelSmoothing(0.0):
+        assert objective.gradient_weight(tokens).min() < 0
+
+
+@every_member
+def test_gradcheck_in_double_with_stop_gradient_weights_frozen(objective: Objective) -> None:
+    """The frozen weights stand at the point of differentiation, so a numerical derivative sees the gradient that is meant."""
+    vocabulary, labels = 6, torch.tensor([0, 3, 5])
+    start = torch.randn(3, vocabulary, dtype=torch.float64)
+    frozen = stats(start.log_softmax(-1).gather(-1, labels[:, None])[:, 0])
+
+    def loss(logits: torch.Tensor) -> torch.Tensor:
+        log_probs = logits.log_softmax(-1).gather(-1, labels[:, None])[:, 0]
+        return objective.loss(
+            frozen.replace(log_probs=log_probs, logits=logits, labels=labels, frozen_log_probs=frozen.log_probs)
+        )
+
+    assert torch.autograd.gradcheck(loss, start.requires_grad_())
+
+
+@every_member
+def test_gradient_weight_is_the_pull_on_the_target_logit(objective: Objective) -> None:
+    tokens = with_logits(17, 9, torch.float64)
+    (gradient,) = torch.autograd.grad(objective.loss(tokens).sum(), tokens.logits)
+    pull = -gradient.gather(-1, tokens.labels[:, None])[:, 0]
+    torch.testing.assert_close(objective.gradient_weight(tokens), pull, rtol=1e-5, atol=1e-7)
+
+
+@pytest.mark.parametrize(("objective", "closed_form"), CLOSED_FORMS, ids=lambda x: repr(x) if isinstance(x, Objective) else "")
+def test_gradient_weight_equals_the_closed_form(objective: Objective, closed_form) -> None:
+    p = torch.linspace(0.001, 0.999, 997, dtype=torch.float64)
+    torch.testing.assert_close(objective.gradient_weight(p.log()), closed_form(p).double(), rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize(("objective", "closed_form"), CLOSED_FORMS, ids=lambda x: repr(x) if isinstance(x, Objective) else "")
+def test_fp32_keeps_the_digits_of_the_weight_at_both_ends(objective: Objective, closed_form) -> None:
+    for log_probs in (torch.linspace(-30, -1e-3, 300), -torch.logspace(-12, -3, 50)):
+        p, complement = log_probs.double().exp(), -torch.expm1(log_probs.double())
+        expected = closed_form(p) / (1 - p).clamp(min=1e-300) * complement if (p < 1).all() else None
+        if expected is not None:
+            got = objective.gradient_weight(log_probs).double()
+            big = expected > 1e-30
+            torch.testing.assert_close(got[big], expected[big], rtol=2e-5, atol=0)
+
+
+def test_label_smoothing_weight_is_smoothed_target_minus_p() -> None:
+    tokens = with_logits(50, 8, torch.float64)
+    expected = 1 - 0.1 + 0.1 / 8 - tokens.log_probs.exp()
+    torch.testing.assert_close(LabelSmoothing(0.1).gradient_weight(tokens), expected.detach())
+
+
+def test_label_smoothing_equals_torch() -> None:
+    tokens = with_logits(50, 8, torch.float64)
+    expected = torch.nn.functional.cross_entropy(tokens.logits, tokens.labels, label_smoothing=0.3, reduction="none")
+    torch.testing.assert_close(LabelSmoothing(0.3).loss(tokens), expected)
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (Power(0.0), NLL()),
+        (Power(1.0), NegP()),
+        (LabelSmoothing(0.0), NLL()),
+        *[(Threshold(member, 0, 1), member) for member in ALL],
+    ],
+    ids=repr,
+)
+def test_special_cases_are_the_same_objective(one: Objective, other: Objective) -> None:
+    tokens = with_logits(31, 11, torch.float64)
+    torch.testing.assert_close(one.loss(tokens), other.loss(tokens), rtol=1e-14, atol=1e-14)
+    torch.testing.assert_close(one.gradient_weight(tokens), other.gradient_weight(tokens), rtol=1e-14, atol=1e-14)
+
+
+def test_dft_has_the_gradient_of_neg_p_at_another_loss() -> None:
+    p = torch.linspace(0.01, 0.99, 99, dtype=torch.float64)
+    torch.testing.assert_close(DFT().gradient_weight(p.log()), NegP().gradient_weight(p.log()))
+    assert not torch.allclose(DFT().loss(TokenStats(p.log())), NegP().loss(TokenStats(p.log())))
+
+
+@given(alpha=st.floats(-1e-6, 1e-6), log_p=st.floats(-1e4, -1e-9))
+def test_power_is_smooth_through_zero(alpha: float, log_p: float) -> None:
+    """(1 - e^x) / alpha = -log p (1 + x/2 + x^2/6 + ...), x = alpha log p: no jump where the code changes its formula."""
+    x = alpha * log_p
+    expected = -log_p * (1 + x / 2 + x**2 / 6 + x**3 / 24 + x**4 / 120)
+    for dtype, tolerance in ((torch.float64, 1e-11), (torch.float32, 1e-6)):
+        got = Power(alpha).loss(TokenStats(torch.tensor([log_p], dtype=dtype))).item()
+        assert got == pytest.approx(expected, rel=tolerance)
+
+
+@given(alpha=st.floats(-3, 12), log_p=st.floats(-20, 0))
+def test_power_equals_its_formula(alpha: float, log_p: float) -> None:
+    expected = -log_p if abs(alpha * log_p) < 1e-10 else -math.expm1(alpha * log_p) / alpha
+    got = Power(alpha).loss(TokenStats(torch.tensor([log_p], dtype=torch.float64))).item()
+    assert got == pytest.approx(expected, rel=1e-9, abs=1e-300)
+
+
+@pytest.mark.parametrize("edge", [0.03807, 0.2, 0.5, 0.9982, 0.99998045])
+def test_threshold_is_closed_at_both_ends_in_fp32(edge: float) -> None:
+    log_probs = torch.tensor(math.log(edge), dtype=torch.float32)
+    below = torch.nextafter(log_probs, torch.tensor(-math.inf))
+    above = torch.nextafter(log_probs, torch.tensor(0.0))
+    around = torch.stack([below, log_probs, above])
+    assert Threshold(min_prob=edge).inside(around).tolist() == [False, True, True]
+    assert Threshold(max_prob=edge).inside(around).tolist() == [True, True, False]
+    assert Threshold(min_prob=edge, max_prob=edge).inside(around).tolist() == [False, True, False]
+
+
+def test_threshold_gives_a_zero_gradient_where_its_base_is_infinite() -> None:
+    log_probs = torch.tensor([-math.inf, -0.1], requires_grad=True)
+    loss = Threshold(NLL(), 0.2).loss(TokenStats(log_probs))
+    loss.sum().backward()
+    assert loss.tolist() == pytest.approx([0, 0.1])
+    assert log_probs.grad.tolist() == [0, -1]
+
+
+@pytest.mark.parametrize(
+    ("objective", "leaning"),
+    [(NLL(), False), (Power(0.5), False), (NegP(), True), (DFT(), True), (Power(10), True), (LogOneMinusP(), True)],
+    ids=repr,
+)
+def test_lean_says_what_the_paper_calls_prior_leaning(objective: Objective, leaning: bool) -> None:
+    assert (objective.lean() >= 0.5) == leaning
+
+
+def test_neg_p_is_exactly_balanced() -> None:
+    assert NegP().lean() == 0.5
+    assert NLL().lean() == 0.25
+
+
+@of_p_alone
+def test_closed_mass_equals_the_quadrature_of_the_weight(objective: Objective) -> None:
+    if objective.interval[0] == 0 and objective.mass(0, 0.5) == math.inf:
+        pytest.skip("diverges; has a test of its own")
+    for low, high in ((0.0, 0.5), (0.5, 1.0), (0.3, 0.31)):
+        assert objective.mass(low, high) == pytest.approx(Objective.mass(objective, low, high), rel=1e-6, abs=1e-12)
+
+
+@pytest.mark.parametrize("alpha", [-1.0, -2.0])
+def test_mass_that_diverges_at_zero_leaves_nothing_above(alpha: float) -> None:
+    assert Power(alpha).lean(0.5) == Power(alpha).lean(1e-6) == 0.0
+    assert Power(alpha).lean(0.0) == 1.0
+    assert Objective.mass(Power(alpha), 0, 0.5) == math.inf
+    assert 0 < Threshold(Power(alpha), 0.1).lean() < 0.5
+
+
+@pytest.mark.parametrize("objective", [LabelSmoothing(0.1)], ids=repr)
+def test_lean_refuses_a_weight_that_is_no_function_of_p(objective: Objective) -> None:
+    with pytest.raises(ValueError, match="no non-negative function of p alone"):
+        objective.lean()
+    with pytest.raises(ValueError, match="tau"):
+        NLL().lean(1.5)
+
+
+MEMBERS_OF_THE_PACKAGE = [m for m in ALL if type(m).__module__.startswith("lit_probsft")]
+
+
+def parser() -> ArgumentParser:
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_argument("--objective", type=Objective)
+    return parser
+
+
+@pytest.mark.parametrize("objective", MEMBERS_OF_THE_PACKAGE, ids=repr)
+def test_yaml_round_trip(objective: Objective) -> None:
+    config = yaml.safe_load(yaml.safe_dump({"objective": objective.as_config()}))
+    parsed = parser().parse_object(config)
+    assert parser().instantiate(parsed).objective == objective
+    again = yaml.safe_load(parser().dump(parsed))
+    assert parser().instantiate(parser().parse_object(again)).objective == objective
+
+
+CLASSES = [NLL, NegP, Power, LogOneMinusP, Threshold, DFT, LabelSmoothing]
+
+
+@pytest.mark.parametrize("new", CLASSES)
+@pytest.mark.parametrize("old", [Power(3.0), LogOneMinusP(0.5), Threshold(NegP(), 0.3), LabelSmoothing(0.7), NLL()], ids=repr)
+def test_switching_the_class_on_the_command_line_gives_the_new_class(old: Objective, new: type[Objective], tmp_path) -> None:
+    config = tmp_path / "config.yaml"
+    config.write_text(yaml.safe_dump({"objective": old.as_config()}))
+    with_config = parser()
+    with_config.add_argument("--config", action="config")
+    parsed = with_config.parse_args(["--config", str(config), "--objective", new.__name__])
+    got = with_config.instantiate(parsed).objective
+    assert got == (old if type(old) is new else new())
+
+
+@pytest.mark.parametrize(
+    ("build", "words"),
+    [
+        (lambda: Power(math.nan), "Power.alpha"),
+        (lambda: LogOneMinusP(0.0), "LogOneMinusP.eps"),
+        (lambda: Threshold(NLL(), 0.6, 0.4), "min_prob = 0.6, max_prob = 0.4"),
+        (lambda: Threshold(NLL(), -0.1), "min_prob = -0.1"),
+        (lambda: LabelSmoothing(1.5), "LabelSmoothing.epsilon"),
+    ],
+)
+def test_a_value_out_of_range_is_refused_by_name(build, words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        build()
+
+
+def test_every_public_member_is_under_these_laws() -> None:
+    public = {getattr(objectives, name) for name in objectives.__all__} - {Objective, TokenStats}
+    assert public == {type(member) for member in MEMBERS_OF_THE_PACKAGE}

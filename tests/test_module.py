@@ -1,0 +1,252 @@
+"""A step means the same however it is cut; what is not finite is skipped; what is logged is what happened."""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from lit_probsft.errors import UserError
+from lit_probsft.module import Generation, ProbSFTModule
+from lit_probsft.objectives import NLL, NegP, Objective, Threshold, TokenStats
+from lit_probsft.optim import Schedule
+from tests import tiny
+from tests.members import ALL, Scheduled
+
+
+@pytest.fixture(scope="module")
+def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tiny.write_rows(tmp_path_factory.mktemp("rows") / "rows.jsonl", 20)
+
+
+def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor], tolerance: float) -> None:
+    for name, value in one.items():
+        torch.testing.assert_close(other[name], value, rtol=tolerance, atol=tolerance, msg=lambda m, n=name: f"{n}: {m}")
+
+
+CUTS = [(4, 2), (2, 4), (1, 8)]
+
+
+@pytest.mark.parametrize("normalize", ["tokens", "sequence", "kept"])
+@pytest.mark.parametrize(("dtype", "optimizer", "tolerance"), [(torch.float64, tiny.adamw, 1e-10), (torch.float32, tiny.sgd, 1e-6)])
+def test_a_step_is_the_same_however_it_is_cut_into_micro_batches(
+    rows: Path, normalize: Any, dtype: torch.dtype, optimizer: Any, tolerance: float
+) -> None:
+    options = {"dtype": dtype, "optimizer": optimizer, "normalize": normalize, "objective": Threshold(NegP(), 0.003)}
+    whole = tiny.weights(tiny.fit(rows, batch_size=8, accumulate=1, **options))
+    for batch_size, accumulate in CUTS:
+        same(whole, tiny.weights(tiny.fit(rows, batch_size=batch_size, accumulate=accumulate, **options)), tolerance)
+
+
+@pytest.mark.parametrize("objective", ALL, ids=repr)
+def test_every_objective_gives_one_step_whatever_the_cut(rows: Path, objective: Objective) -> None:
+    one = tiny.weights(tiny.fit(rows, batch_size=8, accumulate=1, objective=objective))
+    other = tiny.weights(tiny.fit(rows, batch_size=2, accumulate=4, objective=objective))
+    same(one, other, 1e-10)
+
+
+def test_the_papers_normalization_depends_on_the_cut(rows: Path) -> None:
+    """`micro_batch` sums means of micro-batches: twice as many of them make the gradient about twice as large."""
+    options = {"normalize": "micro_batch", "optimizer": lambda p: torch.optim.SGD(p, lr=0.1)}
+    start = tiny.weights(ProbSFTModule(tiny.model(torch.float64)))
+
+    def first_step(batch_size: int, accumulate: int) -> float:
+        module = ProbSFTModule(tiny.model(torch.float64), NLL(), schedule=Schedule("constant", 0), **options)
+        tiny.trainer(accumulate_grad_batches=accumulate, max_steps=1).fit(
+            module, datamodule=tiny.data(rows, batch_size=batch_size, length_pool=0)
+        )
+        after = tiny.weights(module)
+        return math.sqrt(sum(float((after[k] - start[k]).square().sum()) for k in start))
+
+    assert first_step(2, 4) / first_step(8, 1) == pytest.approx(4, rel=0.5)
+
+
+@pytest.fixture(scope="module")
+def two_processes(rows: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], Path]:
+    """All cases in one launch, because importing the stack is most of it."""
+    out = tmp_path_factory.mktemp("ddp")
+    base = {"batch_size": 2, "accumulate": 2, "objective": 0, "dtype": "float64", "optimizer": "adamw", "normalize": "tokens"}
+    cases = {
+        "adamw": base,
+        "1 x 4": {**base, "batch_size": 1, "accumulate": 4},
+        "sgd in fp32": {**base, "dtype": "float32", "optimizer": "sgd"},
+        "threshold, sequences": {**base, "objective": ALL.index(Threshold(NLL(), 0.2, 1.0)), "normalize": "sequence"},
+        "threshold, kept": {**base, "objective": ALL.index(Threshold(NegP(), 0.0, 0.8)), "normalize": "kept"},
+    }
+    # Without the neighbours' variables of a test runner, on a port of its own.
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "tests.ddp_worker"]
+    command += [str(rows), str(out), json.dumps(cases)]
+    finished = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=180, check=False)
+    assert finished.returncode == 0, finished.stderr[-3000:]
+    return cases, out
+
+
+@pytest.mark.parametrize("name", ["adamw", "1 x 4", "sgd in fp32", "threshold, sequences", "threshold, kept"])
+def test_two_processes_take_the_steps_of_one(rows: Path, two_processes: tuple[dict[str, Any], Path], name: str) -> None:
+    cases, out = two_processes
+    case = cases[name]
+    single = tiny.fit(
+        rows,
+        batch_size=8,
+        accumulate=1,
+        objective=ALL[case["objective"]],
+        dtype=getattr(torch, case["dtype"]),
+        optimizer=getattr(tiny, case["optimizer"]),
+        normalize=case["normalize"],
+    )
+    saved = torch.load(out / f"{name}.pt", weights_only=True)
+    same(tiny.weights(single), saved["weights"], 1e-10 if case["dtype"] == "float64" else 1e-6)
+    for metric in ("train/nll", "train/mean_p", "train/inside", "train/accuracy"):
+        assert float(saved["metrics"][metric]) == pytest.approx(float(single.trainer.callback_metrics[metric]), rel=1e-5), metric
+
+
+class Broken(ProbSFTModule):
+    """Its loss is not finite at the steps named."""
+
+    bad: set[int] = {1}
+    kind = "inf"
+
+    def token_loss(self, tokens: TokenStats) -> torch.Tensor:
+        loss = super().token_loss(tokens)
+        if self.training and self.global_step in self.bad:
+            # inf has a finite gradient, nan has not: both must be seen
+            loss = loss + math.inf if self.kind == "inf" else loss * math.nan
+        return loss
+
+
+@pytest.mark.parametrize("kind", ["inf", "nan"])
+@pytest.mark.parametrize("accumulate", [1, 2])
+def test_a_step_that_is_not_finite_is_skipped_and_counted(rows: Path, kind: str, accumulate: int) -> None:
+    seen: list[dict[str, torch.Tensor]] = []
+
+    class Watched(Broken):
+        def on_train_batch_end(self, *args: Any) -> None:
+            super().on_train_batch_end(*args)
+            seen.append(tiny.weights(self))
+
+    module = Watched(tiny.model(), NLL(), optimizer=tiny.adamw, schedule=Schedule("constant", 0))
+    module.kind = kind
+    run = tiny.trainer(accumulate_grad_batches=accumulate)
+    run.fit(module, datamodule=tiny.data(rows, batch_size=8 // accumulate, length_pool=0))
+    assert module.skipped_steps == 1
+    assert run.global_step == 3
+    steps = seen[accumulate - 1 :: accumulate]
+    same(steps[0], steps[1], 0.0)
+    assert any(not torch.equal(steps[1][k], steps[2][k]) for k in steps[1])
+    assert all(value.isfinite().all() for value in steps[2].values())
+
+
+def test_ten_skipped_steps_in_a_row_end_the_run(tmp_path: Path) -> None:
+    rows = tiny.write_rows(tmp_path / "rows.jsonl", 30)
+    module = Broken(tiny.model(), NLL(), optimizer=tiny.adamw)
+    module.bad = set(range(3, 100))
+    with pytest.raises(UserError, match="10 optimizer steps in a row"):
+        tiny.trainer(max_epochs=20).fit(module, datamodule=tiny.data(rows, batch_size=2))
+    assert module.skipped_steps == 10
+    assert module.trainer.global_step == 13
+
+
+def test_what_is_logged_is_the_mean_over_the_windows_tokens(rows: Path) -> None:
+    module = ProbSFTModule(tiny.model(torch.float64), NegP(), optimizer=tiny.sgd)
+    datamodule = tiny.data(rows, batch_size=4, length_pool=0)
+    run = tiny.trainer(max_steps=1, accumulate_grad_batches=2)
+    before = tiny.model(torch.float64)
+    run.fit(module, datamodule=datamodule)
+    log_probs = []
+    for batch in list(datamodule.train_dataloader())[:2]:
+        logits = before(batch["input_ids"], attention_mask=batch["attention_mask"]).logits[:, :-1].log_softmax(-1)
+        target = batch["labels"][:, 1:]
+        log_probs.append(logits.gather(-1, target.clamp(min=0)[..., None])[..., 0][target != -100])
+    p = torch.cat(log_probs).exp()
+    logged = {name: float(value) for name, value in run.callback_metrics.items()}
+    assert logged["train/nll"] == pytest.approx(-p.log().mean().item(), rel=1e-6)
+    assert logged["train/mean_p"] == pytest.approx(p.mean().item(), rel=1e-6)
+    assert logged["train/loss"] == pytest.approx(1 - p.mean().item(), rel=1e-6)
+    assert logged["train/inside"] == 1
+    assert {"train/accuracy", "train/grad_norm", "train/skipped_steps", "lr"} <= logged.keys()
+
+
+def test_validation_counts_every_token_once(rows: Path, tmp_path: Path) -> None:
+    held_out = tiny.write_rows(tmp_path / "validation.jsonl", 7, seed=5)
+    source = tiny.data(held_out).__class__  # the same class, other rows
+    from lit_probsft.data import ByteTokenizer, Rows
+
+    validation = Rows(str(held_out), prompt="question", response="answer")
+    results = []
+    for eval_batch_size in (1, 3, 7):
+        datamodule = source(validation=validation, tokenizer=ByteTokenizer(), eval_batch_size=eval_batch_size)
+        module = ProbSFTModule(tiny.model(torch.float64))
+        (metrics,) = tiny.trainer().validate(module, datamodule=datamodule, verbose=False)
+        results.append(metrics)
+    assert results[0]["val/nll"] == pytest.approx(results[1]["val/nll"], rel=1e-10)
+    assert results[0]["val/nll"] == pytest.approx(results[2]["val/nll"], rel=1e-10)
+
+
+def test_an_objective_may_read_the_progress_of_training(rows: Path) -> None:
+    seen: list[float] = []
+
+    class Spy(ProbSFTModule):
+        def token_loss(self, tokens: TokenStats) -> torch.Tensor:
+            seen.append(tokens.progress)
+            return super().token_loss(tokens)
+
+    module = Spy(tiny.model(), Scheduled(), optimizer=tiny.sgd)
+    tiny.trainer().fit(module, datamodule=tiny.data(rows, batch_size=8))
+    assert seen == pytest.approx([0, 1 / 3, 2 / 3])
+
+
+def test_a_module_that_overrides_token_loss_trains_what_it_says(rows: Path) -> None:
+    class Half(ProbSFTModule):
+        def token_loss(self, tokens: TokenStats) -> torch.Tensor:
+            return super().token_loss(tokens) / 2
+
+    def first_norm(kind: type[ProbSFTModule]) -> float:
+        module = kind(tiny.model(torch.float64), NLL(), optimizer=tiny.sgd)
+        run = tiny.trainer(max_steps=1)
+        run.fit(module, datamodule=tiny.data(rows))
+        return float(run.callback_metrics["train/grad_norm"])
+
+    assert first_norm(Half) == pytest.approx(first_norm(ProbSFTModule) / 2, rel=1e-9)
+
+
+@pytest.mark.parametrize(
+    ("build", "words"),
+    [
+        (lambda: Generation(max_new_tokens=0), "generation.max_new_tokens"),
+        (lambda: Generation(temperature=-1), "generation.temperature"),
+        (lambda: Generation(top_p=0), "generation.top_p"),
+        (lambda: ProbSFTModule(tiny.model(), logits_budget_mb=0), "model.logits_budget_mb"),
+        (lambda: ProbSFTModule(tiny.model(), normalize="token"), "model.normalize"),
+    ],
+)
+def test_a_value_out_of_range_is_refused_by_name(build: Any, words: str) -> None:
+    with pytest.raises(UserError, match=words):
+        build()
+
+
+def test_batches_of_another_loader_are_refused_by_what_they_lack(rows: Path) -> None:
+    batch = {"input_ids": torch.zeros(1, 4, dtype=torch.long), "labels": torch.zeros(1, 4, dtype=torch.long)}
+    module = ProbSFTModule(tiny.model(), NLL(), optimizer=tiny.sgd)
+    with pytest.raises(UserError, match="window_tokens"):
+        tiny.trainer(max_steps=1).fit(module, torch.utils.data.DataLoader([batch], batch_size=None))
+
+
+def test_bf16_weights_with_a_small_learning_rate_are_warned_of(rows: Path) -> None:
+    module = ProbSFTModule(tiny.source(), NLL(), optimizer=lambda p: torch.optim.AdamW(p, lr=5e-6))
+    with pytest.warns(UserWarning, match="bf16-true with lr 5e-06"):
+        tiny.trainer(max_steps=1, precision="bf16-true").fit(module, datamodule=tiny.data(rows))
+    assert {p.dtype for p in module.model.parameters()} == {torch.bfloat16}
+
+
+def test_fp16_is_refused_by_name(rows: Path) -> None:
+    module = ProbSFTModule(tiny.source(), NLL(), optimizer=tiny.sgd)
+    with pytest.raises(UserError, match="trainer.precision"):
+        tiny.trainer(max_steps=1, precision="16-true").fit(module, datamodule=tiny.data(rows))

@@ -1,0 +1,98 @@
+"""A model, a tokenizer and data small enough to train in a second."""
+
+from __future__ import annotations
+
+import json
+import random
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+
+from lit_probsft.data import ByteTokenizer, InstructionDataModule, Rows
+from lit_probsft.model import RandomCausalLM
+from lit_probsft.module import ProbSFTModule
+from lit_probsft.objectives import NLL, Objective
+from lit_probsft.optim import Schedule
+
+LLAMA = {
+    "model_type": "llama",
+    "hidden_size": 16,
+    "intermediate_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 2,
+    "max_position_embeddings": 256,
+}
+
+
+def source(seed: int = 0, **fields: Any) -> RandomCausalLM:
+    return RandomCausalLM({**LLAMA, **fields}, seed=seed)
+
+
+def model(dtype: torch.dtype = torch.float32, seed: int = 0, **fields: Any) -> Any:
+    tokenizer = ByteTokenizer().load(list)
+    return source(seed, **fields).load(tokenizer, dtype)
+
+
+def write_rows(path: Path, count: int = 24, seed: int = 0) -> Path:
+    """Additions of unequal length, as jsonl with columns question and answer."""
+    rng = random.Random(seed)
+    rows = []
+    for _ in range(count):
+        terms = [rng.randrange(100) for _ in range(rng.randrange(2, 9))]
+        rows.append({"question": " + ".join(map(str, terms)) + " =", "answer": " ".join(map(str, [*terms, sum(terms)]))})
+    path.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    return path
+
+
+def data(path: Path, **options: Any) -> InstructionDataModule:
+    rows = Rows(str(path), prompt="question", response="answer")
+    return InstructionDataModule(**{"train": rows, "tokenizer": ByteTokenizer(), "batch_size": 8, **options})
+
+
+def sgd(parameters: Any) -> torch.optim.Optimizer:
+    return torch.optim.SGD(parameters, lr=0.1)
+
+
+def adamw(parameters: Any) -> torch.optim.Optimizer:
+    return torch.optim.AdamW(parameters, lr=1e-3, betas=(0.9, 0.95), eps=1e-6)
+
+
+def trainer(**options: Any) -> L.Trainer:
+    quiet = {
+        "accelerator": "cpu",
+        "logger": False,
+        "enable_checkpointing": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+        "use_distributed_sampler": False,
+        "num_sanity_val_steps": 0,
+    }
+    return L.Trainer(**{**quiet, "max_epochs": 1, **options})
+
+
+def fit(
+    path: Path,
+    *,
+    batch_size: int,
+    accumulate: int,
+    objective: Objective = NLL(),  # noqa: B008
+    dtype: torch.dtype = torch.float64,
+    optimizer: Any = sgd,
+    normalize: Any = "tokens",
+    **options: Any,
+) -> ProbSFTModule:
+    """Train three optimizer steps (the last window is not full: 20 rows, 8 a step)."""
+    module = ProbSFTModule(
+        model(dtype), objective, optimizer=optimizer, schedule=Schedule("constant", warmup=0), normalize=normalize
+    )
+    run = trainer(accumulate_grad_batches=accumulate, gradient_clip_val=1.0, **options)
+    run.fit(module, datamodule=data(path, batch_size=batch_size, length_pool=0))
+    assert run.global_step == 3
+    return module
+
+
+def weights(module: ProbSFTModule) -> dict[str, torch.Tensor]:
+    return {name: value.detach().clone() for name, value in module.model.state_dict().items()}
