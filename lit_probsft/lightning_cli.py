@@ -18,7 +18,7 @@ from lit_probsft.callbacks import MetricsCSV, PredictionWriter, ProgressBar, Run
 from lit_probsft.data import InstructionDataModule
 from lit_probsft.errors import UserError
 from lit_probsft.module import ProbSFTModule
-from lit_probsft.parsing import explain
+from lit_probsft.parsing import explain, with_own_defaults
 from lit_probsft.runs import RunFolder, write_json
 
 OUR_DEFAULTS: dict[str, Any] = {
@@ -33,10 +33,19 @@ OUR_DEFAULTS: dict[str, Any] = {
 class Parser(LightningArgumentParser):
     """Raises a `UserError` with one message instead of printing hundreds of lines of usage."""
 
+    def parse_args(self, args: Sequence[str] | None = None, *rest: Any, **options: Any) -> Any:  # type: ignore[override]
+        """An objective that is named on the command line starts from its own defaults.
+
+        jsonargparse would hand it the old one's arguments of the same name: alpha = 10 of a Power in the config would
+        silently become the alpha of whatever class is named after it.
+        """
+        return super().parse_args(None if args is None else with_own_defaults(list(args)), *rest, **options)
+
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:  # type: ignore[override]
-        """Explain and raise."""
-        flags = [action.dest for action in self._actions if action.dest]
-        raise UserError(explain(message, flags)) from ex
+        """Raise what jsonargparse says; parsers within parsers keep its own way, and only the outermost knows the argument."""
+        if not self.exit_on_error:
+            super().error(message, ex)
+        raise UserError(message) from ex
 
 
 class ProbSFTCLI(LightningCLI):
@@ -61,6 +70,14 @@ class ProbSFTCLI(LightningCLI):
         parser = Parser(**kwargs)
         parser.add_argument("-c", "--config", action="config", help="a configuration file; later ones win")
         return parser
+
+    def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
+        """One message in place of jsonargparse's nested one."""
+        try:
+            super().parse_arguments(parser, args)
+        except UserError as error:
+            flags = [action.dest for action in self._parser(self.command)._actions if action.dest]
+            raise UserError(explain(str(error), flags)) from error
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """The run's own flags, and our defaults."""
@@ -134,6 +151,18 @@ class ProbSFTCLI(LightningCLI):
         kept.name = self.run.path.name
         return str(self._parser(self.command).dump(kept, skip_none=False, skip_validation=True))
 
+    def instantiate_classes(self) -> None:
+        """Lightning's, with a `UserError` from inside a constructor freed of what jsonargparse wraps around it."""
+        try:
+            super().instantiate_classes()
+        except ValueError as error:
+            cause: BaseException | None = error
+            while cause is not None and not isinstance(cause, UserError):
+                cause = cause.__cause__ or cause.__context__
+            if cause is None:
+                raise
+            raise cause from None
+
     # --- the trainer
 
     def instantiate_trainer(self, **kwargs: Any) -> L.Trainer:
@@ -167,7 +196,7 @@ class ProbSFTCLI(LightningCLI):
         if config.trainer.enable_checkpointing is not False and not any(isinstance(c, ModelCheckpoint) for c in given):
             data = self.config[self.command].data.init_args
             validated = bool(data.get("validation") or data.get("validation_fraction"))
-            ours.append(_checkpoints(self.run, validated))
+            ours += _checkpoints(self.run, validated)
         return ours
 
     # --- after a command
@@ -213,10 +242,12 @@ def run_training_command(args: Sequence[str]) -> ProbSFTCLI:
     return ProbSFTCLI(args)
 
 
-def _checkpoints(run: RunFolder, validated: bool) -> ModelCheckpoint:
-    if validated:
-        return ModelCheckpoint(dirpath=run.checkpoints, filename="best", monitor="val/nll", save_last=True, enable_version_counter=False)
-    return ModelCheckpoint(dirpath=run.checkpoints, filename="{step}", save_last=True)
+def _checkpoints(run: RunFolder, validated: bool) -> list[ModelCheckpoint]:
+    """`last` at each validation (at the end of each epoch without one), `best` by val/nll."""
+    # Not save_last: Lightning writes it only when the monitored value has improved.
+    common: dict[str, Any] = {"dirpath": run.checkpoints, "enable_version_counter": False, "save_on_train_epoch_end": not validated}
+    last = ModelCheckpoint(filename="last", **common)
+    return [ModelCheckpoint(filename="best", monitor="val/nll", **common), last] if validated else [last]
 
 
 def _run_name(config: Namespace) -> str:

@@ -129,6 +129,11 @@ class RandomCausalLM(ModelSource):
             fields.setdefault("vocab_size", len(tokenizer))
             for token in ("pad", "bos", "eos"):
                 fields.setdefault(f"{token}_token_id", getattr(tokenizer, f"{token}_token_id"))
+            if fields["vocab_size"] < len(tokenizer):
+                raise UserError(
+                    f"model.model.config.vocab_size: expected at least {len(tokenizer)}, the tokenizer's vocabulary, "
+                    f"got {fields['vocab_size']}"
+                )
         known = CONFIG_MAPPING[kind]()
         for name in fields:
             if not hasattr(known, name):
@@ -194,7 +199,7 @@ def install_head(model: PreTrainedModel) -> ObjectiveHead:
 def _check_transform(model: PreTrainedModel, head: ObjectiveHead) -> None:
     if head.weight.device.type == "meta":
         return
-    probe = torch.linspace(-3, 3, head.out_features, device=head.weight.device).reshape(1, 1, -1)
+    probe = torch.linspace(-3, 3, head.out_features, device=head.weight.device, dtype=torch.float32).reshape(1, 1, -1)
     hook = head.register_forward_hook(lambda *_: probe.clone())
     try:
         with torch.no_grad():

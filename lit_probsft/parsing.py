@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import dataclasses
 import inspect
+import json
 import re
 from abc import ABC
 from importlib import import_module
@@ -13,13 +15,14 @@ from lit_probsft.errors import near_matches
 _KEY = re.compile(r'Parser key "([^"]+)":')
 _CLASS = re.compile(r"Problem with given class_path '([^']+)':")
 _OPTION = re.compile(r"Option '([^']+)' is not accepted")
-_CLASS_NAME = re.compile(r"Expected a dot import path string: (.*)")
-_IMPORT = re.compile(r"(?:Unexpected import error|No module named|Problem importing|.*cannot import).*")
-_UNKNOWN_FLAG = re.compile(r"unrecognized arguments?: (.*)|does not accept option '([^']+)'")
-_VALUE = re.compile(r"Given value: (.*)")
+_UNKNOWN_FLAG = re.compile(r"unrecognized arguments?: (\S+)|does not accept option '([^']+)'")
+_REQUIRED = re.compile(r"the following arguments are required: (\S+)")
 _MISSING_FILE = re.compile(r"File does not exist: '?([^']*)'?")
+_CLASS_NAME = re.compile(r"Expected a dot import path string: (.*)|(?:module '\S+' has no attribute|No module named) '(\S+)'")
+_TYPE = re.compile(r"Expected a (?:<class '([^']+)'>|typing\.Literal\[(.*)\])")
+_VALUE = re.compile(r"(?:Got value|Given value): (?!NestedArg|\{|Namespace)(.*)|NestedArg\(key='[^']*', val='(.*)'\)")
 _NOISE = re.compile(
-    r"Does not validate against any of the Union subtypes|Subtypes: |Errors:|- Expected a <class 'NoneType'>|Given value type: "
+    r"Does not validate against any of the Union subtypes|Subtypes: |Errors:|Given value|NoneType|Import path .* does not corr"
 )
 
 
@@ -32,36 +35,90 @@ def explain(message: str, known_flags: list[str]) -> str:
     """
     keys = _KEY.findall(message)
     name = ".".join(keys)
+    classes = _CLASS.findall(message)
     if match := _UNKNOWN_FLAG.search(message):
-        flag = (match[1] or match[2]).split()[0].removeprefix("--").split("=")[0]
+        flag = (match[1] or match[2]).removeprefix("--").split("=")[0]
         return f"{flag}: there is no such option.{near_matches(flag, known_flags)}"
     if match := _MISSING_FILE.search(message):
         return f"--{name or 'config'}: expected a file, there is none at {match[1]}"
-    classes = _CLASS.findall(message)
+    if match := _REQUIRED.search(message):
+        return f"{name}.{match[1]}: required, but not given"
     if match := _OPTION.search(message):
         option = match[1].split(".")[0]
         owner = _imported(classes[-1]) if classes else None
         accepted = list(inspect.signature(owner).parameters) if owner is not None else []
         of = f" of {classes[-1].rsplit('.', 1)[-1]}" if classes else ""
         return f"{name}.{option}: there is no such option{of}.{near_matches(option, accepted)}"
-    if match := _CLASS_NAME.search(message):
-        return f"{name}: expected a class (its name or import path), got {match[1].strip()!r}.{_class_hint(match[1])}"
-    lines = [line.strip() for line in message.splitlines()]
-    useful = [
-        line.removeprefix("- ")
-        for line in lines
-        if line and not (_NOISE.search(line) or _KEY.fullmatch(line) or _CLASS.fullmatch(line) or line.startswith("Given value"))
-    ]
-    text = "; ".join(dict.fromkeys(line.replace("<class '", "").replace("'>", "") for line in useful))
     value = _VALUE.search(message)
-    got = f", got {value[1]}" if value and "Got value" not in text and "NestedArg" not in value[1] else ""
-    text = text.replace(". Got value:", ", got").replace("Expected", "expected")
-    return f"{name}: {text}{got}" if name else f"{text}{got}"
+    given = (value[1] or value[2]).split(". Got value")[0].strip() if value else ""
+    got = f", got {given!r}" if value else ""
+    types = [t for t in _TYPE.findall(message) if t[0] != "NoneType"]
+    plain = [kind or f"one of {choices}" for kind, choices in types if kind not in ("str",)]
+    if plain:
+        return f"{name}: expected {' or '.join(dict.fromkeys(plain))}{got}"
+    if match := _CLASS_NAME.search(message):
+        wanted = (given or match[1] or match[2]).strip()
+        hint = _class_hint(wanted, "objective" in name)
+        return f"{name}: expected a class (its name or import path), got {wanted!r}.{hint}"
+    lines = [line.strip().removeprefix("- ") for line in message.splitlines()]
+    useful = [line for line in lines if line and not (_NOISE.search(line) or _KEY.fullmatch(line) or _CLASS.fullmatch(line))]
+    return f"{name}: {'; '.join(dict.fromkeys(useful))}" if name else "; ".join(dict.fromkeys(useful))
 
 
-def _class_hint(name: str) -> str:
-    known = {member.__name__ for base in _families() for member in _members(base)}
-    return near_matches(name.strip().rsplit(".", 1)[-1], known)
+_NAMES_AN_OBJECTIVE = re.compile(r"--model\.(init_args\.)?objective(\.(init_args\.)?base)*")
+
+
+def with_own_defaults(args: list[str]) -> list[str]:
+    """Each `--model.objective NAME` followed by the defaults of that class, so that they win over a config's arguments.
+
+    Names that are not an objective's are left for the parser to refuse.
+    """
+    out: list[str] = []
+    pending: str | None = None
+    for arg in args:
+        flag, equals, value = arg.partition("=")
+        if pending is None and _NAMES_AN_OBJECTIVE.fullmatch(flag):
+            if not equals:
+                pending = flag
+                out.append(arg)
+                continue
+            out += [arg, *_default_flags(flag, value)]
+        elif pending is not None:
+            out += [arg, *_default_flags(pending, arg)]
+            pending = None
+        else:
+            out.append(arg)
+    return out
+
+
+def _default_flags(flag: str, name: str) -> list[str]:
+    from lit_probsft.objectives import Objective
+
+    family = {member.__name__: member for member in _members(Objective)}
+    kind = family.get(name) or _imported(name)
+    if not (isinstance(kind, type) and issubclass(kind, Objective) and dataclasses.is_dataclass(kind)):
+        return []
+    flags = []
+    for field in dataclasses.fields(kind):
+        missing = dataclasses.MISSING
+        if field.default is missing and field.default_factory is missing:
+            continue
+        value = field.default if field.default_factory is missing else field.default_factory()
+        plain = value.as_config() if isinstance(value, Objective) else value
+        flags.append(f"{flag}.{field.name}={json.dumps(plain)}")
+    return flags
+
+
+def _class_hint(name: str, objectives_only: bool) -> str:
+    import torch
+
+    from lit_probsft.objectives import Objective
+
+    families = [Objective] if objectives_only else _families()
+    known = {member.__name__ for base in families for member in _members(base)}
+    # The hint is a name that works as it is typed: our members are known by their names, torch's by their import paths.
+    optimizers = {f"torch.optim.{n}" for n, v in vars(torch.optim).items() if isinstance(v, type) and n != "Optimizer"}
+    return near_matches(name, known if objectives_only else known | optimizers)
 
 
 def _families() -> list[type]:

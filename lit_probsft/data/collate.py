@@ -9,9 +9,7 @@ import numpy as np
 import torch
 
 from lit_probsft.data.plan import MicroBatch
-
-IGNORED = -100
-"""The label of a token that is not supervised."""
+from lit_probsft.data.tokenization import IGNORED
 
 
 def collate(

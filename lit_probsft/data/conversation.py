@@ -78,7 +78,10 @@ def resolve_columns(
     if prompt is None and response is None:
         if "messages" in columns:
             return None, None, "messages"
-        if "prompt" in columns and "response" in columns:
+        if "prompt" in columns or "response" in columns:
+            for name in ("prompt", "response"):
+                if name not in columns:
+                    raise UserError(f"{name}: {_missing(name, columns)} Name the one to use.")
             return "prompt", "response", None
         raise UserError(
             "prompt: expected a column `messages`, or columns `prompt` and `response`, or the columns to use named by "

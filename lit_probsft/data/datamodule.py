@@ -83,12 +83,8 @@ class InstructionDataModule(LightningDataModule):
     ) -> None:
         super().__init__()
         for argument, number, least in (
-            ("max_length", max_length, 2),
-            ("batch_size", batch_size, 1),
-            ("eval_batch_size", eval_batch_size, 1),
-            ("length_pool", length_pool, 0),
-            ("seed", seed, 0),
-            ("num_workers", num_workers, 0),
+            *(("max_length", max_length, 2), ("batch_size", batch_size, 1), ("eval_batch_size", eval_batch_size, 1)),
+            *(("length_pool", length_pool, 0), ("seed", seed, 0), ("num_workers", num_workers, 0)),
             ("num_proc", num_proc, 1),
         ):
             if number is not None and number < least:
@@ -127,8 +123,7 @@ class InstructionDataModule(LightningDataModule):
         self._recipe = Recipe(
             read_template(chat_template), format == "plain", require_end_of_turn, max_length, overflow
         )
-        default_cache = os.environ.get("LIT_PROBSFT_CACHE") or "~/.cache/lit_probsft"
-        self._cache = Path(cache_dir or default_cache).expanduser()
+        self._cache = Path(cache_dir or os.environ.get("LIT_PROBSFT_CACHE") or "~/.cache/lit_probsft").expanduser()
         self._tokenizer_source = as_tokenizer_source(tokenizer)
         self._tokenizer: Any = None
         self._stores: dict[str, TokenStore] = {}

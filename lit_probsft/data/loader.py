@@ -51,9 +51,25 @@ class PlanLoader:
         self._batches = _Batches(store, pad_token_id, prompts)
         self._num_workers = num_workers
         self._loader: DataLoader[Any] | None = None
-        # Where Lightning looks for `set_epoch` and DeepSpeed for the batch size. An attribute `sampler` would do for
-        # the former as well, but is taken for an invitation to replace it.
-        self.batch_sampler = _Seat(self)
+
+    @property
+    def batch_sampler(self) -> _Seat:
+        """Where Lightning looks for `set_epoch`, and DeepSpeed for the batch size.
+
+        An attribute `sampler` would do for the former as well, but is taken for an invitation to replace it. Made when
+        asked for: in a cycle of references, workers would be told too late that they are no longer needed.
+        """
+        return _Seat(self)
+
+    @property
+    def _iterator(self) -> Any:
+        # What Lightning shuts down, and sets to None, when its loops end: workers left to the garbage collector take
+        # ten seconds to go.
+        return None if self._loader is None else self._loader._iterator
+
+    @_iterator.setter
+    def _iterator(self, value: None) -> None:
+        self._loader = None
 
     def __len__(self) -> int:
         return self.plan.num_micro_batches

@@ -6,10 +6,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from lit_probsft.data.collate import IGNORED
 from lit_probsft.data.splits import LoadedSource, Split, located
 from lit_probsft.data.store import Document
-from lit_probsft.data.tokenization import tokenize_conversation, tokenize_prompt
+from lit_probsft.data.tokenization import IGNORED, tokenize_conversation, tokenize_prompt
 from lit_probsft.errors import UserError
 
 VERSION = 1

@@ -20,7 +20,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lit_probsft.data.collate import IGNORED
+from lit_probsft.data.tokenization import IGNORED
 
 
 class TokenStore:

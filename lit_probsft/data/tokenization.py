@@ -11,9 +11,11 @@ import functools
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from lit_probsft.data.collate import IGNORED
 from lit_probsft.data.turns import Span, ends_with_special, find_turns, shown
 from lit_probsft.errors import UserError
+
+IGNORED = -100
+"""The label of a token that is not supervised."""
 
 
 def tokenize_conversation(

@@ -117,7 +117,7 @@ def test_ranks_share_the_documents_and_have_equally_many_micro_batches(store):
     plan = Plan(store.lengths, store.supervised, batch_size=2, accumulate=2, world_size=3)
     ranks = [seen(PlanLoader(store, plan, rank=rank, pad_token_id=PAD)) for rank in range(3)]
     assert {len(rank) for rank in ranks} == {plan.num_micro_batches}
-    assert sorted(sum((batch for rank in ranks for batch in rank), ())) == list(range(23))
+    assert sorted(document for rank in ranks for batch in rank for document in batch) == list(range(23))
 
 
 @pytest.mark.parametrize("given", range(13))
@@ -212,6 +212,6 @@ def fit(store, epochs=3, ckpt_path=None, callbacks=()):
 
 def test_a_resumed_fit_sees_exactly_the_rest(store, tmp_path):
     order = fit(store, callbacks=[SaveAt(tmp_path, {2, 8, 12})])
-    assert order == sum((epoch_order(store, epoch) for epoch in range(3)), [])
+    assert order == [batch for epoch in range(3) for batch in epoch_order(store, epoch)]
     for name, given in {"2": 4, "8": 16, "12": 24, "epoch0": 12, "epoch1": 24}.items():
         assert fit(store, ckpt_path=tmp_path / f"{name}.ckpt") == order[given:], name

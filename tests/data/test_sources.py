@@ -82,7 +82,7 @@ def test_values_are_never_guessed_to_be_something_other_than_text(tmp_path, json
 def test_a_split_of_a_saved_folder_is_chosen_by_name(tmp_path):
     save_splits(tmp_path / "splits")
     assert len(Rows(str(tmp_path / "splits"), split="holdout").load()) == 1
-    with pytest.raises(UserError, match="^split: no split 'hodlout' among train, holdout .*Did you mean 'holdout'"):
+    with pytest.raises(UserError, match=r"^split: no split 'hodlout' among train, holdout .*Did you mean 'holdout'"):
         Rows(str(tmp_path / "splits"), split="hodlout").load()
 
 
@@ -120,7 +120,7 @@ def test_a_missing_file_names_its_neighbours(tmp_path, jsonl):
         with pytest.raises(UserError, match=f"^path: .*{message}"):
             Rows(str(tmp_path / path)).load()
     for path in ("", []):
-        with pytest.raises(UserError, match="^path: expected"):
+        with pytest.raises(UserError, match=r"^path: expected"):
             Rows(path).load()
 
 
@@ -206,5 +206,5 @@ def test_fields_out_of_range_are_refused_by_name():
     for argument, value in (("start", -1), ("count", 0), ("min_word_len", 0), ("max_word_len", 1)):
         with pytest.raises(UserError, match=f"^{argument}: expected at least"):
             FigletPuzzles(**{argument: value})
-    with pytest.raises(UserError, match="^limit: expected at least 1"):
+    with pytest.raises(UserError, match=r"^limit: expected at least 1"):
         Rows("x", limit=0)

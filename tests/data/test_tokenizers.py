@@ -41,7 +41,7 @@ def test_bpe_is_learnt_from_the_rows_and_always_the_same(bpe_tokenizer):
 
 
 def test_bpe_cannot_be_smaller_than_the_bytes():
-    with pytest.raises(UserError, match="^vocab_size: expected at least 259"):
+    with pytest.raises(UserError, match=r"^vocab_size: expected at least 259"):
         BPETokenizer(258)
 
 
@@ -70,10 +70,10 @@ def test_an_existing_token_may_pad_and_none_is_added(padless):
 
 
 def test_a_missing_folder_or_an_empty_one_is_refused_by_name(tmp_path, padless):
-    with pytest.raises(UserError, match="^name_or_path: no such folder: .*Did you mean 'padless'"):
+    with pytest.raises(UserError, match=r"^name_or_path: no such folder: .*Did you mean 'padless'"):
         PretrainedTokenizer(str(tmp_path / "padles")).load(list)
     (tmp_path / "empty").mkdir()
-    with pytest.raises(UserError, match="^name_or_path: expected a folder or a hub id that holds a tokenizer"):
+    with pytest.raises(UserError, match=r"^name_or_path: expected a folder or a hub id that holds a tokenizer"):
         PretrainedTokenizer(str(tmp_path / "empty")).load(list)
 
 
@@ -81,5 +81,5 @@ def test_a_slow_tokenizer_is_refused():
     class Slow:
         is_fast = False
 
-    with pytest.raises(UserError, match="expected a fast tokenizer .* got a slow one, Slow"):
+    with pytest.raises(UserError, match=r"expected a fast tokenizer .* got a slow one, Slow"):
         checked_tokenizer(Slow())

@@ -1,0 +1,419 @@
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+from chat_templates import CHATML, MARKS_WITHOUT_END, NO_SYSTEM
+from jsonargparse import ArgumentParser
+from lightning.pytorch import LightningModule, Trainer
+
+from lit_probsft.data import (
+    BPETokenizer,
+    ByteTokenizer,
+    FigletPuzzles,
+    InstructionDataModule,
+    PretrainedTokenizer,
+    Rows,
+)
+from lit_probsft.errors import UserError
+
+
+@pytest.fixture
+def make(tmp_path, jsonl, questions):
+    """A data module over `questions`, with a cache of its own, set up for a stage unless that is None."""
+    path = jsonl(questions)
+
+    def build(stage="fit", **kwargs):
+        defaults = {"train": path, "tokenizer": ByteTokenizer(), "cache_dir": str(tmp_path / "cache"), "batch_size": 4}
+        module = InstructionDataModule(**{**defaults, **kwargs})
+        if stage is not None:
+            module.setup(stage)
+        return module
+
+    return build
+
+
+def drain(loader):
+    return [document for batch in loader for document in batch["documents"].tolist()]
+
+
+def answers(module, loader):
+    """Supervised texts by document."""
+    found = {}
+    for batch in loader:
+        for document, ids, labels in zip(batch["documents"].tolist(), batch["input_ids"], batch["labels"], strict=True):
+            found[document] = module.tokenizer.decode(ids[labels != -100])
+    return found
+
+
+# What it gives.
+
+
+def test_training_visits_every_row_with_its_answer_supervised(make, questions):
+    module = make()
+    texts = answers(module, module.train_dataloader())
+    assert texts == {i: row["response"] + "<|im_end|>" for i, row in enumerate(questions)}
+    assert module.report["train"]["rows"] == module.report["train"]["kept"] == 24
+    assert module.report["train"]["supervised_tokens"] == sum(len(row["response"]) + 1 for row in questions)
+    assert module.report["train"]["max_length"] == module.plan.lengths.max()
+    assert module.report["train"]["fingerprint"] == module.fingerprint
+    assert module.max_token_id == 258
+    assert module.num_windows == len(module.train_dataloader()) == 6
+    assert module.val_dataloader() == []
+
+
+def test_a_held_out_fraction_is_disjoint_deterministic_and_drawn_by_the_seed(make):
+    module = make(validation_fraction=0.25)
+    kept, held_out = (module._stores[name].rows.tolist() for name in ("train", "validation"))
+    assert sorted(kept + held_out) == list(range(24))
+    assert len(held_out) == 6
+    assert sorted(drain(module.val_dataloader())) == list(range(6))
+    again, other = (
+        make(validation_fraction=0.25, cache_dir=str(module._cache / "x")),
+        make(validation_fraction=0.25, seed=1),
+    )
+    assert again._stores["validation"].rows.tolist() == held_out != other._stores["validation"].rows.tolist()
+
+
+def test_evaluation_visits_every_document_once_on_any_number_of_ranks(make, jsonl, questions):
+    module = make("test", test=jsonl(questions[:7], "test.jsonl"), eval_batch_size=3)
+    assert sorted(drain(module.test_dataloader())) == list(range(7))
+    assert "train" not in module.report
+    assert module.fingerprint is None
+
+
+def test_prediction_gives_prompts_padded_on_the_left_and_what_belongs_to_them(make, jsonl, questions):
+    # A prompt is used whole whatever max_length says: it bounds what is trained on.
+    module = make("predict", test=jsonl(questions, "test.jsonl"), max_length=20, overflow="drop")
+    seen = []
+    for batch in module.predict_dataloader():
+        assert "labels" not in batch
+        for document, ids, mask in zip(
+            batch["documents"].tolist(), batch["input_ids"], batch["attention_mask"], strict=True
+        ):
+            row = module.prediction_row(document)
+            text = module.tokenizer.decode(ids[mask.bool()])
+            assert text == f"<|im_start|>user\n{row['prompt']}<|im_end|>\n<|im_start|>assistant\n"
+            assert mask.tolist() == sorted(mask.tolist())
+            assert (row["prompt"], row["reference"]) == (
+                questions[row["index"]]["prompt"],
+                questions[row["index"]]["response"],
+            )
+            seen.append(row["index"])
+    assert sorted(seen) == list(range(24))
+    assert drain(make("predict", validation=jsonl(questions[:3], "v.jsonl")).predict_dataloader())
+
+
+def test_plain_format_and_template_files_are_used(make, tmp_path, questions):
+    module = make(format="plain")
+    ids, _ = module._stores["train"][0]
+    assert module.tokenizer.decode(ids) == questions[0]["prompt"] + questions[0]["response"] + "<|im_end|>"
+    (tmp_path / "mine.jinja").write_text("{{ 'Hello. ' }}" + CHATML)
+    for template in (str(tmp_path / "mine.jinja"), "{{ 'Hello. ' }}" + CHATML):
+        module = make(chat_template=template)
+        assert module.tokenizer.decode(module._stores["train"][0][0]).startswith("Hello. <|im_start|>user")
+
+
+def test_too_long_rows_are_cut_or_dropped_as_asked_and_counted(make, questions):
+    whole = make()._stores["train"]
+    limit = 75
+    long = [i for i, length in enumerate(whole.lengths) if length > limit]
+    assert 0 < len(long) < 24
+    dropped = make(max_length=limit, overflow="drop")
+    assert dropped.report["train"]["dropped"] == len(long)
+    assert dropped._stores["train"].rows.tolist() == [i for i in range(24) if i not in long]
+    cut = make(max_length=limit, overflow="truncate").report["train"]
+    assert cut["max_length"] == limit
+    assert cut["truncated"] + cut["dropped"] == len(long)
+    assert cut["truncated"] > 0
+    assert cut["dropped"] > 0  # those whose prompt alone fills it
+
+
+def test_a_tokenizer_can_be_learnt_from_the_rows_or_given_loaded(make, byte_tokenizer):
+    learnt = make(tokenizer=BPETokenizer(300), validation_fraction=0.25)
+    assert 259 < len(learnt.tokenizer) <= 300
+    again = make(None, tokenizer=BPETokenizer(300), validation_fraction=0.25)
+    assert again.tokenizer.get_vocab() == learnt.tokenizer.get_vocab()
+    assert make(tokenizer=byte_tokenizer).fingerprint == make().fingerprint
+
+
+@pytest.mark.slow
+def test_several_processes_give_the_same_tokens(make, tmp_path):
+    assert make(num_proc=2, cache_dir=str(tmp_path / "other")).fingerprint == make().fingerprint
+
+
+def test_puzzles_need_no_file(tmp_path):
+    module = InstructionDataModule(FigletPuzzles(count=4), tokenizer=ByteTokenizer(), cache_dir=str(tmp_path))
+    module.setup()
+    assert module.report["train"]["kept"] == 4
+
+
+# The cache.
+
+
+def test_the_second_time_nothing_is_tokenized(make, monkeypatch):
+    first = make(validation_fraction=0.25)
+    monkeypatch.setattr("lit_probsft.data.cache.documents", lambda *args, **kwargs: pytest.fail("tokenized again"))
+    second = make(validation_fraction=0.25)
+    assert second.report == first.report
+
+
+def test_a_changed_option_never_reads_a_stale_cache(make, questions, jsonl, tmp_path):
+    (tmp_path / "bytes").mkdir()
+    tokenizer = ByteTokenizer().load(list)
+    tokenizer.add_tokens(["Say."])
+    changes = [
+        {},
+        {"train": jsonl(questions[:-1], "fewer.jsonl")},
+        {"train": Rows(jsonl(questions), system="Be kind.")},
+        {"tokenizer": tokenizer},
+        {"tokenizer": BPETokenizer(280)},
+        {"format": "plain"},
+        {"chat_template": "{{ 'x' }}" + CHATML},
+        {"chat_template": MARKS_WITHOUT_END, "require_end_of_turn": False},
+        {"max_length": 75, "overflow": "drop"},
+        {"max_length": 75, "overflow": "truncate"},
+        {"validation_fraction": 0.25},
+        {"validation_fraction": 0.25, "seed": 1},
+    ]
+    fingerprints = [make(**change).fingerprint for change in changes]
+    assert len(set(fingerprints)) == len(changes)
+    assert [make(**change).fingerprint for change in changes] == fingerprints
+
+
+def test_what_a_failed_tokenization_leaves_is_nothing(make, jsonl, questions, tmp_path):
+    path = jsonl([*questions, {"prompt": "x", "response": ""}], "bad.jsonl")
+    with pytest.raises(UserError):
+        make(train=path)
+    assert [file for file in (tmp_path / "cache").rglob("*") if file.is_file()] == []
+
+
+def test_the_cache_lies_where_the_environment_says(monkeypatch, tmp_path, jsonl, questions):
+    monkeypatch.setenv("LIT_PROBSFT_CACHE", str(tmp_path / "here"))
+    InstructionDataModule(jsonl(questions), tokenizer=ByteTokenizer()).setup("fit")
+    assert list((tmp_path / "here" / "tokens").iterdir())
+
+
+# With a trainer.
+
+
+quiet = pytest.mark.filterwarnings("ignore::UserWarning")  # of a module that trains nothing
+
+
+class Counter(LightningModule):
+    def __init__(self):
+        super().__init__()
+        self.seen = {"train": [], "validation": [], "predict": []}
+
+    def training_step(self, batch, index):
+        self.seen["train"].append((batch["documents"].tolist(), batch["window_tokens"]))
+
+    def validation_step(self, batch, index):
+        self.seen["validation"] += batch["documents"].tolist()
+
+    def predict_step(self, batch, index):
+        self.seen["predict"] += batch["documents"].tolist()
+
+    def configure_optimizers(self):
+        return None
+
+
+def trainer(**kwargs):
+    bare = {
+        "logger": False,
+        "enable_checkpointing": False,
+        "enable_progress_bar": False,
+        "enable_model_summary": False,
+    }
+    return Trainer(accelerator="cpu", max_epochs=1, num_sanity_val_steps=0, **bare, **kwargs)
+
+
+@quiet
+def test_a_trainer_gets_a_plan_of_its_own_accumulation_and_whole_predictions(make):
+    module, model = make(None, validation_fraction=0.25), Counter()
+    trainer(accumulate_grad_batches=3).fit(model, datamodule=module)
+    assert module.plan.accumulate == 3
+    assert module.num_windows == 2
+    assert len(model.seen["train"]) == 6
+    supervised = module._stores["train"].supervised
+    for start in (0, 3):  # the second window is incomplete
+        window = model.seen["train"][start : start + 3]
+        assert {tokens for _, tokens in window} == {sum(supervised[documents].sum() for documents, _ in window)}
+    assert sorted(model.seen["validation"]) == list(range(6))
+    trainer().predict(model, datamodule=module)
+    assert sorted(model.seen["predict"]) == list(range(6))
+
+
+@quiet
+def test_overfitting_on_purpose_repeats_the_same_batches(make):
+    module, model = make(None), Counter()
+    trainer(overfit_batches=2).fit(model, datamodule=module)
+    assert len(model.seen["train"]) == 2
+    assert module.train_dataloader().fixed_epoch
+
+
+# From YAML and from flags.
+
+
+def parse(*args, text=None):
+    parser = ArgumentParser(exit_on_error=False)
+    parser.add_class_arguments(InstructionDataModule, "data")
+    config = parser.parse_object(yaml.safe_load(text)) if text else parser.parse_args(list(args))
+    return parser.instantiate(config).data
+
+
+def sources(module):
+    return {name: split.loaded.source for name, split in module._splits.items()}
+
+
+def test_sources_and_tokenizers_come_from_yaml_by_class_path():
+    module = parse(
+        text="""
+        data:
+          train: {class_path: Rows, init_args: {path: [a.jsonl, b.jsonl], prompt: question, response: answer}}
+          validation: {class_path: lit_probsft.data.FigletPuzzles, init_args: {start: 40000, count: 5000}}
+          test: t.jsonl
+          tokenizer: {class_path: PretrainedTokenizer, init_args: {name_or_path: some/model, pad_token: x}}
+          max_length: 128
+          overflow: truncate
+        """
+    )
+    assert sources(module) == {
+        "train": Rows(["a.jsonl", "b.jsonl"], prompt="question", response="answer"),
+        "validation": FigletPuzzles(start=40000, count=5000),
+        "test": Rows("t.jsonl"),
+        "predict": Rows("t.jsonl"),
+    }
+    assert module._tokenizer_source == PretrainedTokenizer("some/model", pad_token="x")
+    assert (module.max_length, module.overflow) == (128, "truncate")
+
+
+def test_sources_and_tokenizers_come_from_flags():
+    module = parse(
+        *("--data.train", "Rows", "--data.train.path", "x", "--data.train.prompt", "question"),
+        *("--data.train.response", "answer", "--data.tokenizer", "ByteTokenizer", "--data.validation", "v.jsonl"),
+    )
+    assert sources(module)["train"] == Rows("x", prompt="question", response="answer")
+    assert sources(module)["validation"] == Rows("v.jsonl")
+    assert module._tokenizer_source == ByteTokenizer()
+    assert parse("--data.tokenizer", "some/model")._tokenizer_source == PretrainedTokenizer("some/model")
+
+
+def test_a_record_of_the_data_is_plain():
+    module = InstructionDataModule(FigletPuzzles(count=9), tokenizer=ByteTokenizer(), validation_fraction=0.5)
+    record = json.loads(json.dumps(module.describe()))
+    assert record["train"]["count"] == 9
+    assert record["tokenizer"] == {"tokenizer": "ByteTokenizer"}
+
+
+# What it refuses.
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "message"),
+    [
+        ({"batch_size": 0}, "^data.batch_size: expected at least 1, got 0"),
+        ({"eval_batch_size": 0}, "^data.eval_batch_size: expected at least 1"),
+        ({"max_length": 1}, "^data.max_length: expected at least 2"),
+        ({"length_pool": -1}, "^data.length_pool: "),
+        ({"seed": -1}, "^data.seed: "),
+        ({"num_workers": -1}, "^data.num_workers: "),
+        ({"num_proc": 0}, "^data.num_proc: "),
+        ({"validation_fraction": 1.0}, "^data.validation_fraction: expected at least 0 and less than 1, got 1.0"),
+        ({"validation_fraction": 0.1, "validation": "x"}, "^data.validation_fraction: .*got both"),
+        ({"validation_fraction": 0.1, "train": None}, "^data.validation_fraction: expected data.train"),
+        ({"format": "chatt"}, "^data.format: expected one of chat, plain, got 'chatt'. Did you mean 'chat'"),
+        ({"overflow": "cut"}, "^data.overflow: expected one of error, truncate, drop"),
+        ({"format": "plain", "chat_template": CHATML}, "^data.chat_template: expected none"),
+        ({"chat_template": "nowhere.jinja"}, "^data.chat_template: expected a template file or Jinja text"),
+    ],
+)
+def test_values_out_of_range_are_refused_at_construction(make, kwargs, message):
+    with pytest.raises(UserError, match=message):
+        make(None, **kwargs)
+
+
+@pytest.mark.parametrize(
+    ("rows", "kwargs", "message"),
+    [
+        (None, {"train": "none.jsonl"}, "^data.train.path: no such file: 'none.jsonl'"),
+        (None, {"train": None}, "^data.train: expected a source of rows"),
+        (None, {"tokenizer": None}, "^data.tokenizer: expected a tokenizer"),
+        (None, {"tokenizer": "./nowhere"}, "^data.tokenizer.name_or_path: no such folder"),
+        (None, {"max_length": 40}, r"^data.max_length: expected at most 40 tokens, got \d+ \(row 1 of data.train"),
+        (None, {"max_length": 5, "overflow": "drop"}, "^data.max_length: all 24 rows of data.train were dropped"),
+        (None, {"max_length": 5, "overflow": "truncate"}, "^data.max_length: all 24 rows"),
+        (None, {"validation_fraction": 0.01}, "^data.validation_fraction: expected a share .* got 0.01 of 24 rows"),
+        (None, {"chat_template": "{% for %}"}, r"^data.chat_template: not valid Jinja.* \(row 0 of data.train"),
+        (None, {"chat_template": MARKS_WITHOUT_END}, "^data.require_end_of_turn: the assistant's turn does not end"),
+        (None, {"chat_template": "{{ 'x' }}"}, "^data.chat_template: the mask supervises nothing"),
+        ([], {}, "^data.train: expected at least one row, got an empty data set"),
+        ([{"q": "a", "response": "b"}], {}, "^data.train.prompt: no column 'prompt' among 'q'"),
+        ([{"q": "a", "a": "b"}], {}, "^data.train.prompt: expected a column `messages`"),
+        (
+            [{"prompt": "a", "response": "b"}, {"prompt": "a", "response": 4}],
+            {},
+            r"^data.train.response: .*got 4 \(row 1 of",
+        ),
+        (
+            [{"prompt": "a", "response": "b"}, {"prompt": "a"}],
+            {},
+            r"^data.train.response: no column 'response' among 'prompt'.* \(row 1 of",
+        ),
+        (
+            [{"messages": [{"role": "user", "content": "x"}]}],
+            {},
+            r"^data.train.messages: expected the last turn .*row 0",
+        ),
+        (
+            [{"messages": [{"role": role, "content": "x"} for role in ("system", "user", "assistant")]}],
+            {"chat_template": NO_SYSTEM},
+            "^data.chat_template: it refuses the roles system, user, assistant: System role not supported",
+        ),
+    ],
+)
+def test_bad_data_is_refused_by_the_argument_at_fault(make, jsonl, rows, kwargs, message):
+    if rows is not None:
+        kwargs = {**kwargs, "train": jsonl(rows, "bad.jsonl")}
+    with pytest.raises(UserError, match=message):
+        make(**kwargs)
+
+
+def test_columns_that_do_not_exist_are_refused_with_near_matches(make, jsonl):
+    path = jsonl([{"question": "a", "answer": "b"}], "qa.jsonl")
+    with pytest.raises(UserError, match=r"^data.train.prompt: no column 'quesion' .*Did you mean 'question'"):
+        make(train=Rows(path, prompt="quesion", response="answer"))
+    with pytest.raises(UserError, match=r"^data.validation.response: no column 'anser' .*Did you mean 'answer'"):
+        make(validation=Rows(path, prompt="question", response="anser"))
+
+
+@pytest.mark.parametrize("stage", ["validate", "test", "predict"])
+def test_a_stage_without_rows_is_refused_by_name(make, stage):
+    name = {"validate": "validation"}.get(stage, stage)
+    with pytest.raises(UserError, match=f"^data.{name}: expected a source of rows"):
+        make(stage)
+
+
+def test_a_tokenizer_without_pad_token_is_refused_by_the_option_to_set(make, tmp_path):
+    tokenizer = ByteTokenizer().load(list)
+    tokenizer.pad_token = None
+    tokenizer.save_pretrained(tmp_path / "padless")
+    for given in (tokenizer, str(tmp_path / "padless")):
+        with pytest.raises(UserError, match=r"^data.tokenizer.pad_token: the tokenizer has no pad token"):
+            make(tokenizer=given)
+    assert (
+        make(tokenizer=PretrainedTokenizer(str(tmp_path / "padless"), pad_token="<|im_end|>")).tokenizer.pad_token_id
+        == 258
+    )
+
+
+def test_importing_the_package_imports_nothing_heavy():
+    root = Path(__file__).parents[2]
+    code = """
+import sys, lit_probsft.data as data
+data.Rows, data.Plan, data.ByteTokenizer, data.tokenize_conversation
+assert not {"torch", "lightning", "transformers", "datasets", "tokenizers"} & set(sys.modules)
+"""
+    subprocess.run([sys.executable, "-c", code], check=True, cwd=root)

@@ -1,0 +1,360 @@
+"""The commands as a user types them: what they leave behind, and what they say when something is wrong."""
+
+from __future__ import annotations
+
+import csv
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import yaml
+from transformers import AutoModelForCausalLM, AutoTokenizer
+
+from lit_probsft.cli import main
+from lit_probsft.errors import UserError
+from tests import tiny
+
+
+@pytest.fixture(autouse=True)
+def _in_its_own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def config(folder: Path, **changes: Any) -> Path:
+    """A small run: three steps of eight rows, validation on six others."""
+    tiny.write_rows(folder / "train.jsonl", 24)
+    tiny.write_rows(folder / "validation.jsonl", 6, seed=1)
+    columns = {"prompt": "question", "response": "answer"}
+    content: dict[str, Any] = {
+        "model": {
+            "model": {"class_path": "RandomCausalLM", "init_args": {"config": tiny.LLAMA}},
+            "objective": {"class_path": "NLL"},
+            "optimizer": {"class_path": "torch.optim.AdamW", "init_args": {"lr": 1.0e-2}},
+            "generation": {"max_new_tokens": 4},
+        },
+        "data": {
+            "train": {"class_path": "Rows", "init_args": {"path": str(folder / "train.jsonl"), **columns}},
+            "validation": {"class_path": "Rows", "init_args": {"path": str(folder / "validation.jsonl"), **columns}},
+            "tokenizer": {"class_path": "ByteTokenizer"},
+            "batch_size": 8,
+        },
+        "trainer": {"max_epochs": 1, "accelerator": "cpu", "enable_progress_bar": False, "log_every_n_steps": 1},
+    }
+    for path, value in changes.items():
+        place = content
+        *parents, last = path.split("__")
+        for key in parents:
+            place = place.setdefault(key, {})
+        place[last] = value
+    path = folder / "tiny.yaml"
+    path.write_text(yaml.safe_dump(content))
+    return path
+
+
+def fit(path: Path, *flags: str) -> Any:
+    return main(["fit", "--config", str(path), *flags])
+
+
+def rows_of(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def test_fit_leaves_what_it_promises(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    cli = fit(config(tmp_path), "--model.objective", "Threshold", "--model.objective.min_prob", "0.001")
+    run = tmp_path / "runs" / "tiny"
+    assert {p.name for p in run.iterdir()} == {"config.yaml", "metrics.csv", "run.json", "checkpoints", "hf"}
+    assert {p.name for p in (run / "checkpoints").iterdir()} == {"best.ckpt", "last.ckpt"}
+
+    record = json.loads((run / "run.json").read_text())
+    assert record["status"] == "completed"
+    assert record["objective"]["class_path"] == "lit_probsft.objectives.Threshold"
+    assert record["objective"]["init_args"]["min_prob"] == 0.001
+    assert record["counts"]["optimizer_steps"] == 3
+    assert record["counts"]["tokens"] == record["data"]["train"]["tokens"]
+    assert record["metrics"]["val/nll"] < record["initial_metrics"]["val/nll"]
+    assert record["seed"] == 0
+    assert record["data_fingerprint"] == cli.datamodule.fingerprint
+    assert record["versions"]["torch"] == torch.__version__
+
+    rows = rows_of(run / "metrics.csv")
+    steps = [row for row in rows if row["train/loss"]]
+    assert len(steps) == 3
+    for name in ("train/nll", "train/mean_p", "train/accuracy", "train/inside", "train/grad_norm", "lr", "tokens_per_second"):
+        assert steps[-1][name] != "", name
+    assert [float(row["lr"]) for row in steps][0] > 0
+    assert float(rows[-1]["val/nll"]) == pytest.approx(record["metrics"]["val/nll"])
+
+    model = AutoModelForCausalLM.from_pretrained(run / "hf")
+    tokenizer = AutoTokenizer.from_pretrained(run / "hf")
+    ids = torch.tensor([tokenizer.encode("1 + 1")])
+    torch.testing.assert_close(model(ids).logits, cli.model.model.eval()(ids).logits, rtol=0, atol=0)
+    assert tokenizer.chat_template == cli.datamodule.tokenizer.chat_template
+    card = (run / "hf" / "README.md").read_text()
+    assert "Threshold" in card
+    assert "min_prob: 0.001" in card
+    said = capsys.readouterr().out
+    assert "runs/tiny/hf" in said
+    assert "next:" in said
+
+
+def test_the_written_config_repeats_the_run(tmp_path: Path) -> None:
+    first = fit(config(tmp_path), "--model.objective", "Power", "--model.objective.alpha", "0.5")
+    second = main(["fit", "--config", "runs/tiny/config.yaml", "--name", "again"])
+    for name, value in tiny.weights(first.model).items():
+        assert torch.equal(tiny.weights(second.model)[name], value), name
+
+
+STOPPER = """
+import lightning as L
+
+
+class Stopper(L.Callback):
+    def __init__(self, step: int):
+        self.step = step
+
+    def on_train_batch_end(self, trainer, *_):
+        if trainer.global_step == self.step:
+            raise RuntimeError("the power goes out")
+"""
+
+
+@pytest.mark.parametrize("accumulate", [1, 2])
+@pytest.mark.parametrize("stop", [2, 3, 5])
+def test_resume_continues_as_if_it_had_never_stopped(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, accumulate: int, stop: int
+) -> None:
+    """Middle and end of an epoch of three steps; a checkpoint after every step, the last of them one before the failure."""
+    (tmp_path / "stopper_of_test_cli.py").write_text(STOPPER)
+    monkeypatch.syspath_prepend(tmp_path)
+    path = config(tmp_path, data__batch_size=8 // accumulate)
+    options = ["--trainer.max_epochs=2", f"--trainer.accumulate_grad_batches={accumulate}", f"--trainer.val_check_interval={accumulate}"]
+    whole = fit(path, "--name", "whole", *options)
+    stopper = "--trainer.callbacks=[{class_path: stopper_of_test_cli.Stopper, init_args: {step: %d}}]" % stop
+    with pytest.raises(RuntimeError, match="the power goes out"):
+        fit(path, "--name", "parts", *options, stopper)
+    with pytest.raises(UserError, match="--resume"):
+        fit(path, "--name", "parts", *options)
+    assert json.loads((tmp_path / "runs/parts/run.json").read_text())["status"] == "failed"
+    resumed = fit(path, "--name", "parts", *options, "--resume")
+    assert resumed.trainer.global_step == whole.trainer.global_step == 6
+    for name, value in tiny.weights(whole.model).items():
+        assert torch.equal(tiny.weights(resumed.model)[name], value), name
+    one, other = (rows_of(tmp_path / "runs" / name / "metrics.csv") for name in ("whole", "parts"))
+    assert [row["train/loss"] for row in one if row["train/loss"]] == [row["train/loss"] for row in other if row["train/loss"]]
+    record = json.loads((tmp_path / "runs/parts/run.json").read_text())
+    assert record["status"] == "completed"
+    assert record["counts"]["tokens"] == 2 * record["data"]["train"]["tokens"]
+
+
+def test_overwrite_replaces_and_a_failed_start_destroys_nothing(tmp_path: Path) -> None:
+    path = config(tmp_path)
+    fit(path)
+    before = sorted(p.stat().st_mtime_ns for p in (tmp_path / "runs").rglob("*") if p.is_file())
+    with pytest.raises(UserError, match="quest"):
+        fit(path, "--overwrite", "--data.train.prompt", "quest")
+    assert sorted(p.stat().st_mtime_ns for p in (tmp_path / "runs").rglob("*") if p.is_file()) == before
+    fit(path, "--overwrite", "--model.objective", "NegP")
+    assert "NegP" in (tmp_path / "runs/tiny/run.json").read_text()
+
+
+def test_validate_test_and_predict_use_what_fit_has_trained(tmp_path: Path) -> None:
+    path = config(tmp_path, data__test={"class_path": "Rows", "init_args": {"path": "validation.jsonl", "prompt": "question", "response": "answer"}})
+    untrained = main(["validate", "--config", str(path)]).trainer.callback_metrics["val/nll"]
+    assert not (tmp_path / "runs").exists()
+    trained = fit(path).trainer.callback_metrics["val/nll"]
+    again = main(["validate", "--config", str(path)]).trainer.callback_metrics
+    assert float(again["val/nll"]) == pytest.approx(float(trained), rel=1e-6)
+    assert json.loads((tmp_path / "runs/tiny/validate.json").read_text())["val/nll"] == pytest.approx(float(trained), rel=1e-6)
+    base = main(["validate", "--config", str(path), "--weights", "base"]).trainer.callback_metrics
+    assert float(base["val/nll"]) == pytest.approx(float(untrained), rel=1e-6)
+    tested = main(["test", "--config", str(path)]).trainer.callback_metrics
+    assert float(tested["test/nll"]) == pytest.approx(float(trained), rel=1e-6)
+
+    cli = main(["predict", "--config", str(path)])
+    answers = [json.loads(line) for line in (tmp_path / "runs/tiny/predictions.jsonl").read_text().splitlines()]
+    source = [json.loads(line) for line in (tmp_path / "validation.jsonl").read_text().splitlines()]
+    assert [a["reference"] for a in answers] == [row["answer"] for row in source]
+    assert [a["index"] for a in answers] == list(range(6))
+    # Padding on the left changes no answer: each equals the one to its prompt alone.
+    tokenizer = cli.datamodule.tokenizer
+    for row, answer in zip(source, answers, strict=True):
+        messages = [{"role": "user", "content": row["question"]}]
+        ids = tokenizer.apply_chat_template(messages, add_generation_prompt=True, return_tensors="pt")["input_ids"]
+        out = cli.model.model.generate(ids, attention_mask=torch.ones_like(ids), max_new_tokens=4, do_sample=False)
+        assert tokenizer.decode(out[0, ids.shape[1] :], skip_special_tokens=True) == answer["answer"]
+
+
+def test_export_works_from_the_checkpoint_alone(tmp_path: Path) -> None:
+    fit(config(tmp_path))
+    lonely = tmp_path / "elsewhere" / "some.ckpt"
+    lonely.parent.mkdir()
+    (tmp_path / "runs/tiny/checkpoints/last.ckpt").rename(lonely)
+    main(["export", str(lonely), str(tmp_path / "out")])
+    ids = torch.tensor([[5, 6, 7]])
+    exported = AutoModelForCausalLM.from_pretrained(tmp_path / "out")(ids).logits
+    final = AutoModelForCausalLM.from_pretrained(tmp_path / "runs/tiny/hf")(ids).logits
+    torch.testing.assert_close(exported, final, rtol=0, atol=0)
+    assert AutoTokenizer.from_pretrained(tmp_path / "out").encode("a b") == AutoTokenizer.from_pretrained(tmp_path / "runs/tiny/hf").encode("a b")
+    with pytest.raises(UserError, match="OUT"):
+        main(["export", str(lonely), str(tmp_path / "out")])
+    damaged = tmp_path / "damaged.ckpt"
+    damaged.write_bytes(lonely.read_bytes()[:5000])
+    with pytest.raises(UserError, match="CKPT"):
+        main(["export", str(damaged), str(tmp_path / "other")])
+    assert not (tmp_path / "other").exists()
+    with pytest.raises(UserError, match="CKPT"):
+        main(["export", str(tmp_path / "none.ckpt"), str(tmp_path / "other")])
+
+
+@pytest.mark.parametrize("tied", [True, False])
+def test_tied_and_untied_weights_survive_the_export(tmp_path: Path, tied: bool) -> None:
+    path = config(tmp_path, model__model={"class_path": "RandomCausalLM", "init_args": {"config": {**tiny.LLAMA, "tie_word_embeddings": tied}}})
+    cli = fit(path)
+    main(["export", "runs/tiny/checkpoints/last.ckpt", "out"])
+    ids = torch.tensor([[5, 6, 7, 8]])
+    for folder in ("runs/tiny/hf", "out"):
+        model = AutoModelForCausalLM.from_pretrained(folder)
+        assert (model.get_input_embeddings().weight is model.get_output_embeddings().weight) == tied
+        torch.testing.assert_close(model(ids).logits, cli.model.model.eval()(ids).logits, rtol=0, atol=1e-6)
+
+
+USERS_FILE = '''
+from dataclasses import dataclass
+
+from lit_probsft import Objective, ProbSFTModule
+
+
+@dataclass(frozen=True)
+class Brier(Objective):
+    gamma: float = 2.0
+
+    def loss(self, tokens):
+        return (1 - tokens.log_probs.exp()) ** self.gamma
+
+
+class Halved(ProbSFTModule):
+    def token_loss(self, tokens):
+        return super().token_loss(tokens) / 2
+'''
+
+
+def test_a_users_own_objective_and_module_are_named_by_class_path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "mine_of_test_cli.py").write_text(USERS_FILE)
+    monkeypatch.syspath_prepend(tmp_path)
+    cli = fit(config(tmp_path), "--model", "mine_of_test_cli.Halved", "--model.objective", "mine_of_test_cli.Brier", "--model.objective.gamma", "3")
+    assert type(cli.model).__name__ == "Halved"
+    assert cli.model.objective.gamma == 3
+    record = json.loads((tmp_path / "runs/tiny/run.json").read_text())
+    assert record["objective"]["class_path"] == "mine_of_test_cli.Brier"
+    assert record["objective"]["token_loss"] == "mine_of_test_cli.Halved.token_loss"
+    again = main(["fit", "--config", "runs/tiny/config.yaml", "--name", "again"])
+    assert type(again.model).__name__ == "Halved"
+
+
+def test_an_objective_named_on_the_command_line_starts_from_its_own_defaults(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "other_of_test_cli.py").write_text(USERS_FILE.replace("gamma: float = 2.0", "alpha: float = 2.0").replace("gamma", "alpha"))
+    monkeypatch.syspath_prepend(tmp_path)
+    path = config(tmp_path, model__objective={"class_path": "Power", "init_args": {"alpha": 8.0}})
+    cli = fit(path, "--model.objective", "other_of_test_cli.Brier")
+    assert cli.model.objective.alpha == 2.0
+
+
+@pytest.mark.parametrize("name", ["tensorboard"])
+def test_tensorboard_by_configuration_beside_the_csv(tmp_path: Path, name: str) -> None:
+    logger = {"class_path": "TensorBoardLogger", "init_args": {"save_dir": str(tmp_path / "tb")}}
+    fit(config(tmp_path, trainer__logger=logger))
+    assert list((tmp_path / "tb").rglob("events.*"))
+    assert (tmp_path / "runs/tiny/metrics.csv").exists()
+
+
+def test_a_run_that_is_no_longer_finite_ends_with_its_last_good_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "broken_of_test_cli.py").write_text(
+        "from lit_probsft import ProbSFTModule\n\n\nclass Broken(ProbSFTModule):\n    def token_loss(self, tokens):\n"
+        "        return super().token_loss(tokens) * (float('nan') if self.training and self.global_step >= 2 else 1)\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    with pytest.raises(UserError, match=r"10 optimizer steps in a row .* last good weights are in .*last\.ckpt"):
+        fit(config(tmp_path), "--model", "broken_of_test_cli.Broken", "--trainer.max_epochs", "9")
+    record = json.loads((tmp_path / "runs/tiny/run.json").read_text())
+    assert record["status"] == "failed"
+    assert record["counts"]["skipped_steps"] == 10
+    main(["export", "runs/tiny/checkpoints/last.ckpt", "out"])
+    assert all(p.isfinite().all() for p in AutoModelForCausalLM.from_pretrained("out").parameters())
+
+
+TINY_MODEL = {"class_path": "RandomCausalLM", "init_args": {"config": tiny.LLAMA}}
+
+BAD_INPUT = {
+    "unknown command": (["ft"], {}, "COMMAND.*Did you mean 'fit'"),
+    "missing config": (["fit", "--config", "tin.yaml"], {}, "--config: expected a file"),
+    "unknown objective": (["--model.objective", "NegPP"], {}, "model.objective.*'NegPP'.*Did you mean 'NegP'"),
+    "unknown objective in the file": ([], {"model__objective": {"class_path": "Powr"}}, "model.objective.*'Powr'.*'Power'"),
+    "unknown field": (["--model.objective", "Power", "--model.objective.alhpa", "3"], {}, "model.objective.alhpa.*'alpha'"),
+    "unknown field of the data": ([], {"data__batch_sise": 3}, "data.batch_sise.*'batch_size'"),
+    "unknown field of the trainer": (["--trainr.max_epochs", "3"], {}, "trainr.max_epochs.*'trainer.max_epochs'"),
+    "wrong type": (["--data.batch_size", "four"], {}, "data.batch_size: expected int, got 'four'"),
+    "value out of range": (["--model.objective", "Threshold", "--model.objective.min_prob", "3"], {}, "min_prob = 3"),
+    "schedule out of range": (["--model.schedule.final", "2"], {}, "schedule.final"),
+    "no model": ([], {"model": {"objective": {"class_path": "NLL"}}}, "model.model"),
+    "missing model folder": (["--model.model", "./no_such_model"], {}, "model_name_or_path.*no_such_model"),
+    "unknown model type": ([], {"model__model": {"class_path": "RandomCausalLM", "init_args": {"config": {"model_type": "lama"}}}}, "model_type.*'llama'"),
+    "unknown field of the model": ([], {"model__model": {"class_path": "RandomCausalLM", "init_args": {"config": {**tiny.LLAMA, "hiden_size": 8}}}}, "hiden_size.*'hidden_size'"),
+    "vocabulary too small": ([], {"model__model": {"class_path": "RandomCausalLM", "init_args": {"config": {**tiny.LLAMA, "vocab_size": 50}}}}, "vocab_size: expected at least.*got 50"),
+    "missing file": (["--data.train.path", "trian.jsonl"], {}, "data.train.*trian.jsonl.*train.jsonl"),
+    "missing column": (["--data.train.prompt", "questoin"], {}, "data.train.*questoin.*question"),
+    "too long": (["--data.max_length", "40"], {}, "data.max_length: expected at most 40 tokens.*data.train"),
+    "all dropped": (["--data.max_length", "10", "--data.overflow", "drop"], {}, "data.max_length.*all 24 rows"),
+    "no training data": ([], {"data": {"tokenizer": {"class_path": "ByteTokenizer"}}}, "data.train"),
+    "a logger that is none": (["--trainer.logger", "TensorBordLogger"], {}, "trainer.logger.*TensorBordLogger"),
+    "weights without a folder": (["validate", "--weights", "nowhere"], {}, "--weights"),
+    "resume without a checkpoint": (["--resume"], {}, "--resume"),
+    "resume and overwrite": (["--resume", "--overwrite"], {}, "--resume and --overwrite"),
+}
+
+
+@pytest.mark.parametrize("name", BAD_INPUT)
+def test_bad_input_is_one_message_that_names_the_argument_and_leaves_nothing(tmp_path: Path, name: str) -> None:
+    flags, changes, words = BAD_INPUT[name]
+    path = config(tmp_path, **changes)
+    command = flags[0] if flags and not flags[0].startswith("-") else "fit"
+    rest = [flag for flag in flags if flag != command]
+    given = [] if "--config" in rest or command == "ft" else ["--config", str(path)]
+    with pytest.raises(UserError, match=words) as caught:
+        main([command, *given, *rest])
+    assert "\n" not in str(caught.value).strip()
+    assert not (tmp_path / "runs").exists()
+
+
+def shell(*args: str, cwd: Path) -> tuple[subprocess.CompletedProcess[str], float]:
+    start = time.monotonic()
+    done = subprocess.run(
+        [sys.executable, "-m", "lit_probsft", *args], cwd=cwd, capture_output=True, text=True, timeout=120, check=False
+    )
+    return done, time.monotonic() - start
+
+
+def test_help_lists_every_command_and_imports_nothing_heavy(tmp_path: Path) -> None:
+    done, _ = shell("--help", cwd=tmp_path)
+    assert done.returncode == 0
+    for command in ("fit", "validate", "test", "predict", "export"):
+        assert f"  {command} " in done.stdout
+    probe = "import sys; from lit_probsft.cli import main\n{call}\nprint([m for m in ('torch', 'lightning', 'transformers') if m in sys.modules])"
+    for call in ("main(['--help'])", "try: main(['export', '--help'])\nexcept SystemExit: pass"):
+        out = subprocess.run([sys.executable, "-c", probe.format(call=call)], capture_output=True, text=True, check=True, cwd=tmp_path)
+        assert out.stdout.splitlines()[-1] == "[]"
+
+
+def test_the_shell_gets_status_2_one_line_and_no_traceback(tmp_path: Path) -> None:
+    done, _ = shell("export", "nowhere.ckpt", "out", cwd=tmp_path)
+    assert done.returncode == 2
+    assert done.stderr.startswith("lit_probsft: error: CKPT")
+    assert len(done.stderr.strip().splitlines()) == 1
+    done, _ = shell("export", cwd=tmp_path)
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
