@@ -29,7 +29,8 @@ def main(args: Sequence[str] | None = None) -> Any:
         args: the command and its flags; None takes them from the shell.
 
     Returns:
-        For `fit`, `validate`, `test` and `predict` the command line object with its `trainer`, `model` and `datamodule`.
+        For `fit`, `validate`, `test` and `predict` the command line object with its `trainer`, `model` and
+        `datamodule`.
 
     Raises:
         UserError: for anything that only the caller can mend.
@@ -68,7 +69,9 @@ def run() -> NoReturn:
 def export(args: Sequence[str]) -> None:
     """`export CKPT OUT`: a checkpoint alone becomes a folder that transformers loads."""
     parser = _Parser(prog="python -m lit_probsft export", description=_OTHERS["export"][1])
-    parser.add_argument("checkpoint", metavar="CKPT", type=Path, help="a checkpoint of `fit`, such as runs/NAME/checkpoints/last.ckpt")
+    parser.add_argument(
+        "checkpoint", metavar="CKPT", type=Path, help="a checkpoint of `fit`, such as runs/NAME/checkpoints/last.ckpt"
+    )
     parser.add_argument("out", metavar="OUT", type=Path, help="the Hugging Face folder to write")
     parser.add_argument("--overwrite", action="store_true", help="replace OUT if it exists")
     options = parser.parse_args(args)

@@ -9,8 +9,8 @@ from collections.abc import Iterable
 class UserError(ValueError):
     """Something in a config, a flag, a file or a call is wrong and only its author can mend it.
 
-    The command line prints the message from rank 0, without a traceback, and exits with status 2; `main()` and the Python
-    interface raise it. A message names the argument, what was expected and what came.
+    The command line prints the message from rank 0, without a traceback, and exits with status 2; `main()` and the
+    Python interface raise it. A message names the argument, what was expected and what came.
     """
 
 

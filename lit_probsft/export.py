@@ -82,7 +82,12 @@ def export_checkpoint(checkpoint: Path, out: Path, *, overwrite: bool = False) -
     tied = set(getattr(shell, "all_tied_weights_keys", None) or {})
     kept = {name: value for name, value in weights.items() if name not in tied}
     shell.config.dtype = next(iter(kept.values())).dtype
-    _write(out, lambda folder: shell.save_pretrained(folder, state_dict=kept), entry["tokenizer"], json.loads(entry["card"]))
+    _write(
+        out,
+        lambda folder: shell.save_pretrained(folder, state_dict=kept),
+        entry["tokenizer"],
+        json.loads(entry["card"]),
+    )
 
 
 def _write(out: Path, save_weights: Any, tokenizer_files: Mapping[str, str], card: Mapping[str, Any]) -> None:
@@ -116,7 +121,11 @@ def model_card(card: Mapping[str, Any]) -> str:
     import yaml
 
     base = card.get("base_model")
-    front: dict[str, Any] = {"library_name": "transformers", "tags": ["lit_probsft", "sft"], "pipeline_tag": "text-generation"}
+    front: dict[str, Any] = {
+        "library_name": "transformers",
+        "tags": ["lit_probsft", "sft"],
+        "pipeline_tag": "text-generation",
+    }
     # Only a hub id may stand here; a folder would make the hub refuse the card.
     if base and base.count("/") == 1 and not Path(base).exists() and " " not in base:
         front["base_model"] = base
@@ -130,6 +139,13 @@ def model_card(card: Mapping[str, Any]) -> str:
             lines += [f"## {title}", "", "```yaml", yaml.safe_dump(card[key], sort_keys=False).strip(), "```", ""]
     metrics = {k: v for k, v in (card.get("metrics") or {}).items() if isinstance(v, int | float)}
     if metrics:
-        lines += ["## Metrics", "", "NLL and its relatives are in nats per supervised token.", "", "| metric | value |", "|---|---|"]
+        lines += [
+            "## Metrics",
+            "",
+            "NLL and its relatives are in nats per supervised token.",
+            "",
+            "| metric | value |",
+            "|---|---|",
+        ]
         lines += [f"| {k} | {v:.6g} |" for k, v in sorted(metrics.items())] + [""]
     return "\n".join(lines)

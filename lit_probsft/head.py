@@ -1,9 +1,10 @@
 """Hidden states, output weight, labels and an objective in; a loss with its gradients and per-token statistics out.
 
-The logits of N supervised tokens over a vocabulary of V are the largest tensor of a fine-tuning step. For an objective f(p) the
-gradient of a token's loss on its logits is s(p) (softmax - onehot), s(p) = -f'(p) p, known as soon as the logits are. So the
-gradients on the hidden states and on the weight are taken inside the forward pass, chunk by chunk: three matrix products (logits,
-dHidden, dWeight), two where the weight is frozen, and nothing of size N x V is ever alive. Backward only multiplies by a scalar.
+The logits of N supervised tokens over a vocabulary of V are the largest tensor of a fine-tuning step. For an objective
+f(p) the gradient of a token's loss on its logits is s(p) (softmax - onehot), s(p) = -f'(p) p, known as soon as the
+logits are. So the gradients on the hidden states and on the weight are taken inside the forward pass, chunk by chunk:
+three matrix products (logits, dHidden, dWeight), two where the weight is frozen, and nothing of size N x V is ever
+alive. Backward only multiplies by a scalar.
 
 Shapes: N tokens, H hidden size, V vocabulary.
 """
@@ -29,7 +30,8 @@ LOGITS_BUDGET = {"cpu": 32 * 2**20, "cuda": 2**30}
 
 @dataclass(frozen=True)
 class HeadOutput:
-    """What the head says about N tokens. Only `loss` has a gradient; the others are 0 (False) where the label is ignored."""
+    """What the head says about N tokens. Only `loss` has a gradient; the others are 0 (False) where the label is
+    ignored."""
 
     loss: Tensor
     """Scalar, sum(token_weight * f) / normalizer."""
@@ -55,13 +57,14 @@ def objective_loss(
     context: Mapping[str, Any] | None = None,
     chunk_size: int | None = None,
 ) -> HeadOutput:
-    """The loss of N tokens under an objective, with gradients on `hidden`, `weight` and `bias`, without an (N, V) tensor.
+    """The loss of N tokens under an objective, with gradients on `hidden`, `weight` and `bias`, without an (N, V)
+    tensor.
 
-    The logits are soft_cap * tanh(z / soft_cap) with z = logit_scale * (hidden @ weight.T + bias); without a soft cap just z. They
-    and everything derived from them are fp32 (float64 for float64 input), never rounded to bf16: on CUDA bf16 operands are
-    multiplied into fp32, on CPU they are widened first. Gradients are held in fp32 until backward, which applies the normalizer
-    and the upstream factor and returns them in the dtype of their inputs. Under autocast on CUDA the operands are cast as a
-    linear layer's would be. Under `torch.no_grad` no gradient is computed.
+    The logits are soft_cap * tanh(z / soft_cap) with z = logit_scale * (hidden @ weight.T + bias); without a soft cap
+    just z. They and everything derived from them are fp32 (float64 for float64 input), never rounded to bf16: on CUDA
+    bf16 operands are multiplied into fp32, on CPU they are widened first. Gradients are held in fp32 until backward,
+    which applies the normalizer and the upstream factor and returns them in the dtype of their inputs. Under autocast
+    on CUDA the operands are cast as a linear layer's would be. Under `torch.no_grad` no gradient is computed.
 
     Args:
         hidden: (N, H), the last hidden states.
@@ -78,7 +81,8 @@ def objective_loss(
         The loss and the statistics per token. For N = 0 the loss is a zero that backpropagates zeros.
 
     Raises:
-        ValueError: shapes do not fit, a label is outside the vocabulary, or the objective needs a field that is not there.
+        ValueError: shapes do not fit, a label is outside the vocabulary, or the objective needs a field that is not
+        there.
     """
     _check_shapes(hidden, weight, labels, bias, token_weight)
     context = _checked_context(objective, context)
@@ -119,7 +123,9 @@ class _HeadFunction(torch.autograd.Function):
     """Gradients in forward, a multiplication in backward."""
 
     @staticmethod
-    def forward(ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, normalizer: Any, work: _Work, wanted: bool) -> Any:
+    def forward(
+        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, normalizer: Any, work: _Work, wanted: bool
+    ) -> Any:
         need_hidden, need_weight, need_bias = (wanted and need for need in ctx.needs_input_grad[:3])
         device = hidden.device.type
         operand = _operand_dtype(hidden, weight)
@@ -183,7 +189,7 @@ class _HeadFunction(torch.autograd.Function):
     def backward(ctx: Any, *upstream: Tensor) -> Any:
         factor = upstream[0] / ctx.normalizer
         # Scaling in place spares a copy of (V, H); with retain_graph the gradients must survive for another backward.
-        retained = torch._C._autograd._get_current_graph_task_keep_graph()  # type: ignore[attr-defined]
+        retained = torch._C._autograd._get_current_graph_task_keep_graph()
         if ctx.gradients is None:
             raise RuntimeError("objective_loss: backward a second time through a graph that was not retained")
         gradients, ctx.gradients = ctx.gradients, ctx.gradients if retained else None
@@ -194,7 +200,9 @@ class _HeadFunction(torch.autograd.Function):
         return *scaled, None, None, None
 
 
-def _gradient_through_log_probs(logits: Tensor, rows: slice, work: _Work) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+def _gradient_through_log_probs(
+    logits: Tensor, rows: slice, work: _Work
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """For an f that differentiates log p alone: (d_logits but for a factor per row, that factor, log p, f, correct).
 
     `logits` (C, V) are overwritten. With e = exp(logits - max), S their sum and R that sum without the target's,
@@ -319,7 +327,8 @@ def _check_shapes(
 
 
 def _check_labels(labels: Tensor, vocabulary: int) -> None:
-    # On CUDA the two numbers would cost a synchronization; the data module has compared the largest id with the model's.
+    # On CUDA the two numbers would cost a synchronization; the data module has compared the largest id with the
+    # model's.
     if labels.device.type == "cpu" and labels.numel() and not 0 <= int(labels.min()) <= int(labels.max()) < vocabulary:
         raise UserError(
             f"labels: expected ids from 0 to {vocabulary - 1} (or {IGNORE_INDEX}), "
@@ -332,7 +341,9 @@ def _checked_context(objective: Objective, context: Mapping[str, Any] | None) ->
     if unknown := sorted(objective.needs - NEEDS):
         raise ValueError(f"{type(objective).__name__}.needs: expected names of {sorted(NEEDS)}, got {unknown}")
     if missing := sorted((objective.needs & HANDED_IN) - context.keys()):
-        raise ValueError(f"{type(objective).__name__} needs {', '.join(missing)}, which objective_loss takes in `context`")
+        raise ValueError(
+            f"{type(objective).__name__} needs {', '.join(missing)}, which objective_loss takes in `context`"
+        )
     return context
 
 
@@ -354,9 +365,10 @@ class HeadRequest:
 class ObjectiveHead(nn.Linear):
     """Stands in the place of a causal LM's output layer, with the very same parameters.
 
-    Called as usual it is that linear layer, so that generation and saving notice nothing. Inside `answering(request)` it selects
-    the hidden states of supervised positions and returns the objective's loss as a (1, 1, 1) tensor instead of logits. It runs as
-    the layer's own forward inside the model's, so that whatever gathers sharded weights for a layer does so for it.
+    Called as usual it is that linear layer, so that generation and saving notice nothing. Inside `answering(request)`
+    it selects the hidden states of supervised positions and returns the objective's loss as a (1, 1, 1) tensor instead
+    of logits. It runs as the layer's own forward inside the model's, so that whatever gathers sharded weights for a
+    layer does so for it.
     """
 
     logit_scale: float

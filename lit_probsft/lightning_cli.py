@@ -1,4 +1,5 @@
-"""fit, validate, test and predict: LightningCLI with our defaults, our run folder and our way of saying what is wrong."""
+"""fit, validate, test and predict: LightningCLI with our defaults, our run folder and our way of saying what is
+wrong."""
 
 from __future__ import annotations
 
@@ -14,11 +15,12 @@ from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities import rank_zero_info
 
-from lit_probsft.callbacks import MetricsCSV, PredictionWriter, ProgressBar, RunRecord, Throughput
+from lit_probsft.callbacks import PredictionWriter, ProgressBar, Throughput
 from lit_probsft.data import InstructionDataModule
 from lit_probsft.errors import UserError
 from lit_probsft.module import ProbSFTModule
 from lit_probsft.parsing import explain, with_own_defaults
+from lit_probsft.record import MetricsCSV, RunRecord
 from lit_probsft.runs import RunFolder, write_json
 
 OUR_DEFAULTS: dict[str, Any] = {
@@ -27,13 +29,14 @@ OUR_DEFAULTS: dict[str, Any] = {
     "trainer.num_sanity_val_steps": -1,
     "trainer.use_distributed_sampler": False,
 }
-"""Clipping as in the paper; the whole validation set before the first step; the plan deals the data out to the ranks itself."""
+"""Clipping as in the paper; the whole validation set before the first step; the plan deals the data out to the ranks
+itself."""
 
 
 class Parser(LightningArgumentParser):
     """Raises a `UserError` with one message instead of printing hundreds of lines of usage."""
 
-    def parse_args(self, args: Sequence[str] | None = None, *rest: Any, **options: Any) -> Any:  # type: ignore[override]
+    def parse_args(self, args: Sequence[str] | None = None, *rest: Any, **options: Any) -> Any:
         """An objective that is named on the command line starts from its own defaults.
 
         jsonargparse would hand it the old one's arguments of the same name: alpha = 10 of a Power in the config would
@@ -41,8 +44,9 @@ class Parser(LightningArgumentParser):
         """
         return super().parse_args(None if args is None else with_own_defaults(list(args)), *rest, **options)
 
-    def error(self, message: str, ex: Exception | None = None) -> NoReturn:  # type: ignore[override]
-        """Raise what jsonargparse says; parsers within parsers keep its own way, and only the outermost knows the argument."""
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        """Raise what jsonargparse says; parsers within parsers keep its own way, and only the outermost knows the
+        argument."""
         if not self.exit_on_error:
             super().error(message, ex)
         raise UserError(message) from ex
@@ -81,7 +85,9 @@ class ProbSFTCLI(LightningCLI):
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """The run's own flags, and our defaults."""
-        parser.add_argument("--name", type=str | None, default=None, help="of the run; by default the config file's name")
+        parser.add_argument(
+            "--name", type=str | None, default=None, help="of the run; by default the config file's name"
+        )
         parser.add_argument("--runs_dir", type=str, default="runs", help="where run folders lie")
         parser.add_argument("--resume", action="store_true", help="continue the run of this name")
         parser.add_argument("--overwrite", action="store_true", help="replace the run of this name")
@@ -89,8 +95,8 @@ class ProbSFTCLI(LightningCLI):
             "--weights",
             type=str,
             default="auto",
-            help="for validate, test and predict: a folder, `base` for the model before training, or `auto` for what the "
-            "run of this name has exported, else the base",
+            help="for validate, test and predict: a folder, `base` for the model before training, or `auto` for what "
+            "the run of this name has exported, else the base",
         )
         parser.set_defaults(
             {
@@ -177,7 +183,9 @@ class ProbSFTCLI(LightningCLI):
         else:
             config.trainer.logger = [own, *(chosen if isinstance(chosen, list) else [chosen])]
         config.trainer.default_root_dir = config.trainer.default_root_dir or str(self.run.path)
-        config.trainer.enable_model_summary = False if config.trainer.enable_model_summary is None else config.trainer.enable_model_summary
+        config.trainer.enable_model_summary = (
+            False if config.trainer.enable_model_summary is None else config.trainer.enable_model_summary
+        )
         callbacks: Any = config.trainer.callbacks or []
         callbacks = list(callbacks) if isinstance(callbacks, list | tuple) else [callbacks]
         config.trainer.callbacks = [*callbacks, *self._callbacks(config, callbacks)]
@@ -191,7 +199,9 @@ class ProbSFTCLI(LightningCLI):
             ours.append(PredictionWriter(self.run.predictions))
         if self.command != "fit":
             return ours
-        record = RunRecord(self.run, resume=config.resume, config=self.config_text, context={"seed": config.seed_everything})
+        record = RunRecord(
+            self.run, resume=config.resume, config=self.config_text, context={"seed": config.seed_everything}
+        )
         ours += [Throughput(), record]
         if config.trainer.enable_checkpointing is not False and not any(isinstance(c, ModelCheckpoint) for c in given):
             data = self.config[self.command].data.init_args
@@ -205,10 +215,11 @@ class ProbSFTCLI(LightningCLI):
         """Say where everything is and what to try next."""
         if not self.trainer.is_global_zero:
             return
-        before, after = self.model.initial_metrics.get("val/nll"), self.trainer.callback_metrics.get("val/nll")
+        before, metrics = self.model.initial_metrics.get("val/nll"), self.trainer.callback_metrics
         lines = [""]
-        if before is not None and after is not None:
-            lines.append(f"val/nll {before:.3f} -> {float(after):.3f} nats, mean p {float(self.trainer.callback_metrics['val/mean_p']):.3f}")
+        if before is not None and "val/nll" in metrics:
+            after, mean_p = float(metrics["val/nll"]), float(metrics["val/mean_p"])
+            lines.append(f"val/nll {before:.3f} -> {after:.3f} nats, mean p {mean_p:.3f}")
         lines += [
             f"model:   {self.run.hf}  (transformers.AutoModelForCausalLM.from_pretrained loads it as it is)",
             f"record:  {self.run.record}, {self.run.metrics}, {self.run.checkpoints}/",
@@ -245,7 +256,11 @@ def run_training_command(args: Sequence[str]) -> ProbSFTCLI:
 def _checkpoints(run: RunFolder, validated: bool) -> list[ModelCheckpoint]:
     """`last` at each validation (at the end of each epoch without one), `best` by val/nll."""
     # Not save_last: Lightning writes it only when the monitored value has improved.
-    common: dict[str, Any] = {"dirpath": run.checkpoints, "enable_version_counter": False, "save_on_train_epoch_end": not validated}
+    common: dict[str, Any] = {
+        "dirpath": run.checkpoints,
+        "enable_version_counter": False,
+        "save_on_train_epoch_end": not validated,
+    }
     last = ModelCheckpoint(filename="last", **common)
     return [ModelCheckpoint(filename="best", monitor="val/nll", **common), last] if validated else [last]
 
@@ -275,4 +290,8 @@ def _default_tokenizer(config: Namespace) -> None:
 def _on_gpu(trainer: Namespace) -> bool:
     import torch
 
-    return trainer.accelerator in ("auto", "gpu", "cuda") and torch.cuda.is_available() and os.environ.get("CUDA_VISIBLE_DEVICES") != ""
+    return (
+        trainer.accelerator in ("auto", "gpu", "cuda")
+        and torch.cuda.is_available()
+        and os.environ.get("CUDA_VISIBLE_DEVICES") != ""
+    )

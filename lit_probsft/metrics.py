@@ -13,8 +13,8 @@ from lit_probsft.objectives import Objective, Threshold
 
 
 class TokenMeans(Metric):
-    """Means over supervised tokens: `loss` (the objective's f), `nll` (nats), `mean_p`, `accuracy` (share of tokens with the
-    largest logit), `inside` (share of tokens whose p lies in the objective's interval).
+    """Means over supervised tokens: `loss` (the objective's f), `nll` (nats), `mean_p`, `accuracy` (share of tokens
+    with the largest logit), `inside` (share of tokens whose p lies in the objective's interval).
     """
 
     full_state_update = False

@@ -1,4 +1,5 @@
-"""Where the causal language model comes from, what it does to its logits, and the objective head in place of its output layer."""
+"""Where the causal language model comes from, what it does to its logits, and the objective head in place of its output
+layer."""
 
 from __future__ import annotations
 
@@ -99,8 +100,8 @@ class RandomCausalLM(ModelSource):
     """A model built from a configuration, with random weights: the weak end of the capability continuum.
 
     Args:
-        config: fields of the transformers configuration, `model_type` among them. Vocabulary size and special tokens are
-            the tokenizer's where they are not given.
+        config: fields of the transformers configuration, `model_type` among them. Vocabulary size and special tokens
+            are the tokenizer's where they are not given.
         seed: of the weights; the same seed gives the same weights whatever else is random.
         dtype, attn_implementation, gradient_checkpointing: as in `PretrainedCausalLM`.
     """
@@ -124,7 +125,9 @@ class RandomCausalLM(ModelSource):
         kind = fields.pop("model_type", None)
         if kind not in CONFIG_MAPPING:
             hint = near_matches(str(kind), CONFIG_MAPPING.keys())
-            raise UserError(f"model.model.config.model_type: expected a model type of transformers, got {kind!r}.{hint}")
+            raise UserError(
+                f"model.model.config.model_type: expected a model type of transformers, got {kind!r}.{hint}"
+            )
         if tokenizer is not None:
             fields.setdefault("vocab_size", len(tokenizer))
             for token in ("pad", "bos", "eos"):
@@ -149,7 +152,9 @@ class RandomCausalLM(ModelSource):
         except UserError:
             raise
         except (TypeError, ValueError, ImportError, ZeroDivisionError, RuntimeError) as error:
-            raise UserError(f"model.model.config: {kind} could not be built from {fields}: {_first_line(error)}") from error
+            raise UserError(
+                f"model.model.config: {kind} could not be built from {fields}: {_first_line(error)}"
+            ) from error
         return _prepared(model, self.gradient_checkpointing)
 
 
@@ -177,8 +182,8 @@ def install_head(model: PreTrainedModel) -> ObjectiveHead:
     """Put an `ObjectiveHead` in the place of the model's output layer, sharing its parameters; twice is once.
 
     Raises:
-        UserError: the model has no output layer, one that is no plain linear layer, or does something to its logits that
-            `logit_transform` does not know, found by sending known logits through the rest of its forward.
+        UserError: the model has no output layer, one that is no plain linear layer, or does something to its logits
+            that `logit_transform` does not know, found by sending known logits through the rest of its forward.
     """
     get_output = getattr(model, "get_output_embeddings", None)
     layer = get_output() if get_output is not None else None
@@ -188,7 +193,9 @@ def install_head(model: PreTrainedModel) -> ObjectiveHead:
     if isinstance(layer, ObjectiveHead):
         return layer
     if not isinstance(layer, nn.Linear) or type(layer).forward is not nn.Linear.forward:
-        raise UserError(f"model: expected an output layer that is a plain torch.nn.Linear, {kind} has a {type(layer).__name__}")
+        raise UserError(
+            f"model: expected an output layer that is a plain torch.nn.Linear, {kind} has a {type(layer).__name__}"
+        )
     scale, soft_cap = logit_transform(model.config)
     head = ObjectiveHead.replacing(layer, logit_scale=scale, soft_cap=soft_cap)
     model.set_output_embeddings(head)
@@ -211,8 +218,9 @@ def _check_transform(model: PreTrainedModel, head: ObjectiveHead) -> None:
         expected = head.soft_cap * torch.tanh(expected / head.soft_cap)
     if seen.shape != expected.shape or not torch.allclose(seen.float(), expected, rtol=1e-5, atol=1e-5):
         raise UserError(
-            f"model: {type(model).__name__} changes its logits after the output layer in a way that the objective head does "
-            "not know (it knows a factor, `logit_scale` or `logits_scaling`, and a soft cap, `final_logit_softcapping`)"
+            f"model: {type(model).__name__} changes its logits after the output layer in a way that the objective head "
+            "does not know (it knows a factor, `logit_scale` or `logits_scaling`, and a soft cap, "
+            "`final_logit_softcapping`)"
         )
 
 
@@ -223,14 +231,14 @@ def forward_with_objective(
 
     Args:
         model: a model with an installed head.
-        input_ids: (B, T), padded on the right. A causal model never sees padding from a real position, so that no mask is
-            passed on, except to a mixture of experts, whose auxiliary loss would count the padding.
+        input_ids: (B, T), padded on the right. A causal model never sees padding from a real position, so that no mask
+            is passed on, except to a mixture of experts, whose auxiliary loss would count the padding.
         request: labels, objective and normalizer.
         attention_mask: (B, T).
 
     Returns:
-        The head's output, the loss as it left the model (the same value, with hooks of sharding strategies on it), and the
-        auxiliary loss of a mixture of experts times its coefficient, or None.
+        The head's output, the loss as it left the model (the same value, with hooks of sharding strategies on it), and
+        the auxiliary loss of a mixture of experts times its coefficient, or None.
     """
     head = install_head(model)
     config = model.config.get_text_config()
@@ -246,7 +254,8 @@ def forward_with_objective(
 
 @contextlib.contextmanager
 def _uncapped(config: Any) -> Iterator[None]:
-    """The head has applied the soft cap itself; the model must not apply it to the loss that leaves in the logits' place."""
+    """The head has applied the soft cap itself; the model must not apply it to the loss that leaves in the logits'
+    place."""
     cap = getattr(config, "final_logit_softcapping", None)
     if cap is None:
         yield

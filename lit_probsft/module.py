@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, Literal
+from typing import Any, Literal
 
 import lightning as L
 import torch
@@ -18,9 +18,6 @@ from lit_probsft.metrics import TokenMeans
 from lit_probsft.model import ModelSource, forward_with_objective, install_head, source_of
 from lit_probsft.objectives import NLL, Objective, TokenStats
 from lit_probsft.optim import OptimizerFactory, Schedule, parameter_groups
-
-if TYPE_CHECKING:
-    from transformers import PreTrainedModel
 
 Normalize = Literal["tokens", "sequence", "kept", "micro_batch"]
 
@@ -61,8 +58,8 @@ class Generation:
 class ProbSFTModule(L.LightningModule):
     """Fine-tunes a causal language model with an objective f(p).
 
-    The gradient of an optimizer step is the sum over all its supervised tokens, on all ranks and micro-batches, divided by
-    their number, which the batches carry (`window_tokens`): how a step is cut into micro-batches changes nothing.
+    The gradient of an optimizer step is the sum over all its supervised tokens, on all ranks and micro-batches, divided
+    by their number, which the batches carry (`window_tokens`): how a step is cut into micro-batches changes nothing.
 
     To change the objective in place, override `token_loss` in a subclass and name it by its class path.
 
@@ -71,9 +68,9 @@ class ProbSFTModule(L.LightningModule):
         objective: f, a member of `lit_probsft.objectives` or your own.
         optimizer: takes parameter groups (norms and biases without decay), returns an optimizer.
         schedule: factor on the learning rate per optimizer step.
-        normalize: what the sum over a step's tokens is divided by. `tokens`: all its supervised tokens. `sequence`: every
-            sequence counts the same, whatever its length. `kept`: the tokens inside the objective's interval. `micro_batch`:
-            as the paper's code, a sum over micro-batches of each one's mean over its kept tokens.
+        normalize: what the sum over a step's tokens is divided by. `tokens`: all its supervised tokens. `sequence`:
+            every sequence counts the same, whatever its length. `kept`: the tokens inside the objective's interval.
+            `micro_batch`: as the paper's code, a sum over micro-batches of each one's mean over its kept tokens.
         generation: how `predict` writes answers.
         logits_budget_mb: memory for the logits of a chunk in MiB; None takes the default of the device.
     """
@@ -85,7 +82,7 @@ class ProbSFTModule(L.LightningModule):
         optimizer: OptimizerFactory = default_optimizer,
         schedule: Schedule = Schedule(),  # noqa: B008  frozen
         normalize: Normalize = "tokens",
-        generation: Generation = Generation(),  # noqa: B008  frozen
+        generation: Generation = Generation(),
         logits_budget_mb: float | None = None,
     ) -> None:
         super().__init__()
@@ -94,7 +91,6 @@ class ProbSFTModule(L.LightningModule):
         if normalize not in ("tokens", "sequence", "kept", "micro_batch"):
             raise UserError(f"model.normalize: expected tokens, sequence, kept or micro_batch, got {normalize!r}")
         self.source = None if isinstance(model, nn.Module) else source_of(model)
-        self.model: PreTrainedModel | None = None
         self.objective = objective
         self.optimizer_factory = optimizer
         self.schedule = schedule
@@ -110,33 +106,29 @@ class ProbSFTModule(L.LightningModule):
         """Validation metrics before the first step, where the trainer's sanity check runs over the whole set."""
         self._grad_norm: Tensor | None = None
         self._lr = math.nan
-        if isinstance(model, nn.Module):
-            self._adopt(model)
+        self.model: Any = self._with_head(model) if isinstance(model, nn.Module) else None
+        """The `PreTrainedModel`, once it is loaded."""
 
     # --- the model
 
     def configure_model(self) -> None:
-        """Load the model, once, after the data have been read."""
-        if self.model is not None:
-            return
-        assert self.source is not None
+        """Load the model, once, after the data have been read; refuse ids that are outside its vocabulary."""
         datamodule = self._datamodule()
-        true_bf16 = str(getattr(self.trainer, "precision", "")) == "bf16-true"
-        tokenizer = getattr(datamodule, "tokenizer", None)
-        self._adopt(self.source.load(tokenizer, torch.bfloat16 if true_bf16 else torch.float32))
-        assert self.model is not None
-        largest, vocabulary = getattr(datamodule, "max_token_id", None), self.model.get_output_embeddings().out_features
-        if largest is not None and largest >= vocabulary:
+        if self.source is not None and self.model is None:
+            dtype = torch.bfloat16 if str(self.trainer.precision) == "bf16-true" else torch.float32
+            self.model = self._with_head(self.source.load(getattr(datamodule, "tokenizer", None), dtype))
+        largest, vocabulary = getattr(datamodule, "max_token_id", -1), self.model.get_output_embeddings().out_features
+        if largest >= vocabulary:
             raise UserError(
                 f"data.tokenizer: expected ids below the model's vocabulary of {vocabulary}, got {largest}: "
                 "does the tokenizer belong to this model?"
             )
 
-    def _adopt(self, model: Any) -> None:
+    def _with_head(self, model: Any) -> Any:
         head = install_head(model)
         if self.logits_budget_mb is not None:
             head.chunk_size = max(1, int(self.logits_budget_mb * 2**20 / (4 * head.out_features)))
-        self.model = model
+        return model
 
     def _datamodule(self) -> Any:
         return getattr(self._trainer, "datamodule", None) if self._trainer is not None else None
@@ -147,9 +139,11 @@ class ProbSFTModule(L.LightningModule):
         """The loss of each token, (N,): the objective's. Override it for an objective in place."""
         return self.objective.loss(tokens)
 
-    def compute(self, batch: dict[str, Any], normalizer: float | None = None) -> tuple[HeadOutput, Tensor, Tensor | None]:
-        """Head output, loss and auxiliary loss of a micro-batch; `normalizer` None divides by its own supervised tokens."""
-        assert self.model is not None
+    def compute(
+        self, batch: dict[str, Any], normalizer: float | None = None
+    ) -> tuple[HeadOutput, Tensor, Tensor | None]:
+        """Head output, loss and auxiliary loss of a micro-batch; `normalizer` None divides by its own supervised
+        tokens."""
         context = {}
         if "progress" in self.objective.needs:
             context["progress"] = self.global_step / max(self.total_steps, 1)
@@ -164,7 +158,9 @@ class ProbSFTModule(L.LightningModule):
         """The loss of a micro-batch, scaled so that Lightning's and DDP's means add up to the window's."""
         missing = [key for key in ("input_ids", "labels", "window_tokens", "window_sequences") if key not in batch]
         if missing:
-            raise UserError(f"train batch: expected the keys that InstructionDataModule gives, {', '.join(missing)} missing")
+            raise UserError(
+                f"train batch: expected the keys that InstructionDataModule gives, {', '.join(missing)} missing"
+            )
         # Lightning divides by the number of micro-batches on this rank, DDP and FSDP by the number of ranks.
         parts = self.trainer.accumulate_grad_batches * self.trainer.world_size
         whole = {"tokens": batch["window_tokens"], "sequence": batch["window_sequences"]}.get(self.normalize, 1)
@@ -235,7 +231,9 @@ class ProbSFTModule(L.LightningModule):
     def _log_evaluation(self, stage: str) -> None:
         means = self.eval_means.compute()
         self.eval_means.reset()
-        if self.trainer.sanity_checking:  # Lightning logs nothing then, but what the model knows at the start is worth a row
+        if (
+            self.trainer.sanity_checking
+        ):  # Lightning logs nothing then, but what the model knows at the start is worth a row
             self.initial_metrics = {f"{stage}/{name}": value.item() for name, value in means.items()}
             for logger in self.trainer.loggers:
                 logger.log_metrics(self.initial_metrics, step=0)
@@ -245,7 +243,6 @@ class ProbSFTModule(L.LightningModule):
 
     def predict_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Tensor]:
         """Answers to prompts padded on the left: `documents` (B,) and `answers` (B, T'), token ids after the prompt."""
-        assert self.model is not None
         tokenizer = self._datamodule().tokenizer
         prompt = batch["input_ids"]
         produced = self.model.generate(
@@ -278,13 +275,12 @@ class ProbSFTModule(L.LightningModule):
 
     def configure_optimizers(self) -> Any:
         """The optimizer over two parameter groups and the schedule by step."""
-        assert self.model is not None
         optimizer = self.optimizer_factory(parameter_groups(self.model))
         lr = optimizer.param_groups[0]["lr"]
         if str(self.trainer.precision) == "bf16-true" and lr < 1e-5:
             rank_zero_warn(
-                f"trainer.precision bf16-true with lr {lr:g}: below 1e-5 most updates round to nothing in bf16 weights; "
-                "use bf16-mixed, which keeps fp32 master weights"
+                f"trainer.precision bf16-true with lr {lr:g}: below 1e-5 most updates round to nothing in bf16 "
+                "weights; use bf16-mixed, which keeps fp32 master weights"
             )
         scheduler = self.schedule.attach(optimizer, self.total_steps)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
@@ -298,7 +294,9 @@ class ProbSFTModule(L.LightningModule):
     def setup(self, stage: str) -> None:
         """Refuse what would silently train something else."""
         if str(self.trainer.precision).startswith("16"):
-            raise UserError(f"trainer.precision: expected 32-true, bf16-mixed or bf16-true, got {self.trainer.precision}")
+            raise UserError(
+                f"trainer.precision: expected 32-true, bf16-mixed or bf16-true, got {self.trainer.precision}"
+            )
 
 
 class _TokenLoss(Objective):

@@ -17,7 +17,8 @@ OptimizerFactory = Callable[[Iterable[Any]], torch.optim.Optimizer]
 
 
 def parameter_groups(model: nn.Module) -> list[dict[str, Any]]:
-    """The trainable parameters in two groups: matrices as the optimizer decays them, vectors (norms, biases) without decay.
+    """The trainable parameters in two groups: matrices as the optimizer decays them, vectors (norms, biases) without
+    decay.
 
     Embeddings are matrices and are decayed. A shared parameter appears once. Empty groups are left out.
     """
@@ -33,8 +34,8 @@ class Schedule:
     """A factor on the learning rate for each optimizer step: warm-up from 0 to 1, then a decay.
 
     Args:
-        decay: `cosine` or `linear` from 1 to `final`, `constant`, or `wsd` (warm-up, stable, decay: constant, then linear to
-            `final` over the last `decay_share` of the steps).
+        decay: `cosine` or `linear` from 1 to `final`, `constant`, or `wsd` (warm-up, stable, decay: constant, then
+            linear to `final` over the last `decay_share` of the steps).
         warmup: below 1 a share of all steps, otherwise a number of steps.
         final: the factor at the end, 0 to 1.
         decay_share: the share of all steps in which `wsd` decays, above 0, at most 1.

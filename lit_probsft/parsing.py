@@ -18,11 +18,14 @@ _OPTION = re.compile(r"Option '([^']+)' is not accepted")
 _UNKNOWN_FLAG = re.compile(r"unrecognized arguments?: (\S+)|does not accept option '([^']+)'")
 _REQUIRED = re.compile(r"the following arguments are required: (\S+)")
 _MISSING_FILE = re.compile(r"File does not exist: '?([^']*)'?")
-_CLASS_NAME = re.compile(r"Expected a dot import path string: (.*)|(?:module '\S+' has no attribute|No module named) '(\S+)'")
+_CLASS_NAME = re.compile(
+    r"Expected a dot import path string: (.*)|(?:module '\S+' has no attribute|No module named) '(\S+)'"
+)
 _TYPE = re.compile(r"Expected a (?:<class '([^']+)'>|typing\.Literal\[(.*)\])")
 _VALUE = re.compile(r"(?:Got value|Given value): (?!NestedArg|\{|Namespace)(.*)|NestedArg\(key='[^']*', val='(.*)'\)")
 _NOISE = re.compile(
-    r"Does not validate against any of the Union subtypes|Subtypes: |Errors:|Given value|NoneType|Import path .* does not corr"
+    r"Does not validate against any of the Union subtypes|Subtypes: |Errors:|Given value|NoneType"
+    r"|Import path .* does not corr"
 )
 
 
@@ -61,7 +64,9 @@ def explain(message: str, known_flags: list[str]) -> str:
         hint = _class_hint(wanted, "objective" in name)
         return f"{name}: expected a class (its name or import path), got {wanted!r}.{hint}"
     lines = [line.strip().removeprefix("- ") for line in message.splitlines()]
-    useful = [line for line in lines if line and not (_NOISE.search(line) or _KEY.fullmatch(line) or _CLASS.fullmatch(line))]
+    useful = [
+        line for line in lines if line and not (_NOISE.search(line) or _KEY.fullmatch(line) or _CLASS.fullmatch(line))
+    ]
     return f"{name}: {'; '.join(dict.fromkeys(useful))}" if name else "; ".join(dict.fromkeys(useful))
 
 
@@ -95,17 +100,17 @@ def _default_flags(flag: str, name: str) -> list[str]:
     from lit_probsft.objectives import Objective
 
     family = {member.__name__: member for member in _members(Objective)}
-    kind = family.get(name) or _imported(name)
-    if not (isinstance(kind, type) and issubclass(kind, Objective) and dataclasses.is_dataclass(kind)):
+    kind: Any = family.get(name) or _imported(name)
+    if not (isinstance(kind, type) and issubclass(kind, Objective)):
         return []
     flags = []
-    for field in dataclasses.fields(kind):
-        missing = dataclasses.MISSING
-        if field.default is missing and field.default_factory is missing:
-            continue
-        value = field.default if field.default_factory is missing else field.default_factory()
-        plain = value.as_config() if isinstance(value, Objective) else value
-        flags.append(f"{flag}.{field.name}={json.dumps(plain)}")
+    for field in dataclasses.fields(kind):  # type: ignore[arg-type]  # every member is a dataclass
+        value = field.default
+        if field.default_factory is not dataclasses.MISSING:
+            value = field.default_factory()
+        if value is not dataclasses.MISSING:
+            plain = value.as_config() if isinstance(value, Objective) else value
+            flags.append(f"{flag}.{field.name}={json.dumps(plain)}")
     return flags
 
 
@@ -131,8 +136,11 @@ def _families() -> list[type]:
 
 
 def _members(base: type) -> set[type]:
-    found = set() if ABC in base.__bases__ or base.__name__.startswith("_") else {base}
-    return found.union(*(_members(sub) for sub in base.__subclasses__()))
+    found: set[type] = set() if ABC in base.__bases__ or base.__name__.startswith("_") else {base}
+    member: type
+    for member in base.__subclasses__():
+        found |= _members(member)
+    return found
 
 
 def _imported(class_path: str) -> Any:

@@ -1,12 +1,12 @@
 """The folder of a run: where everything lies, when it may be written to, and the record `run.json`.
 
-    runs/<name>/
-      config.yaml         the whole configuration; `fit --config` on it repeats the run
-      metrics.csv         one row per logged step
-      run.json            versions, seed, objective, data, counts, metrics
-      checkpoints/        last.ckpt, and the best by val/nll
-      hf/                 the trained model as a Hugging Face folder
-      predictions.jsonl   answers of `predict`
+runs/<name>/
+  config.yaml         the whole configuration; `fit --config` on it repeats the run
+  metrics.csv         one row per logged step
+  run.json            versions, seed, objective, data, counts, metrics
+  checkpoints/        last.ckpt, and the best by val/nll
+  hf/                 the trained model as a Hugging Face folder
+  predictions.jsonl   answers of `predict`
 """
 
 from __future__ import annotations
@@ -71,8 +71,8 @@ class RunFolder:
         """Refuse a folder that may not be written to, before any work is done.
 
         Raises:
-            UserError: the folder is in use and neither flag was given, there is nothing to resume, the name is a file, or both
-                flags were given.
+            UserError: the folder is in use and neither flag was given, there is nothing to resume, the name is a file,
+                or both flags were given.
         """
         if resume and overwrite:
             raise UserError("--resume and --overwrite: expected at most one of them, got both")
@@ -82,8 +82,8 @@ class RunFolder:
             raise UserError(f"--resume: expected a checkpoint at {self.last_checkpoint}, there is none")
         if self.in_use and not (resume or overwrite):
             raise UserError(
-                f"--name: the run folder {self.path} exists; continue that run with --resume, replace it with --overwrite, "
-                "or choose another --name"
+                f"--name: the run folder {self.path} exists; continue that run with --resume, replace it with "
+                "--overwrite, or choose another --name"
             )
 
     def claim(self, *, resume: bool) -> None:
@@ -96,7 +96,9 @@ class RunFolder:
         try:
             self.path.mkdir(parents=True, exist_ok=True)
         except OSError as error:
-            raise UserError(f"--runs_dir: expected a folder that can be written to, got {self.path}: {error}") from error
+            raise UserError(
+                f"--runs_dir: expected a folder that can be written to, got {self.path}: {error}"
+            ) from error
 
 
 def write_atomically(path: Path, text: str) -> None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 
-# Before torch and the Hugging Face libraries are imported: no test may reach for a hub, and spinning threads are slower than one.
+# Before torch and the Hugging Face libraries are imported: no test may reach for a hub, and spinning threads are slower
+# than one.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")

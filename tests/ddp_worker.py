@@ -27,4 +27,6 @@ if __name__ == "__main__":
             devices=2,
         )
         if module.global_rank == 0:
-            torch.save({"weights": tiny.weights(module), "metrics": dict(module.trainer.callback_metrics)}, out / f"{name}.pt")
+            torch.save(
+                {"weights": tiny.weights(module), "metrics": dict(module.trainer.callback_metrics)}, out / f"{name}.pt"
+            )

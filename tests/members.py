@@ -12,7 +12,9 @@ class EntropyWeighted(Objective):
     """A user's own member: reads statistics of the distribution, as constants."""
 
     def loss(self, tokens: TokenStats):
-        return -tokens.log_probs * (1 + tokens.entropy) * tokens.collision - tokens.log_complement.exp() * tokens.log_probs
+        return (
+            -tokens.log_probs * (1 + tokens.entropy) * tokens.collision - tokens.log_complement.exp() * tokens.log_probs
+        )
 
     @property
     def needs(self):

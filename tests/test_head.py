@@ -18,7 +18,19 @@ N, H, V = 37, 12, 29
 every_member = pytest.mark.parametrize("objective", ALL, ids=repr)
 
 
-def obvious(hidden, weight, labels, objective, *, bias=None, logit_scale=1.0, soft_cap=None, normalizer=None, token_weight=None, progress=0.3):
+def obvious(
+    hidden,
+    weight,
+    labels,
+    objective,
+    *,
+    bias=None,
+    logit_scale=1.0,
+    soft_cap=None,
+    normalizer=None,
+    token_weight=None,
+    progress=0.3,
+):
     """The loss in plain float64: all logits at once, statistics by their definitions, autograd for everything."""
     kept = labels != -100
     logits = hidden.double()[kept] @ weight.double().T
@@ -93,7 +105,9 @@ def test_head_equals_the_plain_computation(objective: Objective, variant: str, c
     close(out.loss, total, torch.float64)
     close(out.log_probs, log_probs, torch.float64)
     close(out.token_losses, losses, torch.float64)
-    for got, expected in zip(gradients(out.loss, *leaves, upstream=-2.5), gradients(total, *leaves, upstream=-2.5), strict=True):
+    for got, expected in zip(
+        gradients(out.loss, *leaves, upstream=-2.5), gradients(total, *leaves, upstream=-2.5), strict=True
+    ):
         close(got, expected, torch.float64)
 
 
@@ -117,7 +131,9 @@ def test_tied_weights_add_their_two_gradients(objective: Objective) -> None:
     embedding = torch.randn(V, H, dtype=torch.float64, requires_grad=True)
     ids, labels = torch.randint(V, (N,)), torch.randint(V, (N,))
     (expected,) = gradients(obvious(embedding[ids].tanh(), embedding, labels, objective)[0], embedding)
-    (got,) = gradients(objective_loss(embedding[ids].tanh(), embedding, labels, objective, chunk_size=7).loss, embedding)
+    (got,) = gradients(
+        objective_loss(embedding[ids].tanh(), embedding, labels, objective, chunk_size=7).loss, embedding
+    )
     close(got, expected, torch.float64)
 
 
@@ -212,7 +228,9 @@ def test_nothing_of_the_size_of_all_logits_is_alive() -> None:
             def __torch_dispatch__(self, func, types, args=(), kwargs=None):
                 nonlocal largest
                 result = func(*args, **(kwargs or {}))
-                largest = max([largest, *(t.numel() for t in torch.utils._pytree.tree_leaves(result) if isinstance(t, Tensor))])
+                largest = max(
+                    [largest, *(t.numel() for t in torch.utils._pytree.tree_leaves(result) if isinstance(t, Tensor))]
+                )
                 return result
 
         with Watch():
@@ -239,22 +257,27 @@ def test_normalizer_may_be_a_tensor() -> None:
     torch.testing.assert_close(one, other)
 
 
-def test_gradcheck_of_the_function_itself() -> None:
-    hidden, weight, labels, bias, token_weight = inputs()
-    for objective in (NLL(), Power(0.5), LogOneMinusP(), LabelSmoothing(0.2)):
+@pytest.mark.parametrize("objective", [NLL(), Power(0.5), LabelSmoothing(0.2)], ids=repr)
+def test_gradcheck_of_the_function_itself(objective: Objective) -> None:
+    hidden = torch.randn(4, 3, dtype=torch.float64, requires_grad=True)
+    weight, bias = torch.randn(5, 3, dtype=torch.float64), torch.randn(5, dtype=torch.float64)
+    labels, token_weight = torch.tensor([0, -100, 4, 2]), torch.rand(4, dtype=torch.float64)
 
-        def loss(h: Tensor, w: Tensor, b: Tensor, objective: Objective = objective) -> Tensor:
-            return objective_loss(
-                h, w, labels, objective, bias=b, token_weight=token_weight.double(), soft_cap=5.0, chunk_size=10
-            ).loss
+    def loss(h: Tensor, w: Tensor, b: Tensor) -> Tensor:
+        options = {"token_weight": token_weight, "soft_cap": 5.0, "chunk_size": 2}
+        return objective_loss(h, w, labels, objective, bias=b, **options).loss
 
-        assert torch.autograd.gradcheck(loss, (hidden, weight, bias))
+    assert torch.autograd.gradcheck(loss, (hidden, weight.requires_grad_(), bias.requires_grad_()))
 
 
 def test_chunk_rows_keep_the_logits_within_their_budget() -> None:
     for vocabulary in (1000, 32000, 151936):
         assert _chunk_rows(vocabulary, "cpu", NLL()) * vocabulary * 4 <= max(32 * 2**20, 16 * vocabulary * 4)
-        assert _chunk_rows(vocabulary, "cuda", LabelSmoothing()) < _chunk_rows(vocabulary, "cuda", NLL()) <= 2**28 / vocabulary
+        assert (
+            _chunk_rows(vocabulary, "cuda", LabelSmoothing())
+            < _chunk_rows(vocabulary, "cuda", NLL())
+            <= 2**28 / vocabulary
+        )
 
 
 def test_autocast_does_not_reach_the_head() -> None:

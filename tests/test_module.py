@@ -28,14 +28,18 @@ def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor], tolerance: float) -> None:
     for name, value in one.items():
-        torch.testing.assert_close(other[name], value, rtol=tolerance, atol=tolerance, msg=lambda m, n=name: f"{n}: {m}")
+        torch.testing.assert_close(
+            other[name], value, rtol=tolerance, atol=tolerance, msg=lambda m, n=name: f"{n}: {m}"
+        )
 
 
 CUTS = [(4, 2), (2, 4), (1, 8)]
 
 
 @pytest.mark.parametrize("normalize", ["tokens", "sequence", "kept"])
-@pytest.mark.parametrize(("dtype", "optimizer", "tolerance"), [(torch.float64, tiny.adamw, 1e-10), (torch.float32, tiny.sgd, 1e-6)])
+@pytest.mark.parametrize(
+    ("dtype", "optimizer", "tolerance"), [(torch.float64, tiny.adamw, 1e-10), (torch.float32, tiny.sgd, 1e-6)]
+)
 def test_a_step_is_the_same_however_it_is_cut_into_micro_batches(
     rows: Path, normalize: Any, dtype: torch.dtype, optimizer: Any, tolerance: float
 ) -> None:
@@ -72,7 +76,14 @@ def test_the_papers_normalization_depends_on_the_cut(rows: Path) -> None:
 def two_processes(rows: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple[dict[str, Any], Path]:
     """All cases in one launch, because importing the stack is most of it."""
     out = tmp_path_factory.mktemp("ddp")
-    base = {"batch_size": 2, "accumulate": 2, "objective": 0, "dtype": "float64", "optimizer": "adamw", "normalize": "tokens"}
+    base = {
+        "batch_size": 2,
+        "accumulate": 2,
+        "objective": 0,
+        "dtype": "float64",
+        "optimizer": "adamw",
+        "normalize": "tokens",
+    }
     cases = {
         "adamw": base,
         "1 x 4": {**base, "batch_size": 1, "accumulate": 4},
@@ -82,7 +93,15 @@ def two_processes(rows: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple
     }
     # Without the neighbours' variables of a test runner, on a port of its own.
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m", "tests.ddp_worker"]
+    command = [
+        sys.executable,
+        "-m",
+        "torch.distributed.run",
+        "--standalone",
+        "--nproc-per-node=2",
+        "-m",
+        "tests.ddp_worker",
+    ]
     command += [str(rows), str(out), json.dumps(cases)]
     finished = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=180, check=False)
     assert finished.returncode == 0, finished.stderr[-3000:]
@@ -105,7 +124,9 @@ def test_two_processes_take_the_steps_of_one(rows: Path, two_processes: tuple[di
     saved = torch.load(out / f"{name}.pt", weights_only=True)
     same(tiny.weights(single), saved["weights"], 1e-10 if case["dtype"] == "float64" else 1e-6)
     for metric in ("train/nll", "train/mean_p", "train/inside", "train/accuracy"):
-        assert float(saved["metrics"][metric]) == pytest.approx(float(single.trainer.callback_metrics[metric]), rel=1e-5), metric
+        assert float(saved["metrics"][metric]) == pytest.approx(
+            float(single.trainer.callback_metrics[metric]), rel=1e-5
+        ), metric
 
 
 class Broken(ProbSFTModule):

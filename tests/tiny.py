@@ -42,7 +42,9 @@ def write_rows(path: Path, count: int = 24, seed: int = 0) -> Path:
     rows = []
     for _ in range(count):
         terms = [rng.randrange(100) for _ in range(rng.randrange(2, 9))]
-        rows.append({"question": " + ".join(map(str, terms)) + " =", "answer": " ".join(map(str, [*terms, sum(terms)]))})
+        rows.append(
+            {"question": " + ".join(map(str, terms)) + " =", "answer": " ".join(map(str, [*terms, sum(terms)]))}
+        )
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
     return path
 

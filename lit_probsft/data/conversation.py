@@ -35,7 +35,7 @@ def conversation_from_columns(
     Args:
         row: column name -> value.
         prompt, response: a column's name, or a template such as `{question}\\nThink step by step.`; a literal brace is
-            doubled, and `{}` is left alone. Given together.
+            doubled, and `{}` is left alone. A field of a nested column has a dotted name. Given together.
         messages: the name of a column that holds the turns themselves. Excludes `prompt` and `response`.
         system: a text (or template) that opens every conversation that has no system turn of its own.
 
@@ -45,6 +45,7 @@ def conversation_from_columns(
         UserError: a column is missing, empty or no string, or the turns are out of order. The message starts with the
             argument that is at fault.
     """
+    row = with_nested(row)
     prompt, response, messages = resolve_columns(list(row), prompt=prompt, response=response, messages=messages)
     if messages is not None:
         turns = validate_conversation(row[messages], argument="messages")
@@ -59,6 +60,14 @@ def conversation_from_columns(
         # A system text is never looked up as a bare column name: "helpful" should not silently mean a column.
         turns.insert(0, {"role": "system", "content": _fill_places(system, row, argument="system")})
     return turns
+
+
+def with_nested(row: Mapping[str, Any]) -> Mapping[str, Any]:
+    """`row` with the fields of nested mappings beside its columns, under dotted names: `extra_info.question`."""
+    nested = {key: with_nested(value) for key, value in row.items() if isinstance(value, Mapping)}
+    if not nested:
+        return row
+    return {**row, **{f"{key}.{inner}": value for key, fields in nested.items() for inner, value in fields.items()}}
 
 
 def resolve_columns(

@@ -10,7 +10,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from lit_probsft.data.conversation import Message, conversation_from_columns, resolve_columns, validate_conversation
+from lit_probsft.data.conversation import (
+    Message,
+    conversation_from_columns,
+    resolve_columns,
+    validate_conversation,
+    with_nested,
+)
 from lit_probsft.data.files import hash_files, local_paths, read_files
 from lit_probsft.errors import UserError, near_matches
 
@@ -59,9 +65,9 @@ class Rows(Source):
             files; or a folder written by `datasets`' save_to_disk.
         name: the configuration of a hub data set.
         split: which split of a hub data set or a saved folder; `train` by default. Local files have one.
-        prompt, response: columns, or templates such as `{question}\\nThink step by step.`
-        messages: the column that holds whole conversations, in place of the two above.
-        system: a system text (or template) for every conversation that has none.
+        prompt, response: columns (`extra_info.question` for a field of a nested one), or templates such as
+        `{question}\\nThink step by step.` messages: the column that holds whole conversations, in place of the two
+        above. system: a system text (or template) for every conversation that has none.
         limit: use the first so many rows only.
     """
 
@@ -85,7 +91,9 @@ class Rows(Source):
         if self.limit is not None and self.limit < len(rows):
             rows = rows.select(range(self.limit)) if hasattr(rows, "select") else rows[: self.limit]
         if len(rows):
-            resolve_columns(list(rows[0]), prompt=self.prompt, response=self.response, messages=self.messages)
+            resolve_columns(
+                list(with_nested(rows[0])), prompt=self.prompt, response=self.response, messages=self.messages
+            )
         return rows
 
     def conversation(self, row: Mapping[str, Any]) -> list[Message]:

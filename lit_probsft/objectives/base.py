@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from abc import ABC, abstractmethod
+from itertools import pairwise
 from typing import Any
 
 import torch
@@ -19,9 +20,9 @@ _NODES = 24
 class TokenStats:
     """What an objective may read about N supervised tokens.
 
-    Only `log_probs` is always there. The others are computed when an objective names them in `needs`, because each costs a
-    pass over the vocabulary or must be handed in. `log_probs` is the only field with a gradient, except where `logits` are
-    asked for: then `logits` carry it, and `log_probs` are a function of them.
+    Only `log_probs` is always there. The others are computed when an objective names them in `needs`, because each
+    costs a pass over the vocabulary or must be handed in. `log_probs` is the only field with a gradient, except where
+    `logits` are asked for: then `logits` carry it, and `log_probs` are a function of them.
     """
 
     log_probs: Tensor
@@ -31,7 +32,8 @@ class TokenStats:
     collision: Tensor | None = None
     """(N,), sum over the vocabulary of p squared, 1/V to 1; no gradient."""
     log_complement: Tensor | None = None
-    """(N,), log(1 - p) in nats, summed from the mass of the other tokens, hence exact where p rounds to 1; no gradient."""
+    """(N,), log(1 - p) in nats, summed from the mass of the other tokens, hence exact where p rounds to 1; no
+    gradient."""
     logits: Tensor | None = None
     """(N, V), the logits of a chunk of tokens, after scale and soft cap; carries the gradient when it is there."""
     labels: Tensor | None = None
@@ -63,8 +65,8 @@ NEEDS = STATISTICS | HANDED_IN | {"logits"}
 class Objective(ABC):
     """A loss f(p) of a supervised token, p the probability that the model gives to it.
 
-    A member is a frozen dataclass whose fields are its hyper-parameters, and its class is its name: nothing is registered.
-    It says what one token costs; masking, weighting, dividing and summing belong to the head. To add one:
+    A member is a frozen dataclass whose fields are its hyper-parameters, and its class is its name: nothing is
+    registered. It says what one token costs; masking, weighting, dividing and summing belong to the head. To add one:
 
         @dataclasses.dataclass(frozen=True)
         class Brier(Objective):
@@ -84,7 +86,8 @@ class Objective(ABC):
 
     @property
     def interval(self) -> tuple[float, float]:
-        """The closed interval of p outside which a token has neither loss nor gradient; (0, 1) means every token counts."""
+        """The closed interval of p outside which a token has neither loss nor gradient; (0, 1) means every token
+        counts."""
         return (0.0, 1.0)
 
     @abstractmethod
@@ -94,8 +97,8 @@ class Objective(ABC):
     def gradient_weight(self, tokens: TokenStats | Tensor) -> Tensor:
         """W = -dL/dz_y, the pull on the target's logit, (N,), detached.
 
-        W(p) = -f'(p) p (1 - p) for an f of p alone (arXiv 2510.00526, section 3). Taken from `loss` by autograd, through log p
-        (d log p / dz_y = 1 - p) or, for a member that needs the logits, through them.
+        W(p) = -f'(p) p (1 - p) for an f of p alone (arXiv 2510.00526, section 3). Taken from `loss` by autograd,
+        through log p (d log p / dz_y = 1 - p) or, for a member that needs the logits, through them.
 
         Args:
             tokens: token statistics, or just log p, (N,), in nats.
@@ -106,7 +109,8 @@ class Objective(ABC):
             raise ValueError(f"{type(self).__name__}.gradient_weight needs TokenStats with {', '.join(missing)}")
         with torch.enable_grad():
             if "logits" in self.needs:
-                assert stats.logits is not None and stats.labels is not None
+                assert stats.logits is not None
+                assert stats.labels is not None
                 logits = stats.logits.detach().requires_grad_()
                 target = stats.labels.unsqueeze(-1)
                 log_probs = logits.log_softmax(-1).gather(-1, target).squeeze(-1)
@@ -119,11 +123,13 @@ class Objective(ABC):
         return -slope * complement.to(slope.dtype)
 
     def lean(self, tau: float = 0.5) -> float:
-        """The share of the weight's mass that lies above p = tau: integral of W from tau to 1 over the integral from 0 to 1.
+        """The share of the weight's mass that lies above p = tau: integral of W from tau to 1 over the integral from 0
+        to 1.
 
-        At least half is prior-leaning (the objective works on what the model already believes), below is prior-averse. NegP is
-        exactly 0.5 at tau = 0.5. Where the mass diverges towards p = 0 (Power with alpha <= -1) its share below any tau > 0
-        is all of it, and the answer is 0 (1 for tau = 0). Where W has no mass at all (an interval of one point), it is NaN.
+        At least half is prior-leaning (the objective works on what the model already believes), below is prior-averse.
+        NegP is exactly 0.5 at tau = 0.5. Where the mass diverges towards p = 0 (Power with alpha <= -1) its share below
+        any tau > 0 is all of it, and the answer is 0 (1 for tau = 0). Where W has no mass at all (an interval of one
+        point), it is NaN.
 
         Raises:
             ValueError: tau is outside [0, 1], or W is no non-negative function of p alone.
@@ -141,7 +147,8 @@ class Objective(ABC):
     def mass(self, low: float, high: float) -> float:
         """Integral of W(p) dp from `low` to `high`, infinite where it diverges towards p = 0.
 
-        Gauss-Legendre on dyadic panels; below the last panel W is continued as the power law that the last two panels show.
+        Gauss-Legendre on dyadic panels; below the last panel W is continued as the power law that the last two panels
+        show.
         """
         low, high = max(low, self.interval[0]), min(high, self.interval[1])
         if high <= low:
@@ -149,7 +156,7 @@ class Objective(ABC):
         edges = [high]
         while len(edges) <= _PANELS and edges[-1] > low:
             edges.append(max(low, edges[-1] / 2))
-        panels = [self._panel(a, b) for b, a in zip(edges, edges[1:], strict=False)]
+        panels = [self._panel(a, b) for b, a in pairwise(edges)]
         tail = 0.0
         if edges[-1] > low and panels[-1] > 0:
             ratio = panels[-1] / panels[-2]
@@ -166,7 +173,9 @@ class Objective(ABC):
         """The `class_path` and `init_args` that build this objective again, plain data ready for YAML or JSON."""
         fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self) if field.init}  # type: ignore[arg-type]
         init_args = {k: v.as_config() if isinstance(v, Objective) else v for k, v in fields.items()}
-        module = "lit_probsft.objectives" if type(self).__module__.startswith(f"{__package__}.") else type(self).__module__
+        module = (
+            "lit_probsft.objectives" if type(self).__module__.startswith(f"{__package__}.") else type(self).__module__
+        )
         return {"class_path": f"{module}.{type(self).__qualname__}", "init_args": init_args}
 
 
@@ -179,7 +188,8 @@ class _OneMinusExp(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, *upstream: Tensor) -> Tensor:
         (exponent,) = ctx.saved_tensors
-        return -upstream[0] * exponent.exp()
+        gradient: Tensor = -upstream[0] * exponent.exp()
+        return gradient
 
 
 def one_minus_exp(exponent: Tensor) -> Tensor:
@@ -187,7 +197,8 @@ def one_minus_exp(exponent: Tensor) -> Tensor:
 
     Autograd on `expm1` takes the derivative from the rounded value, where every e^x below 6e-8 is lost to fp32.
     """
-    return _OneMinusExp.apply(exponent)  # type: ignore[no-any-return, no-untyped-call]
+    value: Tensor = _OneMinusExp.apply(exponent)  # type: ignore[no-untyped-call]
+    return value
 
 
 def derivative(loss: Tensor, variable: Tensor) -> Tensor:

@@ -14,8 +14,9 @@ from lit_probsft.objectives.base import Objective, TokenStats
 class LabelSmoothing(Objective):
     """Cross entropy against (1 - epsilon) onehot + epsilon / V; W = 1 - epsilon + epsilon / V - p.
 
-    It differentiates the whole distribution, so it takes the logits. W is negative where the model is surer than the smoothed
-    target. Szegedy et al. 2016, "Rethinking the Inception Architecture"; the same as torch's `label_smoothing`.
+    It differentiates the whole distribution, so it takes the logits. W is negative where the model is surer than the
+    smoothed target. Szegedy et al. 2016, "Rethinking the Inception Architecture"; the same as torch's
+    `label_smoothing`.
 
     Args:
         epsilon: the mass spread over the vocabulary, 0 (NLL) to 1.

@@ -18,7 +18,8 @@ _NEARLY_ZERO = 1e-12
 
 @dataclass(frozen=True)
 class NLL(Objective):
-    """f = -log p, negative log likelihood; W = 1 - p. Prior-averse: it works hardest on what the model does not believe."""
+    """f = -log p, negative log likelihood; W = 1 - p. Prior-averse: it works hardest on what the model does not
+    believe."""
 
     def loss(self, tokens: TokenStats) -> Tensor:
         """(N,), 0 to infinity, in nats."""
@@ -46,15 +47,16 @@ class NegP(Objective):
 class Power(Objective):
     """f = (1 - p^alpha) / alpha; W = p^alpha (1 - p), whose peak lies at alpha / (1 + alpha).
 
-    alpha = 0 is NLL, alpha = 1 NegP, alpha = 10 the paper's -p^10 up to a constant, alpha < 0 more averse than NLL. Also known
-    as generalized cross entropy (Zhang and Sabuncu 2018, q = alpha) and as the Tsallis q-logarithm. Smooth through alpha = 0.
+    alpha = 0 is NLL, alpha = 1 NegP, alpha = 10 the paper's -p^10 up to a constant, alpha < 0 more averse than NLL.
+    Also known as generalized cross entropy (Zhang and Sabuncu 2018, q = alpha) and as the Tsallis q-logarithm. Smooth
+    through alpha = 0.
 
-    For alpha < 0 the loss grows like p^alpha: alpha log p is clamped at 80, and a token beyond that has the constant loss
-    (e^80 - 1) / |alpha| and no gradient. For alpha >= 0 nothing is clamped.
+    For alpha < 0 the loss grows like p^alpha: alpha log p is clamped at 80, and a token beyond that has the constant
+    loss (e^80 - 1) / |alpha| and no gradient. For alpha >= 0 nothing is clamped.
 
     Args:
-        alpha: any finite real number. The peak of W falls from 1 (alpha = 0) to .25 (1) to .035 (10), so that comparing alphas
-            at one learning rate mixes the shape with the size of the step.
+        alpha: any finite real number. The peak of W falls from 1 (alpha = 0) to .25 (1) to .035 (10), so that comparing
+            alphas at one learning rate mixes the shape with the size of the step.
     """
 
     alpha: float = 1.0
@@ -74,7 +76,8 @@ class Power(Objective):
         return one_minus_exp(exponent) / self.alpha
 
     def mass(self, low: float, high: float) -> float:
-        """Integral of W from `low` to `high`, in closed form; infinite from 0 for alpha <= -1 (the clamp is not counted)."""
+        """Integral of W from `low` to `high`, in closed form; infinite from 0 for alpha <= -1 (the clamp is not
+        counted)."""
         return power_mass(self.alpha, low, high)
 
 

@@ -17,9 +17,9 @@ from lit_probsft.objectives.power import NLL
 class Threshold(Objective):
     """f(p) 1{min_prob <= p <= max_prob}, the paper's HT(I); W is the base's weight inside the interval and 0 outside.
 
-    The interval is closed and is compared in log space in fp32: bf16 has no value between .996 and 1, and a quantile of a strong
-    model may be .99998. The comparison carries no gradient. What a step is divided by does not change with the number of tokens
-    that survive, unless the module is told to `normalize: kept`.
+    The interval is closed and is compared in log space in fp32: bf16 has no value between .996 and 1, and a quantile of
+    a strong model may be .99998. The comparison carries no gradient. What a step is divided by does not change with the
+    number of tokens that survive, unless the module is told to `normalize: kept`.
 
     Args:
         base: the objective inside the interval.

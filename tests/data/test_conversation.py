@@ -103,3 +103,11 @@ def test_a_prompt_may_end_with_the_user_but_not_with_the_system():
     assert validate_conversation(turns("system", "user"), answered=False) == turns("system", "user")
     with pytest.raises(UserError, match="expected a turn of the user"):
         validate_conversation(turns("system"), answered=False)
+
+
+def test_a_field_of_a_nested_column_has_a_dotted_name() -> None:
+    row = {"id": 3, "extra": {"question": "1 + 1?", "deep": {"answer": "2"}}}
+    turns = conversation_from_columns(row, prompt="{extra.question} Think.", response="extra.deep.answer")
+    assert [turn["content"] for turn in turns] == ["1 + 1? Think.", "2"]
+    with pytest.raises(UserError, match=r"response: no column 'extra.answer'.*'extra.deep.answer'"):
+        conversation_from_columns(row, prompt="extra.question", response="extra.answer")

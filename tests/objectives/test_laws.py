@@ -62,7 +62,9 @@ def test_loss_keeps_shape_and_dtype(objective: Objective, dtype: torch.dtype) ->
 
 @of_p_alone
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_loss_and_gradient_are_finite_down_to_log_p_of_minus_ten_thousand(objective: Objective, dtype: torch.dtype) -> None:
+def test_loss_and_gradient_are_finite_down_to_log_p_of_minus_ten_thousand(
+    objective: Objective, dtype: torch.dtype
+) -> None:
     magnitudes = torch.cat([torch.zeros(1), torch.logspace(-8, 4, 200)])
     log_probs = (-magnitudes).to(dtype).requires_grad_()
     loss = objective.loss(stats(log_probs))
@@ -109,7 +111,8 @@ def test_signed_members_say_so(objective: Objective) -> None:
 
 @every_member
 def test_gradcheck_in_double_with_stop_gradient_weights_frozen(objective: Objective) -> None:
-    """The frozen weights stand at the point of differentiation, so a numerical derivative sees the gradient that is meant."""
+    """The frozen weights stand at the point of differentiation, so a numerical derivative sees the gradient that is
+    meant."""
     vocabulary, labels = 6, torch.tensor([0, 3, 5])
     start = torch.randn(3, vocabulary, dtype=torch.float64)
     frozen = stats(start.log_softmax(-1).gather(-1, labels[:, None])[:, 0])
@@ -131,13 +134,17 @@ def test_gradient_weight_is_the_pull_on_the_target_logit(objective: Objective) -
     torch.testing.assert_close(objective.gradient_weight(tokens), pull, rtol=1e-5, atol=1e-7)
 
 
-@pytest.mark.parametrize(("objective", "closed_form"), CLOSED_FORMS, ids=lambda x: repr(x) if isinstance(x, Objective) else "")
+@pytest.mark.parametrize(
+    ("objective", "closed_form"), CLOSED_FORMS, ids=lambda x: repr(x) if isinstance(x, Objective) else ""
+)
 def test_gradient_weight_equals_the_closed_form(objective: Objective, closed_form) -> None:
     p = torch.linspace(0.001, 0.999, 997, dtype=torch.float64)
     torch.testing.assert_close(objective.gradient_weight(p.log()), closed_form(p).double(), rtol=1e-10, atol=1e-12)
 
 
-@pytest.mark.parametrize(("objective", "closed_form"), CLOSED_FORMS, ids=lambda x: repr(x) if isinstance(x, Objective) else "")
+@pytest.mark.parametrize(
+    ("objective", "closed_form"), CLOSED_FORMS, ids=lambda x: repr(x) if isinstance(x, Objective) else ""
+)
 def test_fp32_keeps_the_digits_of_the_weight_at_both_ends(objective: Objective, closed_form) -> None:
     for log_probs in (torch.linspace(-30, -1e-3, 300), -torch.logspace(-12, -3, 50)):
         p, complement = log_probs.double().exp(), -torch.expm1(log_probs.double())
@@ -184,7 +191,8 @@ def test_dft_has_the_gradient_of_neg_p_at_another_loss() -> None:
 
 @given(alpha=st.floats(-1e-6, 1e-6), log_p=st.floats(-1e4, -1e-9))
 def test_power_is_smooth_through_zero(alpha: float, log_p: float) -> None:
-    """(1 - e^x) / alpha = -log p (1 + x/2 + x^2/6 + ...), x = alpha log p: no jump where the code changes its formula."""
+    """(1 - e^x) / alpha = -log p (1 + x/2 + x^2/6 + ...), x = alpha log p: no jump where the code changes its
+    formula."""
     x = alpha * log_p
     expected = -log_p * (1 + x / 2 + x**2 / 6 + x**3 / 24 + x**4 / 120)
     for dtype, tolerance in ((torch.float64, 1e-11), (torch.float32, 1e-6)):
@@ -278,8 +286,12 @@ CLASSES = [NLL, NegP, Power, LogOneMinusP, Threshold, DFT, LabelSmoothing]
 
 
 @pytest.mark.parametrize("new", CLASSES)
-@pytest.mark.parametrize("old", [Power(3.0), LogOneMinusP(0.5), Threshold(NegP(), 0.3), LabelSmoothing(0.7), NLL()], ids=repr)
-def test_switching_the_class_on_the_command_line_gives_the_new_class(old: Objective, new: type[Objective], tmp_path) -> None:
+@pytest.mark.parametrize(
+    "old", [Power(3.0), LogOneMinusP(0.5), Threshold(NegP(), 0.3), LabelSmoothing(0.7), NLL()], ids=repr
+)
+def test_switching_the_class_on_the_command_line_gives_the_new_class(
+    old: Objective, new: type[Objective], tmp_path
+) -> None:
     config = tmp_path / "config.yaml"
     config.write_text(yaml.safe_dump({"objective": old.as_config()}))
     with_config = parser()
