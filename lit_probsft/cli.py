@@ -57,6 +57,8 @@ def main(args: Sequence[str] | None = None) -> Any:
 
 def run() -> NoReturn:
     """`main` for the shell: a user's error is one message from rank 0 and exit status 2, without a traceback."""
+    # Threads that spin while they wait make a small model several times slower on a busy machine; read once, by torch.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         main()
     except UserError as error:

@@ -3,6 +3,7 @@ wrong."""
 
 from __future__ import annotations
 
+import logging
 import os
 import warnings
 from collections.abc import Sequence
@@ -31,6 +32,16 @@ OUR_DEFAULTS: dict[str, Any] = {
 }
 """Clipping as in the paper; the whole validation set before the first step; the plan deals the data out to the ranks
 itself."""
+
+
+_NOT_FOR_OUR_USERS = (
+    "does not have many workers",  # batches are small arrays
+    "LightningCLI's args parameter is intended",  # main() gives it what the shell gave
+    "LeafSpec.*is deprecated",  # between Lightning and torch
+    "Total length of `list` across ranks is zero",  # no validation rows, which is allowed
+    "The number of training batches .* is smaller than the logging interval",  # the last step is logged in any case
+    "You defined a `validation_step` but have no `val_dataloader`",
+)
 
 
 class Parser(LightningArgumentParser):
@@ -247,9 +258,10 @@ class ProbSFTCLI(LightningCLI):
 
 def run_training_command(args: Sequence[str]) -> ProbSFTCLI:
     """Run fit, validate, test or predict with its flags."""
-    warnings.filterwarnings("ignore", message=".*does not have many workers.*")
-    warnings.filterwarnings("ignore", message=".*LightningCLI's args parameter is intended.*")
-    warnings.filterwarnings("ignore", message=".*LeafSpec.*is deprecated.*")
+    for message in _NOT_FOR_OUR_USERS:
+        warnings.filterwarnings("ignore", message=f".*{message}.*")
+    for name in ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.rank_zero"):
+        logging.getLogger(name).addFilter(lambda record: not record.getMessage().startswith(("💡", "TPU available")))
     return ProbSFTCLI(args)
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from lit_probsft.errors import UserError
 from lit_probsft.head import HeadRequest, ObjectiveHead, _chunk_rows, objective_loss
-from lit_probsft.objectives import NLL, LabelSmoothing, LogOneMinusP, NegP, Objective, Power, Threshold, TokenStats
+from lit_probsft.objectives import NLL, LabelSmoothing, NegP, Objective, Power, Threshold, TokenStats
 from tests.members import ALL, OF_P_ALONE
 
 N, H, V = 37, 12, 29

@@ -72,6 +72,9 @@ class Objective(ABC):
         class Brier(Objective):
             def loss(self, tokens):
                 return (1 - tokens.log_probs.exp()).square()
+
+    Loss and derivative should be finite for every log p from -10000 to 0: (1 - p)^gamma with gamma below 1, say, has an
+    infinite slope at p = 1.
     """
 
     @property

@@ -1,0 +1,162 @@
+"""The benchmarks run, at sizes where their times mean nothing; no time is a test."""
+
+import argparse
+import json
+import math
+
+import pytest
+import torch
+
+from benchmarks import gsm8k, harness, head, step
+
+
+def call_a():
+    return {"value": 1.0}
+
+
+def call_b():
+    return {"value": 1.0 + 1e-9}
+
+
+def test_variants_take_turns_and_ratios_are_of_the_same_round():
+    order = []
+
+    def variant(name):
+        return harness.Variant(name, lambda: order.append(name) or {"value": 1.0})
+
+    timings = harness.time_variants([variant("a"), variant("b")], rounds=2, report=lambda line: None)
+    assert order == ["a", "b", "a", "b", "a", "b"]
+    assert [len(t.seconds) for t in timings.values()] == [2, 2]
+    # The second round was three times as slow for both: the ratio does not notice.
+    assert harness.ratios({"a": [1.0, 3.0, 1.0], "b": [2.0, 6.0, 8.0]}, "a") == {"a": 1.0, "b": 2.0}
+
+
+@pytest.mark.parametrize(("value", "agrees"), [(2.0, True), (2.0 + 1e-6, True), (2.1, False), (math.nan, False)])
+def test_agreement_says_who_differs(value, agrees):
+    assert harness.agreement({"a": 2.0, "b": value}, 2.0, 1e-6)["agree"] is agrees
+
+
+@pytest.mark.parametrize("dtype", ["float32", "bfloat16"])
+def test_every_head_variant_computes_the_same_nll_and_its_gradients(dtype):
+    problem = head.make_problem(tokens=48, hidden=16, vocab=64, dtype=dtype, device="cpu")
+    expected, norms = head.exact_nll(problem), {}
+    for name, call in head.calls().items():
+        problem.forget()
+        values = call(problem)
+        if "nll" in values:
+            assert values["nll"] == pytest.approx(expected, rel=1e-6 if dtype == "float32" else 2e-2), name
+        norms[name] = problem.gradient_norms()
+    close = {"rel": 1e-5 if dtype == "float32" else 3e-2}
+    assert norms["ours, NLL"] == pytest.approx(norms[head.FULL], **close)
+    if head.TORCH_TOKENS in norms:
+        assert norms["ours, NegP"] == pytest.approx(norms[head.TORCH_TOKENS], **close)
+
+
+def test_head_writes_a_result_that_describes_itself(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(harness, "peak_extra_bytes", lambda *_: harness.MIB)  # a fresh process takes seconds
+    threads = torch.get_num_threads()
+    try:
+        path = head.run(head.parse(f"--tokens 24 --hidden 8 --vocab 32 --rounds 2 --results {tmp_path}".split()))
+    finally:
+        torch.set_num_threads(threads)
+    result = json.loads(path.read_text())
+    assert result["nll_agreement"]["agree"]
+    assert result["arguments"]["tokens"] == 24
+    assert {"date", "machine", "versions", "commit", "command", "time_ratios", "memory_ratios"} <= result.keys()
+    assert all(len(v["rounds"]["seconds"]) == 2 for v in result["variants"].values())
+    assert "ours, NegP" in capsys.readouterr().out
+
+
+def _allocate(mib):
+    return lambda: torch.ones(mib * harness.MIB // 4)
+
+
+@pytest.mark.slow
+def test_peak_memory_is_what_the_call_adds():
+    assert harness.peak_extra_bytes(_allocate, 64) / harness.MIB == pytest.approx(64, abs=4)
+
+
+def test_gate_adds_up_a_block_and_then_waits(monkeypatch):
+    class Connection:
+        def __init__(self):
+            self.orders, self.sent = [2, 1], []
+
+        def recv(self):
+            if not self.orders:
+                raise EOFError
+            return self.orders.pop(0)
+
+        def send(self, message):
+            self.sent.append(message[1])
+
+    gate = harness.Gate(connection := Connection())
+    gate.open()
+    gate.step({"tokens": 3})
+    assert not connection.sent
+    gate.step({"tokens": 4})
+    with pytest.raises(EOFError):
+        gate.step({"tokens": 5})
+    assert [block["tokens"] for block in connection.sent] == [7, 5]
+
+
+@pytest.mark.slow
+def test_loops_take_turns_in_processes_of_their_own():
+    loops = [harness.Loop(name, _count, (number,)) for number, name in enumerate("ab")]
+    blocks = harness.time_loops(loops, rounds=2, steps=3, report=lambda line: None)
+    assert [[block["tokens"] for block in found] for found in blocks.values()] == [[0, 0], [3, 3]]
+    with pytest.raises(RuntimeError, match="ended by itself"):
+        harness.time_loops([harness.Loop("a", _stop)], rounds=1, steps=1, report=lambda line: None)
+
+
+def _count(gate, tokens):
+    gate.open()
+    while True:
+        gate.step({"tokens": tokens})
+
+
+def _stop(gate):
+    gate.open()
+
+
+@pytest.fixture
+def tiny_step(tmp_path):
+    rows = [{"q": f"How much is {i} + {i}?" + " Please." * (i % 5), "a": f"It is {2 * i}."} for i in range(24)]
+    file = tmp_path / "rows.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in rows))
+    options = step.parse(["--train", str(file), "--prompt", "q", "--response", "a", "--cache", str(tmp_path / "cache")])
+    small = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
+    options.model, options.vocab, options.sequences = {**options.model, **small}, 700, 4
+    return options
+
+
+def test_our_loss_is_transformers_loss_and_every_plain_loop_steps(tiny_step, monkeypatch):
+    monkeypatch.setattr(step, "has_trl", lambda: False)
+    compared = step.same_loss(tiny_step)
+    assert compared["agree"], compared
+
+    class Gate:
+        def open(self):
+            self.seen = []
+
+        def step(self, counts):
+            self.seen.append(counts)
+            if len(self.seen) == 7:  # one more than an epoch has
+                raise StopIteration
+
+    for loop in step.loops(tiny_step):
+        if loop.run is step.plain_loop:
+            gate = Gate()
+            with pytest.raises(StopIteration):
+                loop.run(
+                    gate,
+                    argparse.Namespace(**{**vars(tiny_step), "threads": torch.get_num_threads()}),
+                    *loop.arguments[1:],
+                )
+            assert all(0 < c["supervised"] < c["tokens"] <= c["positions"] for c in gate.seen)
+
+
+def test_unigram_entropy_counts_supervised_tokens_after_the_shift():
+    # The first column is never predicted; two tokens, each twice.
+    labels = torch.tensor([[9, 5, 5, -100], [9, 7, -100, 7]])
+    entropy, tokens = gsm8k.unigram_entropy([{"labels": labels[:1]}, {"labels": labels[1:]}])
+    assert (entropy, tokens) == (pytest.approx(math.log(2)), 4)
