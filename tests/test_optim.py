@@ -27,8 +27,8 @@ def test_a_schedule_rises_then_never_rises_again_and_stays_in_its_range(schedule
     factors = [schedule.factor(step, total) for step in range(total)]
     peak = factors.index(max(factors))
     assert all(0 <= factor <= 1 for factor in factors)
-    assert all(a <= b for a, b in itertools.pairwise(factors))
-    assert all(a >= b for a, b in zip(factors[peak:-1], factors[peak + 1 :], strict=True))
+    assert all(a <= b for a, b in itertools.pairwise(factors[: peak + 1]))
+    assert all(a >= b for a, b in itertools.pairwise(factors[peak:]))
     assert factors[0] > 0
 
 
