@@ -13,7 +13,6 @@ from lightning.pytorch.callbacks import Callback, ModelCheckpoint, TQDMProgressB
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from lit_probsft.errors import UserError
-from lit_probsft.module import ProbSFTModule
 from lit_probsft.runs import write_atomically
 
 
@@ -93,11 +92,11 @@ class NonFiniteGuard(Callback):
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Count."""
-        assert isinstance(pl_module, ProbSFTModule)
         if trainer.global_step == self._steps_seen:
             return
         self._steps_seen = trainer.global_step
-        self._in_a_row = self._in_a_row + 1 if pl_module.last_step_skipped else 0
+        skipped: Any = pl_module.last_step_skipped
+        self._in_a_row = self._in_a_row + 1 if skipped else 0
         if self._in_a_row == 1:
             rank_zero_warn(f"optimizer step {trainer.global_step}: loss or gradient is not finite, the step is skipped")
         if self._in_a_row < self.limit:

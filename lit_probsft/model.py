@@ -267,6 +267,15 @@ def _uncapped(config: Any) -> Iterator[None]:
         config.final_logit_softcapping = cap
 
 
+def stop_generation_at(model: PreTrainedModel, token: int) -> None:
+    """Let `generate` end at `token` too, beside what already ends it; it is saved with the model."""
+    config = model.generation_config
+    known = config.eos_token_id
+    known = known if isinstance(known, list) else [known]
+    stops = list(dict.fromkeys([*(id for id in known if id is not None), token]))
+    config.eos_token_id = stops if len(stops) > 1 else stops[0]
+
+
 def source_of(model: ModelSource | str) -> ModelSource:
     """A string stands for `PretrainedCausalLM` of that hub id or folder."""
     return PretrainedCausalLM(model) if isinstance(model, str) else model

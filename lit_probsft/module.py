@@ -12,10 +12,11 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 
+from lit_probsft.callbacks import NonFiniteGuard
 from lit_probsft.errors import UserError
 from lit_probsft.head import IGNORE_INDEX, HeadOutput, HeadRequest
 from lit_probsft.metrics import TokenMeans
-from lit_probsft.model import ModelSource, forward_with_objective, install_head, source_of
+from lit_probsft.model import ModelSource, forward_with_objective, install_head, source_of, stop_generation_at
 from lit_probsft.objectives import NLL, Objective, TokenStats
 from lit_probsft.optim import OptimizerFactory, Schedule, parameter_groups
 
@@ -117,6 +118,8 @@ class ProbSFTModule(L.LightningModule):
         if self.source is not None and self.model is None:
             dtype = torch.bfloat16 if str(self.trainer.precision) == "bf16-true" else torch.float32
             self.model = self._with_head(self.source.load(getattr(datamodule, "tokenizer", None), dtype))
+        if (end := getattr(datamodule, "end_of_turn_id", None)) is not None:
+            stop_generation_at(self.model, end)
         largest, vocabulary = getattr(datamodule, "max_token_id", -1), self.model.get_output_embeddings().out_features
         if largest >= vocabulary:
             raise UserError(
@@ -249,10 +252,21 @@ class ProbSFTModule(L.LightningModule):
             prompt,
             attention_mask=batch["attention_mask"],
             pad_token_id=tokenizer.pad_token_id,
-            eos_token_id=tokenizer.eos_token_id,
             **self.generation.as_kwargs(),
         )
         return {"documents": batch["documents"], "answers": produced[:, prompt.shape[1] :]}
+
+    # --- what a checkpoint holds beside weights and optimizer
+
+    def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """Counters and first metrics."""
+        checkpoint["progress"] = {"skipped_steps": self.skipped_steps, "initial_metrics": self.initial_metrics}
+
+    def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
+        """They go on where they were."""
+        progress = checkpoint.get("progress", {})
+        self.skipped_steps = progress.get("skipped_steps", 0)
+        self.initial_metrics = progress.get("initial_metrics", {})
 
     # --- the optimizer
 
@@ -287,8 +301,6 @@ class ProbSFTModule(L.LightningModule):
 
     def configure_callbacks(self) -> list[Callback]:
         """The guard that ends a run whose steps are no longer finite, for every trainer."""
-        from lit_probsft.callbacks import NonFiniteGuard
-
         return [NonFiniteGuard()]
 
     def setup(self, stage: str) -> None:

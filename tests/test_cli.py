@@ -165,6 +165,8 @@ def test_resume_continues_as_if_it_had_never_stopped(
     record = json.loads((tmp_path / "runs/parts/run.json").read_text())
     assert record["status"] == "completed"
     assert record["counts"]["tokens"] == 2 * record["data"]["train"]["tokens"]
+    first = json.loads((tmp_path / "runs/whole/run.json").read_text())["initial_metrics"]
+    assert record["initial_metrics"] == first != {}
 
 
 def test_overwrite_replaces_and_a_failed_start_destroys_nothing(tmp_path: Path) -> None:
@@ -273,6 +275,21 @@ class Halved(ProbSFTModule):
     def token_loss(self, tokens):
         return super().token_loss(tokens) / 2
 """
+
+
+def test_the_exported_folder_has_the_template_of_the_training_and_stops_where_answers_end(tmp_path: Path) -> None:
+    template = (
+        "{% for m in messages %}{{ '[' + m['role'] + ']' + m['content'] + '<|im_start|>' }}{% endfor %}"
+        "{% if add_generation_prompt %}{{ '[assistant]' }}{% endif %}"
+    )
+    (tmp_path / "template.jinja").write_text(template)
+    fit(config(tmp_path, data__chat_template="template.jinja"))
+    main(["export", "runs/tiny/checkpoints/last.ckpt", "out"])
+    for folder in ("runs/tiny/hf", "out"):
+        tokenizer, model = AutoTokenizer.from_pretrained(folder), AutoModelForCausalLM.from_pretrained(folder)
+        assert tokenizer.chat_template == template
+        stops = model.generation_config.eos_token_id
+        assert set(stops) == {tokenizer.eos_token_id, tokenizer.convert_tokens_to_ids("<|im_start|>")}
 
 
 def test_a_users_own_objective_and_module_are_named_by_class_path(

@@ -17,6 +17,7 @@ from lit_probsft.data.prepare import Recipe
 from lit_probsft.data.sources import Source, as_source
 from lit_probsft.data.splits import LoadedSource, Split, located
 from lit_probsft.data.store import TokenStore
+from lit_probsft.data.tokenization import IGNORED, tokenize_conversation
 from lit_probsft.data.tokenizers import TokenizerSource, as_tokenizer_source, checked_tokenizer
 from lit_probsft.data.turns import read_template
 from lit_probsft.errors import UserError, near_matches
@@ -138,9 +139,21 @@ class InstructionDataModule(LightningDataModule):
         if self._tokenizer is None:
             try:
                 self._tokenizer = self._load_tokenizer()
+                if self._recipe.chat_template is not None:  # so that whoever saves the tokenizer saves what was trained
+                    self._tokenizer.chat_template = self._recipe.chat_template
             except UserError as error:
                 raise error if str(error).startswith("data.") else located(error, "data.tokenizer") from error
         return self._tokenizer
+
+    @property
+    def end_of_turn_id(self) -> int | None:
+        """The token that ends an answer, which generation has to stop at; None where the data's answers have no end."""
+        messages = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+        try:
+            labels = tokenize_conversation(self.tokenizer, messages, plain_text=self._recipe.plain_text)["labels"]
+        except UserError:
+            return None
+        return next(label for label in reversed(labels) if label != IGNORED)
 
     @property
     def fingerprint(self) -> str | None:
