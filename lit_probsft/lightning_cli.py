@@ -68,6 +68,9 @@ class ProbSFTCLI(LightningCLI):
 
     def __init__(self, args: Sequence[str]) -> None:
         self.command = args[0]
+        # Lightning builds the flags of every command at each start; one of the four is asked for.
+        wanted = {self.command: LightningCLI.subcommands()[self.command]}
+        self.subcommands = lambda: wanted  # type: ignore[method-assign]
         super().__init__(
             ProbSFTModule,
             InstructionDataModule,

@@ -132,8 +132,10 @@ class Stopper(L.Callback):
 """
 
 
-@pytest.mark.parametrize("accumulate", [1, 2])
-@pytest.mark.parametrize("stop", [2, 3, 5])
+@pytest.mark.parametrize(
+    ("stop", "accumulate"),
+    [(2, 1), (3, 2), *(pytest.param(*case, marks=pytest.mark.slow) for case in ((3, 1), (5, 1), (2, 2), (5, 2)))],
+)
 def test_resume_continues_as_if_it_had_never_stopped(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, accumulate: int, stop: int
 ) -> None:

@@ -90,8 +90,7 @@ VARIANTS = {
 
 @every_member
 @pytest.mark.parametrize("variant", VARIANTS)
-@pytest.mark.parametrize("chunk_size", [5, 64])
-def test_head_equals_the_plain_computation(objective: Objective, variant: str, chunk_size: int) -> None:
+def test_head_equals_the_plain_computation(objective: Objective, variant: str) -> None:
     options = dict(VARIANTS[variant])
     hidden, weight, labels, bias, token_weight = inputs()
     leaves = [hidden, weight]
@@ -101,7 +100,7 @@ def test_head_equals_the_plain_computation(objective: Objective, variant: str, c
     if options.pop("weighted", False):
         options["token_weight"] = token_weight
     total, log_probs, losses = obvious(hidden, weight, labels, objective, **options)
-    out = objective_loss(hidden, weight, labels, objective, chunk_size=chunk_size, context={"progress": 0.3}, **options)
+    out = objective_loss(hidden, weight, labels, objective, chunk_size=5, context={"progress": 0.3}, **options)
     close(out.loss, total, torch.float64)
     close(out.log_probs, log_probs, torch.float64)
     close(out.token_losses, losses, torch.float64)
