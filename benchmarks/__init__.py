@@ -1,1 +1,1 @@
-"""Timings and demonstrations: each module is a command, `python -m benchmarks.NAME`, that writes one JSON to results/."""
+"""Timings and demonstrations: each module is a command, `python -m benchmarks.NAME`, that writes JSON to results."""

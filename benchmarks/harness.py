@@ -1,17 +1,19 @@
-"""Variants side by side in one run: interleaved rounds, ratios of the same round, memory from fresh processes, one JSON.
+"""Variants side by side in one run: interleaved rounds, ratios within a round, memory from fresh processes, one JSON.
 
-A time on a shared machine says little; two times taken one after the other say which is smaller. So variants take turns
-(A B C A B C ...), whatever disturbs the machine disturbs all alike, and a ratio is the median over rounds of the ratio
-within a round.
+A time on a shared machine says little; two times taken one after the other say which is smaller. So variants take
+turns (A B C A B C ...), whatever disturbs the machine disturbs all alike, and a ratio is the median over rounds of the
+ratio within a round. The same is done for the processors' time, in which other programs do not show.
 """
 
 from __future__ import annotations
 
+import contextlib
 import datetime
 import gc
 import json
 import math
 import multiprocessing
+import multiprocessing.util
 import os
 import platform
 import re
@@ -49,10 +51,18 @@ class Timing:
 
     values: dict[str, float]
     seconds: list[float] = field(default_factory=list)
+    """By the clock."""
+    cpu_seconds: list[float] = field(default_factory=list)
+    """That processors spent on it: what another process takes away is not in it."""
 
     def summary(self) -> dict[str, Any]:
         """Plain data."""
-        return {"seconds": spread(self.seconds), "rounds": rounded(self.seconds), "values": self.values}
+        return {
+            "seconds": spread(self.seconds),
+            "cpu_seconds": spread(self.cpu_seconds),
+            "rounds": {"seconds": rounded(self.seconds), "cpu_seconds": rounded(self.cpu_seconds)},
+            "values": self.values,
+        }
 
 
 def time_variants(
@@ -81,13 +91,14 @@ def time_variants(
         synchronize()
         timings[variant.name] = Timing({**values, **(inspect() if inspect else {})})
     for number in range(rounds):
+        gc.collect()
         for variant in variants:
-            gc.collect()  # so that nobody pays for what another has left
             synchronize()
-            start = time.perf_counter()
+            start, cpu_start = time.perf_counter(), time.process_time()
             variant.call()
             synchronize()
             timings[variant.name].seconds.append(time.perf_counter() - start)
+            timings[variant.name].cpu_seconds.append(time.process_time() - cpu_start)
         report(f"round {number + 1}/{rounds}: " + ", ".join(f"{n} {t.seconds[-1]:.3g} s" for n, t in timings.items()))
     return timings
 
@@ -121,18 +132,26 @@ def peak_extra_bytes(prepare: Callable[..., Callable[[], Any]], *arguments: Any)
     `prepare(*arguments)` runs in the new process and returns the call to measure; it should have run the same code on
     something small, or the libraries' pages that are read on first use count as well. Both must be picklable.
     """
-    with _Child(_send_peak, prepare, arguments) as child:
-        return int(child.receive())
+    return int(in_fresh_process(_peak, prepare, arguments))
 
 
-def _send_peak(connection: Any, prepare: Callable[..., Callable[[], Any]], arguments: tuple[Any, ...]) -> None:
+def in_fresh_process(function: Callable[..., Any], *arguments: Any) -> Any:
+    """What a function returns in a new process. Function, arguments and result must be picklable."""
+    with _Child(_send_result, function, arguments) as child:
+        return child.receive()
+
+
+def _send_result(connection: Any, function: Callable[..., Any], arguments: tuple[Any, ...]) -> None:
+    connection.send(("result", function(*arguments)))
+
+
+def _peak(prepare: Callable[..., Callable[[], Any]], arguments: tuple[Any, ...]) -> int:
     call = prepare(*arguments)
     gc.collect()
     _reset_peak()
     before = _memory("VmRSS")
-    result = call()
-    connection.send(("result", _memory("VmHWM") - before))
-    del result  # alive until here: what the call returns is part of what it needs
+    call()
+    return _memory("VmHWM") - before
 
 
 def cuda_extra_bytes(call: Callable[[], Any]) -> int:
@@ -163,23 +182,28 @@ def _memory(name: str) -> int:
 class Gate:
     """Where a training loop stands still until it is its turn.
 
-    The loop calls `open` once before its first step and `step` after each; both may block. Loops that belong to somebody
-    else's trainer call `step` from a callback: this is how a whole trainer takes part in a round.
+    The loop calls `open` once before its first step and `step` after each; both may block. Loops that belong to
+    somebody else's trainer call `step` from a callback: this is how a whole trainer takes part in a round.
     """
 
     def __init__(self, connection: Any, synchronize: Callable[[], None] = lambda: None) -> None:
         self._connection, self._synchronize = connection, synchronize
         self._left, self._counts = 0, dict[str, int]()
-        self._started = 0.0
+        self._started = self._cpu_started = 0.0
 
     def open(self) -> None:
         """Wait for the order to run some steps, then start the clock."""
         order = self._connection.recv()
         if order is None:
             # Not by an exception: a trainer would catch it, save, log and clean up.
+            multiprocessing.util._exit_function()
             os._exit(0)
         self._left, self._counts = order, {}
-        self._started = time.perf_counter()
+        if torch.cuda.is_initialized():
+            torch.cuda.reset_peak_memory_stats()
+        else:
+            _reset_peak()
+        self._started, self._cpu_started = time.perf_counter(), time.process_time()
 
     def step(self, counts: Mapping[str, int]) -> None:
         """An optimizer step is done; `counts` are added up over the block."""
@@ -189,15 +213,15 @@ class Gate:
         if self._left:
             return
         self._synchronize()
-        seconds = time.perf_counter() - self._started
+        taken = {"seconds": time.perf_counter() - self._started, "cpu_seconds": time.process_time() - self._cpu_started}
         peak = torch.cuda.max_memory_allocated() if torch.cuda.is_initialized() else _memory("VmHWM")
-        self._connection.send(("result", {"seconds": seconds, "peak_bytes": peak, **self._counts}))
+        self._connection.send(("result", {**taken, "peak_bytes": peak, **self._counts}))
         self.open()
 
 
 @dataclass(frozen=True)
 class Loop:
-    """A training loop under a name: `run(gate, *arguments)` in a fresh process, for as many steps as the gate asks for."""
+    """A training loop under a name: `run(gate, *arguments)` in a fresh process, until the gate stops it."""
 
     name: str
     run: Callable[..., None]
@@ -220,8 +244,8 @@ def time_loops(
         rounds: blocks of each.
         steps: optimizer steps of a block.
         warmup_steps: steps of an untimed block before the first; 0 for none.
-        one_at_a_time: run one loop to its end before the next starts. Rounds are not interleaved then: for a device that
-            nobody disturbs and whose memory holds one loop only.
+        one_at_a_time: run one loop to its end before the next starts. Rounds are not interleaved then: for a device
+            that nobody disturbs and whose memory holds one loop only.
         report: takes a line after each block.
     """
     blocks: dict[str, list[dict[str, float]]] = {loop.name: [] for loop in loops}
@@ -256,7 +280,10 @@ class _Child:
     def __init__(self, target: Callable[..., None], *arguments: Any) -> None:
         context = multiprocessing.get_context("spawn")  # fresh: a fork would start with this process's memory
         self._connection, theirs = context.Pipe()
-        self._process = context.Process(target=_guarded, args=(theirs, target, arguments), daemon=True)
+        self._process = context.Process(target=_guarded, args=(theirs, target, arguments))
+        # A thread that waits by spinning takes a core from the one that it waits for, where cores are shared; and its
+        # spinning would count as time spent on the work.
+        os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
         self._process.start()
         theirs.close()
 
@@ -280,10 +307,8 @@ class _Child:
         return self
 
     def __exit__(self, *_: object) -> None:
-        try:
+        with contextlib.suppress(OSError):  # it may have gone by itself
             self._connection.send(None)
-        except OSError:
-            pass  # it has gone by itself
         self._process.join(10)
         if self._process.is_alive():
             self._process.terminate()
@@ -292,6 +317,10 @@ class _Child:
 
 
 def _guarded(connection: Any, target: Callable[..., None], arguments: tuple[Any, ...]) -> None:
+    # Several libraries' greetings and bars, once per process, would bury the progress; errors come through the pipe.
+    null = os.open(os.devnull, os.O_WRONLY)
+    for stream in (1, 2):
+        os.dup2(null, stream)
     try:
         target(connection, *arguments)
     except Exception:
@@ -301,15 +330,17 @@ def _guarded(connection: Any, target: Callable[..., None], arguments: tuple[Any,
 # --- the record
 
 
-def write_result(benchmark: str, arguments: Mapping[str, Any], device: str = "cpu", **content: Any) -> Path:
-    """Write `results/<benchmark>-<machine>.json` with all that is needed to read it alone; an older one is replaced."""
+def write_result(
+    benchmark: str, arguments: Mapping[str, Any], device: str = "cpu", label: str = "", **content: Any
+) -> Path:
+    """Write `results/<benchmark>[-<label>]-<machine>.json`, readable by itself; an older one is replaced."""
     machine = describe_machine(device)
     result = {
         "benchmark": benchmark,
         "date": datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds"),
         "machine": machine,
         "versions": _versions(),
-        "commit": _commit(),
+        "commit": COMMIT,
         "command": f"python -m benchmarks.{benchmark}",
         # A path says something about one machine only; the file's name is enough to know the data.
         "arguments": {key: Path(value).name if key == "train" else value for key, value in arguments.items()},
@@ -317,7 +348,7 @@ def write_result(benchmark: str, arguments: Mapping[str, Any], device: str = "cp
     }
     folder = Path(arguments.get("results") or RESULTS)
     folder.mkdir(parents=True, exist_ok=True)
-    path = folder / f"{benchmark}-{machine['slug']}.json"
+    path = folder / ("-".join(part for part in (benchmark, label, machine["slug"]) if part) + ".json")
     result["arguments"].pop("results", None)
     path.write_text(json.dumps(_plain(result), indent=1, ensure_ascii=False) + "\n", encoding="utf-8")
     return path
@@ -371,6 +402,10 @@ def _commit() -> str:
         return "unknown"
 
 
+COMMIT = _commit()
+"""Taken at import, as the rest of the source is: the tree may move on before the result is written."""
+
+
 def spread(values: Iterable[float]) -> dict[str, float]:
     """Median, smallest, largest."""
     values = list(values)
@@ -398,7 +433,9 @@ def table(rows: Sequence[Mapping[str, Any]]) -> str:
     heads = list(rows[0])
     cells = [heads, *([_cell(row.get(head)) for head in heads] for row in rows)]
     widths = [max(len(line[i]) for line in cells) for i in range(len(heads))]
-    lines = ["| " + " | ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)) + " |" for line in cells]
+    lines = [
+        "| " + " | ".join(text.ljust(width) for text, width in zip(line, widths, strict=True)) + " |" for line in cells
+    ]
     lines.insert(1, "|" + "|".join("-" * (width + 2) for width in widths) + "|")
     return "\n".join(lines)
 

@@ -57,13 +57,15 @@ class Throughput(Callback):
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
         """Stop it, count the batch."""
-        tokens = int(batch["num_tokens"]) * trainer.world_size
+        # The plan knows what all ranks have done in this window; it is counted with its last micro-batch.
+        complete = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
+        tokens = batch["window_length"] if complete else 0
         self.total_tokens += tokens
         if self._started is None or trainer.global_step <= 1:
             return
         self._tokens += tokens
         self._seconds += time.perf_counter() - self._started
-        if self._seconds > 0:
+        if complete and self._seconds > 0:
             pl_module.log("tokens_per_second", self._tokens / self._seconds, prog_bar=True)
         if trainer.global_step % trainer.log_every_n_steps == 0:  # type: ignore[attr-defined]
             self._tokens, self._seconds = 0, 0.0
@@ -133,7 +135,8 @@ class PredictionWriter(Callback):
         """Decode a batch."""
         datamodule = datamodule_of(trainer)
         texts = datamodule.tokenizer.batch_decode(outputs["answers"].tolist(), skip_special_tokens=True)
-        for index, text in zip(outputs["documents"].tolist(), texts, strict=True):
+        # A rank without documents left has answered a row of padding, which is nobody's.
+        for index, text in zip(outputs["documents"].tolist(), texts, strict=False):
             self._rows.append({**datamodule.prediction_row(index), "answer": text})
 
     def on_predict_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:

@@ -18,6 +18,7 @@ from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
 
 from lit_probsft.errors import UserError
 from lit_probsft.objectives.base import HANDED_IN, NEEDS, Objective, TokenStats, derivative
@@ -73,8 +74,8 @@ def objective_loss(
         objective: f. If it needs `logits`, the gradient is taken by autograd on a chunk's logits, else in closed form.
         bias: (V,).
         normalizer: what the sum is divided by; None is the number of labels that are not -100 (at least 1).
-        token_weight: (N,), a factor of each token in the sum; it does not enter the normalizer.
-        context: fields of `TokenStats` that only the caller knows, such as `progress`; (N,) tensors go chunk by chunk.
+        token_weight: (N,), a constant factor of each token in the sum; it does not enter the normalizer.
+        context: fields of `TokenStats` that only the caller knows, such as `progress`.
         chunk_size: rows of logits alive at once; None derives it from `LOGITS_BUDGET` of the device.
 
     Returns:
@@ -85,6 +86,9 @@ def objective_loss(
         there.
     """
     _check_shapes(hidden, weight, labels, bias, token_weight)
+    for name, value in (("chunk_size", chunk_size), ("soft_cap", soft_cap)):
+        if value is not None and value <= 0:
+            raise ValueError(f"objective_loss: expected {name} above 0, got {value}")
     context = _checked_context(objective, context)
     count = labels.shape[0]
     kept = (labels != IGNORE_INDEX).nonzero().squeeze(-1)
@@ -92,12 +96,13 @@ def objective_loss(
     if not all_kept:
         hidden, labels = hidden.index_select(0, kept), labels[kept]
         token_weight = None if token_weight is None else token_weight[kept]
-        context = {k: v[kept] if _per_token(v, count) else v for k, v in context.items()}
     _check_labels(labels, weight.shape[0])
     if normalizer is None:
         normalizer = max(kept.numel(), 1)
 
     chunk = chunk_size or _chunk_rows(weight.shape[0], hidden.device.type, objective)
+    if token_weight is not None:
+        token_weight = token_weight.to(torch.float64 if hidden.dtype == torch.float64 else torch.float32)
     work = _Work(objective, labels, token_weight, context, logit_scale, soft_cap, chunk)
     wanted = torch.is_grad_enabled()
     total, log_probs, losses, correct = _HeadFunction.apply(hidden, weight, bias, normalizer, work, wanted)  # type: ignore[no-untyped-call]
@@ -159,7 +164,7 @@ class _HeadFunction(torch.autograd.Function):
                     logits *= work.soft_cap
                 through_logits = "logits" in work.objective.needs
                 gradient = _gradient_through_logits if through_logits else _gradient_through_log_probs
-                d_logits, scale, *stats = gradient(logits, rows, work)
+                d_logits, scale, *stats = gradient(logits, rows, work, need_hidden or need_weight or need_bias)
                 for target, value in zip((log_probs, losses, correct), stats, strict=True):
                     target[rows] = value
                 # d_logits is to be multiplied by `scale` per row; it is cheaper done on (N, H) than on (N, V).
@@ -186,6 +191,7 @@ class _HeadFunction(torch.autograd.Function):
         return total, log_probs, losses, correct
 
     @staticmethod
+    @once_differentiable
     def backward(ctx: Any, *upstream: Tensor) -> Any:
         factor = upstream[0] / ctx.normalizer
         # Scaling in place spares a copy of (V, H); with retain_graph the gradients must survive for another backward.
@@ -201,7 +207,7 @@ class _HeadFunction(torch.autograd.Function):
 
 
 def _gradient_through_log_probs(
-    logits: Tensor, rows: slice, work: _Work
+    logits: Tensor, rows: slice, work: _Work, wanted: bool
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """For an f that differentiates log p alone: (d_logits but for a factor per row, that factor, log p, f, correct).
 
@@ -236,9 +242,12 @@ def _gradient_through_log_probs(
         fields["collision"] = sums["collision"] / total.square()
     if "log_complement" in needs:
         fields["log_complement"] = others.log() - total.log()
+    if not wanted:  # inside inference mode nothing could be differentiated
+        losses = _losses(work, log_probs=log_probs, **fields)
+        return logits, log_probs, log_probs, losses, gap == 0
     with torch.enable_grad():
         log_probs = log_probs.requires_grad_()
-        losses = work.objective.loss(_stats(work, rows, log_probs=log_probs, **fields))
+        losses = _losses(work, log_probs=log_probs, **fields)
         steepness = -derivative(losses, log_probs)
     if work.token_weight is not None:
         steepness = steepness * work.token_weight[rows]
@@ -246,11 +255,13 @@ def _gradient_through_log_probs(
     return logits, steepness / total, log_probs.detach(), losses.detach(), gap == 0
 
 
-def _gradient_through_logits(logits: Tensor, rows: slice, work: _Work) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+def _gradient_through_logits(
+    logits: Tensor, rows: slice, work: _Work, wanted: bool
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
     """The same for a loss of the whole distribution, by autograd on a chunk's logits."""
     labels = work.labels[rows].unsqueeze(-1)
-    with torch.enable_grad():
-        logits = logits.requires_grad_()
+    with torch.set_grad_enabled(wanted):
+        logits = logits.requires_grad_(wanted)
         log_softmax = logits.log_softmax(-1)
         log_probs = log_softmax.gather(-1, labels).squeeze(-1)
         fields: dict[str, Any] = {}
@@ -261,23 +272,22 @@ def _gradient_through_logits(logits: Tensor, rows: slice, work: _Work) -> tuple[
             fields["collision"] = (2 * constant).exp().sum(-1)
         if "log_complement" in needs:
             fields["log_complement"] = constant.scatter(-1, labels, -torch.inf).logsumexp(-1)
-        stats = _stats(work, rows, log_probs=log_probs, logits=logits, labels=labels.squeeze(-1), **fields)
-        losses = work.objective.loss(stats)
+        losses = _losses(work, log_probs=log_probs, logits=logits, labels=labels.squeeze(-1), **fields)
         weighted = losses if work.token_weight is None else losses * work.token_weight[rows]
-        d_logits = derivative(weighted, logits)
+        d_logits = derivative(weighted, logits) if wanted else logits
     logits = logits.detach()
     correct = logits.gather(-1, labels).squeeze(-1) >= logits.amax(-1)
     return d_logits, logits.new_ones(logits.shape[0]), log_probs.detach(), losses.detach(), correct
 
 
-def _stats(work: _Work, rows: slice, **fields: Any) -> TokenStats:
-    count = work.labels.shape[0]
-    handed_in = {k: v[rows] if _per_token(v, count) else v for k, v in work.context.items()}
-    return TokenStats(**fields, **handed_in)
-
-
-def _per_token(value: Any, count: int) -> bool:
-    return isinstance(value, Tensor) and value.ndim == 1 and value.shape[0] == count
+def _losses(work: _Work, **fields: Any) -> Tensor:
+    losses = work.objective.loss(TokenStats(**fields, **work.context))
+    if losses.shape != fields["log_probs"].shape:
+        raise UserError(
+            f"{type(work.objective).__name__}.loss: expected a loss of each token, {tuple(fields['log_probs'].shape)}, "
+            f"got {tuple(losses.shape)}; summing and dividing is the head's business"
+        )
+    return losses
 
 
 def _operand_dtype(hidden: Tensor, weight: Tensor) -> torch.dtype:
@@ -321,6 +331,8 @@ def _check_shapes(
         )
     expected = {"labels": (labels, hidden.shape[0]), "token_weight": (token_weight, hidden.shape[0])}
     expected["bias"] = (bias, weight.shape[0])
+    if token_weight is not None and token_weight.requires_grad:
+        raise ValueError("objective_loss: token_weight is a constant, but one that requires a gradient came")
     for name, (tensor, length) in expected.items():
         if tensor is not None and tuple(tensor.shape) != (length,):
             raise ValueError(f"objective_loss: expected {name} ({length},), got {tuple(tensor.shape)}")
@@ -340,6 +352,8 @@ def _checked_context(objective: Objective, context: Mapping[str, Any] | None) ->
     context = context or {}
     if unknown := sorted(objective.needs - NEEDS):
         raise ValueError(f"{type(objective).__name__}.needs: expected names of {sorted(NEEDS)}, got {unknown}")
+    if unknown := sorted(context.keys() - HANDED_IN):
+        raise ValueError(f"objective_loss: expected context of {sorted(HANDED_IN)}, got {unknown}")
     if missing := sorted((objective.needs & HANDED_IN) - context.keys()):
         raise ValueError(
             f"{type(objective).__name__} needs {', '.join(missing)}, which objective_loss takes in `context`"

@@ -27,8 +27,15 @@ class TokenMeans(Metric):
         low, high = objective.interval
         self._interval = Threshold(min_prob=low, max_prob=high)
         # fp32 stops counting at 2^24 tokens, but Apple's GPUs have nothing wider.
-        wide = torch.float32 if torch.backends.mps.is_available() else torch.float64
-        self.add_state("sums", torch.zeros(len(self.NAMES) + 1, dtype=wide), dist_reduce_fx="sum")
+        self._wide = torch.float32 if torch.backends.mps.is_available() else torch.float64
+        self.add_state("sums", torch.zeros(len(self.NAMES) + 1, dtype=self._wide), dist_reduce_fx="sum")
+
+    def _apply(self, fn: Any, exclude_state: Any = ()) -> Any:
+        # A module that is cast to bf16 would take the sums along, and bf16 counts to 256.
+        applied = super()._apply(fn, exclude_state)
+        self.sums = self.sums.to(self._wide)
+        self._defaults["sums"] = torch.zeros_like(self.sums)
+        return applied
 
     def update(self, output: HeadOutput) -> None:
         """Add the tokens of a head's output, none of which may be ignored."""

@@ -206,13 +206,27 @@ def install_head(model: PreTrainedModel) -> ObjectiveHead:
 def _check_transform(model: PreTrainedModel, head: ObjectiveHead) -> None:
     if head.weight.device.type == "meta":
         return
-    probe = torch.linspace(-3, 3, head.out_features, device=head.weight.device, dtype=torch.float32).reshape(1, 1, -1)
-    hook = head.register_forward_hook(lambda *_: probe.clone())
+    device = head.weight.device
+    probe = torch.linspace(-3, 3, head.out_features, device=device, dtype=torch.float32).reshape(1, 1, -1)
+    hidden: list[Tensor] = []
+
+    def answer(_: nn.Module, inputs: tuple[Tensor, ...], __: Tensor) -> Tensor:
+        hidden.append(inputs[0].detach()[0, 0].float())
+        return probe.clone()
+
+    hook, training = head.register_forward_hook(answer), model.training
+    model.eval()  # dropout would make two passes differ
     try:
         with torch.no_grad():
-            seen = model(input_ids=torch.zeros(1, 1, dtype=torch.long, device=probe.device), use_cache=False).logits
+            for last in (0, 1):
+                seen = model(input_ids=torch.tensor([[0, last]], device=device), use_cache=False).logits
     finally:
         hook.remove()
+        model.train(training)
+    if not torch.allclose(hidden[0], hidden[1], rtol=1e-3, atol=1e-4):
+        raise UserError(
+            f"model: expected a causal language model, in {type(model).__name__} a token sees those after it"
+        )
     expected = probe * head.logit_scale
     if head.soft_cap is not None:
         expected = head.soft_cap * torch.tanh(expected / head.soft_cap)

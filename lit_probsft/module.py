@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from dataclasses import dataclass
 from typing import Any, Literal
@@ -18,6 +19,7 @@ from lit_probsft.head import IGNORE_INDEX, HeadOutput, HeadRequest
 from lit_probsft.metrics import TokenMeans
 from lit_probsft.model import ModelSource, forward_with_objective, install_head, source_of, stop_generation_at
 from lit_probsft.objectives import NLL, Objective, TokenStats
+from lit_probsft.objectives.base import NEEDS
 from lit_probsft.optim import OptimizerFactory, Schedule, parameter_groups
 
 Normalize = Literal["tokens", "sequence", "kept", "micro_batch"]
@@ -89,6 +91,11 @@ class ProbSFTModule(L.LightningModule):
         super().__init__()
         if logits_budget_mb is not None and not logits_budget_mb > 0:
             raise UserError(f"model.logits_budget_mb: expected more than 0 MiB, got {logits_budget_mb}")
+        if unknown := sorted(objective.needs - NEEDS):
+            raise UserError(
+                f"{type(objective).__name__}.needs: expected names among {', '.join(sorted(NEEDS))}, "
+                f"got {', '.join(unknown)}"
+            )
         if normalize not in ("tokens", "sequence", "kept", "micro_batch"):
             raise UserError(f"model.normalize: expected tokens, sequence, kept or micro_batch, got {normalize!r}")
         self.source = None if isinstance(model, nn.Module) else source_of(model)
@@ -125,6 +132,13 @@ class ProbSFTModule(L.LightningModule):
             raise UserError(
                 f"data.tokenizer: expected ids below the model's vocabulary of {vocabulary}, got {largest}: "
                 "does the tokenizer belong to this model?"
+            )
+        longest = max((split["max_length"] for split in getattr(datamodule, "report", {}).values()), default=0)
+        positions = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
+        if positions is not None and longest > positions:
+            raise UserError(
+                f"data.max_length: expected documents within the model's {positions} positions, the longest has "
+                f"{longest} tokens"
             )
 
     def _with_head(self, model: Any) -> Any:
@@ -172,7 +186,10 @@ class ProbSFTModule(L.LightningModule):
             kept = self.train_means.inside(output).sum().clamp(min=1)
             loss = loss / kept / self.trainer.world_size
         if auxiliary is not None:
-            loss = loss + auxiliary
+            if self.normalize == "kept":
+                raise UserError("model.normalize: kept would divide the auxiliary loss of a mixture of experts as well")
+            # Padding that fills the last window up has nothing to say about the balance of the experts.
+            loss = loss + auxiliary * float(batch["documents"].numel() > 0)
         self.train_means.update(output)
         # A loss that is not finite may have a finite gradient; 0 * loss makes every gradient NaN, on every rank.
         return loss * (1 + 0 * loss.detach())
@@ -188,7 +205,7 @@ class ProbSFTModule(L.LightningModule):
             for gradient in gradients:
                 gradient.div_(kept.clamp(min=1).to(gradient.dtype))
         self._lr = float(optimizer.param_groups[0]["lr"])  # of this step: the schedule moves on before it is logged
-        norm = nn.utils.get_total_norm(gradients)
+        norm = _total_norm(gradients)
         self._grad_norm = getattr(norm, "full_tensor", lambda: norm)()
         self.last_step_skipped = not math.isfinite(self._grad_norm.item())
         if self.last_step_skipped:
@@ -200,6 +217,12 @@ class ProbSFTModule(L.LightningModule):
                 nn.utils.clip_grad_value_(parameters, gradient_clip_val)
             else:
                 nn.utils.clip_grads_with_norm_(parameters, gradient_clip_val, norm)
+
+    def on_train_start(self) -> None:
+        """Validate, and so save, between two optimizer steps only: a window cut in two could not be resumed."""
+        window, interval = self.trainer.accumulate_grad_batches, self.trainer.val_check_batch
+        if isinstance(interval, int) and interval % window:
+            self.trainer.val_check_batch = interval + window - interval % window
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Log the means over the window, once its optimizer step is done."""
@@ -260,13 +283,36 @@ class ProbSFTModule(L.LightningModule):
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Counters and first metrics."""
-        checkpoint["progress"] = {"skipped_steps": self.skipped_steps, "initial_metrics": self.initial_metrics}
+        checkpoint["progress"] = {
+            "skipped_steps": self.skipped_steps,
+            "initial_metrics": self.initial_metrics,
+            "run": self._identity(),
+        }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """They go on where they were."""
+        """They go on where they were; a run that would be another one is refused by what differs."""
         progress = checkpoint.get("progress", {})
+        before, now = progress.get("run", {}), self._identity()
+        for name in before if self.trainer.training or self.trainer.state.fn == "fit" else ():
+            if before[name] != now.get(name):
+                raise UserError(
+                    f"--resume: expected {name} as in the checkpoint, {before[name]}, got {now.get(name)}; "
+                    "a run with other settings is a new run, from the old one's hf/ folder"
+                )
         self.skipped_steps = progress.get("skipped_steps", 0)
         self.initial_metrics = progress.get("initial_metrics", {})
+
+    def _identity(self) -> dict[str, Any]:
+        """What must be the same for a run to be continued."""
+        datamodule = self._datamodule()
+        if not hasattr(datamodule, "plan"):
+            return {}
+        return {
+            "model.objective": json.dumps(self.objective.as_config()),
+            "model.normalize": self.normalize,
+            "the data's fingerprint": datamodule.fingerprint,
+            **{f"the plan's {name}": value for name, value in datamodule.plan.describe().items()},
+        }
 
     # --- the optimizer
 
@@ -276,13 +322,15 @@ class ProbSFTModule(L.LightningModule):
         datamodule, trainer = self._datamodule(), self.trainer
         steps = trainer.max_steps if trainer.max_steps >= 0 else math.inf
         if trainer.max_epochs is not None and trainer.max_epochs >= 0 and hasattr(datamodule, "num_windows"):
-            limit = trainer.limit_train_batches
-            windows = datamodule.num_windows
-            if isinstance(limit, int):
-                windows = min(windows, math.ceil(limit / trainer.accumulate_grad_batches))
-            else:
-                windows = max(1, int(windows * limit))
-            steps = min(steps, windows * trainer.max_epochs)
+            limit, window = trainer.limit_train_batches, trainer.accumulate_grad_batches
+            batches = datamodule.num_windows * window
+            batches = min(batches, limit) if isinstance(limit, int) else int(batches * limit)
+            if batches % window:
+                raise UserError(
+                    f"trainer.limit_train_batches: expected a multiple of accumulate_grad_batches ({window}), since a "
+                    f"step is divided by all the tokens of its window, got {batches}"
+                )
+            steps = min(steps, batches // window * trainer.max_epochs)
         if math.isinf(steps):
             raise UserError("trainer: expected max_steps, or max_epochs with an InstructionDataModule, got neither")
         return int(steps)
@@ -323,3 +371,14 @@ class _TokenLoss(Objective):
 
     def loss(self, tokens: TokenStats) -> Tensor:
         return self._module.token_loss(tokens)
+
+
+def _total_norm(gradients: list[Tensor]) -> Tensor:
+    """The 2-norm of all gradients together, in double: fp32 overflows when it squares what Power with a negative alpha
+    gives."""
+    if not gradients:
+        return torch.zeros(())
+    wide = torch.float32 if gradients[0].device.type == "mps" else torch.float64
+    norms = torch.stack([torch.linalg.vector_norm(gradient, dtype=wide) for gradient in gradients])
+    norm: Tensor = torch.linalg.vector_norm(norms)
+    return norm

@@ -171,6 +171,25 @@ def test_resume_continues_as_if_it_had_never_stopped(
     assert record["initial_metrics"] == first != {}
 
 
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--data.batch_size=4"], "plan's batch_size"),
+        (["--trainer.accumulate_grad_batches=2", "--data.batch_size=4"], "plan's batch_size"),
+        (["--data.seed=3"], "plan's seed"),
+        (["--model.objective=NegP"], "model.objective"),
+        (["--data.train.limit=20"], "fingerprint"),
+    ],
+)
+def test_resume_refuses_what_would_be_another_run(tmp_path: Path, flags: list[str], words: str) -> None:
+    path = config(tmp_path)
+    fit(path)
+    before = (tmp_path / "runs/tiny/config.yaml").read_text()
+    with pytest.raises(UserError, match=f"--resume: expected .*{words}"):
+        fit(path, "--resume", "--trainer.max_epochs=2", *flags)
+    assert (tmp_path / "runs/tiny/config.yaml").read_text() == before
+
+
 def test_overwrite_replaces_and_a_failed_start_destroys_nothing(tmp_path: Path) -> None:
     path = config(tmp_path)
     fit(path)

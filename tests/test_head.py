@@ -249,6 +249,20 @@ def test_backward_twice_through_a_retained_graph_and_not_otherwise() -> None:
         torch.autograd.grad(out.loss, (hidden, weight))
 
 
+def test_a_second_derivative_is_refused() -> None:
+    hidden, weight, labels, _, _ = inputs()
+    (gradient,) = torch.autograd.grad(objective_loss(hidden, weight, labels, NLL()).loss, hidden, create_graph=True)
+    with pytest.raises(RuntimeError, match="once_differentiable|does not require grad"):
+        torch.autograd.grad(gradient.sum(), hidden)
+
+
+def test_token_weights_of_another_dtype_are_cast() -> None:
+    hidden, weight, labels, bias, token_weight = inputs(torch.float32)
+    one = objective_loss(hidden, weight, labels, NLL(), bias=bias, token_weight=token_weight.double()).loss
+    other = objective_loss(hidden, weight, labels, NLL(), bias=bias, token_weight=token_weight).loss
+    torch.testing.assert_close(torch.autograd.grad(one, bias), torch.autograd.grad(other, bias))
+
+
 def test_normalizer_may_be_a_tensor() -> None:
     hidden, weight, labels, _, _ = inputs()
     one = objective_loss(hidden, weight, labels, NLL(), normalizer=7.0).loss
@@ -283,13 +297,42 @@ def test_autocast_does_not_reach_the_head() -> None:
     hidden, weight, labels, _, _ = inputs(torch.float32)
     expected = objective_loss(hidden, weight, labels, NLL()).loss
     with torch.autocast("cpu", torch.bfloat16):
-        got = objective_loss(hidden, weight, labels, NLL()).loss
+        out = objective_loss(hidden, weight, labels, NLL())
+        got, grad = out.loss, torch.autograd.grad(out.loss, weight)[0]
+    torch.testing.assert_close(grad, torch.autograd.grad(expected, weight)[0], rtol=1e-6, atol=1e-7)
     assert got.dtype == torch.float32
     torch.testing.assert_close(got, expected)
 
 
+@every_member
+def test_every_member_is_evaluated_in_inference_mode(objective: Objective) -> None:
+    hidden, weight, labels, _, _ = inputs()
+    expected = objective_loss(hidden, weight, labels, objective, context={"progress": 0.3})
+    for mode in (torch.inference_mode, torch.no_grad):
+        with mode():
+            out = objective_loss(hidden, weight, labels, objective, context={"progress": 0.3})
+        torch.testing.assert_close(out.loss, expected.loss)
+        torch.testing.assert_close(out.log_probs, expected.log_probs)
+
+
+class Total(NLL):
+    """An author's mistake: it sums."""
+
+    def loss(self, tokens: TokenStats) -> Tensor:
+        return super().loss(tokens).sum()
+
+
 def test_bad_calls_are_refused_by_name() -> None:
     hidden, weight, labels, _, _ = inputs()
+    with pytest.raises(UserError, match=r"Total.loss: expected a loss of each token, \(30,\), got \(\)"):
+        objective_loss(hidden, weight, labels, Total())
+    for option in ({"chunk_size": 0}, {"chunk_size": -1}, {"soft_cap": 0.0}):
+        with pytest.raises(ValueError, match=next(iter(option))):
+            objective_loss(hidden, weight, labels, NLL(), **option)
+    with pytest.raises(ValueError, match="context of"):
+        objective_loss(hidden, weight, labels, NLL(), context={"progres": 1})
+    with pytest.raises(ValueError, match="token_weight is a constant"):
+        objective_loss(hidden, weight, labels, NLL(), token_weight=torch.ones(N, requires_grad=True))
     with pytest.raises(ValueError, match=r"hidden \(N, H\)"):
         objective_loss(hidden[:, :-1], weight, labels, NLL())
     with pytest.raises(ValueError, match="labels"):
@@ -317,6 +360,12 @@ def test_objective_head_is_the_layer_until_it_is_asked() -> None:
     logits = layer(hidden)[:, :-1].reshape(-1, V)
     expected = torch.nn.functional.cross_entropy(logits, labels[:, 1:].reshape(-1))
     torch.testing.assert_close(loss.reshape(()), expected)
+    factors = torch.rand(2, 5)  # at the place of the label that each weighs
+    with head.answering(HeadRequest(labels, NLL(), token_weight=factors)):
+        weighted = head(hidden)
+    per_token = torch.nn.functional.cross_entropy(logits, labels[:, 1:].reshape(-1), reduction="none")
+    wanted = (per_token * factors[:, 1:].reshape(-1)).sum() / (labels[:, 1:] != -100).sum()
+    torch.testing.assert_close(weighted.reshape(()), wanted)
     assert request.output.log_probs.shape == (int((labels[:, 1:] != -100).sum()),)
     torch.testing.assert_close(head(hidden), layer(hidden))
 

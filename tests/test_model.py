@@ -102,6 +102,7 @@ def test_a_mixture_of_experts_keeps_its_auxiliary_loss() -> None:
     }
     model, (ids, labels) = RandomCausalLM(fields).load(None, torch.float32).eval(), batch()
     mask = torch.ones_like(ids)
+    mask[1, 6:] = mask[2, 4:] = 0  # padding, which the auxiliary loss leaves out
     expected = model(input_ids=ids, labels=labels, attention_mask=mask)
     install_head(model)
     _, loss, auxiliary = forward_with_objective(model, ids, HeadRequest(labels, NLL()), mask)
@@ -123,6 +124,19 @@ def test_gradient_checkpointing_changes_no_gradient_and_computes_the_head_once()
         assert len(calls) == 1
     for one, other in zip(*results, strict=True):
         torch.testing.assert_close(one, other, rtol=1e-12, atol=1e-14)
+
+
+def test_gradient_checkpointing_is_switched_on() -> None:
+    source = RandomCausalLM({"model_type": "llama", **SMALL}, gradient_checkpointing=True)
+    assert source.load(None, torch.float32).is_gradient_checkpointing
+
+
+def test_a_model_that_sees_later_tokens_is_refused_by_name() -> None:
+    bert = {k: v for k, v in SMALL.items() if k != "num_key_value_heads"}
+    model = RandomCausalLM({"model_type": "bert", **bert}).load(None, torch.float32)
+    with pytest.raises(UserError, match="causal language model, in BertLMHeadModel a token sees those after it"):
+        install_head(model)
+    assert model.training
 
 
 def test_installing_twice_is_once() -> None:

@@ -7,6 +7,7 @@ import math
 import os
 import subprocess
 import sys
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -150,6 +151,7 @@ def two_processes(rows: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple
         "1 x 4": {**base, "batch_size": 1, "accumulate": 4},
         "sgd in fp32": {**base, "dtype": "float32", "optimizer": "sgd"},
         "threshold, sequences": {**base, "objective": ALL.index(Threshold(NLL(), 0.2, 1.0)), "normalize": "sequence"},
+        "paper's": {**base, "normalize": "micro_batch"},
         "threshold, kept": {**base, "objective": ALL.index(Threshold(NegP(), 0.0, 0.8)), "normalize": "kept"},
     }
     # Without the neighbours' variables of a test runner, on a port of its own.
@@ -167,6 +169,15 @@ def two_processes(rows: Path, tmp_path_factory: pytest.TempPathFactory) -> tuple
     finished = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=180, check=False)
     assert finished.returncode == 0, finished.stderr[-3000:]
     return cases, out
+
+
+def test_the_papers_normalization_takes_the_mean_over_ranks(rows: Path, two_processes: Any) -> None:
+    """Two ranks with the same batches as one would double a sum; AdamW hides the size, its first moment does not."""
+    saved = torch.load(two_processes[1] / "paper's.pt", weights_only=True)
+    assert float(saved["metrics"]["train/grad_norm"]) > 0
+    one = tiny.fit(rows, batch_size=4, accumulate=2, optimizer=tiny.adamw, normalize="micro_batch")
+    ratio = float(saved["metrics"]["train/grad_norm"]) / float(one.trainer.callback_metrics["train/grad_norm"])
+    assert ratio == pytest.approx(1, rel=0.3)
 
 
 @pytest.mark.parametrize("name", ["adamw", "1 x 4", "sgd in fp32", "threshold, sequences", "threshold, kept"])
@@ -188,6 +199,15 @@ def test_two_processes_take_the_steps_of_one(rows: Path, two_processes: tuple[di
         assert float(saved["metrics"][metric]) == pytest.approx(
             float(single.trainer.callback_metrics[metric]), rel=1e-5
         ), metric
+
+
+@dataclass(frozen=True)
+class Curious(NLL):
+    """Asks for what nobody has."""
+
+    @property
+    def needs(self) -> frozenset[str]:
+        return frozenset({"entropie"})
 
 
 class Broken(ProbSFTModule):
@@ -224,6 +244,98 @@ def test_a_step_that_is_not_finite_is_skipped_and_counted(rows: Path, kind: str,
     same(steps[0], steps[1], 0.0)
     assert any(not torch.equal(steps[1][k], steps[2][k]) for k in steps[1])
     assert all(value.isfinite().all() for value in steps[2].values())
+
+
+def test_skipped_steps_that_are_not_in_a_row_end_nothing(tmp_path: Path) -> None:
+    rows = tiny.write_rows(tmp_path / "rows.jsonl", 30)
+    module = Broken(tiny.model(), NLL(), optimizer=tiny.adamw)
+    module.bad = {step for step in range(30) if step % 7}
+    tiny.trainer(max_epochs=2).fit(module, datamodule=tiny.data(rows, batch_size=2))
+    assert module.trainer.global_step == 30
+    assert module.skipped_steps == 25
+
+
+@pytest.mark.parametrize("algorithm", ["norm", "value"])
+def test_gradients_are_clipped(rows: Path, algorithm: str) -> None:
+    """With SGD and a rate of one, a step is the clipped gradient itself."""
+    start = tiny.weights(ProbSFTModule(tiny.model(torch.float64)))
+    module = ProbSFTModule(
+        tiny.model(torch.float64), NLL(), lambda p: torch.optim.SGD(p, lr=1.0), schedule=Schedule("constant", 0)
+    )
+    run = tiny.trainer(max_steps=1, gradient_clip_val=0.01, gradient_clip_algorithm=algorithm)
+    run.fit(module, datamodule=tiny.data(rows))
+    moved = torch.cat([(start[k] - v).flatten() for k, v in tiny.weights(module).items()])
+    assert float(run.callback_metrics["train/grad_norm"]) > 0.1
+    assert float(moved.norm() if algorithm == "norm" else moved.abs().max()) == pytest.approx(0.01, rel=1e-3)
+
+
+def test_the_gradients_norm_survives_what_fp32_cannot_square() -> None:
+    from lit_probsft.module import _total_norm
+
+    huge = [torch.full((3,), 1e30), torch.full((4,), 1e30)]
+    assert _total_norm(huge).item() == pytest.approx(math.sqrt(7) * 1e30)
+
+
+def test_the_logged_rate_is_that_of_the_step(rows: Path) -> None:
+    seen: list[float] = []
+
+    class Watched(ProbSFTModule):
+        def on_train_batch_end(self, *args: Any) -> None:
+            super().on_train_batch_end(*args)
+            seen.append(float(self.trainer.callback_metrics["lr"]))
+
+    module = Watched(tiny.model(), NLL(), tiny.sgd, schedule=Schedule("linear", warmup=0))
+    tiny.trainer().fit(module, datamodule=tiny.data(rows, batch_size=8))
+    assert seen == pytest.approx([0.1, 0.1 * 2 / 3, 0.1 / 3])
+
+
+@pytest.mark.parametrize(
+    ("options", "steps"),
+    [
+        ({"max_epochs": 2}, 6),
+        ({"max_epochs": 2, "max_steps": 4}, 4),
+        ({"max_epochs": 3, "limit_train_batches": 2}, 3),
+        ({"max_epochs": 2, "limit_train_batches": 0.7}, 4),
+        ({"max_epochs": -1, "max_steps": 5}, 5),
+    ],
+)
+def test_the_schedule_is_as_long_as_the_training(rows: Path, options: dict[str, Any], steps: int) -> None:
+    module = ProbSFTModule(tiny.model(), NLL(), tiny.sgd)
+    run = tiny.trainer(accumulate_grad_batches=2, **options)
+    run.fit(module, datamodule=tiny.data(rows, batch_size=4))
+    assert run.global_step == module.total_steps == steps
+
+
+def test_a_limit_that_cuts_a_window_is_refused(rows: Path) -> None:
+    module = ProbSFTModule(tiny.model(), NLL(), tiny.sgd)
+    with pytest.raises(UserError, match="limit_train_batches: expected a multiple of accumulate_grad_batches"):
+        tiny.trainer(accumulate_grad_batches=2, limit_train_batches=3).fit(module, datamodule=tiny.data(rows))
+
+
+def test_validation_and_so_saving_waits_for_the_end_of_a_window(rows: Path, tmp_path: Path) -> None:
+    from lit_probsft.data import ByteTokenizer, InstructionDataModule, Rows
+
+    source = Rows(str(rows), prompt="question", response="answer")
+    datamodule = InstructionDataModule(train=source, validation=source, tokenizer=ByteTokenizer(), batch_size=2)
+    at: list[int] = []
+
+    class Watched(ProbSFTModule):
+        def on_validation_start(self) -> None:
+            at.append(self.trainer.fit_loop.batch_idx + 1)
+
+    module = Watched(tiny.model(), NLL(), tiny.sgd)
+    tiny.trainer(accumulate_grad_batches=4, val_check_interval=3).fit(module, datamodule=datamodule)
+    assert at
+    assert all(batches % 4 == 0 for batches in at)
+
+
+def test_metrics_are_summed_in_double_whatever_the_models_dtype(rows: Path) -> None:
+    module = ProbSFTModule(tiny.source(), NLL(), optimizer=tiny.sgd)
+    tiny.trainer(precision="bf16-true").fit(module, datamodule=tiny.data(rows))
+    for means in (module.train_means, module.eval_means):
+        assert means.sums.dtype == torch.float64
+        means.reset()
+        assert means.sums.dtype == torch.float64
 
 
 def test_ten_skipped_steps_in_a_row_end_the_run(tmp_path: Path) -> None:
@@ -307,6 +419,7 @@ def test_a_module_that_overrides_token_loss_trains_what_it_says(rows: Path) -> N
         (lambda: Generation(top_p=0), "generation.top_p"),
         (lambda: ProbSFTModule(tiny.model(), logits_budget_mb=0), "model.logits_budget_mb"),
         (lambda: ProbSFTModule(tiny.model(), normalize="token"), "model.normalize"),
+        (lambda: ProbSFTModule(tiny.model(), Curious()), "Curious.needs: expected names among .* got entropie"),
     ],
 )
 def test_a_value_out_of_range_is_refused_by_name(build: Any, words: str) -> None:
@@ -326,6 +439,25 @@ def test_bf16_weights_with_a_small_learning_rate_are_warned_of(rows: Path) -> No
     with pytest.warns(UserWarning, match="bf16-true with lr 5e-06"):
         tiny.trainer(max_steps=1, precision="bf16-true").fit(module, datamodule=tiny.data(rows))
     assert {p.dtype for p in module.model.parameters()} == {torch.bfloat16}
+
+
+def test_a_document_longer_than_the_models_positions_is_refused(rows: Path) -> None:
+    module = ProbSFTModule(tiny.source(max_position_embeddings=16), NLL(), optimizer=tiny.sgd)
+    with pytest.raises(UserError, match="data.max_length: expected documents within the model's 16 positions"):
+        tiny.trainer().fit(module, datamodule=tiny.data(rows))
+
+
+def test_a_memory_budget_sets_the_rows_of_a_chunk() -> None:
+    module = ProbSFTModule(tiny.model(), logits_budget_mb=0.01)
+    head = module.model.get_output_embeddings()
+    assert head.chunk_size == int(0.01 * 2**20 / (4 * head.out_features))
+
+
+def test_kept_with_an_auxiliary_loss_is_refused(rows: Path) -> None:
+    experts = {"model_type": "mixtral", "num_local_experts": 4, "output_router_logits": True}
+    module = ProbSFTModule(tiny.model(**experts), NLL(), tiny.sgd, normalize="kept")
+    with pytest.raises(UserError, match="model.normalize: kept"):
+        tiny.trainer().fit(module, datamodule=tiny.data(rows))
 
 
 def test_fp16_is_refused_by_name(rows: Path) -> None:

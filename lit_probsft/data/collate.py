@@ -25,9 +25,9 @@ def collate(
 
     Returns:
         `input_ids` (B, T), `labels` (B, T, -100 where masked; unshifted), `attention_mask` (B, T), all int64;
-        `documents` (B,) indices; and the ints `window_tokens`, `window_sequences`, `num_tokens` (tokens without
-        padding). Without documents B = T = 1: one padding token, attended to (a row that sees nothing gives NaN) but
-        not supervised, and `documents` is empty.
+        `documents` (B,) indices; and the ints `window_tokens`, `window_sequences`, `window_length` and
+        `num_tokens` (this micro-batch's tokens without padding). Without documents B = T = 1: one padding token,
+        attended to (a row that sees nothing gives NaN) but not supervised, and `documents` is empty.
     """
     lengths = [len(ids) for ids, _ in documents]
     rows, width = max(len(documents), 1), max(lengths, default=1)
@@ -48,5 +48,6 @@ def collate(
         batch["labels"] = torch.from_numpy(labels)
         batch["window_tokens"] = micro_batch.window_tokens
         batch["window_sequences"] = micro_batch.window_sequences
+        batch["window_length"] = micro_batch.window_length
         batch["num_tokens"] = sum(lengths)
     return batch

@@ -24,21 +24,24 @@ class MicroBatch:
         documents: indices, shortest document first; may be empty in the last window of an epoch.
         window_tokens: supervised tokens of the window, over all its micro-batches and ranks.
         window_sequences: documents of the window that have a supervised token.
+        window_length: all tokens of the window, prompts included.
     """
 
     documents: tuple[int, ...]
     window_tokens: int
     window_sequences: int
+    window_length: int
 
 
 @dataclass(frozen=True)
 class _Order:
-    """One epoch: `documents` (n,), window after window, and per window the two counts."""
+    """One epoch: `documents` (n,), window after window, and per window the three counts."""
 
     epoch: int
     documents: NDArray[np.int64]
     tokens: NDArray[np.int64]
     sequences: NDArray[np.int64]
+    lengths: NDArray[np.int64]
 
 
 class Plan:
@@ -122,7 +125,12 @@ class Plan:
         least, more = divmod(size, self.accumulate * self.world_size)
         first = start + place * least + min(place, more)
         documents = order.documents[first : first + least + (place < more)]
-        return MicroBatch(tuple(documents.tolist()), int(order.tokens[window]), int(order.sequences[window]))
+        return MicroBatch(
+            tuple(documents.tolist()),
+            int(order.tokens[window]),
+            int(order.sequences[window]),
+            int(order.lengths[window]),
+        )
 
     def describe(self) -> dict[str, Any]:
         """The plan in plain data, for the record of a run."""
@@ -137,10 +145,11 @@ class Plan:
             supervised = self.supervised[documents]
             if len(documents):
                 tokens = np.add.reduceat(supervised, starts)
+                lengths = np.add.reduceat(self.lengths[documents], starts)
                 sequences = np.add.reduceat((supervised > 0).astype(np.int64), starts)
             else:
-                tokens = sequences = np.zeros(0, dtype=np.int64)
-            self._order = _Order(epoch, documents, tokens, sequences)
+                tokens = sequences = lengths = np.zeros(0, dtype=np.int64)
+            self._order = _Order(epoch, documents, tokens, sequences, lengths)
         return self._order
 
     def _arrange(self, generator: np.random.Generator) -> NDArray[np.int64]:

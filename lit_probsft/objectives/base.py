@@ -11,6 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from lit_probsft.errors import UserError
+
 # Dyadic panels towards p = 0: the last one begins at 2^-40, where a power law has long shown itself.
 _PANELS = 40
 _NODES = 24
@@ -174,7 +176,13 @@ class Objective(ABC):
 
     def as_config(self) -> dict[str, Any]:
         """The `class_path` and `init_args` that build this objective again, plain data ready for YAML or JSON."""
-        fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(self) if field.init}  # type: ignore[arg-type]
+        kind: Any = type(self)
+        if not dataclasses.is_dataclass(kind):
+            raise UserError(
+                f"{type(self).__name__}: expected an objective that is a dataclass, its fields being its arguments; "
+                "decorate the class with @dataclass(frozen=True)"
+            )
+        fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(kind) if field.init}
         init_args = {k: v.as_config() if isinstance(v, Objective) else v for k, v in fields.items()}
         module = (
             "lit_probsft.objectives" if type(self).__module__.startswith(f"{__package__}.") else type(self).__module__

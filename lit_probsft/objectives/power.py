@@ -62,8 +62,8 @@ class Power(Objective):
     alpha: float = 1.0
 
     def __post_init__(self) -> None:
-        if not math.isfinite(self.alpha):
-            raise UserError(f"Power.alpha: expected a finite real number, got {self.alpha}")
+        if not abs(self.alpha) < 1e38:  # NaN too
+            raise UserError(f"Power.alpha: expected a real number that fp32 can hold, got {self.alpha}")
 
     def loss(self, tokens: TokenStats) -> Tensor:
         """(N,), 0 to 1/alpha for alpha > 0, 0 to infinity (as clamped) for alpha <= 0."""
@@ -87,9 +87,16 @@ def power_mass(alpha: float, low: float, high: float) -> float:
         return 0.0
     if low == 0 and alpha <= -1:
         return math.inf
+    try:
+        return _power_mass(alpha, low, high)
+    except OverflowError:
+        return math.inf
+
+
+def _power_mass(alpha: float, low: float, high: float) -> float:
 
     def up_to(p: float) -> float:  # in this form NegP is balanced to the last bit
-        return float(p ** (alpha + 1) * ((alpha + 2) - (alpha + 1) * p) / ((alpha + 1) * (alpha + 2)))
+        return float(p ** (alpha + 1) * (1 + (alpha + 1) * (1 - p)) / ((alpha + 1) * (alpha + 2)))
 
     def of_power(exponent: float) -> float:
         if exponent == -1:

@@ -83,7 +83,7 @@ def test_a_worker_maps_the_files_itself(store):
 
 
 def test_training_pads_on_the_right_and_generation_on_the_left(store):
-    batch = MicroBatch((0, 5, 7), 30, 3)
+    batch = MicroBatch((0, 5, 7), 30, 3, 60)
     rows = [store[index] for index in batch.documents]
     right, left = collate(batch, rows, PAD), collate(batch, rows, PAD, prompts=True)
     for row, (ids, labels) in enumerate(rows):
@@ -102,7 +102,7 @@ def test_training_pads_on_the_right_and_generation_on_the_left(store):
 
 
 def test_an_empty_micro_batch_can_run_and_supervises_nothing():
-    batch = collate(MicroBatch((), 12, 2), [], PAD)
+    batch = collate(MicroBatch((), 12, 2, 20), [], PAD)
     assert batch["input_ids"].tolist() == [[PAD]]
     assert batch["labels"].tolist() == [[-100]]
     assert batch["attention_mask"].tolist() == [[1]]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 import pytest
 import torch
@@ -200,6 +201,13 @@ def test_power_is_smooth_through_zero(alpha: float, log_p: float) -> None:
         assert got == pytest.approx(expected, rel=tolerance)
 
 
+@pytest.mark.parametrize("alpha", [1e-13, 9e-13, -1e-13])
+def test_power_is_no_plain_nll_however_small_alpha_is(alpha: float) -> None:
+    log_p = torch.tensor([-1e4], dtype=torch.float64)
+    excess = Power(alpha).loss(TokenStats(log_p)) - 1e4
+    assert excess.item() == pytest.approx(-alpha * 1e8 / 2, rel=1e-3)
+
+
 @given(alpha=st.floats(-3, 12), log_p=st.floats(-20, 0))
 def test_power_equals_its_formula(alpha: float, log_p: float) -> None:
     expected = -log_p if abs(alpha * log_p) < 1e-10 else -math.expm1(alpha * log_p) / alpha
@@ -219,11 +227,18 @@ def test_threshold_is_closed_at_both_ends_in_fp32(edge: float) -> None:
 
 
 def test_threshold_gives_a_zero_gradient_where_its_base_is_infinite() -> None:
-    log_probs = torch.tensor([-math.inf, -0.1], requires_grad=True)
-    loss = Threshold(NLL(), 0.2).loss(TokenStats(log_probs))
+    @dataclass(frozen=True)
+    class Steep(Objective):
+        """log(-log p): its slope is infinite at p = 1."""
+
+        def loss(self, tokens: TokenStats) -> torch.Tensor:
+            return tokens.log_probs.neg().log()
+
+    log_probs = torch.tensor([0.0, -0.5], requires_grad=True)
+    loss = Threshold(Steep(), 0.0, 0.9).loss(TokenStats(log_probs))
     loss.sum().backward()
-    assert loss.tolist() == pytest.approx([0, 0.1])
-    assert log_probs.grad.tolist() == [0, -1]
+    assert loss.tolist() == pytest.approx([0, math.log(0.5)])
+    assert log_probs.grad.tolist() == pytest.approx([0, -2])
 
 
 @pytest.mark.parametrize(
@@ -254,6 +269,12 @@ def test_mass_that_diverges_at_zero_leaves_nothing_above(alpha: float) -> None:
     assert Power(alpha).lean(0.0) == 1.0
     assert Objective.mass(Power(alpha), 0, 0.5) == math.inf
     assert 0 < Threshold(Power(alpha), 0.1).lean() < 0.5
+
+
+def test_lean_of_an_extreme_power_is_a_number() -> None:
+    assert Power(-2000.0).lean() == 0
+    assert Threshold(Power(-50.0), 1e-10).lean() == 0
+    assert Power(1e30).lean() == 1
 
 
 @pytest.mark.parametrize("objective", [LabelSmoothing(0.1)], ids=repr)
@@ -305,6 +326,7 @@ def test_switching_the_class_on_the_command_line_gives_the_new_class(
     ("build", "words"),
     [
         (lambda: Power(math.nan), "Power.alpha"),
+        (lambda: Power(1e39), "Power.alpha"),
         (lambda: LogOneMinusP(0.0), "LogOneMinusP.eps"),
         (lambda: Threshold(NLL(), 0.6, 0.4), "min_prob = 0.6, max_prob = 0.4"),
         (lambda: Threshold(NLL(), -0.1), "min_prob = -0.1"),
@@ -314,6 +336,15 @@ def test_switching_the_class_on_the_command_line_gives_the_new_class(
 def test_a_value_out_of_range_is_refused_by_name(build, words: str) -> None:
     with pytest.raises(UserError, match=words):
         build()
+
+
+def test_a_member_that_is_no_dataclass_is_told_so() -> None:
+    class Forgotten(Objective):
+        def loss(self, tokens: TokenStats) -> torch.Tensor:
+            return -tokens.log_probs
+
+    with pytest.raises(UserError, match="Forgotten.*@dataclass"):
+        Forgotten().as_config()
 
 
 def test_every_public_member_is_under_these_laws() -> None:
