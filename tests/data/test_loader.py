@@ -155,6 +155,7 @@ def test_the_state_between_epochs_is_the_beginning_of_the_next(store):
     assert loader.state_dict() == {"epoch": 1, "batches": 0}
 
 
+@pytest.mark.slow  # worker processes import the whole stack
 def test_workers_change_nothing(store):
     loader, reference = make(store, workers=2), make(store)
     iterator = iter(loader)
