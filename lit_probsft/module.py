@@ -133,7 +133,9 @@ class ProbSFTModule(L.LightningModule):
                 f"data.tokenizer: expected ids below the model's vocabulary of {vocabulary}, got {largest}: "
                 "does the tokenizer belong to this model?"
             )
-        longest = max((split["max_length"] for split in getattr(datamodule, "report", {}).values()), default=0)
+        report = getattr(datamodule, "report", {})
+        # Prompts are answered at any length: what the model makes of them is seen in the answers.
+        longest = max((split["max_length"] for name, split in report.items() if name != "predict"), default=0)
         positions = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
         if positions is not None and longest > positions:
             raise UserError(
