@@ -50,15 +50,15 @@ def export_checkpoint(checkpoint: Path, out: Path, *, overwrite: bool = False) -
     """Write the Hugging Face folder of a checkpoint that `fit` left behind.
 
     Raises:
-        UserError: there is no such checkpoint, it is not one of ours or damaged, or `out` exists.
+        UserError: there is no such checkpoint, it is not one of ours or damaged, or `out` exists and may not be
+            replaced: only an exported model or an empty folder is.
     """
     import torch
     import transformers
 
     if not checkpoint.is_file():
         raise UserError(f"CKPT: expected a checkpoint file, there is none at {checkpoint}")
-    if out.exists() and not overwrite:
-        raise UserError(f"OUT: expected a folder that does not exist yet, {out} does; --overwrite replaces it")
+    _check_target(out, checkpoint, overwrite)
     try:
         content = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:  # torch raises many kinds for a file that is cut short or no checkpoint at all
@@ -88,6 +88,34 @@ def export_checkpoint(checkpoint: Path, out: Path, *, overwrite: bool = False) -
         entry["tokenizer"],
         json.loads(entry["card"]),
     )
+
+
+def _check_target(out: Path, checkpoint: Path, overwrite: bool) -> None:
+    file = next((path for path in (out, *out.absolute().parents) if path.exists() and not path.is_dir()), None)
+    if file is not None:
+        raise UserError(f"OUT: expected a folder to write, got {str(out)!r}: {file} is a file")
+    if out.is_symlink():
+        raise UserError(f"OUT: expected a folder to write, {out} is a link")
+    if not out.exists():
+        return
+    if not overwrite:
+        raise UserError(f"OUT: expected a folder that does not exist yet, {out} does; --overwrite replaces it")
+    whole = out.resolve()
+    for what, path in (("the checkpoint", checkpoint.resolve()), ("the working directory", Path.cwd())):
+        if path.is_relative_to(whole):
+            raise UserError(f"OUT: expected a folder that can be replaced, {str(out)!r} holds {what}")
+    if any(out.iterdir()) and not _looks_exported(out):
+        raise UserError(
+            f"OUT: expected a folder that can be replaced (an exported model, or empty), {str(out)!r} holds other files"
+        )
+
+
+def _looks_exported(folder: Path) -> bool:
+    card = folder / "README.md"
+    if not (folder / "config.json").is_file() or not card.is_file():
+        return False
+    front = card.read_text(encoding="utf-8", errors="replace").split("---")
+    return len(front) > 2 and "lit_probsft" in front[1]
 
 
 def _write(out: Path, save_weights: Any, tokenizer_files: Mapping[str, str], card: Mapping[str, Any]) -> None:

@@ -3,20 +3,25 @@ wrong."""
 
 from __future__ import annotations
 
+import dataclasses
 import logging
 import os
+import re
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
 import lightning as L
+import torch
 from jsonargparse import Namespace
+from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.utilities import rank_zero_info
 
 from lit_probsft.callbacks import PredictionWriter, ProgressBar, Throughput
+from lit_probsft.checks import check_config_files, check_trainer, first_line, read_checkpoint, with_prefix
 from lit_probsft.data import InstructionDataModule
 from lit_probsft.errors import UserError
 from lit_probsft.module import ProbSFTModule
@@ -29,6 +34,7 @@ OUR_DEFAULTS: dict[str, Any] = {
     "trainer.log_every_n_steps": 10,
     "trainer.num_sanity_val_steps": -1,
     "trainer.use_distributed_sampler": False,
+    "trainer.enable_model_summary": False,
 }
 """Clipping as in the paper; the whole validation set before the first step; the plan deals the data out to the ranks
 itself."""
@@ -68,6 +74,8 @@ class ProbSFTCLI(LightningCLI):
 
     def __init__(self, args: Sequence[str]) -> None:
         self.command = args[0]
+        self._checkpoint: dict[str, Any] = {}
+        self._lent_tokenizer = False
         # Lightning builds the flags of every command at each start; one of the four is asked for.
         wanted = {self.command: LightningCLI.subcommands()[self.command]}
         self.subcommands = lambda: wanted  # type: ignore[method-assign]
@@ -91,8 +99,12 @@ class ProbSFTCLI(LightningCLI):
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """One message in place of jsonargparse's nested one."""
+        check_config_files(list(args))
         try:
             super().parse_arguments(parser, args)
+        except SyntaxError as error:  # of a module of the user's that the configuration names
+            where = f"{error.filename} line {error.lineno}"
+            raise UserError(f"--config: a class's module cannot be imported: {where}: {error.msg}") from error
         except UserError as error:
             flags = [action.dest for action in self._parser(self.command)._actions if action.dest]
             raise UserError(explain(str(error), flags)) from error
@@ -125,11 +137,14 @@ class ProbSFTCLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         """Settle the run's folder, the weights and what the configuration leaves to us."""
         config = self.config[self.command]
-        self.run = RunFolder(Path(config.runs_dir) / _run_name(config))
+        self.run = RunFolder(Path(config.runs_dir).expanduser() / _run_name(config))
+        self.run.check_path()
+        check_trainer(config.trainer, self.command)
         if self.command == "fit":
             self.run.check(resume=config.resume, overwrite=config.overwrite)
             if config.resume and config.get("ckpt_path") is None:
                 config.ckpt_path = str(self.run.last_checkpoint)
+                self._checkpoint = read_checkpoint(self.run.last_checkpoint, "--resume", None)
         elif config.resume or config.overwrite:
             raise UserError(f"--resume and --overwrite: expected only with fit, got them with {self.command}")
         if "init_args" not in config.model or config.model.init_args.get("model") is None:
@@ -137,7 +152,7 @@ class ProbSFTCLI(LightningCLI):
         self.config_text = self._whole_config(config)
         if self.command != "fit":
             self._use_weights(config)
-        _default_tokenizer(config)
+        self._lent_tokenizer = _default_tokenizer(config)
         trainer = config.trainer
         if trainer.max_epochs is None and trainer.max_steps == -1:
             trainer.max_epochs = 1
@@ -181,7 +196,64 @@ class ProbSFTCLI(LightningCLI):
                 cause = cause.__cause__ or cause.__context__
             if cause is None:
                 raise
-            raise cause from None
+            raise with_prefix(cause, self.config[self.command]) from None
+        if not dataclasses.is_dataclass(self.model.objective):
+            raise UserError(
+                f"model.objective: expected a class decorated with @dataclass(frozen=True), "
+                f"{type(self.model.objective).__name__} is not"
+            )
+        if self.command == "fit":
+            self._check_optimizer()
+
+    def _check_optimizer(self) -> None:
+        """Build the optimizer once over a small matrix: its arguments are refused before any data are read."""
+        try:
+            trial = self.model.optimizer_factory([{"params": [torch.nn.Parameter(torch.zeros(2, 2))]}])
+        except (ValueError, TypeError) as error:
+            raise UserError(f"model.optimizer: {first_line(error)}") from error
+        path = self.config[self.command].get("ckpt_path")
+        states = self._checkpoint.get("optimizer_states") if path else None
+        if states:
+            before, now = (
+                set(groups[0]) - {"params", "initial_lr"} for groups in (states[0]["param_groups"], trial.param_groups)
+            )
+            if before != now:
+                raise UserError(
+                    f"--resume: expected the optimizer that wrote {path}, got {type(trial).__name__}, whose arguments "
+                    f"differ ({', '.join(sorted(before ^ now))})"
+                )
+
+    def _parse_ckpt_path(self) -> None:
+        """Lightning's, once the checkpoint is known to be whole."""
+        config = self.config[self.command]
+        if config.get("ckpt_path") and not str(config.ckpt_path).startswith(("registry", "hpc")):
+            self._checkpoint = read_checkpoint(Path(config.ckpt_path), "--ckpt_path", config.get("weights_only"))
+        super()._parse_ckpt_path()
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        """Lightning's; what a checkpoint of another model makes it raise is the user's to mend."""
+        try:
+            super()._run_subcommand(subcommand)
+        except UserError as error:
+            name = "data.tokenizer.name_or_path: "
+            if self._lent_tokenizer and str(error).startswith(name):
+                raise UserError(
+                    f"model.model: {str(error).removeprefix(name)} (it names the tokenizer too, as data.tokenizer is "
+                    "not given)"
+                ) from error
+            raise
+        except (RuntimeError, ValueError, KeyError) as error:
+            lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+            named = re.match(r"`(\w+)`", lines[0]) if lines else None
+            if named and named[1] in self.config[self.command].trainer:
+                raise UserError(f"trainer.{named[1]}: {lines[0]}") from error
+            if not lines or not re.search(r"loading state_dict|loaded state dict", lines[0]):
+                raise
+            config = self.config[self.command]
+            flag = "--resume" if config.get("resume") else "--ckpt_path"
+            raise UserError(
+                f"{flag}: expected a checkpoint of this model, {config.ckpt_path} is of another: {lines[-1]}"
+            ) from error
 
     # --- the trainer
 
@@ -197,13 +269,21 @@ class ProbSFTCLI(LightningCLI):
         else:
             config.trainer.logger = [own, *(chosen if isinstance(chosen, list) else [chosen])]
         config.trainer.default_root_dir = config.trainer.default_root_dir or str(self.run.path)
-        config.trainer.enable_model_summary = (
-            False if config.trainer.enable_model_summary is None else config.trainer.enable_model_summary
-        )
         callbacks: Any = config.trainer.callbacks or []
         callbacks = list(callbacks) if isinstance(callbacks, list | tuple) else [callbacks]
         config.trainer.callbacks = [*callbacks, *self._callbacks(config, callbacks)]
-        return super().instantiate_trainer(**kwargs)
+        try:
+            return super().instantiate_trainer(**kwargs)
+        except UserError:
+            raise
+        except (MisconfigurationException, ValueError, TypeError, RuntimeError, ImportError) as error:
+            message = first_line(error)
+            found = {key: re.search(rf"\b{key}\b", message) for key in vars(config.trainer)}
+            places = {key: match.start() for key, match in found.items() if match}
+            argument = min(places, key=places.__getitem__, default="")
+            if not argument and re.search("accelerator|backend", message, re.IGNORECASE):
+                argument = "accelerator"
+            raise UserError(f"trainer{'.' * bool(argument)}{argument}: {message}") from error
 
     def _callbacks(self, config: Namespace, given: list[Callback]) -> list[Callback]:
         ours: list[Callback] = []
@@ -211,9 +291,9 @@ class ProbSFTCLI(LightningCLI):
             ours.append(ProgressBar())
         if self.command == "predict":
             ours.append(PredictionWriter(self.run.predictions))
-        if self.command != "fit":
+        if self.command != "fit" or config.trainer.fast_dev_run:
             return ours
-        record = RunRecord(
+        self.record = record = RunRecord(
             self.run, resume=config.resume, config=self.config_text, context={"seed": config.seed_everything}
         )
         ours += [Throughput(), record]
@@ -228,6 +308,12 @@ class ProbSFTCLI(LightningCLI):
     def after_fit(self) -> None:
         """Say where everything is and what to try next."""
         if not self.trainer.is_global_zero:
+            return
+        if self.config[self.command].trainer.fast_dev_run:
+            print("trainer.fast_dev_run: a trial, nothing was kept")
+            return
+        if not self.record.content.get("status"):
+            print(f"{self.run.path}: the run is complete already, there was nothing left to train")
             return
         before, metrics = self.model.initial_metrics.get("val/nll"), self.trainer.callback_metrics
         lines = [""]
@@ -263,26 +349,43 @@ def run_training_command(args: Sequence[str]) -> ProbSFTCLI:
     """Run fit, validate, test or predict with its flags."""
     for message in _NOT_FOR_OUR_USERS:
         warnings.filterwarnings("ignore", message=f".*{message}.*")
+    import transformers.utils.logging
+
+    transformers.utils.logging.disable_progress_bar()  # of reading and writing weights: ours is about training
     for name in ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.rank_zero"):
         logging.getLogger(name).addFilter(lambda record: not record.getMessage().startswith(("💡", "TPU available")))
     return ProbSFTCLI(args)
 
 
+class _Last(ModelCheckpoint):
+    """Also at the end of training, wherever the last validation was."""
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if self._last_global_step_saved != trainer.global_step:
+            assert self.dirpath is not None
+            trainer.save_checkpoint(Path(self.dirpath) / f"{self.filename}{self.FILE_EXTENSION}")
+
+
 def _checkpoints(run: RunFolder, validated: bool) -> list[ModelCheckpoint]:
     """`last` at each validation (at the end of each epoch without one), `best` by val/nll."""
-    # Not save_last: Lightning writes it only when the monitored value has improved.
+    # Not save_last of `best`: Lightning writes it only when the monitored value has improved.
     common: dict[str, Any] = {
         "dirpath": run.checkpoints,
         "enable_version_counter": False,
         "save_on_train_epoch_end": not validated,
     }
-    last = ModelCheckpoint(filename="last", **common)
+    last = _Last(filename="last", **common)
     return [ModelCheckpoint(filename="best", monitor="val/nll", **common), last] if validated else [last]
 
 
 def _run_name(config: Namespace) -> str:
     if config.name:
-        return str(config.name)
+        name = str(config.name)
+        if name in (".", "..") or re.search(r"[/\\\0]", name):
+            raise UserError(
+                f"--name: expected a folder's name, without separators; --runs_dir says where; got {name!r}"
+            )
+        return name
     files = config.get("config") or []
     for path in reversed(files):
         stem = Path(str(getattr(path, "absolute", path))).stem
@@ -291,20 +394,19 @@ def _run_name(config: Namespace) -> str:
     return "run"
 
 
-def _default_tokenizer(config: Namespace) -> None:
-    """A model with a tokenizer of its own lends it to the data, unless they name one."""
+def _default_tokenizer(config: Namespace) -> bool:
+    """A model with a tokenizer of its own lends it to the data, unless they name one; was it lent?"""
     data, source = config.data.init_args, config.model.init_args.model
     if data.get("tokenizer") is not None:
-        return
+        return False
     if isinstance(source, str):
         data.tokenizer = source
     elif "init_args" in source and "model_name_or_path" in source.init_args:
         data.tokenizer = source.init_args.model_name_or_path
+    return data.get("tokenizer") is not None
 
 
 def _on_gpu(trainer: Namespace) -> bool:
-    import torch
-
     return (
         trainer.accelerator in ("auto", "gpu", "cuda")
         and torch.cuda.is_available()

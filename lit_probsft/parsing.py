@@ -10,11 +10,14 @@ from abc import ABC
 from importlib import import_module
 from typing import Any
 
-from lit_probsft.errors import near_matches
+from lit_probsft.errors import UserError, near_matches
 
 _KEY = re.compile(r'Parser key "([^"]+)":')
 _CLASS = re.compile(r"Problem with given class_path '([^']+)':")
 _OPTION = re.compile(r"Option '([^']+)' is not accepted")
+_OPTION_OWNER = re.compile(r"Option '[^']+' is not accepted\. Got value: Namespace\(class_path='([^']+)'")
+_GROUP = re.compile(r"Group '([^']+)' does not accept option '([^']+)'")
+_WRONG_CLASS = re.compile(r"Import path (\S+) does not correspond to a subclass of (\w+)")
 _UNKNOWN_FLAG = re.compile(r"unrecognized arguments?: (\S+)|does not accept option '([^']+)'")
 _REQUIRED = re.compile(r"the following arguments are required: (\S+)")
 _MISSING_FILE = re.compile(r"File does not exist: '?([^']*)'?")
@@ -36,9 +39,19 @@ def explain(message: str, known_flags: list[str]) -> str:
         message: as jsonargparse gives it to `ArgumentParser.error`.
         known_flags: names to suggest for an unknown flag, `trainer.max_epochs` and so on.
     """
+    if re.match(r"\S+: the module \S+ cannot be imported: ", message):
+        return message  # our own, from `_imported`
     keys = _KEY.findall(message)
     name = ".".join(keys)
     classes = _CLASS.findall(message)
+    if match := _GROUP.search(message):
+        group, option = match[1], match[2]
+        owner = _imported(classes[-1]) if classes else None
+        parameter = inspect.signature(owner).parameters.get(group) if owner is not None else None
+        default = parameter.default if parameter is not None else None
+        accepted = [field.name for field in dataclasses.fields(default)] if dataclasses.is_dataclass(default) else []
+        where = ".".join([*keys, group, option])
+        return f"{where}: there is no such option of {group}.{near_matches(option, accepted)}"
     if match := _UNKNOWN_FLAG.search(message):
         flag = (match[1] or match[2]).removeprefix("--").split("=")[0]
         return f"{flag}: there is no such option.{near_matches(flag, known_flags)}"
@@ -48,9 +61,11 @@ def explain(message: str, known_flags: list[str]) -> str:
         return f"{name}.{match[1]}: required, but not given"
     if match := _OPTION.search(message):
         option = match[1].split(".")[0]
-        owner = _imported(classes[-1]) if classes else None
+        inner = _OPTION_OWNER.search(message)
+        class_path = inner[1] if inner else classes[-1] if classes else ""
+        owner = _imported(class_path) if class_path else None
         accepted = list(inspect.signature(owner).parameters) if owner is not None else []
-        of = f" of {classes[-1].rsplit('.', 1)[-1]}" if classes else ""
+        of = f" of {class_path.rsplit('.', 1)[-1]}" if class_path else ""
         return f"{name}.{option}: there is no such option{of}.{near_matches(option, accepted)}"
     value = _VALUE.search(message)
     given = (value[1] or value[2]).split(". Got value")[0].strip() if value else ""
@@ -59,9 +74,13 @@ def explain(message: str, known_flags: list[str]) -> str:
     plain = [kind or f"one of {choices}" for kind, choices in types if kind not in ("str",)]
     if plain:
         return f"{name}: expected {' or '.join(dict.fromkeys(plain))}{got}"
+    if match := _WRONG_CLASS.search(message):
+        return f"{name}: expected a class derived from {match[2]}, {match[1]} is none"
+    if "Not a valid subclass of" in message and (value is None or given.startswith(("[", "{")) or not given):
+        return f"{name}: expected a class (its name or import path) or a mapping of its arguments{got}"
     if match := _CLASS_NAME.search(message):
         wanted = (given or match[1] or match[2]).strip()
-        hint = _class_hint(wanted, "objective" in name)
+        hint = _class_hint(wanted, "objective" in name) if name != "data" else ""
         return f"{name}: expected a class (its name or import path), got {wanted!r}.{hint}"
     lines = [line.strip().removeprefix("- ") for line in message.splitlines()]
     useful = [
@@ -76,8 +95,10 @@ _NAMES_AN_OBJECTIVE = re.compile(r"--model\.(init_args\.)?objective(\.(init_args
 def with_own_defaults(args: list[str]) -> list[str]:
     """Each `--model.objective NAME` followed by the defaults of that class, so that they win over a config's arguments.
 
-    Names that are not an objective's are left for the parser to refuse.
+    Names that are not an objective's are left for the parser to refuse. Arguments of the objective that are given
+    before its name come after it.
     """
+    args = _named_first(args)
     out: list[str] = []
     pending: str | None = None
     for arg in args:
@@ -96,6 +117,22 @@ def with_own_defaults(args: list[str]) -> list[str]:
     return out
 
 
+def _named_first(args: list[str]) -> list[str]:
+    units: list[list[str]] = []
+    for arg in args:
+        if not units or arg.startswith("--") or arg == "-c":
+            units.append([])
+        units[-1].append(arg)
+    flags = [unit[0].partition("=")[0] for unit in units]
+    first = next((i for i, flag in enumerate(flags) if re.fullmatch(r"--model\.(init_args\.)?objective", flag)), None)
+    if first is not None:
+        early = [i for i in range(first) if flags[i].startswith(f"{flags[first]}.")]
+        rest = [i for i in range(len(units)) if i not in early]
+        place = rest.index(first) + 1
+        units = [units[i] for i in [*rest[:place], *early, *rest[place:]]]
+    return [arg for unit in units for arg in unit]
+
+
 def _default_flags(flag: str, name: str) -> list[str]:
     from lit_probsft.objectives import Objective
 
@@ -103,8 +140,12 @@ def _default_flags(flag: str, name: str) -> list[str]:
     kind: Any = family.get(name) or _imported(name)
     if not (isinstance(kind, type) and issubclass(kind, Objective)):
         return []
+    if not hasattr(kind, "__dataclass_fields__"):
+        raise UserError(
+            f"{flag.removeprefix('--')}: expected a class decorated with @dataclass(frozen=True), {name} is not"
+        )
     flags = []
-    for field in dataclasses.fields(kind):  # type: ignore[arg-type]  # every member is a dataclass
+    for field in dataclasses.fields(kind):  # type: ignore[arg-type]  # it is a dataclass, as just seen
         value = field.default
         if field.default_factory is not dataclasses.MISSING:
             value = field.default_factory()
@@ -147,5 +188,14 @@ def _imported(class_path: str) -> Any:
     module, _, name = class_path.rpartition(".")
     try:
         return getattr(import_module(module), name)
-    except (ImportError, AttributeError, ValueError):
+    except (AttributeError, ValueError):
         return None
+    except ModuleNotFoundError as error:
+        if error.name is not None and (module == error.name or module.startswith(f"{error.name}.")):
+            return None
+        raise UserError(f"{class_path}: the module {module} cannot be imported: {error}") from error
+    except Exception as error:  # whatever a user's module does when it is imported
+        reason = " ".join(str(error).split())
+        raise UserError(
+            f"{class_path}: the module {module} cannot be imported: {type(error).__name__}: {reason}"
+        ) from error

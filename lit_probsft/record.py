@@ -7,6 +7,7 @@ import os
 import platform
 import time
 from collections.abc import Mapping
+from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -43,14 +44,20 @@ class MetricsCSV(CSVLogger):
             self._experiment = _ContinuingWriter(self.save_dir, self._resume)
         return self._experiment
 
+    def release(self) -> None:
+        """From now on rows may be written: the run's folder is this run's."""
+        self.experiment.held = False
+
     def drop_after(self, step: int) -> None:
         """Forget the rows past an optimizer step: a resumed run will make them again."""
         self.experiment.drop_after(step)
 
 
 class _ContinuingWriter(ExperimentWriter):
-    """Unlike its parent it makes no folder before there is something to write, and keeps what an earlier run has
-    written."""
+    """Unlike its parent it keeps what an earlier run has written, and its rows in memory until `held` is False: the
+    run's folder is claimed after the first rows are there."""
+
+    held = True
 
     def __init__(self, folder: str, resume: bool) -> None:
         self.metrics: list[dict[str, float]] = []
@@ -75,7 +82,7 @@ class _ContinuingWriter(ExperimentWriter):
         write_atomically(path, "\n".join(lines) + "\n")
 
     def save(self) -> None:
-        if self.metrics:
+        if self.metrics and not self.held:
             Path(self.log_dir).mkdir(parents=True, exist_ok=True)
             super().save()
 
@@ -88,46 +95,45 @@ class _LocalFiles:
 
 
 class RunRecord(Callback):
-    """Claims the run's folder once data and model are there, keeps `run.json`, and exports the model at the end."""
+    """Claims the run's folder when the first step is due, keeps `run.json`, and exports the model at the end."""
 
     def __init__(self, run: RunFolder, *, resume: bool, config: str, context: Mapping[str, Any]) -> None:
         self.run, self.resume, self.config_text = run, resume, config
         self.content: dict[str, Any] = dict(context)
         self._started = time.time()
 
-    def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Everything a user could have got wrong has been read by now, so that nothing half-written can be left
-        behind."""
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Data, model, optimizer and objective have been used once by now, so that nothing half-written can be left
+        behind. On resume, drop the rows that will be made again."""
         assert isinstance(pl_module, ProbSFTModule)
         if not trainer.is_global_zero:
             return
-        self.run.claim(resume=self.resume)
-        write_atomically(self.run.config, self.config_text)
-        self.content.update(
-            status="running",
-            started=time.strftime("%Y-%m-%dT%H:%M:%S%z", time.localtime(self._started)),
-            versions=versions(),
-            machine={
+        facts: dict[str, Any] = {
+            "status": "running",
+            "started": time.strftime("%Y-%m-%dT%H:%M:%S%z", time.localtime(self._started)),
+            "versions": versions(),
+            "machine": {
                 "host": platform.node(),
                 "platform": platform.platform(),
                 "device": _device_name(trainer),
                 "world_size": trainer.world_size,
                 "precision": str(trainer.precision),
             },
-            objective=describe_objective(pl_module),
-            model={"name": model_name(pl_module), **describe(pl_module.model)},
-            data=dict(getattr(datamodule_of(trainer), "report", {})),
-            data_fingerprint=getattr(datamodule_of(trainer), "fingerprint", None),
-            recipe=recipe(trainer, pl_module),
-        )
+            "objective": describe_objective(pl_module),
+            "model": {"name": model_name(pl_module), **describe(pl_module.model)},
+            "data": dict(getattr(datamodule_of(trainer), "report", {})),
+            "data_fingerprint": getattr(datamodule_of(trainer), "fingerprint", None),
+            "recipe": recipe(trainer, pl_module),
+        }
+        self.run.claim(resume=self.resume)
+        self.content.update(facts)
+        write_atomically(self.run.config, self.config_text)
         write_json(self.run.record, self.content)
-
-    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """On resume, drop the rows that will be made again."""
-        if self.resume and trainer.is_global_zero:
-            for logger in trainer.loggers:
-                if isinstance(logger, MetricsCSV):
+        for logger in trainer.loggers:
+            if isinstance(logger, MetricsCSV):
+                if self.resume:
                     logger.drop_after(trainer.global_step)
+                logger.release()
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Final metrics, and the model as a folder that transformers loads."""
@@ -190,7 +196,7 @@ def describe_objective(module: ProbSFTModule) -> dict[str, Any]:
     config = module.objective.as_config()
     try:
         config["lean"] = module.objective.lean()
-    except ValueError:
+    except (ValueError, ArithmeticError):  # no function of p alone, or its mass is beyond numbers
         config["lean"] = None
     if type(module).token_loss is not ProbSFTModule.token_loss:
         config["token_loss"] = f"{type(module).__module__}.{type(module).__qualname__}.token_loss"
@@ -212,7 +218,7 @@ def recipe(trainer: L.Trainer, module: ProbSFTModule) -> dict[str, Any]:
     return {
         "optimizer": type(optimizer).__name__,
         **{k: list(v) if isinstance(v, tuple) else v for k, v in chosen.items()},
-        "schedule": {k: getattr(module.schedule, k) for k in ("decay", "warmup", "final")},
+        "schedule": asdict(module.schedule),
         "optimizer_steps": module.total_steps,
         "sequences_per_step": getattr(datamodule, "batch_size", 0)
         * trainer.accumulate_grad_batches

@@ -76,8 +76,7 @@ class RunFolder:
         """
         if resume and overwrite:
             raise UserError("--resume and --overwrite: expected at most one of them, got both")
-        if self.path.exists() and not self.path.is_dir():
-            raise UserError(f"--name: expected a folder at {self.path}, which is a file")
+        self.check_path()
         if resume and not self.last_checkpoint.exists():
             raise UserError(f"--resume: expected a checkpoint at {self.last_checkpoint}, there is none")
         if self.in_use and not (resume or overwrite):
@@ -85,6 +84,20 @@ class RunFolder:
                 f"--name: the run folder {self.path} exists; continue that run with --resume, replace it with "
                 "--overwrite, or choose another --name"
             )
+
+    def check_path(self) -> None:
+        """Refuse a place where no folder can be.
+
+        Raises:
+            UserError: the run folder or one above it is a file, or cannot be written to.
+        """
+        if self.path.exists() and not self.path.is_dir():
+            raise UserError(f"--name: expected a folder at {self.path}, which is a file")
+        found = next(path for path in (self.path, *self.path.absolute().parents) if path.exists())
+        if not found.is_dir():
+            raise UserError(f"--runs_dir: expected a folder, got {str(self.path.parent)!r}: {found} is a file")
+        if not os.access(found, os.W_OK | os.X_OK):
+            raise UserError(f"--runs_dir: expected a folder that can be written to, got {str(self.path.parent)!r}")
 
     def claim(self, *, resume: bool) -> None:
         """Make the folder ready for a run: as it is to resume, empty otherwise."""

@@ -190,6 +190,51 @@ def test_resume_refuses_what_would_be_another_run(tmp_path: Path, flags: list[st
     assert (tmp_path / "runs/tiny/config.yaml").read_text() == before
 
 
+@pytest.mark.parametrize("content", [b"\xff\xfe\x00\x01", b"a: [1\nb: 2\n", b"- 1\n", b""])
+def test_a_configuration_file_that_is_none_is_named(tmp_path: Path, content: bytes) -> None:
+    (tmp_path / "broken.yaml").write_bytes(content)
+    with pytest.raises(UserError, match="--config: .*broken.yaml") as caught:
+        fit(tmp_path / "broken.yaml")
+    assert "\n" not in str(caught.value)
+
+
+def test_export_replaces_only_what_it_has_written(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("mine")
+    (tmp_path / "c" / "d").mkdir(parents=True)
+    (tmp_path / "c" / "mine").write_text("mine")
+    (tmp_path / "c" / "d" / "last.ckpt").write_text("")
+    (tmp_path / "other").mkdir()
+    (tmp_path / "other" / "mine").write_text("mine")
+    for out in (".", "c", "other", "file", "file/out"):
+        with pytest.raises(UserError, match="OUT: "):
+            main(["export", "c/d/last.ckpt", out, "--overwrite"])
+    assert (tmp_path / "file").read_text() == (tmp_path / "c/mine").read_text() == "mine"
+    assert (tmp_path / "other/mine").read_text() == "mine"
+
+
+def test_resume_refuses_another_model_or_optimizer_and_touches_nothing(tmp_path: Path) -> None:
+    path = config(tmp_path, trainer__limit_val_batches=0)
+    fit(path)
+    files = [p for p in (tmp_path / "runs").rglob("*") if p.is_file()]
+    assert (tmp_path / "runs/tiny/checkpoints/last.ckpt").exists()
+    before = [p.stat().st_mtime_ns for p in files]
+    more = ["--resume", "--trainer.max_epochs", "2"]
+    with pytest.raises(UserError, match="--resume: .*optimizer"):
+        fit(path, *more, "--model.optimizer", "torch.optim.SGD", "--model.optimizer.lr", "0.1")
+    wider = {"class_path": "RandomCausalLM", "init_args": {"config": {**tiny.LLAMA, "hidden_size": 32}}}
+    with pytest.raises(UserError, match="--resume: .*size mismatch"):
+        fit(config(tmp_path, model__model=wider), *more)
+    assert [p.stat().st_mtime_ns for p in files] == before
+    (tmp_path / "runs/tiny/checkpoints/last.ckpt").write_bytes(b"x")
+    with pytest.raises(UserError, match="--resume: expected a whole checkpoint"):
+        fit(config(tmp_path), *more)
+
+
+def test_an_argument_before_the_objectives_name_belongs_to_it(tmp_path: Path) -> None:
+    cli = fit(config(tmp_path), "--model.objective.alpha", "3", "--model.objective", "Power")
+    assert cli.model.objective.alpha == 3
+
+
 def test_overwrite_replaces_and_a_failed_start_destroys_nothing(tmp_path: Path) -> None:
     path = config(tmp_path)
     fit(path)
@@ -420,6 +465,28 @@ BAD_INPUT = {
     "weights without a folder": (["validate", "--weights", "nowhere"], {}, "--weights"),
     "resume without a checkpoint": (["--resume"], {}, "--resume"),
     "resume and overwrite": (["--resume", "--overwrite"], {}, "--resume and --overwrite"),
+    "runs_dir below a file": (["--runs_dir", "train.jsonl/x"], {}, "--runs_dir: expected a folder.*is a file"),
+    "a name that leaves runs_dir": (["--name", "../esc"], {}, "--name"),
+    "cache_dir is a file": (["--data.cache_dir", "train.jsonl"], {}, "data.cache_dir: expected a folder"),
+    "trainer is a list": ([], {"trainer": [1]}, "trainer: expected a mapping"),
+    "data is a text": ([], {"data": "hello"}, "data: expected a class.*'hello'.$"),
+    "no devices": (["--trainer.devices", "0"], {}, "trainer.devices"),
+    "unknown accelerator": (["--trainer.accelerator", "gpuu"], {}, "trainer.accelerator.*gpuu"),
+    "unknown strategy": (["--trainer.strategy", "dpp"], {}, "trainer.strategy.*dpp"),
+    "unknown profiler": (["--trainer.profiler", "foo"], {}, "trainer.profiler"),
+    "unknown clipping": (["--trainer.gradient_clip_algorithm", "foo"], {}, "trainer.gradient_clip_algorithm.*'foo'"),
+    "negative clipping": (["--trainer.gradient_clip_val", "-1"], {}, "trainer.gradient_clip_val"),
+    "negative epochs": (["--trainer.max_epochs", "-3"], {}, "trainer.max_epochs"),
+    "no epochs": (["--trainer.max_epochs", "0"], {}, "trainer.max_epochs"),
+    "no steps": (["--trainer.max_steps", "0"], {}, "trainer.max_steps"),
+    "no batches": (["--trainer.limit_train_batches", "0"], {}, "trainer.limit_train_batches"),
+    "negative learning rate": (["--model.optimizer.lr", "-1"], {}, "model.optimizer: .*-1"),
+    "unknown field of the optimizer": (["--model.optimizer.lrr", "1"], {}, "model.optimizer.lrr.*AdamW.*'lr'"),
+    "unknown field of the schedule": ([], {"model__schedule": {"deca": "linear"}}, "model.schedule.deca.*'decay'"),
+    "no objective": (["--model.objective", "torch.nn.Linear"], {}, "model.objective: expected.*Objective"),
+    "limit below one": (["--data.train.limit", "0"], {}, "data.train.limit"),
+    "validate without its checkpoint": (["validate", "--ckpt_path", "none.ckpt"], {}, "--ckpt_path: expected.*none"),
+    "validate with a damaged checkpoint": (["validate", "--ckpt_path", "train.jsonl"], {}, "--ckpt_path: expected"),
 }
 
 

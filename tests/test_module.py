@@ -151,6 +151,7 @@ def in_two_processes(rows: Path, out: Path, cases: dict[str, dict[str, Any]]) ->
     assert finished.returncode == 0, finished.stderr[-3000:]
 
 
+@pytest.mark.slow  # three processes import the stack
 def test_two_processes_take_the_steps_of_one(rows: Path, tmp_path: Path) -> None:
     base = {
         "batch_size": 2,

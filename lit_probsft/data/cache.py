@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -23,6 +24,7 @@ def cached_tokenizer(cache: Path, source: TokenizerSource, split: Split) -> Any:
         source: one that learns.
         split: the training rows.
     """
+    _check_folder(cache)
     folder = cache / "tokenizers" / _key([VERSION, source.describe(), split.identity()])
     if not folder.is_dir():
         with written_whole(folder) as unfinished:
@@ -40,6 +42,7 @@ def cached_store(
     Raises:
         UserError: a row cannot be used, or none is left.
     """
+    _check_folder(cache)
     template = None if recipe.plain_text else recipe.chat_template or tokenizer.chat_template
     key = _key([VERSION, split.identity(), tokenizer_fingerprint(tokenizer), template, asdict(recipe)])
     folder = cache / "tokens" / key
@@ -54,6 +57,14 @@ def cached_store(
             f"data.max_length: all {counts.rows} rows of data.{split.loaded.argument} were dropped; expected at least "
             f"one of at most {recipe.max_length} tokens"
         ) from error
+
+
+def _check_folder(cache: Path) -> None:
+    found = next(path for path in (cache, *cache.absolute().parents) if path.exists())
+    if not found.is_dir():
+        raise UserError(f"data.cache_dir: expected a folder, got {str(cache)!r}: {found} is a file")
+    if not os.access(found, os.W_OK | os.X_OK):
+        raise UserError(f"data.cache_dir: expected a folder that can be written to, got {str(cache)!r}")
 
 
 def _key(parts: Any) -> str:

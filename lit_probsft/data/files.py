@@ -6,10 +6,12 @@ being a text, and an error would carry no line.
 
 from __future__ import annotations
 
+import codecs
 import csv
 import glob
 import hashlib
 import json
+import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -56,7 +58,12 @@ def local_paths(path: str | list[str]) -> list[Path] | None:
 
 def read_files(paths: list[Path], split: str | None) -> RowSequence:
     """The rows of all files, one after the other; `split` matters for a saved folder of several splits only."""
-    parts = [_read(path, split) for path in paths]
+    parts = []
+    for path in paths:
+        try:
+            parts.append(_read(path, split))
+        except OSError as error:
+            raise _unreadable(path, error) from error
     if len(parts) == 1:
         return parts[0]
     return [row for part in parts for row in part]
@@ -68,9 +75,16 @@ def hash_files(paths: list[Path]) -> str:
     for path in paths:
         for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
             if file.is_file():
-                with file.open("rb") as stream:
-                    digest.update(hashlib.file_digest(stream, "sha256").digest())
+                try:
+                    with file.open("rb") as stream:
+                        digest.update(hashlib.file_digest(stream, "sha256").digest())
+                except OSError as error:
+                    raise _unreadable(file, error) from error
     return digest.hexdigest()
+
+
+def _unreadable(path: Path, error: OSError) -> UserError:
+    return UserError(f"path: expected a file that can be read, got {str(path)!r}: {error.strerror or error}")
 
 
 def _read(path: Path, split: str | None) -> RowSequence:
@@ -88,7 +102,7 @@ def _read(path: Path, split: str | None) -> RowSequence:
 
 def _read_json(path: Path) -> RowSequence:
     """A JSON list of objects, or one object per line."""
-    data = path.read_bytes()
+    data = path.read_bytes().removeprefix(codecs.BOM_UTF8)
     if data.lstrip()[:1] == b"[":
         try:
             rows = json.loads(data)
@@ -118,6 +132,7 @@ def _read_json(path: Path) -> RowSequence:
 
 def _read_csv(path: Path) -> RowSequence:
     """Every value stays a text: an answer of `5` is not the number 5."""
+    limit = csv.field_size_limit(min(sys.maxsize, 2**31 - 1))  # a setting of the whole process
     try:
         with path.open(newline="", encoding="utf-8-sig") as stream:
             reader = csv.DictReader(stream)
@@ -126,6 +141,8 @@ def _read_csv(path: Path) -> RowSequence:
         raise UserError(f"path: {str(path)!r}: not UTF-8: {error}") from error
     except csv.Error as error:
         raise UserError(f"path: {str(path)!r} line {reader.line_num}: not valid CSV: {error}") from error
+    finally:
+        csv.field_size_limit(limit)
     for index, row in enumerate(rows):
         if None in row:
             raise UserError(f"path: {str(path)!r} row {index}: expected {len(row) - 1} values, got more")

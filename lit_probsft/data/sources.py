@@ -98,9 +98,23 @@ class Rows(Source):
 
     def conversation(self, row: Mapping[str, Any]) -> list[Message]:
         """The row's messages, by the columns and templates of this source."""
-        return conversation_from_columns(
+        turns = conversation_from_columns(
             row, prompt=self.prompt, response=self.response, messages=self.messages, system=self.system
         )
+        for turn in turns:
+            try:
+                turn["content"].encode()
+            except UnicodeEncodeError as error:
+                whole = self.messages is not None or (self.prompt is None and "messages" in row)
+                argument = (
+                    "messages" if whole else {"user": "prompt", "assistant": "response"}.get(turn["role"], "system")
+                )
+                code = ord(turn["content"][error.start])
+                raise UserError(
+                    f"{argument}: expected Unicode text, got half of a surrogate pair (U+{code:04X}) at character "
+                    f"{error.start}"
+                ) from error
+        return turns
 
     def fingerprint(self) -> str:
         """The bytes of local files, or what `datasets` calls the fingerprint of a hub data set, and every field."""
@@ -127,7 +141,7 @@ class Rows(Source):
             argument = "name" if "config" in text.lower() else "path"
             raise UserError(
                 f"{argument}: {self.path!r} is no local file, and the hub could not give it: "
-                f"{type(error).__name__}: {text}"
+                f"{type(error).__name__}: {next(iter(text.splitlines()), '')}"
             ) from error
         return rows
 

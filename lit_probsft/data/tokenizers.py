@@ -85,7 +85,7 @@ class PretrainedTokenizer(TokenizerSource):
         except Exception as error:  # a missing file, a refused connection and a broken file share no base class
             raise UserError(
                 f"name_or_path: expected a folder or a hub id that holds a tokenizer, got {self.name_or_path!r}: "
-                f"{type(error).__name__}: {error}"
+                f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}"
             ) from error
         return checked_tokenizer(tokenizer, self.pad_token)
 

@@ -208,3 +208,15 @@ def test_fields_out_of_range_are_refused_by_name():
             FigletPuzzles(**{argument: value})
     with pytest.raises(UserError, match=r"^limit: expected at least 1"):
         Rows("x", limit=0)
+
+
+def test_a_byte_order_mark_and_a_long_csv_cell_are_read_and_half_a_surrogate_is_named(tmp_path):
+    marked, table, broken = tmp_path / "marked.json", tmp_path / "long.csv", tmp_path / "broken.jsonl"
+    marked.write_bytes(b'\xef\xbb\xbf[{"prompt": "a", "response": "b"}]')
+    assert list(Rows(str(marked)).load()) == [{"prompt": "a", "response": "b"}]
+    table.write_text("prompt,response\n" + "a" * 200_000 + ",b\n")
+    assert len(Rows(str(table)).load()[0]["prompt"]) == 200_000
+    broken.write_text('{"prompt": "a", "response": "b\\ud800"}\n')
+    source = Rows(str(broken))
+    with pytest.raises(UserError, match=r"response: expected Unicode text.*U\+D800"):
+        source.conversation(source.load()[0])
