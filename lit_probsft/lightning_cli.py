@@ -46,6 +46,7 @@ _NOT_FOR_OUR_USERS = (
     "LeafSpec.*is deprecated",  # between Lightning and torch
     "Total length of `list` across ranks is zero",  # no validation rows, which is allowed
     "The number of training batches .* is smaller than the logging interval",  # the last step is logged in any case
+    "Checkpoint directory .* exists and is not empty",  # of the run that is continued
     "You defined a `validation_step` but have no `val_dataloader`",
 )
 
@@ -184,7 +185,7 @@ class ProbSFTCLI(LightningCLI):
         for flag in ("config", "resume", "overwrite", "ckpt_path", "weights", "weights_only"):
             kept.pop(flag, None)
         kept.name = self.run.path.name
-        return str(self._parser(self.command).dump(kept, skip_none=False, skip_validation=True))
+        return str(self._parser(self.command).dump(kept, skip_unset=False, skip_validation=True))
 
     def instantiate_classes(self) -> None:
         """Lightning's, with a `UserError` from inside a constructor freed of what jsonargparse wraps around it."""

@@ -118,6 +118,11 @@ def test_the_written_config_repeats_the_run(tmp_path: Path) -> None:
         assert torch.equal(tiny.weights(second.model)[name], value), name
 
 
+def slow(*values: Any) -> Any:
+    """A case that takes longer than the default suite allows."""
+    return pytest.param(*values, marks=pytest.mark.slow)
+
+
 STOPPER = """
 import lightning as L
 
@@ -134,7 +139,7 @@ class Stopper(L.Callback):
 
 @pytest.mark.parametrize(
     ("stop", "accumulate"),
-    [(2, 1), (3, 2), *(pytest.param(*case, marks=pytest.mark.slow) for case in ((3, 1), (5, 1), (2, 2), (5, 2)))],
+    [(3, 2), *(slow(*case) for case in ((2, 1), (3, 1), (5, 1), (2, 2), (5, 2)))],
 )
 def test_resume_continues_as_if_it_had_never_stopped(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, accumulate: int, stop: int
@@ -175,10 +180,10 @@ def test_resume_continues_as_if_it_had_never_stopped(
     ("flags", "words"),
     [
         (["--data.batch_size=4"], "plan's batch_size"),
-        (["--trainer.accumulate_grad_batches=2", "--data.batch_size=4"], "plan's batch_size"),
-        (["--data.seed=3"], "plan's seed"),
+        slow(["--trainer.accumulate_grad_batches=2", "--data.batch_size=4"], "plan's batch_size"),
+        slow(["--data.seed=3"], "plan's seed"),
         (["--model.objective=NegP"], "model.objective"),
-        (["--data.train.limit=20"], "fingerprint"),
+        slow(["--data.train.limit=20"], "fingerprint"),
     ],
 )
 def test_resume_refuses_what_would_be_another_run(tmp_path: Path, flags: list[str], words: str) -> None:
@@ -530,6 +535,3 @@ def test_the_shell_gets_status_2_one_line_and_no_traceback(tmp_path: Path) -> No
     assert done.returncode == 2
     assert done.stderr.startswith("lit_probsft: error: CKPT")
     assert len(done.stderr.strip().splitlines()) == 1
-    done, _ = shell("export", cwd=tmp_path)
-    assert done.returncode == 2
-    assert "Traceback" not in done.stderr
