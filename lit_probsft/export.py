@@ -53,12 +53,13 @@ def export_checkpoint(checkpoint: Path, out: Path, *, overwrite: bool = False) -
         UserError: there is no such checkpoint, it is not one of ours or damaged, or `out` exists and may not be
             replaced: only an exported model or an empty folder is.
     """
-    import torch
-    import transformers
-
     if not checkpoint.is_file():
         raise UserError(f"CKPT: expected a checkpoint file, there is none at {checkpoint}")
     _check_target(out, checkpoint, overwrite)
+
+    import torch
+    import transformers
+
     try:
         content = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:  # torch raises many kinds for a file that is cut short or no checkpoint at all

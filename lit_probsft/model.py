@@ -35,9 +35,9 @@ class ModelSource(ABC):
         """
 
     @property
+    @abstractmethod
     def name(self) -> str:
         """A few words for the model card and the run's record."""
-        raise NotImplementedError
 
     @property
     def tokenizer_name(self) -> str | None:

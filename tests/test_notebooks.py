@@ -61,7 +61,7 @@ def test_outputs_are_stored_and_tell_nothing_of_the_machine(path: Path) -> None:
             assert "Traceback" not in text, text
 
 
-@pytest.mark.parametrize("text", ["see /home/me/x.py:3", "'/work/main'", "C:\\Users\\me", "(~/.cache)"])
+@pytest.mark.parametrize("text", ["see /home/me/x.py:3", "'/mnt/me/main'", "C:\\Users\\me", "(~/.cache)"])
 def test_absolute_paths_are_found(text: str) -> None:
     assert ABSOLUTE_PATH.search(text)
 
