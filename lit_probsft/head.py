@@ -14,7 +14,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Self
+from typing import Any, Self, cast
 
 import torch
 from torch import Tensor, nn
@@ -392,19 +392,21 @@ class ObjectiveHead(nn.Linear):
 
     @classmethod
     def replacing(cls, layer: nn.Linear, *, logit_scale: float = 1.0, soft_cap: float | None = None) -> Self:
-        """A head with the parameters of `layer`, tied ones included.
+        """Turn `layer` into a head, in place: parameters, hooks and what a sharding strategy has made of it stay.
 
         Args:
-            layer: the model's output layer.
+            layer: the model's output layer, a plain linear layer, perhaps already sharded.
             logit_scale: what the model multiplies its logits by after this layer.
             soft_cap: the cap of the tanh that the model applies to them after that.
         """
-        head = cls.__new__(cls)
-        nn.Module.__init__(head)
-        head.in_features, head.out_features = layer.in_features, layer.out_features
-        head.weight, head.bias = layer.weight, layer.bias
+        kind = type(layer)
+        if kind is nn.Linear:
+            layer.__class__ = cls
+        else:  # FSDP2 puts its own class over a layer's
+            bases = tuple(cls if base is nn.Linear else base for base in kind.__bases__)
+            layer.__class__ = type(kind.__name__.replace("Linear", cls.__name__), bases, dict(vars(kind)))
+        head = cast(Self, layer)
         head.logit_scale, head.soft_cap, head.chunk_size, head._request = logit_scale, soft_cap, None, None
-        head.train(layer.training)
         return head
 
     @contextlib.contextmanager

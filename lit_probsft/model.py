@@ -14,6 +14,7 @@ from torch import Tensor, nn
 
 from lit_probsft.errors import UserError, near_matches
 from lit_probsft.head import HeadOutput, HeadRequest, ObjectiveHead
+from lit_probsft.parallel.sharding import Sharding, decoder_layers, draw_weights, fill, global_numel, is_partitioned
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -26,12 +27,16 @@ class ModelSource(ABC):
     """How a causal language model is obtained; members are frozen dataclasses, named in a config by class path."""
 
     @abstractmethod
-    def load(self, tokenizer: PreTrainedTokenizerBase | None, dtype: torch.dtype) -> PreTrainedModel:
+    def load(
+        self, tokenizer: PreTrainedTokenizerBase | None, dtype: torch.dtype, sharding: Sharding | None = None
+    ) -> PreTrainedModel:
         """The model in training mode.
 
         Args:
             tokenizer: gives a randomly initialized model its vocabulary and special tokens.
             dtype: of the weights, unless the source names its own.
+            sharding: how the trainer's strategy cuts models; None where every process holds the whole. With it no
+                process ever holds the whole model.
         """
 
     @property
@@ -55,6 +60,7 @@ class PretrainedCausalLM(ModelSource):
         dtype: of the weights; `auto` is float32, the master weights, unless the trainer's precision is `bf16-true`.
         attn_implementation: `sdpa`, `eager`, `flash_attention_2` ..., as transformers names them; None lets it choose.
         gradient_checkpointing: recompute each decoder layer in backward; the head is never recomputed.
+        compile: run each decoder layer through torch.compile.
         trust_remote_code: run model code that lies beside the weights.
     """
 
@@ -63,6 +69,7 @@ class PretrainedCausalLM(ModelSource):
     dtype: DTypeName = "auto"
     attn_implementation: str | None = None
     gradient_checkpointing: bool = False
+    compile: bool = False
     trust_remote_code: bool = False
 
     @property
@@ -75,24 +82,28 @@ class PretrainedCausalLM(ModelSource):
         """The same place."""
         return self.model_name_or_path
 
-    def load(self, tokenizer: PreTrainedTokenizerBase | None, dtype: torch.dtype) -> PreTrainedModel:
+    def load(
+        self, tokenizer: PreTrainedTokenizerBase | None, dtype: torch.dtype, sharding: Sharding | None = None
+    ) -> PreTrainedModel:
         """The pretrained model."""
         from transformers import AutoModelForCausalLM
 
         try:
-            model = AutoModelForCausalLM.from_pretrained(
-                self.model_name_or_path,
-                revision=self.revision or "main",
-                dtype=dtype if self.dtype == "auto" else getattr(torch, self.dtype),
-                attn_implementation=self.attn_implementation,
-                trust_remote_code=self.trust_remote_code,
-            )
+            with contextlib.nullcontext({}) if sharding is None else sharding.reading() as options:
+                model = AutoModelForCausalLM.from_pretrained(
+                    self.model_name_or_path,
+                    revision=self.revision or "main",
+                    dtype=dtype if self.dtype == "auto" else getattr(torch, self.dtype),
+                    attn_implementation=self.attn_implementation,
+                    trust_remote_code=self.trust_remote_code,
+                    **options,
+                )
         except (OSError, ValueError, ImportError) as error:
             raise UserError(
                 "model.model.model_name_or_path: expected a hub id or a folder with a causal language model, "
                 f"got {self.model_name_or_path!r}: {_first_line(error)}"
             ) from error
-        return _prepared(model, self.gradient_checkpointing)
+        return _prepared(model, self.gradient_checkpointing, self.compile)
 
 
 @dataclass(frozen=True)
@@ -102,8 +113,8 @@ class RandomCausalLM(ModelSource):
     Args:
         config: fields of the transformers configuration, `model_type` among them. Vocabulary size and special tokens
             are the tokenizer's where they are not given.
-        seed: of the weights; the same seed gives the same weights whatever else is random.
-        dtype, attn_implementation, gradient_checkpointing: as in `PretrainedCausalLM`.
+        seed: of the weights; the same seed gives the same weights whatever else is random, sharded or not.
+        dtype, attn_implementation, gradient_checkpointing, compile: as in `PretrainedCausalLM`.
     """
 
     config: dict[str, Any] = field(default_factory=dict)
@@ -111,15 +122,19 @@ class RandomCausalLM(ModelSource):
     dtype: DTypeName = "auto"
     attn_implementation: str | None = None
     gradient_checkpointing: bool = False
+    compile: bool = False
 
     @property
     def name(self) -> str:
         """Type and seed."""
         return f"{self.config.get('model_type', '?')} from random weights (seed {self.seed})"
 
-    def load(self, tokenizer: PreTrainedTokenizerBase | None, dtype: torch.dtype) -> PreTrainedModel:
+    def load(
+        self, tokenizer: PreTrainedTokenizerBase | None, dtype: torch.dtype, sharding: Sharding | None = None
+    ) -> PreTrainedModel:
         """The model with freshly drawn weights."""
         from transformers import CONFIG_MAPPING, AutoModelForCausalLM
+        from transformers.modeling_utils import set_zero3_state
 
         fields = dict(self.config)
         kind = fields.pop("model_type", None)
@@ -143,24 +158,40 @@ class RandomCausalLM(ModelSource):
                 hint = near_matches(name, known.to_dict())
                 raise UserError(f"model.model.config.{name}: expected a field of {type(known).__name__}.{hint}")
         dtype = dtype if self.dtype == "auto" else getattr(torch, self.dtype)
+        kwargs = {} if self.attn_implementation is None else {"attn_implementation": self.attn_implementation}
+
+        def shell() -> PreTrainedModel:
+            # The latter keeps ZeRO-3 from cutting it.
+            with torch.device("meta"), set_zero3_state():
+                return AutoModelForCausalLM.from_config(CONFIG_MAPPING[kind](**fields), dtype=dtype, **kwargs)
+
         try:
-            config = CONFIG_MAPPING[kind](**fields)
+            drawn = shell()
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(self.seed)
-                kwargs = {} if self.attn_implementation is None else {"attn_implementation": self.attn_implementation}
-                model = AutoModelForCausalLM.from_config(config, dtype=dtype, **kwargs)
+                if sharding is None:
+                    model = drawn
+                    draw_weights(model, None)
+                else:
+                    model = sharding.empty(shell)
+                    torch.manual_seed(self.seed)  # an empty model may have drawn numbers of its own
+                    fill(model, drawn, sharding)
         except UserError:
             raise
         except Exception as error:  # transformers' checks of its configurations share no base class
             raise UserError(
                 f"model.model.config: {kind} could not be built from {fields}: {_first_line(error)}"
             ) from error
-        return _prepared(model, self.gradient_checkpointing)
+        return _prepared(model, self.gradient_checkpointing, self.compile)
 
 
-def _prepared(model: PreTrainedModel, gradient_checkpointing: bool) -> PreTrainedModel:
+def _prepared(model: PreTrainedModel, gradient_checkpointing: bool, compile_layers: bool) -> PreTrainedModel:
     if gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
+    if compile_layers:
+        # The forward alone: hooks that gather a layer's weights, and recomputation, stay around it.
+        for layer in decoder_layers(model):
+            layer.forward = torch.compile(layer.forward)
     return model.train()
 
 
@@ -192,21 +223,27 @@ def install_head(model: PreTrainedModel) -> ObjectiveHead:
         raise UserError(f"model: expected a causal language model with an output layer, got {kind}, which has none")
     if isinstance(layer, ObjectiveHead):
         return layer
-    if not isinstance(layer, nn.Linear) or type(layer).forward is not nn.Linear.forward:
+    sharded = type(layer).__name__ == "FSDPLinear"  # whatever FSDP2 shards gets a class of its own
+    if type(layer) is not nn.Linear and not sharded:
         raise UserError(
             f"model: expected an output layer that is a plain torch.nn.Linear, {kind} has a {type(layer).__name__}"
         )
     scale, soft_cap = logit_transform(model.config)
     head = ObjectiveHead.replacing(layer, logit_scale=scale, soft_cap=soft_cap)
-    model.set_output_embeddings(head)
-    _check_transform(model, head)
+    if not (head.weight.is_meta or is_partitioned(head.weight)):
+        check_head(model)
     return head
 
 
-def _check_transform(model: PreTrainedModel, head: ObjectiveHead) -> None:
-    if head.weight.device.type == "meta":
-        return
-    device = head.weight.device
+def check_head(model: PreTrainedModel) -> None:
+    """Refuse a model that is not causal, or whose logits `logit_transform` does not explain. `install_head` calls it
+    where it can; parameters that ZeRO-3 holds in parts cannot run before the engine is there.
+
+    Raises:
+        UserError: as `install_head`.
+    """
+    head = model.get_output_embeddings()
+    device = next((buffer.device for buffer in model.buffers() if buffer.device.type != "cpu"), head.weight.device)
     probe = torch.linspace(-3, 3, head.out_features, device=device, dtype=torch.float32).reshape(1, 1, -1)
     hidden: list[Tensor] = []
 
@@ -299,6 +336,6 @@ def describe(model: PreTrainedModel) -> Mapping[str, Any]:
     """Type and size of a model, for the run's record."""
     return {
         "architecture": type(model).__name__,
-        "parameters": sum(p.numel() for p in model.parameters()),
-        "trainable_parameters": sum(p.numel() for p in model.parameters() if p.requires_grad),
+        "parameters": sum(global_numel(p) for p in model.parameters()),
+        "trainable_parameters": sum(global_numel(p) for p in model.parameters() if p.requires_grad),
     }

@@ -17,10 +17,18 @@ from lit_probsft.callbacks import NonFiniteGuard
 from lit_probsft.errors import UserError
 from lit_probsft.head import IGNORE_INDEX, HeadOutput, HeadRequest
 from lit_probsft.metrics import TokenMeans
-from lit_probsft.model import ModelSource, forward_with_objective, install_head, source_of, stop_generation_at
+from lit_probsft.model import (
+    ModelSource,
+    check_head,
+    forward_with_objective,
+    install_head,
+    source_of,
+    stop_generation_at,
+)
 from lit_probsft.objectives import NLL, Objective, TokenStats
 from lit_probsft.objectives.base import NEEDS
 from lit_probsft.optim import OptimizerFactory, Schedule, parameter_groups
+from lit_probsft.parallel.strategies import DeepSpeed, check_supported, sharding_of
 
 Normalize = Literal["tokens", "sequence", "kept", "micro_batch"]
 
@@ -122,9 +130,14 @@ class ProbSFTModule(L.LightningModule):
     def configure_model(self) -> None:
         """Load the model, once, after the data have been read; refuse ids that are outside its vocabulary."""
         datamodule = self._datamodule()
+        check_supported(self.trainer.strategy)
+        sharding = sharding_of(self.trainer.strategy)
         if self.source is not None and self.model is None:
             dtype = torch.bfloat16 if str(self.trainer.precision) == "bf16-true" else torch.float32
-            self.model = self._with_head(self.source.load(getattr(datamodule, "tokenizer", None), dtype))
+            model = self.source.load(getattr(datamodule, "tokenizer", None), dtype, sharding)
+            self.model = self._with_head(model if sharding is None else sharding.whole(model))
+        elif sharding is not None:
+            self.model = sharding.whole(self.model)
         if (end := getattr(datamodule, "end_of_turn_id", None)) is not None:
             stop_generation_at(self.model, end)
         largest, vocabulary = getattr(datamodule, "max_token_id", -1), self.model.get_output_embeddings().out_features
@@ -200,13 +213,15 @@ class ProbSFTModule(L.LightningModule):
         self, optimizer: Any, gradient_clip_val: float | None = None, gradient_clip_algorithm: str | None = None
     ) -> None:
         """Normalize by `kept` tokens if asked to, measure the gradient, skip the step if it is not finite, clip it."""
+        self._lr = float(optimizer.param_groups[0]["lr"])  # of this step: the schedule moves on before it is logged
+        if isinstance(self.trainer.strategy, DeepSpeed):
+            return  # its engine clips, skips and measures; see on_train_batch_end
         parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
         gradients = [p.grad for p in parameters if p.grad is not None]
         if self.normalize == "kept":
             kept = self.trainer.strategy.reduce(self.train_means.sums[-2].clone(), reduce_op="sum")
             for gradient in gradients:
                 gradient.div_(kept.clamp(min=1).to(gradient.dtype))
-        self._lr = float(optimizer.param_groups[0]["lr"])  # of this step: the schedule moves on before it is logged
         norm = _total_norm(gradients)
         self._grad_norm = getattr(norm, "full_tensor", lambda: norm)()
         self.last_step_skipped = not math.isfinite(self._grad_norm.item())
@@ -220,6 +235,11 @@ class ProbSFTModule(L.LightningModule):
             else:
                 nn.utils.clip_grads_with_norm_(parameters, gradient_clip_val, norm)
 
+    def on_fit_start(self) -> None:
+        """What could not be checked while ZeRO-3 held the model in parts."""
+        if isinstance(self.trainer.strategy, DeepSpeed) and self.trainer.strategy.zero_stage_3:
+            check_head(self.model)
+
     def on_train_start(self) -> None:
         """Validate, and so save, between two optimizer steps only: a window cut in two could not be resumed."""
         window, interval = self.trainer.accumulate_grad_batches, self.trainer.val_check_batch
@@ -228,6 +248,11 @@ class ProbSFTModule(L.LightningModule):
 
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Log the means over the window, once its optimizer step is done."""
+        strategy = self.trainer.strategy
+        if isinstance(strategy, DeepSpeed) and not self.trainer.fit_loop._should_accumulate():
+            self._grad_norm = torch.tensor(strategy.grad_norm)
+            self.last_step_skipped = strategy.step_skipped
+            self.skipped_steps += self.last_step_skipped
         if self._grad_norm is None:
             return
         means = {f"train/{name}": value for name, value in self.train_means.compute().items()}
@@ -277,6 +302,7 @@ class ProbSFTModule(L.LightningModule):
             prompt,
             attention_mask=batch["attention_mask"],
             pad_token_id=tokenizer.pad_token_id,
+            synced_gpus=sharding_of(self.trainer.strategy) is not None and self.trainer.world_size > 1,
             **self.generation.as_kwargs(),
         )
         return {"documents": batch["documents"], "answers": produced[:, prompt.shape[1] :]}
@@ -358,6 +384,11 @@ class ProbSFTModule(L.LightningModule):
         if str(self.trainer.precision).startswith("16"):
             raise UserError(
                 f"trainer.precision: expected 32-true, bf16-mixed or bf16-true, got {self.trainer.precision}"
+            )
+        if isinstance(self.trainer.strategy, DeepSpeed) and self.normalize == "kept":
+            raise UserError(
+                "model.normalize: kept is not possible with DeepSpeed, whose engine keeps the gradients to itself; use "
+                "tokens, or fsdp2"
             )
 
 

@@ -1,0 +1,235 @@
+"""A model of which each rank holds a part only: read, drawn or cut so that no rank ever holds the whole."""
+
+from __future__ import annotations
+
+import contextlib
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor, nn
+
+if TYPE_CHECKING:
+    from torch.distributed.device_mesh import DeviceMesh
+
+Shell = Callable[[], Any]
+"""Builds the model on the meta device: its modules, none of its numbers."""
+
+
+class Sharding(ABC):
+    """How a strategy cuts a model."""
+
+    @contextlib.contextmanager
+    def reading(self) -> Iterator[dict[str, Any]]:
+        """While it lasts `from_pretrained`, given these options, reads this rank's part only."""
+        yield {}
+
+    @abstractmethod
+    def empty(self, shell: Shell) -> Any:
+        """The sharded model, its numbers still to be put in."""
+
+    @abstractmethod
+    def put(self, parameter: nn.Parameter, value: Tensor) -> None:
+        """Give a sharded parameter its values, of which every rank holds the whole at this moment."""
+
+    def whole(self, model: Any) -> Any:
+        """Cut a model that is there already; returns it."""
+        return model
+
+
+class FullySharded(Sharding):
+    """FSDP2: each decoder layer is gathered when it runs; embeddings, norm and output layer form one more unit.
+
+    The units are cut here and not by transformers, whose plan leaves the output layer tied to the embeddings in a unit
+    of its own, so that the largest matrix is gathered twice. Reading the slices is left to transformers.
+
+    Args:
+        mesh: the ranks that share the model, one dimension.
+        device: of this rank.
+        compute_bf16: gather and compute in bf16, with gradients reduced in fp32; the slices stay fp32.
+        cpu_offload: slices live in the host's memory and visit the device layer by layer.
+    """
+
+    def __init__(self, mesh: DeviceMesh, device: torch.device, *, compute_bf16: bool, cpu_offload: bool) -> None:
+        self.mesh, self.device = mesh, device
+        self.compute_bf16, self.cpu_offload = compute_bf16, cpu_offload
+
+    @contextlib.contextmanager
+    def reading(self) -> Iterator[dict[str, Any]]:
+        """transformers cuts the empty model as we do, and then reads each rank's slices. One device reads it all."""
+        if self.mesh.size() == 1:
+            yield {}
+            return
+        from transformers import PreTrainedModel
+        from transformers.distributed import DistributedConfig
+
+        def cut(_: type, model: Any, *__: Any) -> Any:
+            model.config.distributed_config = None  # it is no part of the model
+            return self.whole(model)
+
+        PreTrainedModel.maybe_distribute_model = classmethod(cut)
+        try:
+            yield {"distributed_config": DistributedConfig(fsdp_size=self.mesh.size())}
+        finally:
+            del PreTrainedModel.maybe_distribute_model  # the inherited one is back
+
+    def empty(self, shell: Shell) -> Any:
+        """Cut on the meta device, then given memory."""
+        model = self.whole(shell())
+        model.to_empty(device="cpu" if self.cpu_offload else self.device)
+        model.tie_weights()
+        return model
+
+    def whole(self, model: Any) -> Any:
+        """Cut in place a model that is whole, or on the meta device."""
+        from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, fully_shard
+
+        if isinstance(model, FSDPModule):
+            return model
+        options: dict[str, Any] = {"mesh": self.mesh}
+        if self.compute_bf16:
+            options["mp_policy"] = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
+        if self.cpu_offload:
+            options["offload_policy"] = CPUOffloadPolicy()
+        model.tie_weights()  # before a unit is told which of its parameters are one
+        for layer in decoder_layers(model):
+            fully_shard(layer, **options)
+        fully_shard(model, **options)
+        return model
+
+    def put(self, parameter: nn.Parameter, value: Tensor) -> None:
+        """Keep this rank's slice."""
+        from torch.distributed.tensor import DTensor, distribute_tensor
+
+        with torch.no_grad():
+            if not isinstance(parameter.data, DTensor):
+                parameter.copy_(value)
+                return
+            sharded = distribute_tensor(
+                value.to(parameter.device_mesh.device_type),  # type: ignore[attr-defined]
+                parameter.device_mesh,  # type: ignore[attr-defined]
+                parameter.placements,  # type: ignore[attr-defined]
+                src_data_rank=None,  # every rank has drawn the same
+            )
+            parameter.data.to_local().copy_(sharded.to_local())
+
+
+class Partitioned(Sharding):
+    """ZeRO-3. transformers itself partitions what it reads, as long as the configuration of DeepSpeed is alive."""
+
+    def empty(self, shell: Shell) -> Any:
+        """Built under zero.Init, which partitions each module as soon as it is constructed."""
+        import deepspeed
+        from transformers.initialization import no_init_weights
+        from transformers.integrations.deepspeed import deepspeed_config
+
+        shape = shell()
+        with no_init_weights(), deepspeed.zero.Init(config_dict_or_path=deepspeed_config()):
+            model = type(shape)(shape.config)
+        model.tie_weights()
+        return model
+
+    def put(self, parameter: nn.Parameter, value: Tensor) -> None:
+        """Gathered for as long as it takes; every rank keeps its part."""
+        import deepspeed
+
+        with torch.no_grad(), deepspeed.zero.GatheredParameters([parameter], modifier_rank=0):
+            if torch.distributed.get_rank() == 0:
+                parameter.copy_(value)
+
+
+def layer_lists(model: nn.Module) -> list[str]:
+    """Names of the module lists that hold a model's decoder layers."""
+    kinds = set(getattr(model, "_no_split_modules", None) or ())
+    found = []
+    for name, module in model.named_modules():
+        if isinstance(module, nn.ModuleList) and len(module) and any(type(layer).__name__ in kinds for layer in module):
+            found.append(name)
+    return found
+
+
+def decoder_layers(model: nn.Module) -> list[nn.Module]:
+    """The decoder layers of a model, in their order."""
+    return [layer for name in layer_lists(model) for layer in model.get_submodule(name)]  # type: ignore[union-attr]
+
+
+def is_partitioned(parameter: nn.Parameter) -> bool:
+    """Does ZeRO-3 hold it in parts, so that outside a gathered forward it is empty?"""
+    return hasattr(parameter, "ds_id")
+
+
+def global_numel(parameter: nn.Parameter) -> int:
+    """Elements of a parameter over all ranks."""
+    return int(getattr(parameter, "ds_numel", parameter.numel()))
+
+
+def draw_weights(shell: Any, put: Callable[[str, Tensor], None] | None) -> None:
+    """Draw initial weights as the model's own code does, from torch's generator, one decoder layer at a time.
+
+    Args:
+        shell: the model on the meta device.
+        put: takes each drawn tensor under its name, after which it is forgotten: no more than a layer or an embedding
+            is ever alive. None keeps them all: the shell becomes the model. The numbers are the same either way.
+    """
+    from transformers.initialization import guard_torch_init_functions
+
+    inner = set(_ancestors(layer_lists(shell)))
+    tied = set(getattr(shell, "all_tied_weights_keys", None) or {})
+
+    def visit(module: nn.Module, name: str, owner: Any) -> None:
+        # Modules above the layers are walked through; everything else is a unit.
+        descend = name in inner
+        if descend:
+            for child_name, child in module.named_children():
+                visit(child, f"{name}.{child_name}" if name else child_name, _owner(child, owner))
+        _materialize(module, recurse=not descend)
+        _initialize(module, owner, recurse=not descend)
+        if put is None:
+            return
+        own = [*module.named_parameters(recurse=not descend), *module.named_buffers(recurse=not descend)]
+        for tensor_name, tensor in own:
+            full = f"{name}.{tensor_name}" if name else tensor_name
+            if full not in tied:
+                put(full, tensor.detach())
+        module.to_empty(device="meta", recurse=not descend)
+
+    with torch.no_grad(), guard_torch_init_functions():
+        visit(shell, "", shell)
+    if put is None:
+        shell.tie_weights()
+
+
+def fill(model: Any, shell: Any, sharding: Sharding) -> None:
+    """Draw the weights of a sharded model: the same numbers as those of a whole one."""
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    buffers = dict(model.named_buffers(remove_duplicate=False))
+
+    def put(name: str, value: Tensor) -> None:
+        if name in parameters:
+            sharding.put(parameters[name], value)
+        elif name in buffers:
+            buffers[name].copy_(value)
+
+    draw_weights(shell, put)
+
+
+def _ancestors(names: list[str]) -> list[str]:
+    return [".".join(name.split(".")[:depth]) for name in names for depth in range(len(name.split(".")) + 1)]
+
+
+def _owner(child: nn.Module, owner: Any) -> Any:
+    return child if hasattr(child, "_initialize_weights") else owner
+
+
+def _materialize(module: nn.Module, *, recurse: bool) -> None:
+    if any(tensor.is_meta for tensor in (*module.parameters(recurse), *module.buffers(recurse))):
+        module.to_empty(device="cpu", recurse=recurse)
+
+
+def _initialize(module: nn.Module, owner: Any, *, recurse: bool) -> None:
+    if recurse:
+        for child in module.children():
+            _initialize(child, _owner(child, owner), recurse=True)
+    owner._initialize_weights(module, owner.is_custom_code())
+

@@ -1,0 +1,231 @@
+"""Lightning's strategies, as this project needs them: FSDP2 and DeepSpeed that cut a model while it is read, on GPUs
+and, for tests, on CPUs; processes that end together."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+from collections.abc import Iterator
+from datetime import timedelta
+from typing import Any, Literal
+
+import torch
+from jsonargparse import Namespace
+from lightning.fabric.utilities.seed import reset_seed
+from lightning.pytorch.strategies import DeepSpeedStrategy, ModelParallelStrategy, StrategyRegistry
+from lightning.pytorch.strategies.strategy import Strategy
+
+from lit_probsft.errors import UserError
+from lit_probsft.parallel.sharding import FullySharded, Partitioned, Sharding
+
+_TIMEOUT = timedelta(minutes=30)
+
+
+class FSDP2(ModelParallelStrategy):
+    """Every rank holds a slice of each parameter, its gradient and its moments; layers are gathered when they run.
+
+    All devices of all nodes share one model. With the precision `bf16-mixed` layers are gathered and run in bf16,
+    gradients are reduced in fp32, and the slices, the master weights, stay fp32.
+
+    Args:
+        save_distributed_checkpoint: each rank writes its slices, into a folder; False gathers them into one file.
+        cpu_offload: slices, gradients and moments lie in the host's memory; slow, for a model that fits no other way.
+        process_group_backend: None takes nccl on GPUs and gloo on CPUs.
+        timeout: how long a rank waits for the others.
+    """
+
+    def __init__(
+        self,
+        save_distributed_checkpoint: bool = True,
+        cpu_offload: bool = False,
+        process_group_backend: str | None = None,
+        timeout: timedelta | None = _TIMEOUT,
+    ) -> None:
+        super().__init__(
+            tensor_parallel_size=1,
+            save_distributed_checkpoint=save_distributed_checkpoint,
+            process_group_backend=process_group_backend,
+            timeout=timeout,
+        )
+        self.cpu_offload = cpu_offload
+
+    @property
+    def sharded_checkpoints(self) -> bool:
+        """Is a checkpoint a folder of slices?"""
+        return bool(self._save_distributed_checkpoint)
+
+    def setup_environment(self) -> None:
+        """Processes and mesh: all ranks see different data and share one model."""
+        self._data_parallel_size = self.num_nodes * self.num_processes
+        super().setup_environment()
+        kind, accelerator = self.root_device.type, torch.accelerator.current_accelerator(check_available=True)
+        if accelerator is not None and accelerator.type != kind:
+            raise UserError(
+                f"trainer.accelerator: fsdp2 shards over this machine's {accelerator.type} devices, got {kind}; hide "
+                "them (CUDA_VISIBLE_DEVICES=) to run it on the CPU"
+            )
+        if self.cpu_offload and kind == "cpu":
+            raise UserError("trainer.strategy.cpu_offload: expected devices other than the CPU, whose memory it is")
+        # transformers reads it to choose the device, and SLURM does not set it.
+        os.environ["LOCAL_RANK"] = str(self.local_rank)
+
+    def sharding(self) -> Sharding:
+        """How models are cut, once the processes are there."""
+        return FullySharded(
+            self.device_mesh["data_parallel"],
+            self.root_device,
+            compute_bf16=str(self.precision_plugin.precision) == "bf16-mixed",
+            cpu_offload=self.cpu_offload,
+        )
+
+    def model_to_device(self) -> None:
+        """Offloaded slices stay where they are."""
+        if not self.cpu_offload:
+            super().model_to_device()
+
+
+class DeepSpeed(DeepSpeedStrategy):
+    """Lightning's DeepSpeed strategy with its gradient as large as everybody else's, and usable on CPUs.
+
+    Lightning divides the loss by the number of accumulated micro-batches and DeepSpeed's engine divides again, so that
+    clipping and weight decay would meet a gradient that is too small; here the engine does not.
+
+    Args:
+        stage: of ZeRO: 1 shards moments, 2 gradients too, 3 parameters too.
+        options: as of `lightning.pytorch.strategies.DeepSpeedStrategy`.
+    """
+
+    def __init__(self, stage: Literal[1, 2, 3] = 2, **options: Any) -> None:
+        if stage not in (1, 2, 3):
+            raise UserError(f"trainer.strategy.stage: expected 1, 2 or 3, got {stage}")
+        try:
+            import deepspeed  # noqa: F401
+        except ImportError as error:
+            raise UserError(
+                f'trainer.strategy: DeepSpeed is not installed (pip install "lit_probsft[deepspeed]"): {error}'
+            ) from error
+        options.setdefault("logging_batch_size_per_gpu", 1)  # or Lightning would build the loader to look
+        super().__init__(stage=stage, **options)
+        self._alive: Any = None
+
+    def sharding(self) -> Sharding | None:
+        """How models are cut: under stage 3; the others hold the whole model on each rank."""
+        return Partitioned() if self.zero_stage_3 else None
+
+    @property
+    def sharded_checkpoints(self) -> bool:
+        """Is a checkpoint a folder of slices?"""
+        return True
+
+    def setup_environment(self) -> None:
+        """Lightning's, without its insistence on CUDA."""
+        super(DeepSpeedStrategy, self).setup_environment()
+
+    def setup_distributed(self) -> None:
+        """Lightning's, for devices without an index too."""
+        reset_seed()
+        self.set_world_ranks()
+        self._init_deepspeed_distributed()
+
+    def _setup_model_and_optimizer(self, model: Any, optimizer: Any, lr_scheduler: Any = None) -> tuple[Any, Any]:
+        import deepspeed
+
+        engine, sharded_optimizer, _, _ = deepspeed.initialize(
+            args=argparse.Namespace(device_rank=self.root_device.index or self.local_rank),
+            config=self.config,
+            model=model,
+            model_parameters=[p for p in model.parameters() if p.requires_grad],
+            optimizer=optimizer,
+            lr_scheduler=lr_scheduler,
+            dist_init_required=False,
+        )
+        return engine, sharded_optimizer
+
+    @contextlib.contextmanager
+    def model_sharded_context(self) -> Iterator[None]:
+        """Under stage 3 transformers partitions what it reads, which it knows from a configuration that is alive."""
+        self._init_config_if_needed()
+        if self.zero_stage_3:
+            from transformers.integrations import HfDeepSpeedConfig
+
+            assert isinstance(self.config, dict)
+            self.config.setdefault("train_micro_batch_size_per_gpu", 1)
+            self._alive = HfDeepSpeedConfig(self.config)
+        yield
+
+    def backward(self, closure_loss: Any, optimizer: Any, *args: Any, **kwargs: Any) -> Any:
+        """The loss is divided by the accumulated micro-batches already."""
+        return super().backward(closure_loss, optimizer, *args, scale_wrt_gas=False, **kwargs)
+
+    @property
+    def grad_norm(self) -> float:
+        """2-norm of the gradient of the last optimizer step, before clipping; infinite where it was skipped."""
+        norm = self.deepspeed_engine.get_global_grad_norm()
+        return float("nan") if norm is None else float(norm)
+
+    @property
+    def step_skipped(self) -> bool:
+        """Did the engine leave out the last optimizer step, its gradient not being finite?"""
+        return bool(getattr(self.deepspeed_engine.optimizer, "overflow", False))
+
+    def teardown(self) -> None:
+        """Let transformers forget the configuration."""
+        self._alive = None
+        super().teardown()
+
+
+StrategyRegistry.register("fsdp2", FSDP2, description="fully sharded data parallel over all devices (lit_probsft)")
+
+
+def settled(chosen: Any) -> Any:
+    """The strategy of a configuration with Lightning's own classes exchanged for ours.
+
+    Raises:
+        UserError: for a strategy under which the project's promises do not hold, naming what to use.
+    """
+    if isinstance(chosen, str):
+        if chosen.startswith("fsdp") and chosen != "fsdp2":
+            raise UserError(f"trainer.strategy: {chosen} (FSDP1) is not supported, use fsdp2, which does the same")
+        if chosen.startswith("deepspeed"):
+            if chosen not in StrategyRegistry:
+                known = [name for name in StrategyRegistry if name.startswith("deepspeed")]
+                raise UserError(f"trainer.strategy: expected one of {', '.join(known)}, got {chosen!r}")
+            options = {"stage": 2, **StrategyRegistry[chosen]["init_params"]}
+            return Namespace(class_path=f"{__name__}.DeepSpeed", init_args=Namespace(**options))
+        return chosen
+    if not isinstance(chosen, Namespace) or "class_path" not in chosen:
+        return chosen
+    name = str(chosen.class_path).rsplit(".", 1)[-1]
+    options = dict(vars(chosen.get("init_args") or Namespace()))
+    if name == "FSDPStrategy":
+        raise UserError("trainer.strategy: FSDPStrategy (FSDP1) is not supported, use fsdp2, which does the same")
+    if name == "DeepSpeedStrategy":
+        return Namespace(class_path=f"{__name__}.DeepSpeed", init_args=Namespace(**options))
+    if name == "ModelParallelStrategy":
+        if options.pop("tensor_parallel_size", "auto") not in ("auto", 1):
+            raise UserError(
+                "trainer.strategy.tensor_parallel_size: tensor parallelism is not supported, use fsdp2 (data parallel, "
+                "sharded)"
+            )
+        options.pop("data_parallel_size", None)
+        return Namespace(class_path=f"{__name__}.FSDP2", init_args=Namespace(**options))
+    return chosen
+
+
+def check_supported(strategy: Strategy) -> None:
+    """Refuse, also from Python, a strategy that would not hold what the project promises."""
+    from lightning.pytorch.strategies import FSDPStrategy
+
+    for stock, ours in ((FSDPStrategy, "FSDP2()"), (ModelParallelStrategy, "FSDP2()"), (DeepSpeedStrategy, "DeepSpeed()")):
+        if isinstance(strategy, stock) and not isinstance(strategy, FSDP2 | DeepSpeed):
+            raise UserError(
+                f"trainer.strategy: {type(strategy).__name__} is not supported, use lit_probsft.parallel.{ours}"
+            )
+
+
+def sharding_of(strategy: Strategy) -> Sharding | None:
+    """How a strategy cuts models; None where each rank holds the whole."""
+    return strategy.sharding() if isinstance(strategy, FSDP2 | DeepSpeed) else None
+
+
