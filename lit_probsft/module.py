@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import math
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 import lightning as L
@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from lit_probsft.callbacks import NonFiniteGuard
 from lit_probsft.errors import UserError
 from lit_probsft.head import IGNORE_INDEX, HeadOutput, HeadRequest
+from lit_probsft.lora import LoRA
 from lit_probsft.metrics import TokenMeans
 from lit_probsft.model import (
     ModelSource,
@@ -28,6 +29,7 @@ from lit_probsft.model import (
 from lit_probsft.objectives import NLL, Objective, TokenStats
 from lit_probsft.objectives.base import NEEDS
 from lit_probsft.optim import OptimizerFactory, Schedule, parameter_groups
+from lit_probsft.parallel.sharding import Sharding
 from lit_probsft.parallel.strategies import DeepSpeed, check_supported, sharding_of
 
 Normalize = Literal["tokens", "sequence", "kept", "micro_batch"]
@@ -82,6 +84,7 @@ class ProbSFTModule(L.LightningModule):
         normalize: what the sum over a step's tokens is divided by. `tokens`: all its supervised tokens. `sequence`:
             every sequence counts the same, whatever its length. `kept`: the tokens inside the objective's interval.
             `micro_batch`: as the paper's code, a sum over micro-batches of each one's mean over its kept tokens.
+        lora: train low-rank adapters in place of the weights.
         generation: how `predict` writes answers.
         logits_budget_mb: memory for the logits of a chunk in MiB; None takes the default of the device.
     """
@@ -93,6 +96,7 @@ class ProbSFTModule(L.LightningModule):
         optimizer: OptimizerFactory = default_optimizer,
         schedule: Schedule = Schedule(),  # noqa: B008  frozen
         normalize: Normalize = "tokens",
+        lora: LoRA | None = None,
         generation: Generation = Generation(),
         logits_budget_mb: float | None = None,
     ) -> None:
@@ -111,6 +115,7 @@ class ProbSFTModule(L.LightningModule):
         self.optimizer_factory = optimizer
         self.schedule = schedule
         self.normalize = normalize
+        self.lora = lora
         self.generation = generation
         self.logits_budget_mb = logits_budget_mb
         self.train_means = TokenMeans(objective)
@@ -135,7 +140,7 @@ class ProbSFTModule(L.LightningModule):
         if self.source is not None and self.model is None:
             dtype = torch.bfloat16 if str(self.trainer.precision) == "bf16-true" else torch.float32
             model = self.source.load(getattr(datamodule, "tokenizer", None), dtype, sharding)
-            self.model = self._with_head(model if sharding is None else sharding.whole(model))
+            self.model = self._with_head(model, sharding)
         elif sharding is not None:
             self.model = sharding.whole(self.model)
         if (end := getattr(datamodule, "end_of_turn_id", None)) is not None:
@@ -156,7 +161,12 @@ class ProbSFTModule(L.LightningModule):
                 f"{longest} tokens"
             )
 
-    def _with_head(self, model: Any) -> Any:
+    def _with_head(self, model: Any, sharding: Sharding | None = None) -> Any:
+        model = model if sharding is None else sharding.whole(model)
+        if self.lora is not None:
+            self.lora.inject(model)
+            if sharding is not None:
+                sharding.added(model)
         head = install_head(model)
         if self.logits_budget_mb is not None:
             head.chunk_size = max(1, int(self.logits_budget_mb * 2**20 / (4 * head.out_features)))
@@ -338,6 +348,7 @@ class ProbSFTModule(L.LightningModule):
         return {
             "model.objective": json.dumps(self.objective.as_config()),
             "model.normalize": self.normalize,
+            "model.lora": json.dumps(self.lora and asdict(self.lora)),
             "the data's fingerprint": datamodule.fingerprint,
             **{f"the plan's {name}": value for name, value in datamodule.plan.describe().items()},
         }

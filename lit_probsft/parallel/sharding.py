@@ -10,6 +10,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from lit_probsft.errors import UserError
+
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
 
@@ -36,6 +38,10 @@ class Sharding(ABC):
     def whole(self, model: Any) -> Any:
         """Cut a model that is there already; returns it."""
         return model
+
+    def added(self, model: Any) -> None:
+        """Cut the parameters that were put into a model after it was cut itself, such as adapters."""
+        return
 
 
 class FullySharded(Sharding):
@@ -83,20 +89,40 @@ class FullySharded(Sharding):
 
     def whole(self, model: Any) -> Any:
         """Cut in place a model that is whole, or on the meta device."""
-        from torch.distributed.fsdp import CPUOffloadPolicy, FSDPModule, MixedPrecisionPolicy, fully_shard
+        from torch.distributed.fsdp import FSDPModule, fully_shard
 
         if isinstance(model, FSDPModule):
             return model
+        model.tie_weights()  # before a unit is told which of its parameters are one
+        for layer in decoder_layers(model):
+            fully_shard(layer, **self._options)
+        fully_shard(model, **self._options)
+        return model
+
+    def added(self, model: Any) -> None:
+        """A unit for each adapted matrix, whose own slices stay in the unit of its layer."""
+        from torch.distributed.fsdp import fully_shard
+        from torch.distributed.tensor import DTensor
+
+        for layer in decoder_layers(model):
+            for module in layer.modules():
+                base = getattr(module, "base_layer", None)
+                if isinstance(base, nn.Module):
+                    fully_shard(module, ignored_params=set(base.parameters()), **self._options)
+        alone = [name for name, p in model.named_parameters() if not isinstance(p.data, DTensor)]
+        if alone:  # each rank would train its own
+            raise UserError(f"model.lora: expected adapters inside the decoder layers, got {alone[0]}")
+
+    @property
+    def _options(self) -> dict[str, Any]:
+        from torch.distributed.fsdp import CPUOffloadPolicy, MixedPrecisionPolicy
+
         options: dict[str, Any] = {"mesh": self.mesh}
         if self.compute_bf16:
             options["mp_policy"] = MixedPrecisionPolicy(param_dtype=torch.bfloat16, reduce_dtype=torch.float32)
         if self.cpu_offload:
             options["offload_policy"] = CPUOffloadPolicy()
-        model.tie_weights()  # before a unit is told which of its parameters are one
-        for layer in decoder_layers(model):
-            fully_shard(layer, **options)
-        fully_shard(model, **options)
-        return model
+        return options
 
     def put(self, parameter: nn.Parameter, value: Tensor) -> None:
         """Keep this rank's slice."""
@@ -144,7 +170,8 @@ def layer_lists(model: nn.Module) -> list[str]:
     kinds = set(getattr(model, "_no_split_modules", None) or ())
     found = []
     for name, module in model.named_modules():
-        if isinstance(module, nn.ModuleList) and len(module) and any(type(layer).__name__ in kinds for layer in module):
+        # A sharded layer has a class of its own above the model's.
+        if isinstance(module, nn.ModuleList) and kinds & {base.__name__ for m in module for base in type(m).__mro__}:
             found.append(name)
     return found
 
