@@ -9,10 +9,11 @@ from typing import Any
 
 import lightning as L
 import torch
-from lightning.pytorch.callbacks import Callback, ModelCheckpoint, TQDMProgressBar
+from lightning.pytorch.callbacks import Callback, TQDMProgressBar
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from lit_probsft.errors import UserError
+from lit_probsft.parallel.checkpoints import Checkpoints
 from lit_probsft.runs import write_atomically
 
 
@@ -104,11 +105,9 @@ class NonFiniteGuard(Callback):
         if self._in_a_row < self.limit:
             return
         where = ""
-        saver = trainer.checkpoint_callback
-        if isinstance(saver, ModelCheckpoint) and saver.dirpath:
-            path = Path(saver.dirpath) / "last.ckpt"
-            trainer.save_checkpoint(path)
-            where = f"; the last good weights are in {path}"
+        for saver in trainer.checkpoint_callbacks:
+            if isinstance(saver, Checkpoints):
+                where = f"; the last good weights are in {saver.flush(trainer)}"
         raise UserError(
             f"training: expected a finite loss and gradient, {self.limit} optimizer steps in a row had none "
             f"(up to step {trainer.global_step}): lower the learning rate, or look at the data of these steps{where}"

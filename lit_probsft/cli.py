@@ -5,6 +5,7 @@ from __future__ import annotations
 import argparse
 import os
 import sys
+import traceback
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
@@ -56,16 +57,46 @@ def main(args: Sequence[str] | None = None) -> Any:
 
 
 def run() -> NoReturn:
-    """`main` for the shell: a user's error is one message from rank 0 and exit status 2, without a traceback."""
+    """`main` for the shell, where an error is told once, by the rank where it happened first: a user's in one message
+    without a traceback, with exit status 2, any other as its traceback, with 1; 143 after a signal."""
     # Threads that spin while they wait make a small model several times slower on a busy machine; read once, by torch.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     try:
         main()
+        status = 0
     except UserError as error:
-        if os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0")) == "0":
-            print(f"lit_probsft: error: {error}", file=sys.stderr)
-        sys.exit(2)
-    sys.exit(0)
+        status = _report(error, 2, f"lit_probsft: error: {error}")
+    except SystemExit as stop:  # on a signal
+        status = stop.code if isinstance(stop.code, int) else 1
+        if _first_rank():
+            print(f"lit_probsft: {getattr(stop, 'message', stop)}", file=sys.stderr)
+    except Exception as error:
+        status = _report(error, 1, None)
+    signals = sys.modules.get("lit_probsft.parallel.signals")
+    if signals is not None:
+        signals.end_children()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if status in (1, 2) and not _alone():
+        os._exit(status)  # a communicator whose other end has died may wait for it for ever
+    sys.exit(status)
+
+
+def _report(error: Exception, status: int, message: str | None) -> int:
+    signals = sys.modules.get("lit_probsft.parallel.signals")
+    if signals is not None:  # there may be other processes, which have failed too
+        return int(signals.report(error, status, message))
+    if _first_rank():
+        print(message, file=sys.stderr) if message else traceback.print_exception(error)
+    return status
+
+
+def _first_rank() -> bool:
+    return os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0")) == "0"
+
+
+def _alone() -> bool:
+    return int(os.environ.get("WORLD_SIZE", "1")) == 1
 
 
 def export(args: Sequence[str]) -> None:

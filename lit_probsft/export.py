@@ -3,15 +3,20 @@
 from __future__ import annotations
 
 import base64
+import contextlib
+import copy
+import io
 import json
-import os
-import shutil
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import torch
+
 from lit_probsft.errors import UserError
+from lit_probsft.parallel.sharding import plain_class
+from lit_probsft.parallel.storage import beside
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -24,21 +29,61 @@ _WEIGHTS_PREFIX = "model."
 
 
 def export_model(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase, out: Path, *, card: Mapping[str, Any] | None = None
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase,
+    out: Path,
+    *,
+    card: Mapping[str, Any] | None = None,
+    weights: Mapping[str, Tensor] | None = None,
+    lora_scaling: float | None = None,
 ) -> None:
     """Write weights (safetensors), configuration, tokenizer, chat template and model card, in the dtype of the weights.
 
     Everything is written beside `out` and renamed into place, so that a folder of that name is always whole.
+
+    Args:
+        model: gives class and configuration, and the weights where none are given.
+        tokenizer: saved beside it.
+        out: the folder; one that is there is replaced.
+        card: what the model card says, plain data.
+        weights: by name, where the model holds only slices of them; see `parallel.sharding.whole_weights`.
+        lora_scaling: alpha / r of the adapters, which are merged into the weights.
     """
-    _write(out, lambda folder: model.save_pretrained(folder), _tokenizer_files(tokenizer), card or {})
+    config = copy.deepcopy(model.config)
+    with torch.device("meta"), _unpartitioned():
+        shell = plain_class(model)(config)
+    shell.generation_config = model.generation_config
+    kept = _kept(shell, model.state_dict() if weights is None else weights, lora_scaling)
+    _write(out, lambda folder: shell.save_pretrained(folder, state_dict=kept), _tokenizer_files(tokenizer), card or {})
+
+
+def _kept(shell: Any, weights: Mapping[str, Tensor], lora_scaling: float | None) -> dict[str, Tensor]:
+    """What is stored of `weights`. A tied weight is one tensor under two names, stored under the one it is tied to."""
+    from lit_probsft.lora import merged
+
+    whole = dict(weights) if lora_scaling is None else merged(weights, lora_scaling)
+    tied = set(getattr(shell, "all_tied_weights_keys", None) or {})
+    kept = {name: value for name, value in whole.items() if name not in tied}
+    shell.config.dtype = next(iter(kept.values())).dtype
+    return kept
+
+
+def _unpartitioned() -> Any:
+    from transformers.modeling_utils import set_zero3_state
+
+    return set_zero3_state()
 
 
 def checkpoint_entry(
-    model: PreTrainedModel, tokenizer: PreTrainedTokenizerBase | None, card: Mapping[str, Any]
+    model: PreTrainedModel,
+    tokenizer: PreTrainedTokenizerBase | None,
+    card: Mapping[str, Any],
+    lora_scaling: float | None = None,
 ) -> dict[str, Any]:
     """What a checkpoint must hold beside the weights for `export_checkpoint` to work from it alone."""
     return {
-        "model_class": type(model).__name__,
+        "model_class": plain_class(model).__name__,
+        "lora_scaling": lora_scaling,
         "config": model.config.to_json_string(use_diff=False),
         "generation_config": None if model.generation_config is None else model.generation_config.to_json_string(),
         "tokenizer": {} if tokenizer is None else _tokenizer_files(tokenizer),
@@ -53,20 +98,15 @@ def export_checkpoint(checkpoint: Path, out: Path, *, overwrite: bool = False) -
         UserError: there is no such checkpoint, it is not one of ours or damaged, or `out` exists and may not be
             replaced: only an exported model or an empty folder is.
     """
-    if not checkpoint.is_file():
-        raise UserError(f"CKPT: expected a checkpoint file, there is none at {checkpoint}")
+    if not checkpoint.exists():
+        raise UserError(f"CKPT: expected a checkpoint, there is none at {checkpoint}")
     _check_target(out, checkpoint, overwrite)
+    content = _read(checkpoint)
+    if CHECKPOINT_KEY not in content:
+        raise UserError(f"CKPT: expected a checkpoint written by `lit_probsft fit`, {checkpoint} is none")
 
-    import torch
     import transformers
 
-    try:
-        content = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)
-    except Exception as error:  # torch raises many kinds for a file that is cut short or no checkpoint at all
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
-        raise UserError(f"CKPT: expected a whole checkpoint, {checkpoint} cannot be read: {reason}") from error
-    if not isinstance(content, dict) or CHECKPOINT_KEY not in content:
-        raise UserError(f"CKPT: expected a checkpoint written by `lit_probsft fit`, {checkpoint} is none")
     entry = content[CHECKPOINT_KEY]
     fields = json.loads(entry["config"])
     config = transformers.CONFIG_MAPPING[fields.pop("model_type")].from_dict(fields)
@@ -79,16 +119,63 @@ def export_checkpoint(checkpoint: Path, out: Path, *, overwrite: bool = False) -
         shell = getattr(transformers, entry["model_class"])(config)
     if entry["generation_config"]:
         shell.generation_config = transformers.GenerationConfig.from_dict(json.loads(entry["generation_config"]))
-    # A tied weight is one tensor under two names; safetensors stores it once, under the name it is tied to.
-    tied = set(getattr(shell, "all_tied_weights_keys", None) or {})
-    kept = {name: value for name, value in weights.items() if name not in tied}
-    shell.config.dtype = next(iter(kept.values())).dtype
+    kept = _kept(shell, weights, entry.get("lora_scaling"))
     _write(
         out,
         lambda folder: shell.save_pretrained(folder, state_dict=kept),
         entry["tokenizer"],
         json.loads(entry["card"]),
     )
+
+
+def _read(checkpoint: Path) -> dict[str, Any]:
+    """The content of a checkpoint of any kind with all weights, under `state_dict`; nothing in it is run."""
+    from lit_probsft.parallel.storage import check_harmless, damage, format_of
+
+    wrong = damage(checkpoint)
+    if wrong is not None:
+        raise UserError(f"CKPT: expected a whole checkpoint, {checkpoint} is damaged: {wrong}")
+    try:
+        if not checkpoint.is_dir():
+            content = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)
+            return content if isinstance(content, dict) else {}
+        check_harmless(checkpoint)
+        return _read_deepspeed(checkpoint) if format_of(checkpoint) == "deepspeed" else _read_slices(checkpoint)
+    except UserError as error:
+        raise UserError(str(error).replace("--resume", "CKPT", 1)) from error
+    except Exception as error:  # torch raises many kinds for a file that is no checkpoint at all
+        reason = next(iter(str(error).splitlines()), type(error).__name__)
+        raise UserError(f"CKPT: expected a checkpoint of `fit`, {checkpoint} cannot be read: {reason}") from error
+
+
+def _read_slices(checkpoint: Path) -> dict[str, Any]:
+    from torch.distributed.checkpoint.filesystem import FileSystemReader
+    from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+
+    described = FileSystemReader(checkpoint).read_metadata().state_dict_metadata
+    weights = {
+        name.removeprefix("state_dict."): torch.empty(entry.size, dtype=entry.properties.dtype)
+        for name, entry in described.items()
+        if name.startswith("state_dict.") and isinstance(entry, TensorStorageMetadata)
+    }
+    torch.distributed.checkpoint.state_dict_loader.load({"state_dict": weights}, checkpoint_id=checkpoint, no_dist=True)
+    return {**torch.load(checkpoint / "meta.pt", map_location="cpu", weights_only=True), "state_dict": weights}
+
+
+def _read_deepspeed(checkpoint: Path) -> dict[str, Any]:
+    try:
+        from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint, get_model_state_files
+    except ImportError as error:
+        raise UserError(
+            f"CKPT: {checkpoint} was written by DeepSpeed, which is not installed "
+            '(pip install "lit_probsft[deepspeed]")'
+        ) from error
+    first = get_model_state_files(str(checkpoint / "checkpoint"))[0]
+    # Its classes are known to be harmless by now.
+    content = torch.load(first, map_location="cpu", weights_only=False, mmap=True)
+    with contextlib.redirect_stdout(io.StringIO()):  # it prints what it merges
+        weights = get_fp32_state_dict_from_zero_checkpoint(str(checkpoint), tag="checkpoint")
+    return {CHECKPOINT_KEY: content.get(CHECKPOINT_KEY), "state_dict": weights} if CHECKPOINT_KEY in content else {}
 
 
 def _check_target(out: Path, checkpoint: Path, overwrite: bool) -> None:
@@ -120,21 +207,12 @@ def _looks_exported(folder: Path) -> bool:
 
 
 def _write(out: Path, save_weights: Any, tokenizer_files: Mapping[str, str], card: Mapping[str, Any]) -> None:
-    out = out.absolute()
-    out.parent.mkdir(parents=True, exist_ok=True)
-    partial = Path(tempfile.mkdtemp(prefix=f".{out.name}.", dir=out.parent))
-    try:
+    with beside(out.absolute()) as partial:
+        partial.mkdir()
         save_weights(partial)
         for name, text in tokenizer_files.items():
             (partial / name).write_bytes(base64.b64decode(text))
         (partial / "README.md").write_text(model_card(card), encoding="utf-8")
-        partial.chmod(0o755)
-        if out.exists():
-            shutil.rmtree(out)
-        os.rename(partial, out)
-    except BaseException:
-        shutil.rmtree(partial, ignore_errors=True)
-        raise
 
 
 def _tokenizer_files(tokenizer: PreTrainedTokenizerBase) -> dict[str, str]:

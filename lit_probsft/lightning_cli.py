@@ -18,6 +18,7 @@ from jsonargparse import Namespace
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
+from lightning.pytorch.strategies.launchers.subprocess_script import _SubprocessScriptLauncher
 from lightning.pytorch.utilities import rank_zero_info
 
 from lit_probsft.callbacks import PredictionWriter, ProgressBar, Throughput
@@ -25,6 +26,9 @@ from lit_probsft.checks import check_config_files, check_trainer, first_line, re
 from lit_probsft.data import InstructionDataModule
 from lit_probsft.errors import UserError
 from lit_probsft.module import ProbSFTModule
+from lit_probsft.parallel.checkpoints import CheckpointOptions, Checkpoints, where_to_continue
+from lit_probsft.parallel.signals import GracefulStop, Launcher, follow_parent
+from lit_probsft.parallel.strategies import settled
 from lit_probsft.parsing import explain, with_own_defaults
 from lit_probsft.record import MetricsCSV, RunRecord
 from lit_probsft.runs import RunFolder, write_json
@@ -119,6 +123,9 @@ class ProbSFTCLI(LightningCLI):
         parser.add_argument("--resume", action="store_true", help="continue the run of this name")
         parser.add_argument("--overwrite", action="store_true", help="replace the run of this name")
         parser.add_argument(
+            "--checkpoints", type=CheckpointOptions, default=CheckpointOptions(), help="when and what is saved"
+        )
+        parser.add_argument(
             "--weights",
             type=str,
             default="auto",
@@ -144,8 +151,8 @@ class ProbSFTCLI(LightningCLI):
         if self.command == "fit":
             self.run.check(resume=config.resume, overwrite=config.overwrite)
             if config.resume and config.get("ckpt_path") is None:
-                config.ckpt_path = str(self.run.last_checkpoint)
-                self._checkpoint = read_checkpoint(self.run.last_checkpoint, "--resume", None)
+                config.ckpt_path = str(where_to_continue(self.run.checkpoints))
+                self._checkpoint = read_checkpoint(Path(config.ckpt_path), "--resume", None)
         elif config.resume or config.overwrite:
             raise UserError(f"--resume and --overwrite: expected only with fit, got them with {self.command}")
         if "init_args" not in config.model or config.model.init_args.get("model") is None:
@@ -155,6 +162,7 @@ class ProbSFTCLI(LightningCLI):
             self._use_weights(config)
         self._lent_tokenizer = _default_tokenizer(config)
         trainer = config.trainer
+        trainer.strategy = settled(trainer.strategy)
         if trainer.max_epochs is None and trainer.max_steps == -1:
             trainer.max_epochs = 1
         if trainer.precision is None:
@@ -274,7 +282,13 @@ class ProbSFTCLI(LightningCLI):
         callbacks = list(callbacks) if isinstance(callbacks, list | tuple) else [callbacks]
         config.trainer.callbacks = [*callbacks, *self._callbacks(config, callbacks)]
         try:
-            return super().instantiate_trainer(**kwargs)
+            trainer = super().instantiate_trainer(**kwargs)
+            launcher = trainer.strategy.launcher
+            if type(launcher) is _SubprocessScriptLauncher:
+                trainer.strategy._launcher = Launcher(
+                    launcher.cluster_environment, launcher.num_processes, launcher.num_nodes
+                )
+            return trainer
         except UserError:
             raise
         except (MisconfigurationException, ValueError, TypeError, RuntimeError, ImportError) as error:
@@ -294,14 +308,19 @@ class ProbSFTCLI(LightningCLI):
             ours.append(PredictionWriter(self.run.predictions))
         if self.command != "fit" or config.trainer.fast_dev_run:
             return ours
+        options = config.checkpoints
         self.record = record = RunRecord(
-            self.run, resume=config.resume, config=self.config_text, context={"seed": config.seed_everything}
+            self.run,
+            resume=config.resume,
+            config=self.config_text,
+            context={"seed": config.seed_everything},
+            export=options.export,
         )
-        ours += [Throughput(), record]
+        ours += [Throughput(), record, GracefulStop()]
         if config.trainer.enable_checkpointing is not False and not any(isinstance(c, ModelCheckpoint) for c in given):
             data = self.config[self.command].data.init_args
             validated = bool(data.get("validation") or data.get("validation_fraction"))
-            ours += _checkpoints(self.run, validated)
+            ours.append(Checkpoints(self.run.checkpoints, options, validated=validated, on_saved=record.on_saved))
         return ours
 
     # --- after a command
@@ -348,6 +367,7 @@ class ProbSFTCLI(LightningCLI):
 
 def run_training_command(args: Sequence[str]) -> ProbSFTCLI:
     """Run fit, validate, test or predict with its flags."""
+    follow_parent()
     for message in _NOT_FOR_OUR_USERS:
         warnings.filterwarnings("ignore", message=f".*{message}.*")
     import transformers.utils.logging
@@ -356,27 +376,6 @@ def run_training_command(args: Sequence[str]) -> ProbSFTCLI:
     for name in ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.rank_zero"):
         logging.getLogger(name).addFilter(lambda record: not record.getMessage().startswith(("💡", "TPU available")))
     return ProbSFTCLI(args)
-
-
-class _Last(ModelCheckpoint):
-    """Also at the end of training, wherever the last validation was."""
-
-    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if self._last_global_step_saved != trainer.global_step:
-            assert self.dirpath is not None
-            trainer.save_checkpoint(Path(self.dirpath) / f"{self.filename}{self.FILE_EXTENSION}")
-
-
-def _checkpoints(run: RunFolder, validated: bool) -> list[ModelCheckpoint]:
-    """`last` at each validation (at the end of each epoch without one), `best` by val/nll."""
-    # Not save_last of `best`: Lightning writes it only when the monitored value has improved.
-    common: dict[str, Any] = {
-        "dirpath": run.checkpoints,
-        "enable_version_counter": False,
-        "save_on_train_epoch_end": not validated,
-    }
-    last = _Last(filename="last", **common)
-    return [ModelCheckpoint(filename="best", monitor="val/nll", **common), last] if validated else [last]
 
 
 def _run_name(config: Namespace) -> str:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import nn
@@ -60,7 +60,7 @@ class LoRA:
         head = model.get_output_embeddings()
         config = LoraConfig(
             r=self.r,
-            lora_alpha=self.alpha,  # type: ignore[arg-type]  # peft divides it, whatever it is
+            lora_alpha=self.alpha,
             lora_dropout=self.dropout,
             target_modules=self.target_modules,
             task_type="CAUSAL_LM",
@@ -98,7 +98,7 @@ def _looking_whole(model: nn.Module) -> Iterator[None]:
         yield
     finally:
         for module, weight in slices:
-            module._parameters["weight"] = weight
+            module._parameters["weight"] = cast(nn.Parameter, weight)
 
 
 def merged(weights: Mapping[str, Tensor], scaling: float) -> dict[str, Tensor]:

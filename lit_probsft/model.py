@@ -89,7 +89,8 @@ class PretrainedCausalLM(ModelSource):
         from transformers import AutoModelForCausalLM
 
         try:
-            with contextlib.nullcontext({}) if sharding is None else sharding.reading() as options:
+            reading: Any = contextlib.nullcontext({}) if sharding is None else sharding.reading()
+            with reading as options:
                 model = AutoModelForCausalLM.from_pretrained(
                     self.model_name_or_path,
                     revision=self.revision or "main",

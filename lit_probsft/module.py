@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
@@ -29,6 +30,7 @@ from lit_probsft.model import (
 from lit_probsft.objectives import NLL, Objective, TokenStats
 from lit_probsft.objectives.base import NEEDS
 from lit_probsft.optim import OptimizerFactory, Schedule, parameter_groups
+from lit_probsft.parallel.resuming import count_in, derived_seed
 from lit_probsft.parallel.sharding import Sharding
 from lit_probsft.parallel.strategies import DeepSpeed, check_supported, sharding_of
 
@@ -127,6 +129,7 @@ class ProbSFTModule(L.LightningModule):
         """Validation metrics before the first step, where the trainer's sanity check runs over the whole set."""
         self._grad_norm: Tensor | None = None
         self._lr = math.nan
+        self._seed = int(os.environ.get("PL_GLOBAL_SEED") or torch.initial_seed() % 2**32)
         self.model: Any = self._with_head(model) if isinstance(model, nn.Module) else None
         """The `PreTrainedModel`, once it is loaded."""
 
@@ -256,6 +259,11 @@ class ProbSFTModule(L.LightningModule):
         if isinstance(interval, int) and interval % window:
             self.trainer.val_check_batch = interval + window - interval % window
 
+    def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
+        """Random numbers (dropout, a sampling objective) are those of this micro-batch, whatever was drawn before."""
+        part = batch_idx % self.trainer.accumulate_grad_batches
+        torch.manual_seed(derived_seed(self._seed, self.global_step, part, self.global_rank))
+
     def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
         """Log the means over the window, once its optimizer step is done."""
         strategy = self.trainer.strategy
@@ -320,23 +328,37 @@ class ProbSFTModule(L.LightningModule):
     # --- what a checkpoint holds beside weights and optimizer
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """Counters and first metrics."""
+        """Counters, first metrics, and what random numbers are derived from.
+
+        Raises:
+            UserError: in the midst of an optimizer step, whose gradients so far would be lost.
+        """
+        if self.trainer.state.fn == "fit" and self.trainer.fit_loop._should_accumulate():
+            raise UserError(
+                "checkpoint: expected to be written between two optimizer steps, not while micro-batches accumulate"
+            )
         checkpoint["progress"] = {
             "skipped_steps": self.skipped_steps,
             "initial_metrics": self.initial_metrics,
+            "seed": self._seed,
+            "accumulate": self.trainer.accumulate_grad_batches,
             "run": self._identity(),
         }
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
-        """They go on where they were; a run that would be another one is refused by what differs."""
+        """They go on where they were; a run that would be another one is refused by what differs. Windows may be cut
+        into other micro-batches, for another number of processes: what is in them stays."""
         progress = checkpoint.get("progress", {})
-        before, now = progress.get("run", {}), self._identity()
-        for name in before if self.trainer.training or self.trainer.state.fn == "fit" else ():
-            if before[name] != now.get(name):
-                raise UserError(
-                    f"--resume: expected {name} as in the checkpoint, {before[name]}, got {now.get(name)}; "
-                    "a run with other settings is a new run, from the old one's hf/ folder"
-                )
+        if self.trainer.training or self.trainer.state.fn == "fit":
+            before, now = progress.get("run", {}), self._identity()
+            for name in before:
+                if before[name] != now.get(name):
+                    raise UserError(
+                        f"--resume: expected {name} as in the checkpoint, {before[name]}, got {now.get(name)}; "
+                        "a run with other settings is a new run, from the old one's hf/ folder"
+                    )
+            count_in(checkpoint, progress.get("accumulate"), self.trainer.accumulate_grad_batches)
+        self._seed = progress.get("seed", self._seed)
         self.skipped_steps = progress.get("skipped_steps", 0)
         self.initial_metrics = progress.get("initial_metrics", {})
 
@@ -345,12 +367,15 @@ class ProbSFTModule(L.LightningModule):
         datamodule = self._datamodule()
         if not hasattr(datamodule, "plan"):
             return {}
+        plan = datamodule.plan.describe()
+        for factor in ("batch_size", "accumulate", "world_size"):  # of window_size, which alone must stay
+            del plan[factor]
         return {
             "model.objective": json.dumps(self.objective.as_config()),
             "model.normalize": self.normalize,
             "model.lora": json.dumps(self.lora and asdict(self.lora)),
             "the data's fingerprint": datamodule.fingerprint,
-            **{f"the plan's {name}": value for name, value in datamodule.plan.describe().items()},
+            **{f"the plan's {name}": value for name, value in plan.items()},
         }
 
     # --- the optimizer

@@ -17,11 +17,18 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.loggers.csv_logs import ExperimentWriter
+from safetensors import SafetensorError
 
 from lit_probsft.callbacks import Throughput, datamodule_of
+from lit_probsft.errors import UserError
 from lit_probsft.export import CHECKPOINT_KEY, checkpoint_entry, export_model
 from lit_probsft.model import describe
 from lit_probsft.module import ProbSFTModule
+from lit_probsft.parallel.checkpoints import Checkpoints
+from lit_probsft.parallel.sharding import whole_weights
+from lit_probsft.parallel.signals import StoppedBySignal
+from lit_probsft.parallel.storage import describe as describe_error
+from lit_probsft.parallel.strategies import sharding_of
 from lit_probsft.runs import RunFolder, write_atomically, write_json
 
 
@@ -97,8 +104,10 @@ class _LocalFiles:
 class RunRecord(Callback):
     """Claims the run's folder when the first step is due, keeps `run.json`, and exports the model at the end."""
 
-    def __init__(self, run: RunFolder, *, resume: bool, config: str, context: Mapping[str, Any]) -> None:
-        self.run, self.resume, self.config_text = run, resume, config
+    def __init__(
+        self, run: RunFolder, *, resume: bool, config: str, context: Mapping[str, Any], export: str = "final"
+    ) -> None:
+        self.run, self.resume, self.config_text, self.export = run, resume, config, export
         self.content: dict[str, Any] = dict(context)
         self._started = time.time()
 
@@ -124,6 +133,7 @@ class RunRecord(Callback):
             "data": dict(getattr(datamodule_of(trainer), "report", {})),
             "data_fingerprint": getattr(datamodule_of(trainer), "fingerprint", None),
             "recipe": recipe(trainer, pl_module),
+            "strategy": type(trainer.strategy).__name__,
         }
         self.run.claim(resume=self.resume)
         self.content.update(facts)
@@ -136,22 +146,51 @@ class RunRecord(Callback):
                 logger.release()
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Final metrics, and the model as a folder that transformers loads."""
+        """The last checkpoint, final metrics, and the model as a folder that transformers loads."""
         assert isinstance(pl_module, ProbSFTModule)
-        if not trainer.is_global_zero:
-            return
-        self._finish(trainer, pl_module, "stopped" if trainer.interrupted else "completed")
-        export_model(
-            pl_module.model,
-            datamodule_of(trainer).tokenizer,
-            self.run.hf,
-            card=run_card(self.content, self.run.path.name),
-        )
+        for callback in trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(callback, Checkpoints):
+                callback.flush(trainer)
+        if trainer.is_global_zero:
+            self._finish(trainer, pl_module, "stopped" if trainer.interrupted else "completed")
+        if self.export in ("final", "every") or (self.export == "best" and not self.run.hf.exists()):
+            self._export(trainer, self.run.hf)
+
+    def on_saved(self, trainer: L.Trainer, step: int, best: bool) -> None:
+        """Export along with a checkpoint, where the run is to do so."""
+        if self.export == "best" and best:
+            self._export(trainer, self.run.hf)
+        elif self.export == "every":
+            self._export(trainer, self.run.hf_steps / f"step-{step:08d}")
+
+    def _export(self, trainer: L.Trainer, out: Path) -> None:
+        """All ranks together; rank 0 writes."""
+        module = trainer.lightning_module
+        assert isinstance(module, ProbSFTModule)
+        weights = whole_weights(module.model, sharded=sharding_of(trainer.strategy) is not None)
+        failure = None
+        if trainer.is_global_zero:
+            try:
+                export_model(
+                    module.model,
+                    datamodule_of(trainer).tokenizer,
+                    out,
+                    card=run_card(self.content, self.run.path.name),
+                    weights=weights,
+                    lora_scaling=module.lora.scaling if module.lora else None,
+                )
+            except (OSError, SafetensorError) as error:
+                failure = f"export: {out} could not be written: {describe_error(error)}"
+        if failure := trainer.strategy.broadcast(failure):
+            raise UserError(failure)
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         """A run that fails says so in its record."""
         if trainer.is_global_zero and self.content.get("status") == "running":
             assert isinstance(pl_module, ProbSFTModule)
+            if isinstance(exception, StoppedBySignal):
+                self._finish(trainer, pl_module, "stopped")
+                return
             self._finish(trainer, pl_module, "failed")
             write_json(self.run.record, {**self.content, "error": f"{type(exception).__name__}: {exception}"})
 
@@ -176,12 +215,13 @@ class RunRecord(Callback):
         assert isinstance(pl_module, ProbSFTModule)
         tokenizer = datamodule_of(trainer).tokenizer
         card = run_card(self.content, self.run.path.name)
-        checkpoint[CHECKPOINT_KEY] = checkpoint_entry(pl_module.model, tokenizer, card)
+        scaling = pl_module.lora.scaling if pl_module.lora else None
+        checkpoint[CHECKPOINT_KEY] = checkpoint_entry(pl_module.model, tokenizer, card, scaling)
 
 
 def versions() -> dict[str, str]:
     """Of this package and what it stands on."""
-    names = ("lit_probsft", "torch", "lightning", "transformers", "datasets", "torchmetrics", "jsonargparse")
+    names = ("lit_probsft", "torch", "lightning", "transformers", "datasets", "torchmetrics", "jsonargparse", "peft")
     found = {"python": platform.python_version()}
     for name in names:
         try:
@@ -225,6 +265,7 @@ def recipe(trainer: L.Trainer, module: ProbSFTModule) -> dict[str, Any]:
         * trainer.world_size,
         "gradient_clip_val": trainer.gradient_clip_val,
         "normalize": module.normalize,
+        **({"lora": asdict(module.lora)} if module.lora else {}),
         "max_length": getattr(datamodule, "max_length", None),
         "precision": str(trainer.precision),
     }

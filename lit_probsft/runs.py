@@ -4,8 +4,9 @@ runs/<name>/
   config.yaml         the whole configuration; `fit --config` on it repeats the run
   metrics.csv         one row per logged step
   run.json            versions, seed, objective, data, counts, metrics
-  checkpoints/        last.ckpt, and the best by val/nll
+  checkpoints/        step-N.ckpt; last.ckpt and best.ckpt (by val/nll) are links
   hf/                 the trained model as a Hugging Face folder
+  hf-steps/           the same after each checkpoint, with `checkpoints.export: every`
   predictions.jsonl   answers of `predict`
 """
 
@@ -48,14 +49,14 @@ class RunFolder:
         return self.path / "checkpoints"
 
     @property
-    def last_checkpoint(self) -> Path:
-        """The newest checkpoint."""
-        return self.checkpoints / "last.ckpt"
-
-    @property
     def hf(self) -> Path:
         """The exported model."""
         return self.path / "hf"
+
+    @property
+    def hf_steps(self) -> Path:
+        """Exported models of checkpoints."""
+        return self.path / "hf-steps"
 
     @property
     def predictions(self) -> Path:
@@ -77,8 +78,8 @@ class RunFolder:
         if resume and overwrite:
             raise UserError("--resume and --overwrite: expected at most one of them, got both")
         self.check_path()
-        if resume and not self.last_checkpoint.exists():
-            raise UserError(f"--resume: expected a checkpoint at {self.last_checkpoint}, there is none")
+        if resume and not self.checkpoints.is_dir():
+            raise UserError(f"--resume: expected checkpoints in {self.checkpoints}, there are none")
         if self.in_use and not (resume or overwrite):
             raise UserError(
                 f"--name: the run folder {self.path} exists; continue that run with --resume, replace it with "
@@ -104,7 +105,7 @@ class RunFolder:
         if not resume:
             for path in (self.config, self.record, self.metrics, self.predictions):
                 path.unlink(missing_ok=True)
-            for path in (self.checkpoints, self.hf):
+            for path in (self.checkpoints, self.hf, self.hf_steps):
                 shutil.rmtree(path, ignore_errors=True)
         try:
             self.path.mkdir(parents=True, exist_ok=True)

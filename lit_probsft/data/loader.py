@@ -94,12 +94,14 @@ class PlanLoader:
             self._epoch, self._given, self._skip = epoch, 0, 0
 
     def state_dict(self) -> dict[str, int]:
-        """`epoch` and `batches`: how many of that epoch's micro-batches each rank has been given."""
-        return {"epoch": self._epoch, "batches": max(self._given, self._skip)}
+        """`epoch`, and `batches`: how many of that epoch's micro-batches each rank has been given, `accumulate` of them
+        to a window."""
+        return {"epoch": self._epoch, "batches": max(self._given, self._skip), "accumulate": self.plan.accumulate}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Makes the next iteration continue where `state` was taken."""
-        self._epoch, self._skip, self._given = state["epoch"], state["batches"], 0
+        """Makes the next iteration continue where `state` was taken, however windows are cut into micro-batches."""
+        windows, rest = divmod(state["batches"], state.get("accumulate", self.plan.accumulate))
+        self._epoch, self._skip, self._given = state["epoch"], windows * self.plan.accumulate + rest, 0
         if self._skip >= len(self):
             self._epoch, self._skip = self._epoch + 1, 0
 

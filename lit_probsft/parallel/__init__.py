@@ -1,4 +1,4 @@
-"""Many devices, and nothing lost: strategies, sharded loading, checkpoints that survive a crash, stopping on a signal."""
+"""Many devices, and nothing lost: strategies, sharded loading, checkpoints that survive a crash, stopping."""
 
 from lit_probsft.parallel.strategies import FSDP2, DeepSpeed
 

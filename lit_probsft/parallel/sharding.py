@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
@@ -165,6 +165,40 @@ class Partitioned(Sharding):
                 parameter.copy_(value)
 
 
+def whole_weights(model: Any, *, sharded: bool) -> dict[str, Tensor]:
+    """All weights of a model by name, on rank 0 in the host's memory; empty on the others, which must call it too.
+
+    Args:
+        model: whole, or in slices.
+        sharded: False where each rank holds the whole model, as nothing has to be gathered then.
+    """
+    first = not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0
+    if not sharded:
+        return dict(model.state_dict()) if first else {}
+    parameters = dict(model.named_parameters(remove_duplicate=False))
+    if any(is_partitioned(p) for p in parameters.values()):
+        import deepspeed
+
+        weights = {}
+        for name, parameter in parameters.items():
+            with deepspeed.zero.GatheredParameters([parameter]):
+                if first:
+                    weights[name] = parameter.detach().to("cpu", copy=True)
+        buffers = {name: value for name, value in model.state_dict().items() if name not in parameters}
+        return {**weights, **buffers} if first else {}
+    from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
+
+    options = StateDictOptions(full_state_dict=True, cpu_offload=True)
+    return cast(dict[str, Tensor], get_model_state_dict(model, options=options))
+
+
+def plain_class(model: nn.Module) -> type:
+    """The model's own class, beneath what FSDP2 has put over it."""
+    from torch.distributed.fsdp import FSDPModule
+
+    return next(kind for kind in type(model).__mro__ if not issubclass(kind, FSDPModule))
+
+
 def layer_lists(model: nn.Module) -> list[str]:
     """Names of the module lists that hold a model's decoder layers."""
     kinds = set(getattr(model, "_no_split_modules", None) or ())
@@ -178,10 +212,10 @@ def layer_lists(model: nn.Module) -> list[str]:
 
 def decoder_layers(model: nn.Module) -> list[nn.Module]:
     """The decoder layers of a model, in their order."""
-    return [layer for name in layer_lists(model) for layer in model.get_submodule(name)]  # type: ignore[union-attr]
+    return [layer for name in layer_lists(model) for layer in cast(nn.ModuleList, model.get_submodule(name))]
 
 
-def is_partitioned(parameter: nn.Parameter) -> bool:
+def is_partitioned(parameter: Tensor) -> bool:
     """Does ZeRO-3 hold it in parts, so that outside a gathered forward it is empty?"""
     return hasattr(parameter, "ds_id")
 
@@ -259,4 +293,3 @@ def _initialize(module: nn.Module, owner: Any, *, recurse: bool) -> None:
         for child in module.children():
             _initialize(child, _owner(child, owner), recurse=True)
     owner._initialize_weights(module, owner.is_custom_code())
-

@@ -7,7 +7,9 @@ import argparse
 import contextlib
 import os
 from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
 from datetime import timedelta
+from pathlib import Path
 from typing import Any, Literal
 
 import torch
@@ -15,9 +17,20 @@ from jsonargparse import Namespace
 from lightning.fabric.utilities.seed import reset_seed
 from lightning.pytorch.strategies import DeepSpeedStrategy, ModelParallelStrategy, StrategyRegistry
 from lightning.pytorch.strategies.strategy import Strategy
+from lightning_utilities.core.apply_func import apply_to_collection
 
 from lit_probsft.errors import UserError
 from lit_probsft.parallel.sharding import FullySharded, Partitioned, Sharding
+from lit_probsft.parallel.storage import (
+    begin_folder,
+    check_harmless,
+    finish_folder,
+    format_of,
+    partial_of,
+    world_size_of,
+    write_folder,
+    writing_error,
+)
 
 _TIMEOUT = timedelta(minutes=30)
 
@@ -49,6 +62,10 @@ class FSDP2(ModelParallelStrategy):
             timeout=timeout,
         )
         self.cpu_offload = cpu_offload
+        self.asynchronous = False
+        """Whether checkpoints in slices are written while training goes on; see `finish`."""
+        self._thread: tuple[ThreadPoolExecutor, Any] | None = None
+        self._writing: tuple[Path, Future[str | None]] | None = None
 
     @property
     def sharded_checkpoints(self) -> bool:
@@ -78,6 +95,41 @@ class FSDP2(ModelParallelStrategy):
             compute_bf16=str(self.precision_plugin.precision) == "bf16-mixed",
             cpu_offload=self.cpu_offload,
         )
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any = None) -> None:
+        """A folder is written beside its place and renamed when every rank has written its slices."""
+        if not self.sharded_checkpoints:
+            super().save_checkpoint(checkpoint, filepath)
+            return
+        path, save = Path(self.broadcast(filepath)), super().save_checkpoint
+        if not self.asynchronous:
+            write_folder(self, path, "fsdp2", lambda partial: save(checkpoint, partial))
+            return
+        if self._thread is None:  # a group of its own, so that its messages do not mix with the training's
+            self._thread = ThreadPoolExecutor(max_workers=1), torch.distributed.new_group(backend="gloo")
+        thread, group = self._thread
+        copy = apply_to_collection(checkpoint, torch.Tensor, lambda t: t.detach().clone())
+        begin_folder(self, path)
+        self._writing = path, thread.submit(_write_slices, copy, partial_of(path), group, self.is_global_zero)
+
+    def done(self) -> bool:
+        """Is nothing being written on this rank?"""
+        return self._writing is None or self._writing[1].done()
+
+    def finish(self) -> str | None:
+        """Wait until all ranks have written, and give the folder its name. Its failures are raised, not returned."""
+        if self._writing is not None:
+            (path, future), self._writing = self._writing, None
+            finish_folder(self, path, "fsdp2", future.result())
+        return None
+
+    def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
+        """Slices on any number of ranks, or a single file."""
+        path = Path(self.broadcast(checkpoint_path))
+        if path.is_dir():
+            _check_format(path, "fsdp2")
+            check_harmless(path)
+        return super().load_checkpoint(path, weights_only is not False)
 
     def model_to_device(self) -> None:
         """Offloaded slices stay where they are."""
@@ -158,6 +210,23 @@ class DeepSpeed(DeepSpeedStrategy):
         """The loss is divided by the accumulated micro-batches already."""
         return super().backward(closure_loss, optimizer, *args, scale_wrt_gas=False, **kwargs)
 
+    def save_checkpoint(self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any = None) -> None:
+        """A folder, written beside its place and renamed when every rank has written its part."""
+        save = super().save_checkpoint
+        write_folder(self, Path(self.broadcast(filepath)), "deepspeed", lambda partial: save(checkpoint, partial))
+
+    def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
+        """A folder that as many ranks have written."""
+        path = Path(self.broadcast(checkpoint_path))
+        _check_format(path, "deepspeed")
+        if (before := world_size_of(path)) != self.world_size:
+            raise UserError(
+                f"--resume: expected {before} processes, which wrote {path}: DeepSpeed cannot deal its parts out to "
+                f"{self.world_size}; fsdp2 can, or start a new run from the exported model"
+            )
+        check_harmless(path)
+        return super().load_checkpoint(str(path), weights_only)
+
     @property
     def grad_norm(self) -> float:
         """2-norm of the gradient of the last optimizer step, before clipping; infinite where it was skipped."""
@@ -173,6 +242,31 @@ class DeepSpeed(DeepSpeedStrategy):
         """Let transformers forget the configuration."""
         self._alive = None
         super().teardown()
+
+
+def _write_slices(checkpoint: dict[str, Any], partial: Path, group: Any, writes_rest: bool) -> str | None:
+    """What Lightning's strategy does, over another process group; what went wrong, if anything did."""
+    from lightning.fabric.utilities.load import _METADATA_FILENAME
+    from torch.distributed.checkpoint.state_dict_saver import save
+
+    slices = {"state_dict": checkpoint.pop("state_dict")}
+    slices.update({f"optimizer_{index}": state for index, state in enumerate(checkpoint.pop("optimizer_states", []))})
+    try:
+        save(slices, checkpoint_id=partial, process_group=group)
+        if writes_rest:
+            torch.save(checkpoint, partial / _METADATA_FILENAME)
+    except Exception as error:
+        return writing_error(error)
+    return None
+
+
+def _check_format(path: Path, expected: str) -> None:
+    found = format_of(path)
+    if found != expected:
+        raise UserError(
+            f"--resume: expected a checkpoint that {expected} wrote, {path} is one of {found}: continue with the "
+            "strategy it was written with, or start a new run from its exported model"
+        )
 
 
 StrategyRegistry.register("fsdp2", FSDP2, description="fully sharded data parallel over all devices (lit_probsft)")
@@ -217,7 +311,11 @@ def check_supported(strategy: Strategy) -> None:
     """Refuse, also from Python, a strategy that would not hold what the project promises."""
     from lightning.pytorch.strategies import FSDPStrategy
 
-    for stock, ours in ((FSDPStrategy, "FSDP2()"), (ModelParallelStrategy, "FSDP2()"), (DeepSpeedStrategy, "DeepSpeed()")):
+    for stock, ours in (
+        (FSDPStrategy, "FSDP2()"),
+        (ModelParallelStrategy, "FSDP2()"),
+        (DeepSpeedStrategy, "DeepSpeed()"),
+    ):
         if isinstance(strategy, stock) and not isinstance(strategy, FSDP2 | DeepSpeed):
             raise UserError(
                 f"trainer.strategy: {type(strategy).__name__} is not supported, use lit_probsft.parallel.{ours}"
@@ -227,5 +325,3 @@ def check_supported(strategy: Strategy) -> None:
 def sharding_of(strategy: Strategy) -> Sharding | None:
     """How a strategy cuts models; None where each rank holds the whole."""
     return strategy.sharding() if isinstance(strategy, FSDP2 | DeepSpeed) else None
-
-

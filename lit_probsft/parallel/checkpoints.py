@@ -1,0 +1,267 @@
+"""When checkpoints are written, which of them are kept, and where a run continues."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Literal
+
+import lightning as L
+import torch
+from lightning.pytorch.callbacks import Checkpoint
+from lightning.pytorch.utilities import rank_zero_warn
+from lightning_utilities.core.apply_func import apply_to_collection
+
+from lit_probsft.errors import UserError
+from lit_probsft.parallel.storage import WholeFileIO, link, newest_whole, not_written, remove, steps
+from lit_probsft.parallel.strategies import FSDP2, DeepSpeed
+
+MONITOR = "val/nll"
+
+
+@dataclass(frozen=True)
+class CheckpointOptions:
+    """What a run writes down while it trains.
+
+    Args:
+        every_n_steps: optimizer steps between checkpoints; None for one at each validation (at the end of each epoch
+            where there is none). There is always one at the end.
+        keep_last: how many of the newest stay, at least 1; with 2 a damaged one costs an interval and not the run. The
+            best by val/nll stays too.
+        asynchronous: copy what is to be written and go on training while it is written. Not with DeepSpeed.
+        export: when the model is exported as a Hugging Face folder: `final` at the end of training into hf/; `best`
+            whenever val/nll has improved, into hf/ too; `every` with each checkpoint into hf-steps/, and at the end;
+            `none` never (the command `export` does it from a checkpoint).
+    """
+
+    every_n_steps: int | None = None
+    keep_last: int = 2
+    asynchronous: bool = False
+    export: Literal["final", "best", "every", "none"] = "final"
+
+    def __post_init__(self) -> None:
+        for name in ("every_n_steps", "keep_last"):
+            value = getattr(self, name)
+            if value is not None and value < 1:
+                raise UserError(f"checkpoints.{name}: expected at least 1, got {value}")
+        if self.export not in ("final", "best", "every", "none"):
+            raise UserError(f"checkpoints.export: expected final, best, every or none, got {self.export!r}")
+
+
+class Checkpoints(Checkpoint):
+    """Writes `step-N.ckpt` between optimizer steps; `last.ckpt` and `best.ckpt` are links to two of them.
+
+    A name never stands for something half-written, each state is written once, and old ones go when newer ones are
+    whole.
+
+    Args:
+        folder: where they lie.
+        options: when, and how many.
+        validated: does training validate? Then checkpoints are written after a validation, not at an epoch's end.
+        on_saved: called on all ranks after each checkpoint with its step and whether it is the best so far.
+    """
+
+    def __init__(
+        self,
+        folder: Path,
+        options: CheckpointOptions = CheckpointOptions(),
+        *,
+        validated: bool,
+        on_saved: Callable[[L.Trainer, int, bool], None] | None = None,
+    ) -> None:
+        self.folder, self.options, self.validated, self.on_saved = folder, options, validated, on_saved
+        self.best_nll, self.best_step = math.inf, -1
+        self._saved_at = -1
+        self._pending: int | None = None
+        self._io: FileWriter | None = None
+
+    # --- Lightning's hooks
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Let the strategy write whole files only."""
+        if stage != "fit":
+            return
+        if self.options.asynchronous and isinstance(trainer.strategy, DeepSpeed):
+            raise UserError("checkpoints.asynchronous: not possible with DeepSpeed, which writes itself; use fsdp2")
+        if isinstance(trainer.strategy, FSDP2):
+            trainer.strategy.asynchronous = self.options.asynchronous
+        if not isinstance(trainer.strategy, DeepSpeed):
+            self._io = FileWriter(self.options.asynchronous)
+            trainer.strategy.checkpoint_io = self._io
+
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Forget checkpoints of steps that will be made again."""
+        if trainer.is_global_zero and self.folder.is_dir():
+            for leftover in (*self.folder.glob(".step-*.partial"), *self.folder.glob(".step-*.old")):
+                remove(leftover)
+            for step, path in steps(self.folder):
+                if step > trainer.global_step:
+                    remove(path)
+            if self.best_step not in dict(steps(self.folder)):
+                remove(self.folder / "best.ckpt")
+            if steps(self.folder):
+                self._tidy(trainer)
+        self._saved_at = trainer.global_step if trainer.ckpt_path else -1
+
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        """After the optimizer step, unless a validation follows at once and writes it then."""
+        every = self.options.every_n_steps
+        if at_boundary(trainer):
+            self._land(trainer, wait=False)
+            if every and trainer.global_step % every == 0 and not validation_follows(trainer):
+                self.save(trainer)
+
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """The state that has been validated, and whether it is the best."""
+        if trainer.sanity_checking or trainer.state.fn != "fit":
+            return
+        nll = trainer.callback_metrics.get(MONITOR)
+        better = nll is not None and float(nll) < self.best_nll
+        if nll is not None and better:
+            self.best_nll, self.best_step = float(nll), trainer.global_step
+        if better or self.options.every_n_steps is None or trainer.global_step % self.options.every_n_steps == 0:
+            self.save(trainer, better)
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Where nothing is validated."""
+        if not self.validated and self.options.every_n_steps is None:
+            self.save(trainer)
+
+    def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """The last state in any case."""
+        self.flush(trainer)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The best so far."""
+        return {"best_nll": self.best_nll, "best_step": self.best_step}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """The best so far."""
+        self.best_nll, self.best_step = state_dict["best_nll"], state_dict["best_step"]
+
+    # --- writing
+
+    def save(self, trainer: L.Trainer, best: bool = False) -> Path:
+        """Write the state after the last optimizer step, once; all ranks together.
+
+        Raises:
+            UserError: it could not be written, on all ranks alike.
+        """
+        step = trainer.global_step
+        path = self._path(step)
+        if self._saved_at != step:
+            self._land(trainer, wait=True)
+            trainer.save_checkpoint(path, weights_only=False)
+            self._saved_at = self._pending = step
+            self._land(trainer, wait=not self.options.asynchronous)
+        elif best:
+            self._tidy(trainer)
+        if self.on_saved is not None:
+            self.on_saved(trainer, step, best)
+        return path
+
+    def flush(self, trainer: L.Trainer) -> Path:
+        """The present state, and all that was begun, on the disk; all ranks together."""
+        path = self.save(trainer)
+        self._land(trainer, wait=True)
+        return path
+
+    def _land(self, trainer: L.Trainer, *, wait: bool) -> None:
+        """What was begun gets its names once it is on the disk, everywhere."""
+        if self._pending is None:
+            return
+        strategy = trainer.strategy
+        writer: Any = strategy if isinstance(strategy, FSDP2) and strategy.sharded_checkpoints else self._io
+        if not wait and not strategy.reduce_boolean_decision(writer.done(), all=True):
+            return
+        step, self._pending = self._pending, None
+        if writer is not None:
+            failure = strategy.broadcast(writer.finish())
+            if failure is not None:
+                raise not_written(self._path(step), failure)
+        self._tidy(trainer)
+
+    def _tidy(self, trainer: L.Trainer) -> None:
+        """Links, and room on the disk."""
+        if not trainer.is_global_zero:
+            return
+        there = dict(steps(self.folder))
+        newest = sorted(there)[-self.options.keep_last :]
+        link(self.folder / "last.ckpt", there[newest[-1]])
+        if self.best_step in there:
+            link(self.folder / "best.ckpt", there[self.best_step])
+        for step, path in there.items():
+            if step not in newest and step != self.best_step:
+                remove(path)
+
+    def _path(self, step: int) -> Path:
+        return self.folder / f"step-{step:08d}.ckpt"
+
+
+class FileWriter(WholeFileIO):
+    """Single files, now or while training goes on.
+
+    Args:
+        asynchronous: take a copy and write it in a thread; one at a time.
+    """
+
+    def __init__(self, asynchronous: bool = False) -> None:
+        super().__init__()
+        self._thread = ThreadPoolExecutor(max_workers=1) if asynchronous else None
+        self._writing: Future[None] | None = None
+
+    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
+        """Begin to write, or write."""
+        if self._thread is None:
+            super().save_checkpoint(checkpoint, path)
+            return
+        snapshot = apply_to_collection(checkpoint, torch.Tensor, lambda t: t.detach().to("cpu", copy=True))
+        self._writing = self._thread.submit(super().save_checkpoint, snapshot, path)
+
+    def done(self) -> bool:
+        """Is nothing being written?"""
+        return self._writing is None or self._writing.done()
+
+    def finish(self) -> str | None:
+        """Wait; what went wrong, if anything did."""
+        if self._writing is not None:
+            self._writing.result()
+            self._writing = None
+        failure, self.failure = self.failure, None
+        return failure
+
+    def teardown(self) -> None:
+        """Lightning calls it at the end."""
+        if self._thread is not None:
+            self._thread.shutdown(wait=True)
+
+
+def at_boundary(trainer: L.Trainer) -> bool:
+    """Has the micro-batch that just ended completed an optimizer step?"""
+    return not trainer.fit_loop._should_accumulate()
+
+
+def validation_follows(trainer: L.Trainer) -> bool:
+    """Will the trainer validate before the next micro-batch?"""
+    loop = trainer.fit_loop
+    return loop._data_fetcher is not None and loop.epoch_loop._should_check_val_fx(loop._data_fetcher)
+
+
+def where_to_continue(folder: Path) -> Path:
+    """The newest whole checkpoint of a run; says so if a newer one is damaged.
+
+    Raises:
+        UserError: there is none.
+    """
+    found, complaints = newest_whole(folder)
+    if found is None:
+        reason = "; ".join(complaints) or "there is none"
+        raise UserError(f"--resume: expected a whole checkpoint in {folder}: {reason}")
+    for complaint in complaints:
+        rank_zero_warn(f"--resume: {complaint}; continuing from {found}")
+    return found
