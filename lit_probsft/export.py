@@ -151,6 +151,7 @@ def _read(checkpoint: Path) -> dict[str, Any]:
 def _read_slices(checkpoint: Path) -> dict[str, Any]:
     from torch.distributed.checkpoint.filesystem import FileSystemReader
     from torch.distributed.checkpoint.metadata import TensorStorageMetadata
+    from torch.distributed.checkpoint.state_dict_loader import load
 
     described = FileSystemReader(checkpoint).read_metadata().state_dict_metadata
     weights = {
@@ -158,7 +159,7 @@ def _read_slices(checkpoint: Path) -> dict[str, Any]:
         for name, entry in described.items()
         if name.startswith("state_dict.") and isinstance(entry, TensorStorageMetadata)
     }
-    torch.distributed.checkpoint.state_dict_loader.load({"state_dict": weights}, checkpoint_id=checkpoint, no_dist=True)
+    load({"state_dict": weights}, checkpoint_id=checkpoint, no_dist=True)
     return {**torch.load(checkpoint / "meta.pt", map_location="cpu", weights_only=True), "state_dict": weights}
 
 

@@ -4,7 +4,7 @@ runs/<name>/
   config.yaml         the whole configuration; `fit --config` on it repeats the run
   metrics.csv         one row per logged step
   run.json            versions, seed, objective, data, counts, metrics
-  checkpoints/        step-N.ckpt; last.ckpt and best.ckpt (by val/nll) are links
+  checkpoints/        step-N.ckpt; last.ckpt and best.ckpt (by val/nll) are two of them
   hf/                 the trained model as a Hugging Face folder
   hf-steps/           the same after each checkpoint, with `checkpoints.export: every`
   predictions.jsonl   answers of `predict`

@@ -69,7 +69,7 @@ def test_fit_leaves_what_it_promises(tmp_path: Path, capsys: pytest.CaptureFixtu
     cli = fit(config(tmp_path), "--model.objective", "Threshold", "--model.objective.min_prob", "0.001")
     run = tmp_path / "runs" / "tiny"
     assert {p.name for p in run.iterdir()} == {"config.yaml", "metrics.csv", "run.json", "checkpoints", "hf"}
-    assert {p.name for p in (run / "checkpoints").iterdir()} == {"best.ckpt", "last.ckpt"}
+    assert {p.name for p in (run / "checkpoints").iterdir()} == {"best.ckpt", "last.ckpt", "step-00000003.ckpt"}
 
     record = json.loads((run / "run.json").read_text())
     assert record["status"] == "completed"
@@ -179,8 +179,8 @@ def test_resume_continues_as_if_it_had_never_stopped(
 @pytest.mark.parametrize(
     ("flags", "words"),
     [
-        (["--data.batch_size=4"], "plan's batch_size"),
-        slow(["--trainer.accumulate_grad_batches=2", "--data.batch_size=4"], "plan's batch_size"),
+        (["--data.batch_size=4"], "plan's window_size"),
+        slow(["--trainer.accumulate_grad_batches=2"], "plan's window_size"),
         slow(["--data.seed=3"], "plan's seed"),
         (["--model.objective=NegP"], "model.objective"),
         slow(["--data.train.limit=20"], "fingerprint"),
@@ -414,7 +414,7 @@ def test_a_run_that_is_no_longer_finite_ends_with_its_last_good_weights(
         "        return super().token_loss(tokens) * (float('nan') if self.training and self.global_step >= 2 else 1)\n"
     )
     monkeypatch.syspath_prepend(tmp_path)
-    with pytest.raises(UserError, match=r"10 optimizer steps in a row .* last good weights are in .*last\.ckpt"):
+    with pytest.raises(UserError, match=r"10 optimizer steps in a row .* last good weights are in .*step-00000012\.ckpt"):
         fit(config(tmp_path), "--model", "broken_of_test_cli.Broken", "--trainer.max_epochs", "9")
     record = json.loads((tmp_path / "runs/tiny/run.json").read_text())
     assert record["status"] == "failed"

@@ -52,7 +52,7 @@ class CheckpointOptions:
 
 
 class Checkpoints(Checkpoint):
-    """Writes `step-N.ckpt` between optimizer steps; `last.ckpt` and `best.ckpt` are links to two of them.
+    """Writes `step-N.ckpt` between optimizer steps; `last.ckpt` and `best.ckpt` are second names of two of them.
 
     A name never stands for something half-written, each state is written once, and old ones go when newer ones are
     whole.
@@ -187,7 +187,7 @@ class Checkpoints(Checkpoint):
         self._tidy(trainer)
 
     def _tidy(self, trainer: L.Trainer) -> None:
-        """Links, and room on the disk."""
+        """Second names, and room on the disk."""
         if not trainer.is_global_zero:
             return
         there = dict(steps(self.folder))

@@ -77,10 +77,17 @@ def remove(path: Path) -> None:
 
 
 def link(name: Path, target: Path) -> None:
-    """Let `name` stand for `target`, its neighbour: in one step from the old target to the new."""
+    """Let `name` stand for `target`, its neighbour: in one step from the old target to the new.
+
+    A file gets a second name, which survives being moved; a folder, or a file where the file system knows one name
+    only, a symbolic link.
+    """
     partial = partial_of(name)
     partial.unlink(missing_ok=True)
-    os.symlink(target.name, partial)
+    try:
+        os.link(target, partial)
+    except OSError:
+        os.symlink(target.name, partial)
     if name.is_dir() and not name.is_symlink():
         remove(name)  # os.replace does not replace a folder by a link
     os.replace(partial, name)

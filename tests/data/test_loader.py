@@ -148,11 +148,11 @@ def epoch_order(store, epoch):
 
 def test_the_state_between_epochs_is_the_beginning_of_the_next(store):
     loader = make(store)
-    assert loader.state_dict() == {"epoch": 0, "batches": 0}
+    assert loader.state_dict() == {"epoch": 0, "batches": 0, "accumulate": 2}
     seen(loader)
-    assert loader.state_dict() == {"epoch": 0, "batches": len(loader)}
+    assert loader.state_dict() == {"epoch": 0, "batches": len(loader), "accumulate": 2}
     loader.set_epoch(1)
-    assert loader.state_dict() == {"epoch": 1, "batches": 0}
+    assert loader.state_dict() == {"epoch": 1, "batches": 0, "accumulate": 2}
 
 
 @pytest.mark.slow  # worker processes import the whole stack
@@ -160,9 +160,9 @@ def test_workers_change_nothing(store):
     loader, reference = make(store, workers=2), make(store)
     iterator = iter(loader)
     first = [tuple(next(iterator)["documents"].tolist()) for _ in range(3)]
-    assert loader.state_dict() == {"epoch": 0, "batches": 3}  # not what the workers fetched ahead
+    assert loader.state_dict() == {"epoch": 0, "batches": 3, "accumulate": 2}  # not what the workers fetched ahead
     assert first + [tuple(batch["documents"].tolist()) for batch in iterator] == seen(reference)
-    loader.load_state_dict({"epoch": 1, "batches": 5})
+    loader.load_state_dict({"epoch": 1, "batches": 5, "accumulate": 2})
     assert seen(loader) == epoch_order(store, 1)[5:]
 
 
