@@ -74,7 +74,8 @@ def run() -> NoReturn:
         status = _report(error, 1, None)
     signals = sys.modules.get("lit_probsft.parallel.signals")
     if signals is not None:
-        signals.end_children()
+        # Others wait for this one in vain once it has failed; otherwise they are about to end.
+        signals.end_children(patience=2 if status in (1, 2) else 30)
     sys.stdout.flush()
     sys.stderr.flush()
     if status in (1, 2) and not _alone():

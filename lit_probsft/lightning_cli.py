@@ -52,6 +52,9 @@ _NOT_FOR_OUR_USERS = (
     "The number of training batches .* is smaller than the logging interval",  # the last step is logged in any case
     "Checkpoint directory .* exists and is not empty",  # of the run that is continued
     "You defined a `validation_step` but have no `val_dataloader`",
+    r"It is recommended to use `self.log\(.*sync_dist=True",  # the metrics have added up the ranks themselves
+    "Since DeepSpeed handles gradient clipping internally",  # and the module leaves it to it
+    "When saving the DeepSpeed Stage 3 checkpoint",
 )
 
 

@@ -250,7 +250,8 @@ def model_name(module: ProbSFTModule) -> str:
 
 def recipe(trainer: L.Trainer, module: ProbSFTModule) -> dict[str, Any]:
     """What decides the result beside objective, model and data."""
-    optimizer = trainer.optimizers[0]
+    optimizer: Any = trainer.optimizers[0]
+    optimizer = getattr(optimizer, "optimizer", optimizer)  # DeepSpeed's holds the one that was asked for
     chosen = {
         k: v for k, v in optimizer.defaults.items() if isinstance(v, int | float | tuple) and not isinstance(v, bool)
     }

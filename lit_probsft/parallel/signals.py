@@ -147,7 +147,7 @@ _PARENT = "LIT_PROBSFT_PARENT"
 _CHILDREN: list[subprocess.Popen[Any]] = []
 
 
-def end_children(patience: float = 10.0) -> None:
+def end_children(patience: float) -> None:
     """Wait for the processes that this one has started; after `patience` seconds end them."""
     deadline = time.monotonic() + patience
     for process in _CHILDREN:
