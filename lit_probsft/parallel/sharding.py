@@ -32,7 +32,7 @@ class Sharding(ABC):
         """The sharded model, its numbers still to be put in."""
 
     @abstractmethod
-    def put(self, parameter: nn.Parameter, value: Tensor) -> None:
+    def put(self, parameter: Tensor, value: Tensor) -> None:
         """Give a sharded parameter its values, of which every rank holds the whole at this moment."""
 
     def whole(self, model: Any) -> Any:
@@ -124,7 +124,7 @@ class FullySharded(Sharding):
             options["offload_policy"] = CPUOffloadPolicy()
         return options
 
-    def put(self, parameter: nn.Parameter, value: Tensor) -> None:
+    def put(self, parameter: Tensor, value: Tensor) -> None:
         """Keep this rank's slice."""
         from torch.distributed.tensor import DTensor, distribute_tensor
 
@@ -156,7 +156,7 @@ class Partitioned(Sharding):
         model.tie_weights()
         return model
 
-    def put(self, parameter: nn.Parameter, value: Tensor) -> None:
+    def put(self, parameter: Tensor, value: Tensor) -> None:
         """Gathered for as long as it takes; every rank keeps its part."""
         import deepspeed
 

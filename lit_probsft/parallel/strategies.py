@@ -18,6 +18,7 @@ from lightning.fabric.utilities.seed import reset_seed
 from lightning.pytorch.strategies import DeepSpeedStrategy, ModelParallelStrategy, StrategyRegistry
 from lightning.pytorch.strategies.strategy import Strategy
 from lightning_utilities.core.apply_func import apply_to_collection
+from torch.distributed.tensor import distribute_tensor
 
 from lit_probsft.errors import UserError
 from lit_probsft.parallel.sharding import FullySharded, Partitioned, Sharding
@@ -126,10 +127,31 @@ class FSDP2(ModelParallelStrategy):
     def load_checkpoint(self, checkpoint_path: Any, weights_only: bool | None = None) -> dict[str, Any]:
         """Slices on any number of ranks, or a single file."""
         path = Path(self.broadcast(checkpoint_path))
-        if path.is_dir():
-            _check_format(path, "fsdp2")
-            check_harmless(path)
+        if not path.is_dir():
+            return self._load_file(path, weights_only is not False)
+        _check_format(path, "fsdp2")
+        check_harmless(path)
         return super().load_checkpoint(path, weights_only is not False)
+
+    def _load_file(self, path: Path, weights_only: bool) -> dict[str, Any]:
+        # Lightning would number the optimizer's parameters in the model's order, which is not that of its groups.
+        content: dict[str, Any] = torch.load(path, map_location="cpu", mmap=True, weights_only=weights_only)
+        sharding, weights = self.sharding(), content.pop("state_dict")
+        assert self.model is not None
+        for name, tensor in (*self.model.named_parameters(), *self.model.named_buffers()):
+            if name in weights and weights[name].shape == tensor.shape:
+                sharding.put(tensor, weights[name])
+            elif isinstance(tensor, torch.nn.Parameter):
+                raise UserError(f"--resume: expected a checkpoint of this model, {path} is of another: {name}")
+        states = content.pop("optimizer_states", [])
+        for optimizer, saved in zip(self.optimizers, states, strict=False):
+            sharded = {}
+            for before, now in zip(saved["param_groups"], optimizer.param_groups, strict=True):
+                for key, parameter in zip(before["params"], now["params"], strict=True):
+                    if key in saved["state"]:
+                        sharded[key] = {k: _like(parameter, v) for k, v in saved["state"][key].items()}
+            optimizer.load_state_dict({"state": sharded, "param_groups": saved["param_groups"]})
+        return content
 
     def model_to_device(self) -> None:
         """Offloaded slices stay where they are."""
@@ -180,11 +202,30 @@ class DeepSpeed(DeepSpeedStrategy):
         self.set_world_ranks()
         self._init_deepspeed_distributed()
 
+    @property
+    def _args(self) -> argparse.Namespace:
+        index = self.root_device.index  # a CPU has none
+        return argparse.Namespace(device_rank=self.local_rank if index is None else index)
+
+    def _initialize_deepspeed_inference(self, model: Any) -> None:
+        """An engine only where the model is in parts; the other stages have nothing to share without an optimizer."""
+        import deepspeed
+
+        assert isinstance(self.config, dict)
+        if not self.zero_stage_3:
+            self.model = model.to(self.root_device)
+            return
+        kept = ("fp16", "bf16", "zero_allow_untested_optimizer", "zero_optimization")
+        config = {"train_micro_batch_size_per_gpu": 1, **{k: self.config[k] for k in kept if k in self.config}}
+        self.model, _, _, _ = deepspeed.initialize(
+            args=self._args, config=config, model=model, model_parameters=[], dist_init_required=False
+        )
+
     def _setup_model_and_optimizer(self, model: Any, optimizer: Any, lr_scheduler: Any = None) -> tuple[Any, Any]:
         import deepspeed
 
         engine, sharded_optimizer, _, _ = deepspeed.initialize(
-            args=argparse.Namespace(device_rank=self.root_device.index or self.local_rank),
+            args=self._args,
             config=self.config,
             model=model,
             model_parameters=[p for p in model.parameters() if p.requires_grad],
@@ -242,6 +283,14 @@ class DeepSpeed(DeepSpeedStrategy):
         """Let transformers forget the configuration."""
         self._alive = None
         super().teardown()
+
+
+def _like(parameter: Any, value: Any) -> Any:
+    """This rank's slice of a moment of the parameter's shape; anything else as it is."""
+    if not isinstance(value, torch.Tensor) or value.shape != parameter.shape or value.ndim == 0:
+        return value
+    mesh = parameter.device_mesh
+    return distribute_tensor(value.to(mesh.device_type), mesh, parameter.placements, src_data_rank=None)
 
 
 def _write_slices(checkpoint: dict[str, Any], partial: Path, group: Any, writes_rest: bool) -> str | None:
