@@ -120,7 +120,7 @@ class ProbSFTCLI(LightningCLI):
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """The run's own flags, and our defaults."""
         parser.add_argument(
-            "--name", type=str | None, default=None, help="of the run; by default the config file's name"
+            "--name", type=str | None, default=None, help="of the run; by default the first config file's name"
         )
         parser.add_argument("--runs_dir", type=str, default="runs", help="where run folders lie")
         parser.add_argument("--resume", action="store_true", help="continue the run of this name")
@@ -390,7 +390,7 @@ def _run_name(config: Namespace) -> str:
             )
         return name
     files = config.get("config") or []
-    for path in reversed(files):
+    for path in files:  # the recipe; those behind it change a detail
         stem = Path(str(getattr(path, "absolute", path))).stem
         if stem:
             return stem

@@ -12,6 +12,7 @@ import yaml
 from lit_probsft.cli import main
 from lit_probsft.lightning_cli import ProbSFTCLI
 from lit_probsft.objectives import NLL, NegP, Power, Threshold
+from lit_probsft.parallel.strategies import settled
 from tests import tiny
 
 CONFIGS = Path(__file__).parent.parent / "configs"
@@ -30,6 +31,7 @@ def substitute(folder: Path) -> list[str]:
         f"--data.train.path={rows}",
         "--data.tokenizer=ByteTokenizer",
         "--data.validation_fraction=0.1",
+        "--trainer.strategy=auto",  # sharding over one process would leave its process group to the other tests
     ]
 
 
@@ -51,11 +53,33 @@ def test_the_header_carries_the_exact_command(name: str) -> None:
     assert f"#   python -m lit_probsft fit --config configs/{name}.yaml" in header
 
 
-def parsed(name: str, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+def parsed(name: str, monkeypatch: pytest.MonkeyPatch, *more: Path) -> dict[str, Any]:
     """The whole configuration as it reaches the classes."""
     monkeypatch.setattr(ProbSFTCLI, "instantiate_classes", lambda self: None)
     monkeypatch.setattr(ProbSFTCLI, "_run_subcommand", lambda self, command: None)
-    return yaml.safe_load(ProbSFTCLI(["fit", "--config", str(CONFIGS / f"{name}.yaml")]).config_text)
+    files = [f"--config={path}" for path in (CONFIGS / f"{name}.yaml", *more)]
+    return yaml.safe_load(ProbSFTCLI(["fit", *files]).config_text)
+
+
+@pytest.mark.parametrize("path", sorted((CONFIGS / "parallel").glob("*.yaml")), ids=lambda path: path.stem)
+def test_a_strategy_behind_a_recipe_changes_nothing_else(
+    path: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    if "zero" in path.stem:
+        pytest.importorskip("deepspeed")
+    monkeypatch.chdir(tmp_path)
+    plain, sharded = parsed("quickstart", monkeypatch), parsed("quickstart", monkeypatch, path)
+    chosen, _ = sharded["trainer"].pop("strategy"), plain["trainer"].pop("strategy")
+    assert sharded == plain  # the name of the run too: it is the recipe's
+    if "zero" in path.stem:
+        built = settled(chosen)
+        assert built.class_path == "lit_probsft.parallel.strategies.DeepSpeed"
+        assert str(built.init_args.stage) in path.stem
+        assert bool(built.init_args.get("offload_parameters")) == ("offload" in path.stem)
+    else:
+        kind = chosen if isinstance(chosen, str) else chosen["class_path"].rsplit(".", 1)[-1].lower()
+        assert kind == path.stem.removesuffix("_offload")
+    assert f"--config configs/parallel/{path.name}" in path.read_text()
 
 
 def test_the_llama_configurations_differ_in_the_objective_alone(

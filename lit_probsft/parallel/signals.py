@@ -203,10 +203,10 @@ def first_to_fail(status: int) -> tuple[bool, int]:
 
     The first tells the user; those that only lost their connection to it, or failed just like it, are silent.
     """
-    rank = int(os.environ.get("RANK", os.environ.get("LOCAL_RANK", "0")))
     distributed = torch.distributed
     if not (distributed.is_available() and distributed.is_initialized()):
-        return rank == 0, status
+        names = ("RANK", "LOCAL_RANK", "SLURM_PROCID")
+        return next((os.environ[name] for name in names if name in os.environ), "0") == "0", status
     try:
         store = distributed.distributed_c10d._get_default_store()
         if store.add("lit_probsft/failed", 1) == 1:

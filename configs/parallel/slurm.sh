@@ -1,0 +1,24 @@
+#!/bin/bash
+# A run over several nodes under SLURM that survives its time limit:
+#
+#   sbatch configs/parallel/slurm.sh configs/llama_neg_p.yaml llama-neg-p
+#
+# Two minutes before the limit every rank gets SIGUSR1: the run writes a checkpoint and puts the job back into the queue;
+# the next start finds the checkpoints and continues. Adapt the resources; one task per GPU.
+#SBATCH --nodes=2
+#SBATCH --ntasks-per-node=8
+#SBATCH --gpus-per-node=8
+#SBATCH --time=24:00:00
+#SBATCH --signal=SIGUSR1@120
+#SBATCH --requeue
+#SBATCH --open-mode=append
+set -euo pipefail
+config=$1
+name=$2
+
+resume=()
+if [ -d "runs/$name/checkpoints" ]; then
+  resume=(--resume)
+fi
+srun --kill-on-bad-exit=1 python -m lit_probsft fit --config "$config" --config configs/parallel/fsdp2.yaml \
+  --name "$name" --trainer.num_nodes "$SLURM_NNODES" --trainer.devices 8 "${resume[@]}"
