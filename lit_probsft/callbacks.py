@@ -14,7 +14,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from lit_probsft.errors import UserError
 from lit_probsft.parallel.checkpoints import Checkpoints
-from lit_probsft.runs import write_atomically
+from lit_probsft.runs import write_text
 
 
 def datamodule_of(trainer: L.Trainer) -> Any:
@@ -147,5 +147,5 @@ class PredictionWriter(Callback):
             rows = [row for part in parts for row in part]
         if trainer.is_global_zero:
             rows = sorted({row["index"]: row for row in rows}.values(), key=lambda row: row["index"])
-            write_atomically(self.path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+            write_text(self.path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
             rank_zero_info(f"{len(rows)} answers in {self.path}")

@@ -61,29 +61,33 @@ def run() -> NoReturn:
     without a traceback, with exit status 2, any other as its traceback, with 1; 143 after a signal."""
     # Threads that spin while they wait make a small model several times slower on a busy machine; read once, by torch.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    together = True  # do all ranks end here?
     try:
         main()
         status = 0
     except UserError as error:
-        status = _report(error, 2, f"lit_probsft: error: {error}")
+        status, together = _report(error, 2, f"lit_probsft: error: {error}"), False
     except SystemExit as stop:  # on a signal
         status = stop.code if isinstance(stop.code, int) else 1
-        if _first_rank():
-            print(f"lit_probsft: {getattr(stop, 'message', stop)}", file=sys.stderr)
+        message, together = f"lit_probsft: {getattr(stop, 'message', stop)}", getattr(stop, "together", True)
+        if not together:
+            status = _report(stop, status, message)
+        elif _first_rank():
+            print(message, file=sys.stderr)
     except Exception as error:
-        status = _report(error, 1, None)
+        status, together = _report(error, 1, None), False
     signals = sys.modules.get("lit_probsft.parallel.signals")
     if signals is not None:
         # Others wait for this one in vain once it has failed; otherwise they are about to end.
-        signals.end_children(patience=2 if status in (1, 2) else 30)
+        signals.end_children(patience=30 if together else 2)
     sys.stdout.flush()
     sys.stderr.flush()
-    if status in (1, 2) and not _alone():
+    if not together and not _alone():
         os._exit(status)  # a communicator whose other end has died may wait for it for ever
     sys.exit(status)
 
 
-def _report(error: Exception, status: int, message: str | None) -> int:
+def _report(error: BaseException, status: int, message: str | None) -> int:
     signals = sys.modules.get("lit_probsft.parallel.signals")
     if signals is not None:  # there may be other processes, which have failed too
         return int(signals.report(error, status, message))
@@ -110,8 +114,11 @@ def export(args: Sequence[str]) -> None:
     parser.add_argument("out", metavar="OUT", type=Path, help="the Hugging Face folder to write")
     parser.add_argument("--overwrite", action="store_true", help="replace OUT if it exists")
     options = parser.parse_args(args)
+    import transformers
+
     from lit_probsft.export import export_checkpoint
 
+    transformers.utils.logging.disable_progress_bar()
     export_checkpoint(options.checkpoint, options.out, overwrite=options.overwrite)
     print(f"{options.out}: ready for transformers.AutoModelForCausalLM.from_pretrained")
 

@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from lit_probsft.disk import beside, reason, told
 from lit_probsft.errors import UserError
 from lit_probsft.parallel.sharding import plain_class
-from lit_probsft.parallel.storage import beside
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -48,6 +48,9 @@ def export_model(
         card: what the model card says, plain data.
         weights: by name, where the model holds only slices of them; see `parallel.sharding.whole_weights`.
         lora_scaling: alpha / r of the adapters, which are merged into the weights.
+
+    Raises:
+        UserError: it could not be written; what was at `out` is untouched.
     """
     config = copy.deepcopy(model.config)
     with torch.device("meta"), _unpartitioned():
@@ -59,12 +62,12 @@ def export_model(
 
 def _kept(shell: Any, weights: Mapping[str, Tensor], lora_scaling: float | None) -> dict[str, Tensor]:
     """What is stored of `weights`. A tied weight is one tensor under two names, stored under the one it is tied to."""
-    from lit_probsft.lora import merged
+    from lit_probsft.lora import merged, stored_transposed
 
-    whole = dict(weights) if lora_scaling is None else merged(weights, lora_scaling)
+    whole = dict(weights) if lora_scaling is None else merged(weights, lora_scaling, stored_transposed(shell))
     tied = set(getattr(shell, "all_tied_weights_keys", None) or {})
     kept = {name: value for name, value in whole.items() if name not in tied}
-    shell.config.dtype = next(iter(kept.values())).dtype
+    shell.to(next(iter(kept.values())).dtype)  # which save_pretrained writes into the configuration
     return kept
 
 
@@ -115,8 +118,14 @@ def export_checkpoint(checkpoint: Path, out: Path, *, overwrite: bool = False) -
         for name, value in content["state_dict"].items()
         if name.startswith(_WEIGHTS_PREFIX)
     }
+    model_class = getattr(transformers, entry["model_class"], None)
+    if model_class is None:
+        raise UserError(
+            f"CKPT: expected a model of transformers, {checkpoint} holds a {entry['model_class']}, whose code is not "
+            "in it; take the model that `fit` exports at its end"
+        )
     with torch.device("meta"):
-        shell = getattr(transformers, entry["model_class"])(config)
+        shell = model_class(config)
     if entry["generation_config"]:
         shell.generation_config = transformers.GenerationConfig.from_dict(json.loads(entry["generation_config"]))
     kept = _kept(shell, weights, entry.get("lora_scaling"))
@@ -144,8 +153,9 @@ def _read(checkpoint: Path) -> dict[str, Any]:
     except UserError as error:
         raise UserError(str(error).replace("--resume", "CKPT", 1)) from error
     except Exception as error:  # torch raises many kinds for a file that is no checkpoint at all
-        reason = next(iter(str(error).splitlines()), type(error).__name__)
-        raise UserError(f"CKPT: expected a checkpoint of `fit`, {checkpoint} cannot be read: {reason}") from error
+        raise UserError(
+            f"CKPT: expected a checkpoint of `fit`, {checkpoint} cannot be read: {reason(error)}"
+        ) from error
 
 
 def _read_slices(checkpoint: Path) -> dict[str, Any]:
@@ -208,9 +218,14 @@ def _looks_exported(folder: Path) -> bool:
 
 
 def _write(out: Path, save_weights: Any, tokenizer_files: Mapping[str, str], card: Mapping[str, Any]) -> None:
-    with beside(out.absolute()) as partial:
+    from safetensors import SafetensorError
+
+    with told("export", out), beside(out.absolute()) as partial:
         partial.mkdir()
-        save_weights(partial)
+        try:
+            save_weights(partial)
+        except SafetensorError as error:  # hides the system's error
+            raise OSError(0, reason(error)) from error
         for name, text in tokenizer_files.items():
             (partial / name).write_bytes(base64.b64decode(text))
         (partial / "README.md").write_text(model_card(card), encoding="utf-8")

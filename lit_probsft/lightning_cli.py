@@ -55,6 +55,8 @@ _NOT_FOR_OUR_USERS = (
     r"It is recommended to use `self.log\(.*sync_dist=True",  # the metrics have added up the ranks themselves
     "Since DeepSpeed handles gradient clipping internally",  # and the module leaves it to it
     "When saving the DeepSpeed Stage 3 checkpoint",
+    r"`torch.distributed.*` is deprecated",  # between torch and torch, or DeepSpeed
+    "FSDP2-wrapped module .* returned a view tensor",  # nothing is changed in place
 )
 
 
@@ -323,7 +325,9 @@ class ProbSFTCLI(LightningCLI):
         if config.trainer.enable_checkpointing is not False and not any(isinstance(c, ModelCheckpoint) for c in given):
             data = self.config[self.command].data.init_args
             validated = bool(data.get("validation") or data.get("validation_fraction"))
-            ours.append(Checkpoints(self.run.checkpoints, options, validated=validated, on_saved=record.on_saved))
+            checkpoints = Checkpoints(self.run.checkpoints, options, validated=validated)
+            checkpoints.on_saved, checkpoints.on_resumed = record.on_saved, record.on_resumed
+            ours.append(checkpoints)
         return ours
 
     # --- after a command

@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Mapping
+import math
+import re
+from collections.abc import Collection, Iterator, Mapping
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, cast
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
 from lit_probsft.errors import UserError
+from lit_probsft.parallel.sharding import decoder_layers
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -25,8 +28,8 @@ class LoRA:
 
     Args:
         r: rank, at least 1.
-        alpha: scale of the adapters; B starts at zero, so that training starts at the base model whatever it is.
-        dropout: of the adapters' input during training, 0 to 1.
+        alpha: scale of the adapters, above 0. B starts at zero, so that training starts at the base model.
+        dropout: of the adapters' input during training, at least 0 and less than 1.
         target_modules: `all-linear` for every linear layer inside the decoder layers, or names of modules, such as
             `[q_proj, v_proj]`. The output layer cannot be adapted.
         seed: of A's initial values.
@@ -41,6 +44,8 @@ class LoRA:
     def __post_init__(self) -> None:
         if self.r < 1:
             raise UserError(f"model.lora.r: expected at least 1, got {self.r}")
+        if not (math.isfinite(self.alpha) and self.alpha > 0):
+            raise UserError(f"model.lora.alpha: expected more than 0, got {self.alpha}")
         if not 0 <= self.dropout < 1:
             raise UserError(f"model.lora.dropout: expected at least 0 and less than 1, got {self.dropout}")
 
@@ -53,35 +58,54 @@ class LoRA:
         """Put adapters into `model`, in place, and freeze everything else.
 
         Raises:
-            UserError: no module is meant, or the output layer is.
+            UserError: a name means no module, or one that is not linear, or the output layer.
         """
         from peft import LoraConfig, inject_adapter_in_model
+        from peft.tuners.tuners_utils import BaseTunerLayer
+        from transformers.pytorch_utils import Conv1D
 
+        names = [name for name, _ in model.named_modules()]
+        given = [] if isinstance(self.target_modules, str) else self.target_modules
+        for wanted in given:  # peft passes over a name beside one that it knows
+            if not any(f".{name}".endswith(f".{wanted}") for name in names):
+                raise self._no_targets(model)
         head = model.get_output_embeddings()
         config = LoraConfig(
             r=self.r,
             lora_alpha=self.alpha,
             lora_dropout=self.dropout,
             target_modules=self.target_modules,
+            fan_in_fan_out=any(isinstance(module, Conv1D) for module in model.modules()),
             task_type="CAUSAL_LM",
         )
         try:
             with torch.random.fork_rng(devices=[]), _looking_whole(model):
                 torch.manual_seed(self.seed)
                 inject_adapter_in_model(config, model, adapter_name=_ADAPTER)
-        except ValueError as error:
-            names = sorted({name.rsplit(".", 1)[-1] for name, m in model.named_modules() if hasattr(m, "in_features")})
-            raise UserError(
-                f"model.lora.target_modules: expected all-linear or names among {', '.join(names)}, "
-                f"got {self.target_modules!r}"
-            ) from error
+        except (ValueError, re.error) as error:
+            raise self._no_targets(model) from error
         if model.get_output_embeddings() is not head:
             raise UserError(
                 "model.lora.target_modules: expected modules other than the output layer, whose gradient the objective "
                 f"takes itself, got {self.target_modules!r}"
             )
+        adapted = [module.get_base_layer() for module in model.modules() if isinstance(module, BaseTunerLayer)]
+        if not all(isinstance(module, nn.Linear | Conv1D) for module in adapted):
+            raise self._no_targets(model)
         for name, parameter in model.named_parameters():
             parameter.requires_grad_(f".{_ADAPTER}." in name)
+
+    def _no_targets(self, model: PreTrainedModel) -> UserError:
+        from transformers.pytorch_utils import Conv1D
+
+        inside = (pair for layer in decoder_layers(model) for pair in layer.named_modules())
+        # An adapted module holds its matrix one level below.
+        found = (name.removesuffix(".base_layer") for name, m in inside if isinstance(m, nn.Linear | Conv1D))
+        names = sorted({name.rsplit(".", 1)[-1] for name in found if ".lora_" not in name})
+        return UserError(
+            f"model.lora.target_modules: expected all-linear or a list of names among {', '.join(names)}, "
+            f"got {self.target_modules!r}"
+        )
 
 
 @contextlib.contextmanager
@@ -89,25 +113,28 @@ def _looking_whole(model: nn.Module) -> Iterator[None]:
     """peft takes a sharded matrix for tensor parallel and would adapt this rank's slice; for a moment it sees a matrix
     of the whole shape, which takes no memory."""
     from torch.distributed.tensor import DTensor
+    from transformers.pytorch_utils import Conv1D
 
-    slices = [(m, m.weight) for m in model.modules() if isinstance(m, nn.Linear) and isinstance(m.weight.data, DTensor)]
+    linear = [m for m in model.modules() if isinstance(m, nn.Linear | Conv1D)]
+    slices: list[tuple[nn.Module, Any]] = [(m, m.weight) for m in linear if isinstance(m.weight.data, DTensor)]
     for module, weight in slices:
-        local = weight.to_local()  # type: ignore[attr-defined]
+        local = weight.to_local()
         module._parameters["weight"] = nn.Parameter(local.new_zeros(()).expand(weight.shape))
     try:
         yield
     finally:
         for module, weight in slices:
-            module._parameters["weight"] = cast(nn.Parameter, weight)
+            module._parameters["weight"] = weight
 
 
-def merged(weights: Mapping[str, Tensor], scaling: float) -> dict[str, Tensor]:
+def merged(weights: Mapping[str, Tensor], scaling: float, transposed: Collection[str] = ()) -> dict[str, Tensor]:
     """The state dict of the model without adapters: each adapted W becomes W + scaling * B A, summed in fp32 at least.
 
     Args:
         weights: by name, as peft names them (`X.base_layer.weight`, `X.lora_A.default.weight` ...); a state dict
             without adapters comes back as it is.
         scaling: alpha / r.
+        transposed: names of the modules that keep W as (in, out); see `stored_transposed`.
     """
     result: dict[str, Tensor] = {}
     for name, value in weights.items():
@@ -118,6 +145,14 @@ def merged(weights: Mapping[str, Tensor], scaling: float) -> dict[str, Tensor]:
             wide = torch.promote_types(value.dtype, torch.float32)
             a = weights[f"{layer}.lora_A.{_ADAPTER}.weight"].to(wide)
             b = weights[f"{layer}.lora_B.{_ADAPTER}.weight"].to(wide)
-            value = (value.to(wide) + scaling * (b @ a)).to(value.dtype)
+            change = scaling * (b @ a)
+            value = (value.to(wide) + (change.T if layer in transposed else change)).to(value.dtype)
         result[f"{layer}.{field}" if found else name] = value
     return result
+
+
+def stored_transposed(model: nn.Module) -> set[str]:
+    """Names of the modules that keep their matrix as (in, out), as GPT-2 does."""
+    from transformers.pytorch_utils import Conv1D
+
+    return {name for name, module in model.named_modules() if isinstance(module, Conv1D)}

@@ -4,6 +4,7 @@ layer."""
 from __future__ import annotations
 
 import contextlib
+import pickle
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
@@ -99,6 +100,11 @@ class PretrainedCausalLM(ModelSource):
                     trust_remote_code=self.trust_remote_code,
                     **options,
                 )
+        except pickle.UnpicklingError as error:
+            raise UserError(
+                f"model.model.model_name_or_path: expected weights and nothing else, {self.model_name_or_path!r} holds "
+                "a pickle that wants to run code, or is damaged"
+            ) from error
         except (OSError, ValueError, ImportError) as error:
             raise UserError(
                 "model.model.model_name_or_path: expected a hub id or a folder with a causal language model, "

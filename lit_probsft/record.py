@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import csv
+import json
 import os
 import platform
 import time
@@ -17,19 +19,19 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.loggers.csv_logs import ExperimentWriter
-from safetensors import SafetensorError
+from lightning.pytorch.utilities import rank_zero_warn
 
 from lit_probsft.callbacks import Throughput, datamodule_of
+from lit_probsft.disk import told
 from lit_probsft.errors import UserError
-from lit_probsft.export import CHECKPOINT_KEY, checkpoint_entry, export_model
+from lit_probsft.export import CHECKPOINT_KEY, checkpoint_entry, export_checkpoint, export_model
 from lit_probsft.model import describe
 from lit_probsft.module import ProbSFTModule
 from lit_probsft.parallel.checkpoints import Checkpoints
 from lit_probsft.parallel.sharding import whole_weights
 from lit_probsft.parallel.signals import StoppedBySignal
-from lit_probsft.parallel.storage import describe as describe_error
 from lit_probsft.parallel.strategies import sharding_of
-from lit_probsft.runs import RunFolder, write_atomically, write_json
+from lit_probsft.runs import RunFolder, write_json, write_text
 
 
 class MetricsCSV(CSVLogger):
@@ -86,12 +88,13 @@ class _ContinuingWriter(ExperimentWriter):
         with path.open(newline="", encoding="utf-8") as file:
             rows = [row for row in csv.DictReader(file) if int(float(row["step"])) < step]
         lines = [",".join(self.metrics_keys), *(",".join(row[key] or "" for key in self.metrics_keys) for row in rows)]
-        write_atomically(path, "\n".join(lines) + "\n")
+        write_text(path, "\n".join(lines) + "\n")
 
     def save(self) -> None:
         if self.metrics and not self.held:
-            Path(self.log_dir).mkdir(parents=True, exist_ok=True)
-            super().save()
+            with told("--runs_dir", Path(self.metrics_file_path)):
+                Path(self.log_dir).mkdir(parents=True, exist_ok=True)
+                super().save()
 
 
 class _LocalFiles:
@@ -136,8 +139,10 @@ class RunRecord(Callback):
             "strategy": type(trainer.strategy).__name__,
         }
         self.run.claim(resume=self.resume)
+        if self.resume and self.run.record.exists():
+            facts["exported_step"] = json.loads(self.run.record.read_text(encoding="utf-8")).get("exported_step")
         self.content.update(facts)
-        write_atomically(self.run.config, self.config_text)
+        write_text(self.run.config, self.config_text)
         write_json(self.run.record, self.content)
         for logger in trainer.loggers:
             if isinstance(logger, MetricsCSV):
@@ -160,8 +165,31 @@ class RunRecord(Callback):
         """Export along with a checkpoint, where the run is to do so."""
         if self.export == "best" and best:
             self._export(trainer, self.run.hf)
+            self._note_best(trainer, step)
         elif self.export == "every":
-            self._export(trainer, self.run.hf_steps / f"step-{step:08d}")
+            self._export(trainer, self.run.hf_step(step))
+
+    def on_resumed(self, trainer: L.Trainer, checkpoints: dict[int, Path], best: int) -> None:
+        """Export what the run would have exported if it had not ended between a checkpoint and its export."""
+        if not trainer.is_global_zero:
+            return
+        wanted: dict[int, Path] = {}
+        if self.export == "every":
+            wanted = {step: self.run.hf_step(step) for step in checkpoints if not self.run.hf_step(step).exists()}
+        elif self.export == "best" and best in checkpoints and self.content.get("exported_step") != best:
+            wanted = {best: self.run.hf}
+        for step, out in wanted.items():
+            try:
+                export_checkpoint(checkpoints[step], out, overwrite=True)
+            except UserError as error:
+                rank_zero_warn(f"the model of step {step} is not exported: {error}")
+            else:
+                self._note_best(trainer, step)
+
+    def _note_best(self, trainer: L.Trainer, step: int) -> None:
+        if trainer.is_global_zero and self.export == "best":
+            self.content["exported_step"] = step
+            write_json(self.run.record, self.content)
 
     def _export(self, trainer: L.Trainer, out: Path) -> None:
         """All ranks together; rank 0 writes."""
@@ -179,8 +207,8 @@ class RunRecord(Callback):
                     weights=weights,
                     lora_scaling=module.lora.scaling if module.lora else None,
                 )
-            except (OSError, SafetensorError) as error:
-                failure = f"export: {out} could not be written: {describe_error(error)}"
+            except UserError as error:
+                failure = str(error)
         if failure := trainer.strategy.broadcast(failure):
             raise UserError(failure)
 
@@ -188,11 +216,11 @@ class RunRecord(Callback):
         """A run that fails says so in its record."""
         if trainer.is_global_zero and self.content.get("status") == "running":
             assert isinstance(pl_module, ProbSFTModule)
-            if isinstance(exception, StoppedBySignal):
-                self._finish(trainer, pl_module, "stopped")
-                return
-            self._finish(trainer, pl_module, "failed")
-            write_json(self.run.record, {**self.content, "error": f"{type(exception).__name__}: {exception}"})
+            stopped = isinstance(exception, StoppedBySignal)
+            if not stopped:
+                self.content["error"] = f"{type(exception).__name__}: {exception}"
+            with contextlib.suppress(UserError):  # on a full disk; the exception has been on its way before
+                self._finish(trainer, pl_module, "stopped" if stopped else "failed")
 
     def _finish(self, trainer: L.Trainer, pl_module: ProbSFTModule, status: str) -> None:
         throughput = next((c for c in trainer.callbacks if isinstance(c, Throughput)), None)  # type: ignore[attr-defined]

@@ -14,11 +14,11 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from lit_probsft.disk import beside, recover, remove, sync_file, tidy, told
 from lit_probsft.errors import UserError
 
 
@@ -57,6 +57,10 @@ class RunFolder:
     def hf_steps(self) -> Path:
         """Exported models of checkpoints."""
         return self.path / "hf-steps"
+
+    def hf_step(self, step: int) -> Path:
+        """The exported model of one of them."""
+        return self.hf_steps / f"step-{step:08d}"
 
     @property
     def predictions(self) -> Path:
@@ -101,31 +105,36 @@ class RunFolder:
             raise UserError(f"--runs_dir: expected a folder that can be written to, got {str(self.path.parent)!r}")
 
     def claim(self, *, resume: bool) -> None:
-        """Make the folder ready for a run: as it is to resume, empty otherwise."""
-        if not resume:
-            for path in (self.config, self.record, self.metrics, self.predictions):
-                path.unlink(missing_ok=True)
-            for path in (self.checkpoints, self.hf, self.hf_steps):
-                shutil.rmtree(path, ignore_errors=True)
-        try:
+        """Make the folder ready for a run: as it is to resume, empty otherwise.
+
+        Raises:
+            UserError: it cannot be written to.
+        """
+        with told("--runs_dir", self.path):
             self.path.mkdir(parents=True, exist_ok=True)
-        except OSError as error:
-            raise UserError(
-                f"--runs_dir: expected a folder that can be written to, got {self.path}: {error}"
-            ) from error
+            recover(self.hf)
+            for folder in (self.path, self.hf_steps):
+                tidy(folder)
+            if not resume:
+                mine = (self.config, self.record, self.metrics, self.predictions)
+                for path in (*mine, self.checkpoints, self.hf, self.hf_steps):
+                    remove(path)
 
 
-def write_atomically(path: Path, text: str) -> None:
-    """Write a file so that a reader sees the old text or the new, never half of it."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.tmp")
-    partial.write_text(text, encoding="utf-8")
-    os.replace(partial, path)
+def write_text(path: Path, text: str) -> None:
+    """Write a file of a run so that a reader sees the old text or the new, never half of it.
+
+    Raises:
+        UserError: it could not be written; what was there is untouched.
+    """
+    with told("--runs_dir", path), beside(path) as partial:
+        partial.write_text(text, encoding="utf-8")
+        sync_file(partial)
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
     """Write a dictionary as JSON, atomically; NaN becomes null."""
-    write_atomically(path, json.dumps(_plain(content), indent=2, ensure_ascii=False) + "\n")
+    write_text(path, json.dumps(_plain(content), indent=2, ensure_ascii=False) + "\n")
 
 
 def _plain(value: Any) -> Any:

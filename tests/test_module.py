@@ -2,11 +2,7 @@
 
 from __future__ import annotations
 
-import json
 import math
-import os
-import subprocess
-import sys
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -138,65 +134,6 @@ def test_the_papers_normalization_depends_on_the_cut(rows: Path) -> None:
         return math.sqrt(sum(float((after[k] - start[k]).square().sum()) for k in start))
 
     assert first_step(2, 4) / first_step(8, 1) == pytest.approx(4, rel=0.5)
-
-
-def in_two_processes(rows: Path, out: Path, cases: dict[str, dict[str, Any]]) -> None:
-    """All cases in one launch, because importing the stack is most of it."""
-    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path), "OMP_NUM_THREADS": "1"}
-    command = [
-        sys.executable,
-        "-m",
-        "torch.distributed.run",
-        "--standalone",
-        "--nproc-per-node=2",
-        "-m",
-        "tests.ddp_worker",
-    ]
-    command += [str(rows), str(out), json.dumps(cases)]
-    finished = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=180, check=False)
-    assert finished.returncode == 0, finished.stderr[-3000:]
-
-
-@pytest.mark.slow  # three processes import the stack
-def test_two_processes_take_the_steps_of_one(rows: Path, tmp_path: Path) -> None:
-    base = {
-        "batch_size": 2,
-        "accumulate": 2,
-        "objective": 0,
-        "dtype": "float64",
-        "optimizer": "adamw",
-        "normalize": "tokens",
-    }
-    cases = {
-        "adamw": base,
-        "1 x 4": {**base, "batch_size": 1, "accumulate": 4},
-        "sgd in fp32": {**base, "dtype": "float32", "optimizer": "sgd"},
-        "threshold, sequences": {**base, "objective": ALL.index(Threshold(NLL(), 0.2, 1.0)), "normalize": "sequence"},
-        "threshold, kept": {**base, "objective": ALL.index(Threshold(NegP(), 0.0, 0.8)), "normalize": "kept"},
-    }
-    papers = {**base, "normalize": "micro_batch"}
-    in_two_processes(rows, tmp_path, {**cases, "papers": papers})
-    for name, case in cases.items():
-        single = tiny.fit(
-            rows,
-            batch_size=8,
-            accumulate=1,
-            objective=ALL[case["objective"]],
-            dtype=getattr(torch, case["dtype"]),
-            optimizer=getattr(tiny, case["optimizer"]),
-            normalize=case["normalize"],
-        )
-        saved = torch.load(tmp_path / f"{name}.pt", weights_only=True)
-        same(tiny.weights(single), saved["weights"], 1e-10 if case["dtype"] == "float64" else 1e-6)
-        for metric in ("train/nll", "train/mean_p", "train/inside", "train/accuracy"):
-            expected = float(single.trainer.callback_metrics[metric])
-            assert float(saved["metrics"][metric]) == pytest.approx(expected, rel=1e-5), (name, metric)
-
-    # The paper's normalization takes the mean over ranks: two of them do not double the gradient.
-    saved = torch.load(tmp_path / "papers.pt", weights_only=True)
-    one = tiny.fit(rows, batch_size=4, accumulate=2, optimizer=tiny.adamw, normalize="micro_batch")
-    ratio = float(saved["metrics"]["train/grad_norm"]) / float(one.trainer.callback_metrics["train/grad_norm"])
-    assert ratio == pytest.approx(1, rel=0.3)
 
 
 @dataclass(frozen=True)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Callable
 from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -15,8 +16,9 @@ from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.utilities import rank_zero_warn
 from lightning_utilities.core.apply_func import apply_to_collection
 
+from lit_probsft.disk import link, remove, tidy, told
 from lit_probsft.errors import UserError
-from lit_probsft.parallel.storage import WholeFileIO, link, newest_whole, not_written, remove, steps
+from lit_probsft.parallel.storage import WholeFileIO, newest_whole, not_written, steps
 from lit_probsft.parallel.strategies import FSDP2, DeepSpeed
 
 MONITOR = "val/nll"
@@ -62,6 +64,8 @@ class Checkpoints(Checkpoint):
         options: when, and how many.
         validated: does training validate? Then checkpoints are written after a validation, not at an epoch's end.
         on_saved: called on all ranks after each checkpoint with its step and whether it is the best so far.
+        on_resumed: called on all ranks when a run continues, with the checkpoints that are there, by step, and the step
+            of the best one.
     """
 
     def __init__(
@@ -71,8 +75,10 @@ class Checkpoints(Checkpoint):
         *,
         validated: bool,
         on_saved: Callable[[L.Trainer, int, bool], None] | None = None,
+        on_resumed: Callable[[L.Trainer, dict[int, Path], int], None] | None = None,
     ) -> None:
-        self.folder, self.options, self.validated, self.on_saved = folder, options, validated, on_saved
+        self.folder, self.options, self.validated = folder, options, validated
+        self.on_saved, self.on_resumed = on_saved, on_resumed
         self.best_nll, self.best_step = math.inf, -1
         self._saved_at = -1
         self._pending: int | None = None
@@ -95,16 +101,18 @@ class Checkpoints(Checkpoint):
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Forget checkpoints of steps that will be made again."""
         if trainer.is_global_zero and self.folder.is_dir():
-            for leftover in (*self.folder.glob(".step-*.partial"), *self.folder.glob(".step-*.old")):
-                remove(leftover)
-            for step, path in steps(self.folder):
-                if step > trainer.global_step:
-                    remove(path)
-            if self.best_step not in dict(steps(self.folder)):
-                remove(self.folder / "best.ckpt")
+            with self._told():
+                tidy(self.folder)
+                for step, path in steps(self.folder):
+                    if step > trainer.global_step:
+                        remove(path)
+                if self.best_step not in dict(steps(self.folder)):
+                    remove(self.folder / "best.ckpt")
             if steps(self.folder):
                 self._tidy(trainer)
         self._saved_at = trainer.global_step if trainer.ckpt_path else -1
+        if trainer.ckpt_path and self.on_resumed is not None:
+            self.on_resumed(trainer, dict(steps(self.folder)), self.best_step)
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -192,12 +200,16 @@ class Checkpoints(Checkpoint):
             return
         there = dict(steps(self.folder))
         newest = sorted(there)[-self.options.keep_last :]
-        link(self.folder / "last.ckpt", there[newest[-1]])
-        if self.best_step in there:
-            link(self.folder / "best.ckpt", there[self.best_step])
-        for step, path in there.items():
-            if step not in newest and step != self.best_step:
-                remove(path)
+        with self._told():
+            link(self.folder / "last.ckpt", there[newest[-1]])
+            if self.best_step in there:
+                link(self.folder / "best.ckpt", there[self.best_step])
+            for step, path in there.items():
+                if step not in newest and step != self.best_step:
+                    remove(path)
+
+    def _told(self) -> AbstractContextManager[None]:
+        return told("checkpoint", self.folder)
 
     def _path(self, step: int) -> Path:
         return self.folder / f"step-{step:08d}.ckpt"

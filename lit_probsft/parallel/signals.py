@@ -32,11 +32,16 @@ _PATIENCE = 30.0
 
 
 class StoppedBySignal(SystemExit):
-    """The run ends here because it was told to; its state is on the disk."""
+    """The run ends here because it was told to; its state is on the disk.
 
-    def __init__(self, message: str) -> None:
+    Args:
+        message: why, for the user.
+        together: do all ranks end at this point?
+    """
+
+    def __init__(self, message: str, *, together: bool) -> None:
         super().__init__(STOPPED)
-        self.message = message
+        self.message, self.together = message, together
 
 
 class GracefulStop(Callback):
@@ -62,7 +67,7 @@ class GracefulStop(Callback):
     def _handle(self, number: int, _: Any) -> None:
         self._received = number
         if not self._training:  # nothing to be saved yet
-            raise StoppedBySignal(f"{signal.Signals(number).name} before training began")
+            raise StoppedBySignal(f"{signal.Signals(number).name} before training began", together=False)
 
     # --- the agreement
 
@@ -95,7 +100,8 @@ class GracefulStop(Callback):
         if trainer.is_global_zero and number == getattr(signal, "SIGUSR1", None):
             _requeue()
         name = signal.Signals(number).name
-        raise StoppedBySignal(f"stopped by {name} after optimizer step {trainer.global_step}: {saved}")
+        message = f"stopped by {name} after optimizer step {trainer.global_step}: {saved}"
+        raise StoppedBySignal(message, together=True)
 
 
 def _number(trainer: L.Trainer, value: int) -> torch.Tensor:

@@ -2,7 +2,7 @@
 anything that they contain.
 
 A checkpoint is a file, or a folder of slices (FSDP2, DeepSpeed) with a `manifest.json` that is written last and names
-every file with its size and CRC-32. Only local and POSIX-like shared file systems are meant.
+every file with its size and CRC-32, and has one of its own.
 """
 
 from __future__ import annotations
@@ -12,10 +12,10 @@ import io
 import json
 import os
 import pickle
-import shutil
+import re
 import zipfile
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,83 +23,16 @@ import torch
 from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning.pytorch.strategies.strategy import Strategy
 
+from lit_probsft.disk import beside, partial_of, put_in_place, reason, remove, sync_file
 from lit_probsft.errors import UserError
 
 MANIFEST = "manifest.json"
+_WRITER = re.compile("PytorchStreamWriter|inline_container")
+"""In the messages of torch's writer."""
 _CHUNK = 2**24
 
 
 # --- writing
-
-
-def partial_of(path: Path) -> Path:
-    """Where something is written before it is renamed to `path`."""
-    return path.with_name(f".{path.name}.partial")
-
-
-@contextlib.contextmanager
-def beside(path: Path) -> Iterator[Path]:
-    """A partial path next to `path` to write to; renamed over it at the end, removed if something goes wrong.
-
-    Works for a file and for a folder. A crash leaves at most the partial, which the next writer of that name removes.
-    """
-    partial = partial_of(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    remove(partial)
-    try:
-        yield partial
-        put_in_place(partial, path)
-    except BaseException:
-        with contextlib.suppress(OSError):
-            remove(partial)
-        raise
-
-
-def put_in_place(partial: Path, path: Path) -> None:
-    """Rename `partial` to `path`. A folder that is there already steps aside for the moment between two renames."""
-    if path.is_dir() and not path.is_symlink():
-        old = path.with_name(f".{path.name}.old")
-        remove(old)
-        os.rename(path, old)
-        os.rename(partial, path)
-        remove(old)
-    else:
-        os.replace(partial, path)
-    _sync_folder(path.parent)
-
-
-def remove(path: Path) -> None:
-    """Delete a file, a link or a folder; nothing if there is none."""
-    if path.is_dir() and not path.is_symlink():
-        shutil.rmtree(path)
-    else:
-        path.unlink(missing_ok=True)
-
-
-def link(name: Path, target: Path) -> None:
-    """Let `name` stand for `target`, its neighbour: in one step from the old target to the new.
-
-    A file gets a second name, which survives being moved; a folder, or a file where the file system knows one name
-    only, a symbolic link.
-    """
-    partial = partial_of(name)
-    partial.unlink(missing_ok=True)
-    try:
-        os.link(target, partial)
-    except OSError:
-        os.symlink(target.name, partial)
-    if name.is_dir() and not name.is_symlink():
-        remove(name)  # os.replace does not replace a folder by a link
-    os.replace(partial, name)
-
-
-def _sync_folder(folder: Path) -> None:
-    with contextlib.suppress(OSError):  # not every file system can
-        descriptor = os.open(folder, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
 
 
 def write_file(content: Mapping[str, Any], path: Path) -> None:
@@ -111,16 +44,10 @@ def write_file(content: Mapping[str, Any], path: Path) -> None:
     with beside(path) as partial, open(partial, "wb") as file:
         try:
             torch.save(content, file)
-        except RuntimeError as error:  # torch's writer hides the system's error
-            if isinstance(error.__context__, OSError):
-                raise error.__context__ from None
-            raise OSError(*_reason(error)) from error
+        except RuntimeError as error:
+            raise OSError(0, writing_error(error)) from error
         file.flush()
         os.fsync(file.fileno())
-
-
-def _reason(error: BaseException) -> tuple[int, str]:
-    return 0, next(iter(str(error).splitlines()), type(error).__name__)
 
 
 class WholeFileIO(TorchCheckpointIO):
@@ -138,7 +65,7 @@ class WholeFileIO(TorchCheckpointIO):
         try:
             write_file(checkpoint, Path(path))
         except OSError as error:
-            self.failure = describe(error)
+            self.failure = reason(error)
 
     def load_checkpoint(self, path: Any, map_location: Any = None, weights_only: bool | None = None) -> dict[str, Any]:
         """Read with weights_only."""
@@ -149,13 +76,6 @@ class WholeFileIO(TorchCheckpointIO):
             )
         content = torch.load(path, map_location="cpu", weights_only=weights_only is not False, mmap=True)
         return dict(content)
-
-
-def describe(error: BaseException) -> str:
-    """An error of the system in a few words."""
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror
-    return next(iter(str(error).splitlines()), type(error).__name__)
 
 
 def write_folder(strategy: Strategy, path: Path, kind: str, write: Callable[[Path], None]) -> None:
@@ -175,7 +95,7 @@ def write_folder(strategy: Strategy, path: Path, kind: str, write: Callable[[Pat
     try:
         partial.mkdir(parents=True, exist_ok=True)
         write(partial)
-    except Exception as error:
+    except BaseException as error:  # torch's is no Exception
         failure = writing_error(error)
     finish_folder(strategy, path, kind, failure)
 
@@ -200,45 +120,49 @@ def finish_folder(strategy: Strategy, path: Path, kind: str, failure: str | None
         try:
             files = sorted(file for file in partial.rglob("*") if file.is_file())
             for file in files[rank::ranks]:
-                _sync_file(file)
+                sync_file(file)
                 entries[file.relative_to(partial).as_posix()] = [file.stat().st_size, _crc(file)]
         except OSError as error:
-            failure = describe(error)
+            failure = reason(error)
         failures = _gather(strategy, failure)
     parts = _gather(strategy, entries)
     if not any(failures) and strategy.is_global_zero:
         try:
             content = {"format": kind, "world_size": ranks, "files": {k: v for part in parts for k, v in part.items()}}
-            (partial / MANIFEST).write_text(json.dumps(content, indent=1))
-            _sync_file(partial / MANIFEST)
+            (partial / MANIFEST).write_text(json.dumps({**content, "crc": _crc_of(content)}, indent=1))
+            sync_file(partial / MANIFEST)
             put_in_place(partial, path)
         except OSError as error:
-            failure = describe(error)
+            failure = reason(error)
     failures = _gather(strategy, failure)
     if any(failures):
         if strategy.is_global_zero:
             with contextlib.suppress(OSError):
                 remove(partial)
-        reason = next(failure for failure in failures if failure)
-        raise not_written(path, reason)
+        raise not_written(path, next(failure for failure in failures if failure))
 
 
-def not_written(path: Path, reason: str) -> UserError:
+def not_written(path: Path, why: str) -> UserError:
     """The error of a checkpoint that could not be written, with what is left."""
     whole = newest_whole(path.parent)[0]
     left = f"the one before is whole: {whole}" if whole else "there is none before it"
-    return UserError(f"checkpoint: {path} could not be written: {reason}; {left}")
+    return UserError(f"checkpoint: {path} could not be written: {why}; {left}")
 
 
-def writing_error(error: Exception) -> str:
-    """What went wrong while a folder was written; anything else is raised again."""
+def writing_error(error: BaseException) -> str:
+    """Why a checkpoint could not be written; what has nothing to do with writing is raised again."""
     from torch.distributed.checkpoint.api import CheckpointException
 
     if isinstance(error, CheckpointException):  # collects those of all ranks
         first: Any = next(iter(error.failures.values()))
-        return describe(first[0] if isinstance(first, tuple) else first)
-    if isinstance(error, OSError) or (isinstance(error, RuntimeError) and "PytorchStreamWriter" in str(error)):
-        return describe(error)
+        return reason(first[0] if isinstance(first, tuple) else first)
+    if isinstance(error, OSError):
+        return reason(error)
+    if isinstance(error, RuntimeError) and _WRITER.search(str(error)):  # torch's writer hides the system's error
+        cause = error.__context__
+        while cause is not None and not isinstance(cause, OSError):
+            cause = cause.__context__
+        return reason(cause) if cause else f"the disk may be full ({reason(error)})"
     raise error
 
 
@@ -254,9 +178,8 @@ def _gather(strategy: Strategy, value: Any) -> list[Any]:
     return values
 
 
-def _sync_file(path: Path) -> None:
-    with open(path, "rb") as file:
-        os.fsync(file.fileno())
+def _crc_of(content: Any) -> int:
+    return zlib.crc32(json.dumps(content, sort_keys=True).encode())
 
 
 def _crc(path: Path) -> int:
@@ -280,14 +203,17 @@ def damage(path: Path) -> str | None:
         with zipfile.ZipFile(path) as archive:  # torch writes a CRC-32 with each record, and never looks at it
             broken = archive.testzip()
         return None if broken is None else f"its record {broken} is damaged"
-    except (OSError, zipfile.BadZipFile, ValueError, KeyError) as error:
-        return describe(error)
+    except Exception as error:  # zipfile raises many kinds: a flag, a version or a compression that it does not know
+        return reason(error)
 
 
 def _folder_damage(path: Path) -> str | None:
     if not (path / MANIFEST).is_file():
         return "its manifest is missing"
-    for name, (size, crc) in json.loads((path / MANIFEST).read_text())["files"].items():
+    manifest = _manifest(path)
+    if not manifest:
+        return "its manifest is damaged"
+    for name, (size, crc) in manifest["files"].items():
         file = path / name
         if not file.is_file():
             return f"its file {name} is missing"
@@ -312,10 +238,13 @@ def world_size_of(path: Path) -> int | None:
 
 
 def _manifest(path: Path) -> dict[str, Any]:
+    """Empty if it is missing or not as it was written."""
     try:
-        return dict(json.loads((path / MANIFEST).read_text()))
-    except (OSError, ValueError):
+        content = json.loads((path / MANIFEST).read_bytes())
+        crc = content.pop("crc")
+    except (OSError, ValueError, TypeError, KeyError, AttributeError):
         return {}
+    return dict(content) if crc == _crc_of(content) else {}
 
 
 def steps(folder: Path) -> list[tuple[int, Path]]:
@@ -323,7 +252,7 @@ def steps(folder: Path) -> list[tuple[int, Path]]:
     found = []
     for path in folder.glob("step-*.ckpt"):
         number = path.name.removeprefix("step-").removesuffix(".ckpt")
-        if number.isdigit():
+        if number.isdecimal():
             found.append((int(number), path))
     return sorted(found)
 
@@ -349,8 +278,10 @@ def check_harmless(path: Path) -> None:
         UserError: it names something else than plain data, tensors and the formats' own descriptions.
     """
     for file in sorted(path.rglob("*")):
+        if file.is_symlink() and file.is_dir():  # which is not searched here, but would be read
+            raise UserError(f"--resume: expected a checkpoint of plain data, {file} is a link to another folder")
         try:
-            if file.name == ".metadata":
+            if file.name.endswith(".metadata"):  # a rank may have its own
                 _check_metadata(file)
             elif file.suffix == ".pt":
                 with torch.serialization.safe_globals(_deepspeed_classes()):
@@ -358,8 +289,16 @@ def check_harmless(path: Path) -> None:
         except pickle.UnpicklingError as error:
             raise UserError(
                 f"--resume: expected a checkpoint of plain data, {file} wants to run code when it is read: "
-                f"{describe(error)}"
+                f"{_named_in(error)}"
             ) from error
+        except Exception as error:  # of a file that is damaged, or in a format that cannot be checked
+            raise UserError(f"--resume: expected a whole checkpoint, {file} cannot be read: {reason(error)}") from error
+
+
+def _named_in(error: pickle.UnpicklingError) -> str:
+    """What a pickle wants to call; torch tells at length how to let it."""
+    named = re.search(r"GLOBAL (\S+)", str(error))
+    return named[1] if named else reason(error)
 
 
 class _DescriptionsOnly(pickle.Unpickler):

@@ -20,6 +20,7 @@ from lightning.pytorch.strategies.strategy import Strategy
 from lightning_utilities.core.apply_func import apply_to_collection
 from torch.distributed.tensor import distribute_tensor
 
+from lit_probsft.disk import partial_of
 from lit_probsft.errors import UserError
 from lit_probsft.parallel.sharding import FullySharded, Partitioned, Sharding
 from lit_probsft.parallel.storage import (
@@ -27,7 +28,6 @@ from lit_probsft.parallel.storage import (
     check_harmless,
     finish_folder,
     format_of,
-    partial_of,
     world_size_of,
     write_folder,
     writing_error,
@@ -304,7 +304,7 @@ def _write_slices(checkpoint: dict[str, Any], partial: Path, group: Any, writes_
         save(slices, checkpoint_id=partial, process_group=group)
         if writes_rest:
             torch.save(checkpoint, partial / _METADATA_FILENAME)
-    except Exception as error:
+    except BaseException as error:  # torch's is no Exception
         return writing_error(error)
     return None
 

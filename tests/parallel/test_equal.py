@@ -1,0 +1,207 @@
+"""Two processes, whatever the strategy, take the steps of one that sees the whole batch."""
+
+from __future__ import annotations
+
+import functools
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from lit_probsft.module import ProbSFTModule
+from lit_probsft.objectives import NLL, LabelSmoothing, NegP, Threshold
+from lit_probsft.optim import Schedule
+from tests import tiny
+from tests.members import ALL
+from tests.parallel.worker import Fit, do_jobs
+
+pytestmark = pytest.mark.slow
+
+TOLERANCE = {"float64": 1e-9, "float32": 1e-5}
+CLIP = 0.03
+"""Below the gradient of every objective at some step, so that it bites."""
+
+
+@dataclass(frozen=True)
+class Case:
+    """A fit for two processes, and what it is compared with: by default one process with one big batch."""
+
+    fit: Fit
+    alone: Fit | None = None
+    norm: float = 1.0
+    """How many times as large the gradient is alone."""
+
+    @property
+    def reference(self) -> Fit:
+        return self.alone or replace(self.fit, batch_size=8, accumulate=1)
+
+
+def cases_of(strategy: str, base: Fit) -> dict[str, Case]:
+    """What is fitted under a strategy."""
+    exact = strategy in ("ddp", "fsdp2")  # DeepSpeed knows no double
+    chosen = ALL if exact else [NLL(), NegP(), LabelSmoothing(0.1)]
+    cases = {}
+    for index in map(ALL.index, chosen):
+        single = replace(base, objective=index, clip=CLIP, dtype="float32")
+        cases[f"{ALL[index]!r} single"] = Case(single)
+        if exact:
+            double = replace(single, dtype="float64", optimizer=("sgd", "adamw")[index % 2])
+            cases[f"{ALL[index]!r} double"] = Case(double)
+    if strategy == "zero1":
+        return cases
+
+    short = replace(base, epochs=2, dtype="float64" if exact else "float32")
+    papers = replace(short, normalize="micro_batch", clip=None)
+    cases |= {
+        "llama": Case(replace(short, model="llama")),
+        "tied": Case(replace(short, model="tied")),
+        "gpt2": Case(replace(short, model="gpt2")),
+        "gemma2": Case(replace(short, model="gemma2")),
+        "pretrained": Case(short),
+        "unclipped": Case(replace(short, clip=None)),
+        "recompute": Case(replace(short, recompute=True)),
+        "lora": Case(replace(short, lora=True, recompute=True)),
+        "more accumulation": Case(replace(short, batch_size=1, accumulate=4)),
+        "sequence": Case(replace(short, normalize="sequence")),
+        "kept": Case(replace(short, objective=ALL.index(Threshold(NLL(), 0.2, 1.0)), normalize="kept")),
+        # A mean over ranks: two of them do not double the gradient of the same four micro-batches.
+        "papers": Case(replace(papers, optimizer="sgd at twice the rate"), replace(papers, accumulate=4), norm=2.0),
+        "broken": Case(replace(short, broken=2)),
+    }
+    if strategy == "fsdp2":
+        single = replace(short, dtype="float32")
+        cases["bf16"] = Case(replace(single, precision="bf16-mixed"), replace(single, batch_size=8, accumulate=1))
+        cases["compiled"] = Case(replace(single, compile=True), replace(single, batch_size=8, accumulate=1))
+    return cases
+
+
+class Launch:
+    """All fits of a strategy, in one launch."""
+
+    def __init__(self, strategy: str, base: Fit, out: Path) -> None:
+        self.strategy, self.out = strategy, out
+        self.cases = cases_of(strategy, base)
+        self._files = {name: f"{index:03}" for index, name in enumerate(self.cases)}
+        jobs: dict[str, Any] = {self._files[name]: (strategy, case.fit) for name, case in self.cases.items()}
+        do_jobs(jobs, out, timeout=900)
+
+    def ranks(self, name: str) -> list[dict[str, Any]]:
+        """What each rank has to say about a fit."""
+        return [torch.load(self.out / f"{self._files[name]}.{rank}.pt", weights_only=True) for rank in (0, 1)]
+
+
+@pytest.fixture(scope="module")
+def base(tmp_path_factory: pytest.TempPathFactory) -> Fit:
+    """Twenty steps: three whole windows and one of a single row for four micro-batches, five times.
+
+    The model has seen its rows before, so that some tokens are likely: intervals of p have something to leave out.
+    """
+    folder = tmp_path_factory.mktemp("equal")
+    rows = tiny.write_rows(folder / "rows.jsonl", 25)
+    module = ProbSFTModule(
+        tiny.source(), NLL(), lambda p: torch.optim.AdamW(p, lr=1e-2), schedule=Schedule("constant", warmup=0)
+    )
+    tiny.trainer(max_epochs=20).fit(module, datamodule=tiny.data(rows))
+    module.model.save_pretrained(folder / "trained")
+    return Fit(str(rows), str(folder / "trained"))
+
+
+@pytest.fixture(scope="module")
+def launches(base: Fit, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Launch]:
+    """By strategy; each is launched once."""
+
+    @functools.cache
+    def launched(strategy: str) -> Launch:
+        if strategy.startswith("zero"):
+            pytest.importorskip("deepspeed")
+        return Launch(strategy, base, tmp_path_factory.mktemp(strategy))
+
+    return launched
+
+
+@pytest.fixture
+def launch(strategy: str, launches: Callable[[str], Launch]) -> Launch:
+    return launches(strategy)
+
+
+@functools.cache
+def alone(fit: Fit) -> dict[str, Any]:
+    return fit.run()
+
+
+STRATEGIES = ("ddp", "fsdp2", "zero1", "zero2", "zero3")
+SPECIAL = {"kept": ("zero2", "zero3"), "bf16": ("fsdp2",)}
+"""Cases with a test of their own."""
+
+
+def named(cases: Callable[[str], list[str]]) -> Any:
+    """Parametrize by a strategy and the name of one of the fits under it."""
+    return pytest.mark.parametrize(
+        ("strategy", "name"), [(strategy, name) for strategy in STRATEGIES for name in cases(strategy)]
+    )
+
+
+@named(lambda s: [name for name in cases_of(s, Fit("", "")) if s not in SPECIAL.get(name, ())])
+def test_two_processes_take_the_steps_of_one(launch: Launch, name: str) -> None:
+    case = launch.cases[name]
+    tolerance = TOLERANCE[case.fit.dtype]
+    # Norms and attention round to fp32 inside, and a gradient of one row averages nothing.
+    logged = max(10 * tolerance, 1e-7)
+    one, (first, second) = alone(case.reference), launch.ranks(name)
+    assert one["moved"] > 100 * tolerance
+    assert first["weights"].keys() == second["weights"].keys() == one["weights"].keys()
+    for weight, value in one["weights"].items():
+        torch.testing.assert_close(
+            first["weights"][weight], value, rtol=tolerance, atol=tolerance, msg=lambda m, w=weight: f"{w}: {m}"
+        )
+        assert torch.equal(first["weights"][weight], second["weights"][weight]), weight
+
+    assert len(first["steps"]) == len(one["steps"]) == 4 * case.fit.epochs
+    for step, (ours, expected) in enumerate(zip(first["steps"], one["steps"], strict=True)):
+        for metric in ("train/nll", "train/mean_p", "train/inside", "train/accuracy"):
+            assert ours[metric] == pytest.approx(expected[metric], rel=logged), (step, metric)
+        norm = ours["train/grad_norm"] * case.norm
+        if math.isfinite(expected["train/grad_norm"]):
+            assert norm == pytest.approx(expected["train/grad_norm"], rel=logged), step
+        else:
+            assert not math.isfinite(norm), step
+    norms = [step["train/grad_norm"] for step in one["steps"]]
+    assert case.fit.clip is None or max(norms) > case.fit.clip
+    if case.fit.normalize == "kept":
+        assert 0 < one["steps"][0]["train/inside"] < 1
+    assert (first["graphs"] > 0) == case.fit.compile
+
+
+@named(lambda s: ["broken"] if s != "zero1" else [])
+def test_a_step_that_is_not_finite_on_one_rank_is_skipped_on_all(launch: Launch, name: str) -> None:
+    assert [rank["skipped"] for rank in launch.ranks(name)] == [1, 1]
+    for rank in launch.ranks(name):
+        assert all(value.isfinite().all() for value in rank["weights"].values())
+        assert [step["train/skipped_steps"] for step in rank["steps"]] == [0, 0, 1, 1, 1, 1, 1, 1]
+
+
+@named(lambda s: ["kept"] if s in SPECIAL["kept"] else [])
+def test_deepspeed_refuses_to_normalize_by_kept_tokens(launch: Launch, name: str) -> None:
+    for rank in launch.ranks(name):
+        assert "model.normalize: kept is not possible with DeepSpeed" in rank["refused"]
+
+
+@named(lambda s: ["bf16"] if s == "fsdp2" else [])
+def test_bf16_mixed_computes_in_bf16_and_keeps_its_weights_in_fp32(launch: Launch, name: str) -> None:
+    one, (first, _) = alone(launch.cases[name].reference), launch.ranks(name)
+    assert first["dtypes"] == ["torch.float32"]
+    losses, expected = ([step["train/loss"] for step in result["steps"]] for result in (first, one))
+    assert losses[0] != pytest.approx(expected[0], rel=1e-6)
+    assert losses == pytest.approx(expected, rel=2e-2)
+
+
+def test_compiled_layers_take_the_same_steps(base: Fit) -> None:
+    plain = replace(base, dtype="float32", epochs=2, batch_size=8, accumulate=1)
+    compiled = replace(plain, compile=True).run()
+    assert compiled["graphs"] > 0
+    for ours, expected in zip(compiled["steps"], alone(plain)["steps"], strict=True):
+        assert ours["train/loss"] == pytest.approx(expected["train/loss"], rel=1e-5)

@@ -1,0 +1,56 @@
+"""Each strategy through the command line: two processes train, save and export what one does."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from lit_probsft.parallel.storage import damage, format_of, steps
+from tests import tiny
+from tests.crash.scene import Scene, exported, metrics
+from tests.crash.server import Server
+
+PLAIN = {"class_path": "RandomCausalLM", "init_args": {"config": tiny.LLAMA}}  # no dropout: two cuts draw two masks
+SGD = {"class_path": "torch.optim.SGD", "init_args": {"lr": 0.1}}
+
+
+@pytest.fixture(scope="module")
+def single(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Scene:
+    """A run in one process."""
+    changes: dict[str, Any] = {"model__model": PLAIN, "model__optimizer": SGD, "data__length_pool": 0}
+    scene = Scene(server, tmp_path_factory.mktemp("smoke"), data__batch_size=2, **changes)
+    scene.fit("single", "--data.batch_size=4")
+    return scene
+
+
+@pytest.mark.parametrize(
+    ("strategy", "kind"),
+    [
+        ("ddp", "file"),
+        ("fsdp2", "fsdp2"),
+        ("deepspeed_stage_1", "deepspeed"),
+        ("configs/parallel/zero2.yaml", "deepspeed"),
+        ("configs/parallel/zero3.yaml", "deepspeed"),
+    ],
+)
+def test_two_processes_do_what_one_does(single: Scene, strategy: str, kind: str) -> None:
+    if kind == "deepspeed":
+        pytest.importorskip("deepspeed")
+    name = Path(strategy).stem
+    flags = ["--trainer.strategy", strategy]
+    if strategy.endswith(".yaml"):
+        flags = ["--config", str(Path(__file__).parents[2] / strategy)]
+    run = single.fit(name, *flags, "--trainer.devices=2")
+    assert "Warning:" not in run.said, run.said
+    ours, expected = exported(single.run(name) / "hf"), exported(single.run("single") / "hf")
+    for weight, value in expected.items():
+        torch.testing.assert_close(ours[weight], value, rtol=1e-5, atol=1e-5, msg=lambda m, w=weight: f"{w}: {m}")
+    checkpoints = [path for _, path in steps(single.checkpoints(name))]
+    assert [format_of(path) for path in checkpoints] == [kind] * 2
+    assert [damage(path) for path in checkpoints] == [None] * 2
+    ours, expected = (metrics(single.run(which) / "metrics.csv") for which in (name, "single"))
+    assert [row.keys() for row in ours] == [row.keys() for row in expected]
+    assert float(ours[-1]["val/nll"]) == pytest.approx(float(expected[-1]["val/nll"]), rel=1e-4)
