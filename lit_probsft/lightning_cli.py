@@ -28,6 +28,7 @@ from lit_probsft.errors import UserError
 from lit_probsft.module import ProbSFTModule
 from lit_probsft.parallel.checkpoints import CheckpointOptions, Checkpoints, where_to_continue
 from lit_probsft.parallel.signals import GracefulStop, Launcher, follow_parent
+from lit_probsft.parallel.storage import damage
 from lit_probsft.parallel.strategies import settled
 from lit_probsft.parsing import explain, with_own_defaults
 from lit_probsft.record import MetricsCSV, RunRecord
@@ -241,7 +242,11 @@ class ProbSFTCLI(LightningCLI):
         """Lightning's, once the checkpoint is known to be whole."""
         config = self.config[self.command]
         if config.get("ckpt_path") and not str(config.ckpt_path).startswith(("registry", "hpc")):
-            self._checkpoint = read_checkpoint(Path(config.ckpt_path), "--ckpt_path", config.get("weights_only"))
+            path = Path(config.ckpt_path)
+            wrong = damage(path) if path.is_dir() and config.get("weights_only") is not False else None
+            if wrong:
+                raise UserError(f"--ckpt_path: expected a whole checkpoint, {path} is damaged: {wrong}")
+            self._checkpoint = read_checkpoint(path, "--ckpt_path", config.get("weights_only"))
         super()._parse_ckpt_path()
 
     def _run_subcommand(self, subcommand: str) -> None:

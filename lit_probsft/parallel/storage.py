@@ -16,6 +16,7 @@ import re
 import zipfile
 import zlib
 from collections.abc import Callable, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -155,7 +156,7 @@ def writing_error(error: BaseException) -> str:
 
     if isinstance(error, CheckpointException):  # collects those of all ranks
         first: Any = next(iter(error.failures.values()))
-        return reason(first[0] if isinstance(first, tuple) else first)
+        return writing_error(first[0] if isinstance(first, tuple) else first)
     if isinstance(error, OSError):
         return reason(error)
     if isinstance(error, RuntimeError) and _WRITER.search(str(error)):  # torch's writer hides the system's error
@@ -213,14 +214,17 @@ def _folder_damage(path: Path) -> str | None:
     manifest = _manifest(path)
     if not manifest:
         return "its manifest is damaged"
-    for name, (size, crc) in manifest["files"].items():
+    for name, (size, _) in manifest["files"].items():
         file = path / name
         if not file.is_file():
             return f"its file {name} is missing"
         if file.stat().st_size != size:
             return f"its file {name} has {file.stat().st_size} bytes instead of {size}"
-        if _crc(file) != crc:
-            return f"its file {name} is damaged"
+    with ThreadPoolExecutor() as pool:  # a large model's slices are hundreds of GB
+        found = pool.map(_crc, [path / name for name in manifest["files"]])
+        for (name, (_, crc)), value in zip(manifest["files"].items(), found, strict=True):
+            if value != crc:
+                return f"its file {name} is damaged"
     return None
 
 

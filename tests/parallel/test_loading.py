@@ -1,0 +1,110 @@
+"""A sharded model never lies whole in one process, and is the model that one process would have."""
+
+from __future__ import annotations
+
+import functools
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from lit_probsft.data import ByteTokenizer
+from lit_probsft.model import PretrainedCausalLM, RandomCausalLM
+from tests import tiny
+from tests.parallel.worker import Load, digest, do_jobs
+
+pytestmark = pytest.mark.slow
+
+LLAMA = {
+    **tiny.LLAMA,
+    "hidden_size": 384,
+    "intermediate_size": 1024,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 6,
+    "num_key_value_heads": 3,
+}
+"""79 MB in fp32, 6.5 of them in a layer and less outside."""
+GPT2 = {"model_type": "gpt2", "n_embd": 384, "n_layer": 12, "n_head": 6, "n_positions": 256}
+"""85 MB, with biases, and matrices that lie the other way."""
+CONFIGS = {"untied": LLAMA, "tied": {**LLAMA, "tie_word_embeddings": True}, "gpt2": GPT2}
+FILES = {"one file": "1GB", "several files": "20MB"}
+NAMES = [f"{name}, {files}" for name in CONFIGS for files in (*FILES, "random")]
+STRATEGIES = ("fsdp2", "zero3")
+
+
+@functools.cache
+def alone(model: str) -> dict[str, str]:
+    """The weights, in a process that has them all."""
+    source = PretrainedCausalLM(model) if Path(model).is_dir() else RandomCausalLM(json.loads(model))
+    whole = source.load(ByteTokenizer().load(list), torch.float32)
+    return {name: digest(value) for name, value in whole.state_dict().items()}
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
+    """Where each comes from, by name."""
+    folder, found = tmp_path_factory.mktemp("models"), {}
+    for name, config in CONFIGS.items():
+        model = RandomCausalLM(config, seed=5).load(ByteTokenizer().load(list), torch.float32)
+        for files, size in FILES.items():
+            path = folder / f"{name}, {files}"
+            model.save_pretrained(path, max_shard_size=size)
+            assert (len(list(path.glob("*.safetensors"))) > 3) == (files == "several files")
+            found[path.name] = str(path)
+        found[f"{name}, random"] = json.dumps(config)
+    return found
+
+
+Ranks = list[dict[str, Any]]
+
+
+@pytest.fixture(scope="module")
+def launch(
+    request: pytest.FixtureRequest, models: dict[str, str], tmp_path_factory: pytest.TempPathFactory
+) -> dict[str, Ranks]:
+    """By model: what each of two ranks has seen."""
+    if request.param.startswith("zero"):
+        pytest.importorskip("deepspeed")
+    out = tmp_path_factory.mktemp(request.param)
+    rows = str(tiny.write_rows(out / "rows.jsonl"))
+    jobs: dict[str, Any] = {name: (request.param, Load(rows, model, "float32")) for name, model in models.items()}
+    # Memory that is freed is given back at once, so that it is seen when it is taken again.
+    do_jobs(jobs, out, timeout=600, MALLOC_MMAP_THRESHOLD_="65536")
+    return {name: [torch.load(out / f"{name}.{rank}.pt", weights_only=True) for rank in (0, 1)] for name in models}
+
+
+def under(*strategies: str) -> Any:
+    pairs = [(strategy, name) for strategy in strategies for name in NAMES]
+    return pytest.mark.parametrize(("launch", "name"), pairs, indirect=["launch"], scope="module")
+
+
+@under(*STRATEGIES)
+def test_no_process_ever_holds_the_whole_model(launch: dict[str, Ranks], name: str) -> None:
+    for rank in launch[name]:
+        assert rank["size"] > 70e6
+        # Half of it, a layer on its way, and what the libraries need for themselves.
+        assert 0.4 < rank["grown"] / rank["size"] < 0.8
+
+
+@under(*STRATEGIES)
+def test_each_process_holds_half_of_every_parameter(launch: dict[str, Ranks], name: str) -> None:
+    for rank in launch[name]:
+        assert len(rank["shares"]) > 100
+        # Rows are dealt out whole, and an odd one goes to the first.
+        assert rank["shares"] == pytest.approx([0.5] * len(rank["shares"]), abs=0.01)
+
+
+@under("ddp", *STRATEGIES)
+def test_the_weights_are_those_of_one_process(launch: dict[str, Ranks], models: dict[str, str], name: str) -> None:
+    for rank in launch[name]:
+        assert rank["digests"] == alone(models[name])
+
+
+@under("ddp")
+def test_the_whole_model_would_be_seen(launch: dict[str, Ranks], name: str) -> None:
+    """Where each process holds it: or the laws above would hold of anything."""
+    for rank in launch[name]:
+        assert rank["shares"] == [1.0] * len(rank["shares"])
+        assert rank["grown"] > 0.95 * rank["size"]

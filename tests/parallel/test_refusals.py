@@ -1,0 +1,399 @@
+"""What cannot be had is refused in one message, which names the argument, and before anything is lost."""
+
+from __future__ import annotations
+
+import dataclasses
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+from jsonargparse import Namespace
+from lightning.pytorch.strategies import (
+    DDPStrategy,
+    DeepSpeedStrategy,
+    FSDPStrategy,
+    ModelParallelStrategy,
+    SingleDeviceStrategy,
+    StrategyRegistry,
+)
+from torch import nn
+
+from lit_probsft.cli import main
+from lit_probsft.errors import UserError
+from lit_probsft.lora import LoRA
+from lit_probsft.model import RandomCausalLM
+from lit_probsft.module import ProbSFTModule
+from lit_probsft.parallel import FSDP2, DeepSpeed
+from lit_probsft.parallel.checkpoints import CheckpointOptions, Checkpoints, where_to_continue
+from lit_probsft.parallel.sharding import FullySharded, Sharding
+from lit_probsft.parallel.storage import MANIFEST, WholeFileIO, write_file, write_folder
+from lit_probsft.parallel.strategies import check_supported, settled
+from tests import tiny
+from tests.parallel.worker import CONFIGS
+from tests.test_cli import config
+
+ONE: Any = SimpleNamespace(is_global_zero=True, barrier=lambda: None)
+"""A strategy of one process, as far as a folder's writer asks."""
+
+
+def refused(act: Callable[[], Any], words: str) -> None:
+    with pytest.raises(UserError, match=f"^{words}") as caught:
+        act()
+    assert str(caught.value).isprintable()
+
+
+@pytest.fixture
+def deepspeed() -> None:
+    pytest.importorskip("deepspeed")
+
+
+# --- arguments
+
+
+@pytest.mark.parametrize("value", [0, -1, -(10**9)])
+@pytest.mark.parametrize("name", ["every_n_steps", "keep_last"])
+def test_a_number_below_one(name: str, value: int) -> None:
+    refused(lambda: CheckpointOptions(**{name: value}), f"checkpoints.{name}: expected at least 1, got {value}")
+    assert getattr(CheckpointOptions(**{name: 1}), name) == 1
+
+
+@pytest.mark.parametrize("value", ["", "Best", "last", "all", None, True])
+def test_an_unknown_time_of_export(value: Any) -> None:
+    refused(
+        lambda: CheckpointOptions(export=value),
+        f"checkpoints.export: expected final, best, every or none, got {value!r}",
+    )
+
+
+@pytest.mark.parametrize("value", [0, 4, -1, "2"])
+def test_an_unknown_stage(value: Any) -> None:
+    """Whether DeepSpeed is installed or not."""
+    refused(lambda: DeepSpeed(stage=value), f"trainer.strategy.stage: expected 1, 2 or 3, got {value}")
+
+
+def test_deepspeed_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setitem(sys.modules, "deepspeed", None)
+    refused(DeepSpeed, r'trainer.strategy: DeepSpeed is not installed \(pip install "lit_probsft\[deepspeed\]"\)')
+
+
+NAN, INF = float("nan"), float("inf")
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "expected"),
+    [
+        *(("r", value, "at least 1") for value in (0, -1)),
+        *(("alpha", value, "more than 0") for value in (0, -1.0, NAN, INF)),
+        *(("dropout", value, "at least 0 and less than 1") for value in (-0.1, 1.0, 1.5, NAN)),
+    ],
+)
+def test_a_number_that_adapters_cannot_have(name: str, value: float, expected: str) -> None:
+    refused(lambda: LoRA(**{name: value}), f"model.lora.{name}: expected {expected}, got {value}")
+
+
+LLAMAS = "down_proj, gate_proj, k_proj, o_proj, q_proj, up_proj, v_proj"
+
+
+@pytest.mark.parametrize("model", ["llama", "tied"])
+@pytest.mark.parametrize(
+    "targets",
+    [
+        ["nothing"],
+        ["q_proj", "v_prj"],  # a name beside one that is known
+        ["proj"],  # a part of a name
+        [],
+        "",
+        "q_proj",  # a text where a list is expected
+        "all_linear",
+        "(",
+        ["embed_tokens", "q_proj"],  # matrices that are looked up in, norms, whole layers
+        ["embed_tokens"],
+        ["norm"],
+        ["layers"],
+        ["self_attn"],
+    ],
+)
+def test_targets_that_cannot_be_adapted(model: str, targets: Any) -> None:
+    whole = tiny.model(**CONFIGS[model])
+    refused(
+        lambda: LoRA(target_modules=targets).inject(whole),
+        f"model.lora.target_modules: expected all-linear or a list of names among {LLAMAS}, got ",
+    )
+
+
+def test_the_names_to_choose_from_are_those_of_the_model() -> None:
+    gpt2 = RandomCausalLM(CONFIGS["gpt2"]).load(tiny.ByteTokenizer().load(list), torch.float32)
+    refused(
+        lambda: LoRA(target_modules=["q_proj"]).inject(gpt2),
+        r"model.lora.target_modules: .* among c_attn, c_fc, c_proj, got \['q_proj'\]",
+    )
+
+
+@pytest.mark.parametrize("targets", [["lm_head"], ["q_proj", "lm_head"], r".*(q_proj|lm_head)"])
+@pytest.mark.parametrize("model", ["llama", "tied"])
+def test_adapters_of_the_output_layer(model: str, targets: Any) -> None:
+    whole = tiny.model(**CONFIGS[model])
+    refused(
+        lambda: LoRA(target_modules=targets).inject(whole),
+        "model.lora.target_modules: expected modules other than the output layer",
+    )
+
+
+@pytest.fixture
+def mesh() -> Iterator[Any]:
+    """Of this process alone."""
+    from torch.distributed.device_mesh import init_device_mesh
+
+    torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
+    yield init_device_mesh("cpu", (1,))
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.parametrize("targets", [["project_in"], ["q_proj", "project_in"]])
+def test_adapters_that_no_unit_of_fsdp2_would_share(mesh: Any, targets: list[str]) -> None:
+    """A linear layer outside of the decoder layers."""
+    opt = {"model_type": "opt", "hidden_size": 16, "word_embed_proj_dim": 8, "ffn_dim": 32, "num_hidden_layers": 1}
+    model = RandomCausalLM({**opt, "num_attention_heads": 2, "vocab_size": 64}).load(None, torch.float32)
+    sharding = FullySharded(mesh, torch.device("cpu"), compute_bf16=False, cpu_offload=False)
+    sharding.whole(model)
+    LoRA(target_modules=targets).inject(model)
+    refused(
+        lambda: sharding.added(model),
+        r"model.lora: expected adapters inside the decoder layers, got model.decoder.project_in\.lora_A",
+    )
+
+
+# --- strategies
+
+
+def strategy(name: str, **options: Any) -> Namespace:
+    """As a configuration names it."""
+    return Namespace(class_path=f"lightning.pytorch.strategies.{name}", init_args=Namespace(**options))
+
+
+FSDP1 = sorted(name for name in StrategyRegistry if name.startswith("fsdp") and name != "fsdp2")
+UNSUPPORTED = {
+    **{name: (name, f"trainer.strategy: {name} .FSDP1. is not supported, use fsdp2") for name in FSDP1},
+    "FSDPStrategy": (strategy("FSDPStrategy"), "trainer.strategy: FSDPStrategy .* use fsdp2"),
+    "FSDPStrategy by its short name": (Namespace(class_path="FSDPStrategy"), "trainer.strategy: FSDPStrategy .* fsdp2"),
+    **{
+        f"{size} ways in parallel": (
+            strategy("ModelParallelStrategy", tensor_parallel_size=size),
+            "trainer.strategy.tensor_parallel_size: .* use fsdp2",
+        )
+        for size in (2, 8)
+    },
+    "an unknown stage": ("deepspeed_stage_4", "trainer.strategy: expected one of .*deepspeed_stage_3.* got 'deepspe"),
+}
+
+
+def test_the_names_of_fsdp1_are_known() -> None:
+    assert {"fsdp", "fsdp_cpu_offload"} <= set(FSDP1)
+
+
+@pytest.mark.parametrize("name", UNSUPPORTED)
+def test_a_configured_strategy_that_would_not_hold_what_is_promised(name: str) -> None:
+    chosen, words = UNSUPPORTED[name]
+    refused(lambda: settled(chosen), words)
+
+
+@pytest.mark.parametrize(
+    ("chosen", "stage"), [(f"deepspeed_stage_{stage}", stage) for stage in (1, 2, 3)] + [("deepspeed", 2)]
+)
+def test_lightnings_names_of_deepspeed_mean_ours(chosen: str, stage: int) -> None:
+    ours = settled(chosen)
+    assert ours.class_path == f"{DeepSpeed.__module__}.DeepSpeed"
+    assert ours.init_args.stage == stage
+
+
+def test_lightnings_classes_mean_ours() -> None:
+    for size in ("auto", 1):
+        ours = settled(strategy("ModelParallelStrategy", tensor_parallel_size=size, data_parallel_size=4, timeout=None))
+        assert ours.class_path == f"{FSDP2.__module__}.FSDP2"
+        assert vars(ours.init_args) == {"timeout": None}
+    ours = settled(strategy("DeepSpeedStrategy", stage=3))
+    assert (ours.class_path, ours.init_args.stage) == (f"{DeepSpeed.__module__}.DeepSpeed", 3)
+
+
+@pytest.mark.parametrize("chosen", ["auto", "ddp", "fsdp2", strategy("DDPStrategy", find_unused_parameters=True)])
+def test_other_strategies_stay(chosen: Any) -> None:
+    assert settled(chosen) is chosen
+
+
+class MyFSDP(FSDPStrategy):
+    """Of the user's own."""
+
+
+@pytest.mark.parametrize(
+    ("kind", "ours"),
+    [(FSDPStrategy, "FSDP2"), (MyFSDP, "FSDP2"), (ModelParallelStrategy, "FSDP2"), (DeepSpeedStrategy, "DeepSpeed")],
+)
+def test_a_strategy_given_in_python(deepspeed: None, kind: Any, ours: str) -> None:
+    refused(
+        lambda: check_supported(kind()),
+        rf"trainer.strategy: {kind.__name__} is not supported, use lit_probsft.parallel.{ours}\(\)",
+    )
+
+
+def test_a_fit_under_a_strategy_given_in_python() -> None:
+    """Before a model is loaded: there is none at this place."""
+    module = ProbSFTModule("./nowhere")
+    module._trainer = SimpleNamespace(strategy=FSDPStrategy(), datamodule=None)  # type: ignore[assignment]
+    refused(module.configure_model, "trainer.strategy: FSDPStrategy is not supported")
+
+
+def test_supported_strategies_pass(deepspeed: None) -> None:
+    for supported in (FSDP2(), DeepSpeed(), DDPStrategy(), SingleDeviceStrategy()):
+        check_supported(supported)
+
+
+@pytest.mark.parametrize("offload", [False, True])
+def test_fsdp2_on_a_cpu_beside_accelerators_or_to_be_offloaded_to(
+    monkeypatch: pytest.MonkeyPatch, offload: bool
+) -> None:
+    monkeypatch.setattr(ModelParallelStrategy, "setup_environment", lambda self: None)
+    monkeypatch.setattr(ModelParallelStrategy, "root_device", torch.device("cpu"))
+    monkeypatch.setattr(FSDP2, "num_processes", 1)
+    if offload:
+        refused(FSDP2(cpu_offload=True).setup_environment, "trainer.strategy.cpu_offload: expected devices other than")
+        return
+    monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda **_: torch.device("cuda"))
+    refused(FSDP2().setup_environment, "trainer.accelerator: fsdp2 shards over this machine's cuda devices, got cpu")
+
+
+# --- DeepSpeed
+
+
+def under(monkeypatch: pytest.MonkeyPatch, chosen: Any) -> None:
+    monkeypatch.setattr(ProbSFTModule, "trainer", SimpleNamespace(strategy=chosen, precision="32-true"))
+
+
+@pytest.mark.parametrize("stage", [1, 2, 3])
+def test_deepspeed_cannot_normalize_by_kept_tokens(
+    deepspeed: None, monkeypatch: pytest.MonkeyPatch, stage: Any
+) -> None:
+    under(monkeypatch, DeepSpeed(stage=stage))
+    module = ProbSFTModule("a", normalize="kept")
+    refused(lambda: module.setup("fit"), "model.normalize: kept is not possible with DeepSpeed.* use tokens, or fsdp2")
+    ProbSFTModule("a", normalize="tokens").setup("fit")
+    under(monkeypatch, FSDP2())
+    module.setup("fit")
+
+
+def test_deepspeed_cannot_write_while_it_trains(deepspeed: None, tmp_path: Path) -> None:
+    now = CheckpointOptions()
+    later = dataclasses.replace(now, asynchronous=True)
+    trainer: Any = SimpleNamespace(strategy=DeepSpeed())
+    module: Any = None
+    refused(
+        lambda: Checkpoints(tmp_path, later, validated=False).setup(trainer, module, "fit"),
+        "checkpoints.asynchronous: not possible with DeepSpeed.* use fsdp2",
+    )
+    Checkpoints(tmp_path, now, validated=False).setup(trainer, module, "fit")
+    trainer.strategy = FSDP2()
+    Checkpoints(tmp_path, later, validated=False).setup(trainer, module, "fit")
+    assert trainer.strategy.asynchronous
+
+
+# --- checkpoints of another strategy, model or number of processes
+
+
+def folder(path: Path, kind: str, world_size: int = 1) -> Path:
+    strategy: Any = ONE if world_size == 1 else SimpleNamespace(**vars(ONE), world_size=world_size, global_rank=0)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(torch.distributed, "all_gather_object", lambda values, value: None)
+        write_folder(strategy, path, kind, lambda partial: (partial / "a").write_text("b"))
+    return path
+
+
+def test_a_run_without_checkpoints(tmp_path: Path) -> None:
+    refused(lambda: where_to_continue(tmp_path), f"--resume: expected a whole checkpoint in {tmp_path}: there is none")
+
+
+@pytest.mark.parametrize("kind", ["fsdp2", "deepspeed"])
+def test_a_folder_where_one_process_expects_a_file(tmp_path: Path, kind: str) -> None:
+    path = folder(tmp_path / "a", kind)
+    words = f"--resume: expected a single file, {path} is a folder that {kind} wrote"
+    refused(lambda: WholeFileIO().load_checkpoint(path), words)
+
+
+@pytest.mark.parametrize(("kind", "found"), [("fsdp2", "deepspeed"), ("deepspeed", "fsdp2"), ("deepspeed", "file")])
+def test_a_checkpoint_that_another_strategy_wrote(deepspeed: None, tmp_path: Path, kind: str, found: str) -> None:
+    path = tmp_path / "a"
+    write_file({}, path) if found == "file" else folder(path, found)
+    loading = FSDP2() if kind == "fsdp2" else DeepSpeed()
+    words = f"--resume: expected a checkpoint that {kind} wrote, {path} is one of {found}"
+    refused(lambda: loading.load_checkpoint(path), words)
+
+
+def test_a_folder_without_its_manifest(deepspeed: None, tmp_path: Path) -> None:
+    path = folder(tmp_path / "a", "fsdp2")
+    (path / MANIFEST).unlink()
+    for loading in (FSDP2(), DeepSpeed()):
+        refused(lambda loading=loading: loading.load_checkpoint(path), "--resume: .* is one of an unknown program")
+
+
+@pytest.mark.parametrize(("before", "now"), [(2, 1), (1, 2), (4, 3)])
+def test_deepspeed_on_another_number_of_processes(
+    deepspeed: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, before: int, now: int
+) -> None:
+    path = folder(tmp_path / "a", "deepspeed", before)
+    monkeypatch.setattr(DeepSpeed, "world_size", now)
+    refused(
+        lambda: DeepSpeed().load_checkpoint(path),
+        f"--resume: expected {before} processes, which wrote {path}: .* to {now}; fsdp2 can",
+    )
+
+
+@pytest.mark.parametrize(
+    ("weights", "word"),
+    [({}, "weight"), ({"weight": torch.ones(2, 3)}, "weight"), ({"weight": torch.ones(3, 2)}, "bias")],
+)
+def test_fsdp2_from_the_file_of_another_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, weights: Any, word: str
+) -> None:
+    write_file({"state_dict": weights}, tmp_path / "a")
+    loading = FSDP2()
+    loading._model = nn.Linear(2, 3)  # type: ignore[assignment]
+
+    class Copying(Sharding):
+        empty = whole = None  # type: ignore[assignment]
+
+        def put(self, parameter: torch.Tensor, value: torch.Tensor) -> None:
+            with torch.no_grad():
+                parameter.copy_(value)
+
+    monkeypatch.setattr(loading, "sharding", Copying)
+    refused(
+        lambda: loading.load_checkpoint(tmp_path / "a"),
+        f"--resume: expected a checkpoint of this model, .*a is of another: {word}$",
+    )
+
+
+# --- and through the command line
+
+
+@pytest.mark.parametrize(
+    ("flags", "words"),
+    [
+        (["--trainer.strategy", "fsdp"], "trainer.strategy: fsdp .*fsdp2"),
+        (
+            ["--trainer.strategy", "ModelParallelStrategy", "--trainer.strategy.tensor_parallel_size", "2"],
+            "trainer.strategy.tensor_parallel_size: .* use fsdp2",
+        ),
+        (["--checkpoints.keep_last", "0"], "checkpoints.keep_last: expected at least 1, got 0"),
+        (["--model.lora", "LoRA", "--model.lora.r", "0"], "model.lora.r: expected at least 1, got 0"),
+        (["--model.lora", "LoRA", "--model.lora.target_modules", "[q_prj]"], r"model.lora.target_modules: .*'q_prj'"),
+    ],
+)
+def test_refused_before_anything_is_there(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, flags: list[str], words: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    path = config(tmp_path)
+    refused(lambda: main(["fit", "--config", str(path), *flags]), words)
+    assert not (tmp_path / "runs").exists()
