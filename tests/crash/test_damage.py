@@ -42,14 +42,14 @@ def test_no_changed_byte_of_a_file_passes_unless_it_changes_nothing(tmp_path: Pa
     write_file(content, path)
     assert damage(path) is None
     whole, noticed = path.read_bytes(), 0
-    for index in range(bits % 3, len(whole), 3):
+    for index in range(len(whole)):
         path.write_bytes(whole[:index] + bytes([whole[index] ^ bits]) + whole[index + 1 :])
         wrong = damage(path)
         noticed += wrong is not None
         if wrong is None:
             found = torch.load(path, weights_only=True, mmap=True)
             assert not difference(found, content), f"byte {index} of {len(whole)}"
-    assert noticed > len(whole) / 9
+    assert noticed > len(whole) / 3
 
 
 @pytest.fixture(scope="module")
