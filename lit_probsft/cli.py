@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NoReturn
 
-from lit_probsft.errors import UserError, near_matches
+from lit_probsft.errors import UserError, first_rank, near_matches
 
 TRAINING = {
     "fit": "fine-tune a model and leave runs/<name>/ with checkpoints, metrics and a Hugging Face folder",
@@ -69,10 +69,10 @@ def run() -> NoReturn:
         status, together = _report(error, 2, f"lit_probsft: error: {error}"), False
     except SystemExit as stop:  # on a signal
         status = stop.code if isinstance(stop.code, int) else 1
-        message, together = f"lit_probsft: {getattr(stop, 'message', stop)}", getattr(stop, "together", True)
+        message, together = f"lit_probsft: {getattr(stop, 'message', 'interrupted')}", getattr(stop, "together", True)
         if not together:
             status = _report(stop, status, message)
-        elif _first_rank():
+        elif first_rank():
             print(message, file=sys.stderr)
     except Exception as error:
         status, together = _report(error, 1, None), False
@@ -91,14 +91,9 @@ def _report(error: BaseException, status: int, message: str | None) -> int:
     signals = sys.modules.get("lit_probsft.parallel.signals")
     if signals is not None:  # there may be other processes, which have failed too
         return int(signals.report(error, status, message))
-    if _first_rank():
+    if first_rank():
         print(message, file=sys.stderr) if message else traceback.print_exception(error)
     return status
-
-
-def _first_rank() -> bool:
-    names = ("RANK", "LOCAL_RANK", "SLURM_PROCID")
-    return next((os.environ[name] for name in names if name in os.environ), "0") == "0"
 
 
 def _alone() -> bool:

@@ -30,6 +30,7 @@ def beside(path: Path) -> Iterator[Path]:
 
     Works for a file and for a folder. A crash leaves at most the partial, which the next writer of that name removes.
     """
+    path = path.resolve() if path.is_symlink() else path
     partial = partial_of(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     recover(path)

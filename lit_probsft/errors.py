@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import difflib
+import os
 from collections.abc import Iterable
 
 
@@ -12,6 +13,12 @@ class UserError(ValueError):
     The command line prints the message from rank 0, without a traceback, and exits with status 2; `main()` and the
     Python interface raise it. A message names the argument, what was expected and what came.
     """
+
+
+def first_rank() -> bool:
+    """Is this the process that tells the user, as far as its environment knows?"""
+    names = ("RANK", "LOCAL_RANK", "SLURM_PROCID")
+    return next((os.environ[name] for name in names if name in os.environ), "0") == "0"
 
 
 def near_matches(name: str, known: Iterable[str]) -> str:

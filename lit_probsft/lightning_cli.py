@@ -28,8 +28,8 @@ from lit_probsft.errors import UserError
 from lit_probsft.module import ProbSFTModule
 from lit_probsft.parallel.checkpoints import CheckpointOptions, Checkpoints, where_to_continue
 from lit_probsft.parallel.signals import GracefulStop, Launcher, follow_parent
-from lit_probsft.parallel.storage import damage
-from lit_probsft.parallel.strategies import settled
+from lit_probsft.parallel.storage import WholeFileIO, damage
+from lit_probsft.parallel.strategies import FSDP2, DeepSpeed, settled
 from lit_probsft.parsing import explain, with_own_defaults
 from lit_probsft.record import MetricsCSV, RunRecord
 from lit_probsft.runs import RunFolder, write_json
@@ -241,10 +241,9 @@ class ProbSFTCLI(LightningCLI):
     def _parse_ckpt_path(self) -> None:
         """Lightning's, once the checkpoint is known to be whole."""
         config = self.config[self.command]
-        if config.get("ckpt_path") and not str(config.ckpt_path).startswith(("registry", "hpc")):
+        if config.get("ckpt_path"):
             path = Path(config.ckpt_path)
-            wrong = damage(path) if path.is_dir() and config.get("weights_only") is not False else None
-            if wrong:
+            if path.exists() and config.get("weights_only") is not False and (wrong := damage(path)):
                 raise UserError(f"--ckpt_path: expected a whole checkpoint, {path} is damaged: {wrong}")
             self._checkpoint = read_checkpoint(path, "--ckpt_path", config.get("weights_only"))
         super()._parse_ckpt_path()
@@ -293,6 +292,8 @@ class ProbSFTCLI(LightningCLI):
         config.trainer.callbacks = [*callbacks, *self._callbacks(config, callbacks)]
         try:
             trainer = super().instantiate_trainer(**kwargs)
+            if self.command != "fit" and not isinstance(trainer.strategy, FSDP2 | DeepSpeed):
+                trainer.strategy.checkpoint_io = WholeFileIO("--ckpt_path")
             launcher = trainer.strategy.launcher
             if type(launcher) is _SubprocessScriptLauncher:
                 trainer.strategy._launcher = Launcher(
@@ -327,10 +328,19 @@ class ProbSFTCLI(LightningCLI):
             export=options.export,
         )
         ours += [Throughput(), record, GracefulStop()]
-        if config.trainer.enable_checkpointing is not False and not any(isinstance(c, ModelCheckpoint) for c in given):
-            data = self.config[self.command].data.init_args
-            validated = bool(data.get("validation") or data.get("validation_fraction"))
-            checkpoints = Checkpoints(self.run.checkpoints, options, validated=validated)
+        if any(isinstance(callback, ModelCheckpoint) for callback in given):
+            raise UserError(
+                "trainer.callbacks: expected no ModelCheckpoint: --checkpoints.every_n_steps, keep_last and export say "
+                "what is kept, the best by val/nll among it"
+            )
+        if config.trainer.enable_checkpointing is False:
+            if options.export in ("best", "every"):
+                raise UserError(
+                    f"checkpoints.export: expected final or none with trainer.enable_checkpointing: false, "
+                    f"got {options.export}"
+                )
+        else:
+            checkpoints = Checkpoints(self.run.checkpoints, options)
             checkpoints.on_saved, checkpoints.on_resumed = record.on_saved, record.on_resumed
             ours.append(checkpoints)
         return ours
@@ -344,7 +354,7 @@ class ProbSFTCLI(LightningCLI):
         if self.config[self.command].trainer.fast_dev_run:
             print("trainer.fast_dev_run: a trial, nothing was kept")
             return
-        if not self.record.content.get("status"):
+        if self.record.already_complete:
             print(f"{self.run.path}: the run is complete already, there was nothing left to train")
             return
         before, metrics = self.model.initial_metrics.get("val/nll"), self.trainer.callback_metrics

@@ -11,7 +11,7 @@ from typing import Any, Literal
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback
-from lightning.pytorch.utilities import rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor, nn
 
 from lit_probsft.callbacks import NonFiniteGuard
@@ -127,6 +127,8 @@ class ProbSFTModule(L.LightningModule):
         self.last_step_skipped = False
         self.initial_metrics: dict[str, float] = {}
         """Validation metrics before the first step, where the trainer's sanity check runs over the whole set."""
+        self._stop_wanted = False
+        self._chosen: list[dict[str, Any]] = []
         self._grad_norm: Tensor | None = None
         self._lr = math.nan
         self._seed = int(os.environ.get("PL_GLOBAL_SEED") or torch.initial_seed() % 2**32)
@@ -228,7 +230,7 @@ class ProbSFTModule(L.LightningModule):
         """Normalize by `kept` tokens if asked to, measure the gradient, skip the step if it is not finite, clip it."""
         self._lr = float(optimizer.param_groups[0]["lr"])  # of this step: the schedule moves on before it is logged
         if isinstance(self.trainer.strategy, DeepSpeed):
-            return  # its engine clips, skips and measures; see on_train_batch_end
+            return  # its engine clips, skips and measures; see optimizer_step
         parameters = [p for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
         gradients = [p.grad for p in parameters if p.grad is not None]
         if self.normalize == "kept":
@@ -258,19 +260,37 @@ class ProbSFTModule(L.LightningModule):
         window, interval = self.trainer.accumulate_grad_batches, self.trainer.val_check_batch
         if isinstance(interval, int) and interval % window:
             self.trainer.val_check_batch = interval + window - interval % window
+        seconds = getattr(self.trainer, "_val_check_time_interval", None)
+        if window > 1 and seconds is not None:
+            raise UserError(
+                "trainer.val_check_interval: expected a number of micro-batches or a share of an epoch where "
+                f"accumulate_grad_batches is above 1, got a time of {seconds:g} s"
+            )
+        for scheduler in self.trainer.lr_scheduler_configs:
+            for before, now in self._schedule_anew(scheduler.scheduler):
+                rank_zero_info(f"--resume: the optimizer's {before} is now {now}")
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Random numbers (dropout, a sampling objective) are those of this micro-batch, whatever was drawn before."""
         part = batch_idx % self.trainer.accumulate_grad_batches
         torch.manual_seed(derived_seed(self._seed, self.global_step, part, self.global_rank))
 
-    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
-        """Log the means over the window, once its optimizer step is done."""
+    def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
+        """Lightning's; then ask DeepSpeed's engine, which clips, skips and measures itself, what it did."""
+        super().optimizer_step(*args, **kwargs)
         strategy = self.trainer.strategy
         if isinstance(strategy, DeepSpeed) and not self.trainer.fit_loop._should_accumulate():
             self._grad_norm = torch.tensor(strategy.grad_norm)
             self.last_step_skipped = strategy.step_skipped
             self.skipped_steps += self.last_step_skipped
+
+    def on_train_batch_end(self, outputs: Any, batch: Any, batch_idx: int) -> None:
+        """Log the means over the window, once its optimizer step is done; whoever wants to stop in the midst of one
+        waits for its end."""
+        if self.trainer.should_stop and self.trainer.fit_loop._should_accumulate():
+            self.trainer.should_stop, self._stop_wanted = False, True
+        elif self._stop_wanted and not self.trainer.fit_loop._should_accumulate():
+            self.trainer.should_stop, self._stop_wanted = True, False
         if self._grad_norm is None:
             return
         means = {f"train/{name}": value for name, value in self.train_means.compute().items()}
@@ -376,6 +396,7 @@ class ProbSFTModule(L.LightningModule):
             "model.lora": json.dumps(self.lora and asdict(self.lora)),
             "the data's fingerprint": datamodule.fingerprint,
             **{f"the plan's {name}": value for name, value in plan.items()},
+            "the number of steps in an epoch": self._steps_in_epoch(),
         }
 
     # --- the optimizer
@@ -383,21 +404,28 @@ class ProbSFTModule(L.LightningModule):
     @property
     def total_steps(self) -> int:
         """Optimizer steps of the whole run, from the data's plan."""
-        datamodule, trainer = self._datamodule(), self.trainer
+        trainer, in_epoch = self.trainer, self._steps_in_epoch()
         steps = trainer.max_steps if trainer.max_steps >= 0 else math.inf
-        if trainer.max_epochs is not None and trainer.max_epochs >= 0 and hasattr(datamodule, "num_windows"):
-            limit, window = trainer.limit_train_batches, trainer.accumulate_grad_batches
-            batches = datamodule.num_windows * window
-            batches = min(batches, limit) if isinstance(limit, int) else int(batches * limit)
-            if batches % window:
-                raise UserError(
-                    f"trainer.limit_train_batches: expected a multiple of accumulate_grad_batches ({window}), since a "
-                    f"step is divided by all the tokens of its window, got {batches}"
-                )
-            steps = min(steps, batches // window * trainer.max_epochs)
+        if trainer.max_epochs is not None and trainer.max_epochs >= 0 and in_epoch is not None:
+            steps = min(steps, in_epoch * trainer.max_epochs)
         if math.isinf(steps):
             raise UserError("trainer: expected max_steps, or max_epochs with an InstructionDataModule, got neither")
         return int(steps)
+
+    def _steps_in_epoch(self) -> int | None:
+        """Optimizer steps of an epoch; None if the data do not say."""
+        datamodule, trainer = self._datamodule(), self.trainer
+        if not hasattr(datamodule, "num_windows"):
+            return None
+        limit, window = trainer.limit_train_batches, trainer.accumulate_grad_batches
+        batches = datamodule.num_windows * window
+        batches = min(batches, limit) if isinstance(limit, int) else int(batches * limit)
+        if batches % window:
+            raise UserError(
+                f"trainer.limit_train_batches: expected a multiple of accumulate_grad_batches ({window}), since a "
+                f"step is divided by all the tokens of its window, got {batches}"
+            )
+        return int(batches // window)
 
     def configure_optimizers(self) -> Any:
         """The optimizer over two parameter groups and the schedule by step."""
@@ -408,8 +436,26 @@ class ProbSFTModule(L.LightningModule):
                 f"trainer.precision bf16-true with lr {lr:g}: below 1e-5 most updates round to nothing in bf16 "
                 "weights; use bf16-mixed, which keeps fp32 master weights"
             )
+        self._chosen = [{k: v for k, v in group.items() if k != "params"} for group in optimizer.param_groups]
         scheduler = self.schedule.attach(optimizer, self.total_steps)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def _schedule_anew(self, scheduler: Any) -> list[tuple[str, Any]]:
+        """Let the arguments of this run's optimizer win over those in the checkpoint; returns what that changes.
+
+        The learning rate is the schedule's at this step, to the bit what it would be without a checkpoint.
+        """
+        changed: dict[str, Any] = {}
+        if not isinstance(scheduler, torch.optim.lr_scheduler.LambdaLR) or not self._chosen:
+            return []  # of a subclass with an optimizer of its own
+        for index, (group, chosen) in enumerate(zip(scheduler.optimizer.param_groups, self._chosen, strict=True)):
+            before = {**group, "lr": scheduler.base_lrs[index]}
+            changed.update({f"{k} {before[k]}": v for k, v in chosen.items() if k in before and before[k] != v})
+            scheduler.base_lrs[index] = chosen["lr"]
+            lr = chosen["lr"] * scheduler.lr_lambdas[index](scheduler.last_epoch)
+            group.update({**chosen, "initial_lr": chosen["lr"], "lr": lr})
+        scheduler._last_lr = [group["lr"] for group in scheduler.optimizer.param_groups]
+        return list(changed.items())
 
     def configure_callbacks(self) -> list[Callback]:
         """The guard that ends a run whose steps are no longer finite, for every trainer."""

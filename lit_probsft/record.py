@@ -30,6 +30,7 @@ from lit_probsft.module import ProbSFTModule
 from lit_probsft.parallel.checkpoints import Checkpoints
 from lit_probsft.parallel.sharding import whole_weights
 from lit_probsft.parallel.signals import StoppedBySignal
+from lit_probsft.parallel.storage import steps
 from lit_probsft.parallel.strategies import sharding_of
 from lit_probsft.runs import RunFolder, write_json, write_text
 
@@ -85,8 +86,9 @@ class _ContinuingWriter(ExperimentWriter):
         path = Path(self.metrics_file_path)
         if not path.exists():
             return
-        with path.open(newline="", encoding="utf-8") as file:
-            rows = [row for row in csv.DictReader(file) if int(float(row["step"])) < step]
+        text = path.read_text(encoding="utf-8")
+        whole = text[: text.rfind("\n") + 1].splitlines()  # the last line may have been cut
+        rows = [row for row in csv.DictReader(whole) if None not in row.values() and int(float(row["step"])) < step]
         lines = [",".join(self.metrics_keys), *(",".join(row[key] or "" for key in self.metrics_keys) for row in rows)]
         write_text(path, "\n".join(lines) + "\n")
 
@@ -112,7 +114,15 @@ class RunRecord(Callback):
     ) -> None:
         self.run, self.resume, self.config_text, self.export = run, resume, config, export
         self.content: dict[str, Any] = dict(context)
+        self._metrics: dict[str, float] = {}
+        self._trainer: L.Trainer | None = None
+        self.already_complete = False
+        """Was there nothing left to train?"""
         self._started = time.time()
+
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        """Whose metrics they are."""
+        self._trainer = trainer
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Data, model, optimizer and objective have been used once by now, so that nothing half-written can be left
@@ -158,14 +168,38 @@ class RunRecord(Callback):
                 callback.flush(trainer)
         if trainer.is_global_zero:
             self._finish(trainer, pl_module, "stopped" if trainer.interrupted else "completed")
-        if self.export in ("final", "every") or (self.export == "best" and not self.run.hf.exists()):
+        there = trainer.strategy.broadcast(self.run.hf.exists())
+        if self.export in ("final", "every") or (self.export == "best" and not there):
             self._export(trainer, self.run.hf)
+            if trainer.is_global_zero:
+                self._note_exported(trainer.global_step)
+
+    def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """A run that had nothing left to train may have ended before it said so, or before its model was exported."""
+        if not self.resume or "status" in self.content or not trainer.is_global_zero or not self.run.record.exists():
+            return
+        assert isinstance(pl_module, ProbSFTModule)
+        self.already_complete = True
+        self.content = json.loads(self.run.record.read_text(encoding="utf-8"))
+        if self.content.get("status") != "completed":
+            self._finish(trainer, pl_module, "completed")
+        for callback in trainer.callbacks:  # type: ignore[attr-defined]
+            if isinstance(callback, Checkpoints):
+                self.on_resumed(trainer, dict(steps(self.run.checkpoints)), callback.best_step)
+        if self.export == "best":
+            wanted = not self.run.hf.exists()
+        else:
+            wanted = self.export != "none" and self.content.get("exported_step") != trainer.global_step
+        if wanted:
+            export_checkpoint(Path(str(trainer.ckpt_path)), self.run.hf, overwrite=True)
+            self._note_exported(trainer.global_step)
 
     def on_saved(self, trainer: L.Trainer, step: int, best: bool) -> None:
         """Export along with a checkpoint, where the run is to do so."""
         if self.export == "best" and best:
             self._export(trainer, self.run.hf)
-            self._note_best(trainer, step)
+            if trainer.is_global_zero:
+                self._note_exported(step)
         elif self.export == "every":
             self._export(trainer, self.run.hf_step(step))
 
@@ -184,12 +218,13 @@ class RunRecord(Callback):
             except UserError as error:
                 rank_zero_warn(f"the model of step {step} is not exported: {error}")
             else:
-                self._note_best(trainer, step)
+                if self.export == "best":
+                    self._note_exported(step)
 
-    def _note_best(self, trainer: L.Trainer, step: int) -> None:
-        if trainer.is_global_zero and self.export == "best":
-            self.content["exported_step"] = step
-            write_json(self.run.record, self.content)
+    def _note_exported(self, step: int) -> None:
+        """Which step's model lies in hf/."""
+        self.content["exported_step"] = step
+        write_json(self.run.record, self.content)
 
     def _export(self, trainer: L.Trainer, out: Path) -> None:
         """All ranks together; rank 0 writes."""
@@ -234,9 +269,18 @@ class RunRecord(Callback):
                 "skipped_steps": pl_module.skipped_steps,
             },
             initial_metrics=pl_module.initial_metrics,
-            metrics={name: float(value) for name, value in trainer.callback_metrics.items()},
+            metrics={**(self.content.get("metrics") or {}), **self._metrics, **_metrics(trainer)},
         )
         write_json(self.run.record, self.content)
+
+    def state_dict(self) -> dict[str, Any]:
+        """The last validation, for a run that has nothing left to measure when it continues."""
+        measured = {} if self._trainer is None else _metrics(self._trainer)
+        return {"metrics": {k: v for k, v in {**self._metrics, **measured}.items() if k.startswith("val/")}}
+
+    def load_state_dict(self, state_dict: dict[str, Any]) -> None:
+        """The last validation."""
+        self._metrics = state_dict["metrics"]
 
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         """What `export` needs to work from the checkpoint alone."""
@@ -245,6 +289,10 @@ class RunRecord(Callback):
         card = run_card(self.content, self.run.path.name)
         scaling = pl_module.lora.scaling if pl_module.lora else None
         checkpoint[CHECKPOINT_KEY] = checkpoint_entry(pl_module.model, tokenizer, card, scaling)
+
+
+def _metrics(trainer: L.Trainer) -> dict[str, float]:
+    return {name: float(value) for name, value in trainer.callback_metrics.items()}
 
 
 def versions() -> dict[str, str]:

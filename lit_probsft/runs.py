@@ -12,6 +12,7 @@ runs/<name>/
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 from dataclasses import dataclass
@@ -20,6 +21,9 @@ from typing import Any
 
 from lit_probsft.disk import beside, recover, remove, sync_file, tidy, told
 from lit_probsft.errors import UserError
+
+_LOCKS: dict[Path, Any] = {}
+"""Open files by folder: to close one is to unlock its folder."""
 
 
 @dataclass(frozen=True)
@@ -112,13 +116,36 @@ class RunFolder:
         """
         with told("--runs_dir", self.path):
             self.path.mkdir(parents=True, exist_ok=True)
+            self._lock()
             recover(self.hf)
             for folder in (self.path, self.hf_steps):
                 tidy(folder)
             if not resume:
                 mine = (self.config, self.record, self.metrics, self.predictions)
                 for path in (*mine, self.checkpoints, self.hf, self.hf_steps):
-                    remove(path)
+                    if path.is_symlink() and path.is_dir():  # to a larger disk, say, which will be wanted again
+                        for child in path.iterdir():
+                            remove(child)
+                    else:
+                        remove(path)
+
+    def _lock(self) -> None:
+        """Until this process ends, however that may be."""
+        try:
+            import fcntl
+        except ImportError:  # not a POSIX system
+            return
+        if self.path.resolve() in _LOCKS:
+            return
+        file = open(self.path / ".lock", "a")  # noqa: SIM115 (closing it would unlock it)
+        try:
+            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno in (errno.EACCES, errno.EAGAIN):
+                raise UserError(
+                    f"--name: expected a run folder that no other run writes to, another process trains in {self.path}"
+                ) from error
+        _LOCKS[self.path.resolve()] = file
 
 
 def write_text(path: Path, text: str) -> None:

@@ -195,7 +195,7 @@ def test_a_fit_trains_all_adapters_and_only_them(tmp_path: Path) -> None:
 
 def test_a_checkpoint_holds_all_that_adapters_need_to_go_on(tmp_path: Path) -> None:
     rows, lora = tiny.write_rows(tmp_path / "rows.jsonl"), LoRA(r=4, dropout=0.2)
-    saved = Checkpoints(tmp_path, CheckpointOptions(every_n_steps=2, keep_last=9), validated=False)
+    saved = Checkpoints(tmp_path, CheckpointOptions(every_n_steps=2, keep_last=9))
     whole = fit(rows, lora=lora, max_epochs=2, callbacks=[saved], enable_checkpointing=True)
     middle = tmp_path / "step-00000002.ckpt"  # of an epoch of three steps
     resumed = fit(rows, lora=lora, max_epochs=2, ckpt_path=middle)

@@ -17,8 +17,10 @@ config=$1
 name=$2
 
 resume=()
-if [ -d "runs/$name/checkpoints" ]; then
+if compgen -G "runs/$name/checkpoints/step-*.ckpt" > /dev/null; then
   resume=(--resume)
+elif [ -d "runs/$name" ] && [ ! -e "runs/$name/hf" ]; then
+  resume=(--overwrite)  # it ended before its first checkpoint
 fi
 srun --kill-on-bad-exit=1 python -m lit_probsft fit --config "$config" --config configs/parallel/fsdp2.yaml \
   --name "$name" --trainer.num_nodes "$SLURM_NNODES" --trainer.devices 8 "${resume[@]}"

@@ -62,7 +62,6 @@ class Checkpoints(Checkpoint):
     Args:
         folder: where they lie.
         options: when, and how many.
-        validated: does training validate? Then checkpoints are written after a validation, not at an epoch's end.
         on_saved: called on all ranks after each checkpoint with its step and whether it is the best so far.
         on_resumed: called on all ranks when a run continues, with the checkpoints that are there, by step, and the step
             of the best one.
@@ -73,11 +72,10 @@ class Checkpoints(Checkpoint):
         folder: Path,
         options: CheckpointOptions = CheckpointOptions(),
         *,
-        validated: bool,
         on_saved: Callable[[L.Trainer, int, bool], None] | None = None,
         on_resumed: Callable[[L.Trainer, dict[int, Path], int], None] | None = None,
     ) -> None:
-        self.folder, self.options, self.validated = folder, options, validated
+        self.folder, self.options = folder, options
         self.on_saved, self.on_resumed = on_saved, on_resumed
         self.best_nll, self.best_step = math.inf, -1
         self._saved_at = -1
@@ -106,13 +104,17 @@ class Checkpoints(Checkpoint):
                 for step, path in steps(self.folder):
                     if step > trainer.global_step:
                         remove(path)
-                if self.best_step not in dict(steps(self.folder)):
+        there: dict[int, Path] = trainer.strategy.broadcast(dict(steps(self.folder)))
+        if self.best_step not in there:  # of another run, or lost: the next is the best
+            self.best_nll, self.best_step = math.inf, -1
+        if trainer.is_global_zero and there:
+            if self.best_step < 0:
+                with self._told():
                     remove(self.folder / "best.ckpt")
-            if steps(self.folder):
-                self._tidy(trainer)
-        self._saved_at = trainer.global_step if trainer.ckpt_path else -1
+            self._tidy(trainer)
+        self._saved_at = trainer.global_step if trainer.global_step in there else -1
         if trainer.ckpt_path and self.on_resumed is not None:
-            self.on_resumed(trainer, dict(steps(self.folder)), self.best_step)
+            self.on_resumed(trainer, there, self.best_step)
 
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
@@ -131,13 +133,14 @@ class Checkpoints(Checkpoint):
         nll = trainer.callback_metrics.get(MONITOR)
         better = nll is not None and float(nll) < self.best_nll
         if nll is not None and better:
+            self._land(trainer, wait=True)  # what is on its way must not take the place of the best so far
             self.best_nll, self.best_step = float(nll), trainer.global_step
         if better or self.options.every_n_steps is None or trainer.global_step % self.options.every_n_steps == 0:
             self.save(trainer, better)
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Where nothing is validated."""
-        if not self.validated and self.options.every_n_steps is None:
+        if self.options.every_n_steps is None and not validates(trainer):
             self.save(trainer)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -154,28 +157,33 @@ class Checkpoints(Checkpoint):
 
     # --- writing
 
-    def save(self, trainer: L.Trainer, best: bool = False) -> Path:
+    def save(self, trainer: L.Trainer, best: bool = False, *, export: bool = True) -> Path:
         """Write the state after the last optimizer step, once; all ranks together.
+
+        Args:
+            trainer: whose state.
+            best: it is the best so far.
+            export: the model too, where the run exports during training; otherwise that is done when it continues.
 
         Raises:
             UserError: it could not be written, on all ranks alike.
         """
         step = trainer.global_step
-        path = self._path(step)
-        if self._saved_at != step:
+        path, new = self._path(step), self._saved_at != step
+        if new:
             self._land(trainer, wait=True)
             trainer.save_checkpoint(path, weights_only=False)
             self._saved_at = self._pending = step
             self._land(trainer, wait=not self.options.asynchronous)
         elif best:
             self._tidy(trainer)
-        if self.on_saved is not None:
+        if export and (new or best) and self.on_saved is not None:
             self.on_saved(trainer, step, best)
         return path
 
-    def flush(self, trainer: L.Trainer) -> Path:
-        """The present state, and all that was begun, on the disk; all ranks together."""
-        path = self.save(trainer)
+    def flush(self, trainer: L.Trainer, *, export: bool = True) -> Path:
+        """The present state, and all that was begun, on the disk; all ranks together. Arguments as `save`."""
+        path = self.save(trainer, export=export)
         self._land(trainer, wait=True)
         return path
 
@@ -258,10 +266,20 @@ def at_boundary(trainer: L.Trainer) -> bool:
     return not trainer.fit_loop._should_accumulate()
 
 
+def validates(trainer: L.Trainer) -> bool:
+    """Is there anything to validate on during training?"""
+    if not trainer.enable_validation:
+        return False
+    loop = trainer.fit_loop.epoch_loop.val_loop
+    loop.setup_data()  # does nothing the second time
+    return not loop.skip
+
+
 def validation_follows(trainer: L.Trainer) -> bool:
     """Will the trainer validate before the next micro-batch?"""
     loop = trainer.fit_loop
-    return loop._data_fetcher is not None and loop.epoch_loop._should_check_val_fx(loop._data_fetcher)
+    due = loop._data_fetcher is not None and loop.epoch_loop._should_check_val_fx(loop._data_fetcher)
+    return due and validates(trainer)
 
 
 def where_to_continue(folder: Path) -> Path:

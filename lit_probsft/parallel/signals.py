@@ -21,6 +21,7 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.strategies.launchers.subprocess_script import _SubprocessScriptLauncher
 from lightning.pytorch.trainer.connectors.signal_connector import _SignalConnector
 
+from lit_probsft.errors import first_rank
 from lit_probsft.parallel.checkpoints import Checkpoints, at_boundary, validation_follows
 
 STOPPED = 143
@@ -59,7 +60,8 @@ class GracefulStop(Callback):
     # --- the handler
 
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Take Lightning's place."""
+        """Take Lightning's place, and the last one among the callbacks: what others do with a step is done by then."""
+        trainer.callbacks = sorted(trainer.callbacks, key=lambda c: isinstance(c, GracefulStop))  # type: ignore[attr-defined]
         if stage == "fit" and threading.current_thread() is threading.main_thread():
             trainer._signal_connector = _OnlyOurs(trainer, self._handle)
             trainer._signal_connector.register_signal_handlers()
@@ -67,6 +69,8 @@ class GracefulStop(Callback):
     def _handle(self, number: int, _: Any) -> None:
         self._received = number
         if not self._training:  # nothing to be saved yet
+            if number == getattr(signal, "SIGUSR1", None) and first_rank():
+                _requeue()
             raise StoppedBySignal(f"{signal.Signals(number).name} before training began", together=False)
 
     # --- the agreement
@@ -96,7 +100,8 @@ class GracefulStop(Callback):
         saved = "no checkpoint was asked for"
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, Checkpoints):
-                saved = f"all of it is in {callback.flush(trainer)}; --resume continues"
+                # No export: there may be little time, and it is made up for when the run continues.
+                saved = f"all of it is in {callback.flush(trainer, export=False)}; --resume continues"
         if trainer.is_global_zero and number == getattr(signal, "SIGUSR1", None):
             _requeue()
         name = signal.Signals(number).name
@@ -211,8 +216,7 @@ def first_to_fail(status: int) -> tuple[bool, int]:
     """
     distributed = torch.distributed
     if not (distributed.is_available() and distributed.is_initialized()):
-        names = ("RANK", "LOCAL_RANK", "SLURM_PROCID")
-        return next((os.environ[name] for name in names if name in os.environ), "0") == "0", status
+        return first_rank(), status
     try:
         store = distributed.distributed_c10d._get_default_store()
         if store.add("lit_probsft/failed", 1) == 1:

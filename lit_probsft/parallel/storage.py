@@ -56,9 +56,13 @@ class WholeFileIO(TorchCheckpointIO):
 
     A failure to write is kept in `failure` until somebody asks, so that the ranks, of which only one writes, can agree
     that it failed instead of waiting for each other.
+
+    Args:
+        argument: how the user named what is read.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, argument: str = "--resume") -> None:
+        self.argument = argument
         self.failure: str | None = None
 
     def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
@@ -72,8 +76,8 @@ class WholeFileIO(TorchCheckpointIO):
         """Read with weights_only."""
         if Path(path).is_dir():
             raise UserError(
-                f"--resume: expected a single file, {path} is a folder that {format_of(Path(path))} wrote; continue "
-                f"with that strategy, or start a new run from its exported model"
+                f"{self.argument}: expected a single file, {path} is a folder that {format_of(Path(path))} wrote; "
+                "continue with that strategy, or start from the model that `export` makes of it"
             )
         content = torch.load(path, map_location="cpu", weights_only=weights_only is not False, mmap=True)
         return dict(content)

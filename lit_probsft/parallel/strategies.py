@@ -330,6 +330,8 @@ def settled(chosen: Any) -> Any:
     if isinstance(chosen, str):
         if chosen.startswith("fsdp") and chosen != "fsdp2":
             raise UserError(f"trainer.strategy: {chosen} (FSDP1) is not supported, use fsdp2, which does the same")
+        if chosen.startswith("ddp_") and chosen.split("_")[1] in ("spawn", "fork", "notebook"):
+            raise UserError(f"trainer.strategy: {chosen} is not supported, use ddp, which starts its own processes")
         if chosen.startswith("deepspeed"):
             if chosen not in StrategyRegistry:
                 known = [name for name in StrategyRegistry if name.startswith("deepspeed")]

@@ -86,3 +86,61 @@ class SignalsBeforeTraining(L.Callback):
     def on_sanity_check_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if self.rank in (None, trainer.global_rank):
             os.kill(os.getpid(), signal.SIGTERM)
+
+
+class Signals(L.Callback):
+    """Sends this process a signal.
+
+    Args:
+        step: when so many steps are done.
+        validating: during the validation after it.
+        number: which signal.
+    """
+
+    def __init__(self, step: int, validating: bool = False, number: str = "SIGTERM") -> None:
+        self.step, self.validating, self.number = step, validating, number
+
+    def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
+        self._send(trainer, False)
+
+    def on_validation_batch_start(self, trainer: L.Trainer, *_: Any) -> None:
+        self._send(trainer, True)
+
+    def _send(self, trainer: L.Trainer, validating: bool) -> None:
+        done = trainer.global_step == self.step and not trainer.fit_loop._should_accumulate()
+        if self.number == "SIGTERM" and done and validating == self.validating:
+            os.kill(os.getpid(), signal.SIGTERM)
+
+
+class StopsAtMicroBatch(L.Callback):
+    """Wants to stop after a micro-batch.
+
+    Args:
+        micro_batch: its number in the epoch, from 0.
+    """
+
+    def __init__(self, micro_batch: int) -> None:
+        self.micro_batch = micro_batch
+
+    def on_train_batch_end(self, trainer: L.Trainer, pl_module: Any, outputs: Any, batch: Any, batch_idx: int) -> None:
+        if batch_idx == self.micro_batch:
+            trainer.should_stop = True
+
+
+class SlowDisk(L.Callback):
+    """Slices take a while to be written.
+
+    Args:
+        seconds: how long.
+    """
+
+    def __init__(self, seconds: float) -> None:
+        from lit_probsft.parallel import strategies
+
+        write = strategies._write_slices
+
+        def slowly(*args: Any) -> Any:
+            time.sleep(seconds)
+            return write(*args)
+
+        strategies._write_slices = slowly

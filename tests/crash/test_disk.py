@@ -45,7 +45,7 @@ def assert_one_message(run: Run, words: str) -> None:
 
 
 def leftovers(folder: Path) -> list[str]:
-    return [str(path) for path in folder.rglob(".*") if not path.name.startswith(".metadata")]
+    return [str(path) for path in folder.rglob(".*") if path.name not in (".metadata", ".lock")]
 
 
 @pytest.fixture(scope="module", params=KINDS)

@@ -36,6 +36,8 @@ from tests import tiny
 from tests.parallel.worker import CONFIGS
 from tests.test_cli import config
 
+pytestmark = pytest.mark.filterwarnings("ignore:Model has `tie_word_embeddings=True`:UserWarning")  # it is refused
+
 ONE: Any = SimpleNamespace(is_global_zero=True, barrier=lambda: None)
 """A strategy of one process, as far as a folder's writer asks."""
 
@@ -290,12 +292,12 @@ def test_deepspeed_cannot_write_while_it_trains(deepspeed: None, tmp_path: Path)
     trainer: Any = SimpleNamespace(strategy=DeepSpeed())
     module: Any = None
     refused(
-        lambda: Checkpoints(tmp_path, later, validated=False).setup(trainer, module, "fit"),
+        lambda: Checkpoints(tmp_path, later).setup(trainer, module, "fit"),
         "checkpoints.asynchronous: not possible with DeepSpeed.* use fsdp2",
     )
-    Checkpoints(tmp_path, now, validated=False).setup(trainer, module, "fit")
+    Checkpoints(tmp_path, now).setup(trainer, module, "fit")
     trainer.strategy = FSDP2()
-    Checkpoints(tmp_path, later, validated=False).setup(trainer, module, "fit")
+    Checkpoints(tmp_path, later).setup(trainer, module, "fit")
     assert trainer.strategy.asynchronous
 
 
