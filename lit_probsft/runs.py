@@ -8,6 +8,7 @@ runs/<name>/
   hf/                 the trained model as a Hugging Face folder
   hf-steps/           the same after each checkpoint, with `checkpoints.export: every`
   predictions.jsonl   answers of `predict`
+  .lock               held by the process that trains
 """
 
 from __future__ import annotations
