@@ -127,7 +127,8 @@ class ProbSFTModule(L.LightningModule):
         self.last_step_skipped = False
         self.initial_metrics: dict[str, float] = {}
         """Validation metrics before the first step, where the trainer's sanity check runs over the whole set."""
-        self._stop_wanted = False
+        self.stop_wanted = False
+        """Was the trainer asked to stop in the midst of a window, at whose end it will?"""
         self._chosen: list[dict[str, Any]] = []
         self._grad_norm: Tensor | None = None
         self._lr = math.nan
@@ -288,9 +289,9 @@ class ProbSFTModule(L.LightningModule):
         """Log the means over the window, once its optimizer step is done; whoever wants to stop in the midst of one
         waits for its end."""
         if self.trainer.should_stop and self.trainer.fit_loop._should_accumulate():
-            self.trainer.should_stop, self._stop_wanted = False, True
-        elif self._stop_wanted and not self.trainer.fit_loop._should_accumulate():
-            self.trainer.should_stop, self._stop_wanted = True, False
+            self.trainer.should_stop, self.stop_wanted = False, True
+        elif self.stop_wanted and not self.trainer.fit_loop._should_accumulate():
+            self.trainer.should_stop, self.stop_wanted = True, False
         if self._grad_norm is None:
             return
         means = {f"train/{name}": value for name, value in self.train_means.compute().items()}
@@ -325,6 +326,8 @@ class ProbSFTModule(L.LightningModule):
         if (
             self.trainer.sanity_checking
         ):  # Lightning logs nothing then, but what the model knows at the start is worth a row
+            if self.trainer.ckpt_path and self.initial_metrics:
+                return  # a run that goes on knows them
             self.initial_metrics = {f"{stage}/{name}": value.item() for name, value in means.items()}
             for logger in self.trainer.loggers:
                 logger.log_metrics(self.initial_metrics, step=0)

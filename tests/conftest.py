@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
+from typing import Any
 
 # Before torch and the Hugging Face libraries are imported: no test may reach for a hub, and spinning threads are slower
 # than one.
@@ -24,3 +26,13 @@ def _same_random_numbers() -> None:
 @pytest.fixture(autouse=True, scope="session")
 def _own_cache(tmp_path_factory: pytest.TempPathFactory) -> None:
     os.environ["LIT_PROBSFT_CACHE"] = str(tmp_path_factory.mktemp("cache"))
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Any]:
+    """Starts runs of the command line (see `tests.crash.server`)."""
+    from tests.crash.server import Server
+
+    server = Server(tmp_path_factory.mktemp("server"))
+    yield server
+    server.close()

@@ -119,11 +119,10 @@ class Checkpoints(Checkpoint):
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """After the optimizer step, unless a validation follows at once and writes it then."""
-        every = self.options.every_n_steps
+        """After the optimizer step, unless a validation or the end of the epoch follows at once and writes it then."""
         if at_boundary(trainer):
             self._land(trainer, wait=False)
-            if every and trainer.global_step % every == 0 and not validation_follows(trainer):
+            if self._due(trainer) and not epoch_ends(trainer) and not validation_follows(trainer):
                 self.save(trainer)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -135,12 +134,15 @@ class Checkpoints(Checkpoint):
         if nll is not None and better:
             self._land(trainer, wait=True)  # what is on its way must not take the place of the best so far
             self.best_nll, self.best_step = float(nll), trainer.global_step
-        if better or self.options.every_n_steps is None or trainer.global_step % self.options.every_n_steps == 0:
+        if better or self.options.every_n_steps is None or self._due(trainer):
             self.save(trainer, better)
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Where nothing is validated."""
-        if self.options.every_n_steps is None and not validates(trainer):
+        """Where nothing was validated. From a checkpoint of the last micro-batch, a hook earlier, Lightning would go on
+        with counters that make it repeat part of an epoch after the next interruption."""
+        if epoch_ends(trainer) and (
+            self._due(trainer) or (self.options.every_n_steps is None and not validates(trainer))
+        ):
             self.save(trainer)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -154,6 +156,15 @@ class Checkpoints(Checkpoint):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """The best so far."""
         self.best_nll, self.best_step = state_dict["best_nll"], state_dict["best_step"]
+
+    def _due(self, trainer: L.Trainer) -> bool:
+        """Is it time, or does training end here? Once it has ended, Lightning counts an epoch that was cut short as
+        whole, and a checkpoint would go on with the next one."""
+        every, step, epochs = self.options.every_n_steps, trainer.global_step, trainer.max_epochs
+        counts = trainer.fit_loop.epoch_progress.current
+        last = step == trainer.max_steps or (epoch_ends(trainer) and counts.ready == epochs)
+        stops = trainer.should_stop or getattr(trainer.lightning_module, "stop_wanted", False)
+        return last or stops or (every is not None and step % every == 0)
 
     # --- writing
 
@@ -264,6 +275,11 @@ class FileWriter(WholeFileIO):
 def at_boundary(trainer: L.Trainer) -> bool:
     """Has the micro-batch that just ended completed an optimizer step?"""
     return not trainer.fit_loop._should_accumulate()
+
+
+def epoch_ends(trainer: L.Trainer) -> bool:
+    """Was the last micro-batch the last one of its epoch?"""
+    return bool(trainer.fit_loop.epoch_loop.batch_progress.is_last_batch)
 
 
 def validates(trainer: L.Trainer) -> bool:

@@ -22,7 +22,7 @@ from lightning.pytorch.strategies.launchers.subprocess_script import _Subprocess
 from lightning.pytorch.trainer.connectors.signal_connector import _SignalConnector
 
 from lit_probsft.errors import first_rank
-from lit_probsft.parallel.checkpoints import Checkpoints, at_boundary, validation_follows
+from lit_probsft.parallel.checkpoints import Checkpoints, at_boundary, epoch_ends, validation_follows
 
 STOPPED = 143
 """Exit status of a run that a signal has stopped, 128 + SIGTERM: what schedulers take for "not finished"."""
@@ -82,8 +82,13 @@ class GracefulStop(Callback):
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """At the end of an optimizer step; if a validation follows, after it."""
-        if at_boundary(trainer) and not validation_follows(trainer):
+        """At the end of an optimizer step; if a validation or the end of the epoch follows, after it."""
+        if at_boundary(trainer) and not epoch_ends(trainer) and not validation_follows(trainer):
+            self._agree(trainer)
+
+    def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """After the last step of an epoch."""
+        if epoch_ends(trainer):
             self._agree(trainer)
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:

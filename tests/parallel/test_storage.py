@@ -298,6 +298,7 @@ def test_a_folder_is_believed_as_long_as_all_its_files_are_as_written(
             victim = data.draw(st.sampled_from(candidates))
             harms[harm](path / victim)
             assert victim in str(damage(path))
+            assert ("bytes instead of" in str(damage(path))) == (harm == "longer")
             assert newest_whole(folder)[0] is None
 
 

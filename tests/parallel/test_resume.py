@@ -1,0 +1,319 @@
+"""A run that is interrupted and goes on ends as one that is not: to the bit on as many processes as before, to rounding
+on others. What cannot go on is refused."""
+
+from __future__ import annotations
+
+import csv
+import json
+import random
+import shutil
+from collections import defaultdict
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from lit_probsft.parallel.signals import STOPPED
+from lit_probsft.parallel.storage import steps
+from tests import tiny
+from tests.crash.scene import Scene, difference, documents, exported, losses, metrics
+from tests.crash.server import Run, Server
+from tests.parallel.reading import DEEPSPEED, content
+
+pytestmark = pytest.mark.slow
+
+WINDOWS = 3
+"""Optimizer steps in an epoch, of eight documents each."""
+WRITES = "before replace checkpoints/.step-N.ckpt.partial"
+"""The point of a run at which a checkpoint is about to get its name."""
+
+
+def two(strategy: str) -> dict[str, Any]:
+    return {"trainer__strategy": strategy, "trainer__devices": 2, "data__batch_size": 2}
+
+
+SETUPS: dict[str, dict[str, Any]] = {
+    "one": {},
+    "one, workers": {"data__num_workers": 1, "data__validation": None},
+    "one, not validated": {"data__validation": None},
+    "one, validated every other epoch": {"trainer__check_val_every_n_epoch": 2},
+    "one, saved after epochs": {"data__validation": None, "checkpoints__every_n_steps": None, "trainer__max_epochs": 4},
+    "ddp": two("ddp"),
+    "fsdp2": two("fsdp2"),
+    **{f"zero{stage}": two(f"deepspeed_stage_{stage}") for stage in (1, 2, 3)},
+}
+"""How a run is trained. With dropout and two micro-batches to a step, as all of `Scene`."""
+RESTARTS: dict[str, list[int]] = {
+    # After each step: in the midst of an epoch, at its end, and once without having come any further.
+    "one": [1, 2, 2, 3, 4, 5],
+    "one, workers": [2],
+    "one, saved after epochs": [3, 9],
+}
+"""The steps that have been done when the run goes on; for others see below."""
+END_AND_MIDST = [WINDOWS, 5]
+"""Of an epoch. The second interruption shows what the first has done to the counters."""
+
+
+def named(setups: dict[str, Any]) -> list[Any]:
+    return [pytest.param(name, marks=[DEEPSPEED] * name.startswith("zero")) for name in setups]
+
+
+class Whole(Scene):
+    """A scene with a run that nothing happened to, and a look into checkpoints of all kinds."""
+
+    def __init__(self, server: Server, folder: Path, **changes: Any) -> None:
+        settings = {"trainer__max_epochs": 2, "checkpoints__every_n_steps": 1}
+        super().__init__(server, folder, **{**settings, **changes})
+        self.fit("whole")
+
+    @property
+    def ranks(self) -> int:
+        return len([*self.folder.glob("runs/whole.*.diary")])
+
+    def end(self, name: str) -> dict[str, Any]:
+        run = self.run(name)
+        record = json.loads((run / "run.json").read_text())
+        clocked = record["metrics"].pop("tokens_per_second", None)
+        assert clocked is None or clocked > 0
+        return {
+            "files": sorted(str(path.relative_to(run)) for path in run.rglob("*")),
+            "exported": exported(run / "hf"),
+            "checkpoints": {path.name: content(path) for _, path in steps(self.checkpoints(name))},
+            "best": content(self.checkpoints(name) / "best.ckpt") if (run / "checkpoints/best.ckpt").exists() else None,
+            "metrics": metrics(run / "metrics.csv"),
+            "record": {key: record[key] for key in ("status", "counts", "metrics", "initial_metrics")},
+        }
+
+    def copy(self, name: str) -> None:
+        """The whole run under another name."""
+        shutil.rmtree(self.run(name), ignore_errors=True)
+        shutil.copytree(self.run("whole"), self.run(name), symlinks=True)
+
+    def refused(self, name: str, *flags: str) -> Run:
+        """It does not go on, says why in one message, and leaves everything as it is."""
+        before = self.snapshot(name)
+        run = self.fit(name, "--resume", *flags, status=2)
+        said = [line for line in run.said.splitlines() if "error" in line]
+        assert len(said) == 1, run.said
+        assert said[0].startswith("lit_probsft: error: --resume: expected "), run.said
+        assert "Traceback" not in run.said
+        assert self.snapshot(name) == before
+        return run
+
+
+@pytest.fixture(scope="module")
+def scenes(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], Whole]]:
+    """By name of a setup."""
+    made: dict[str, Whole] = {}
+
+    def scene(setup: str) -> Whole:
+        if setup not in made:
+            made[setup] = Whole(server, tmp_path_factory.mktemp("scene"), **SETUPS[setup])
+        return made[setup]
+
+    return scene
+
+
+# --- the same number of processes
+
+
+@pytest.mark.parametrize("setup", named(SETUPS))
+def test_a_run_that_dies_and_goes_on_ends_with_the_bits_of_one_that_does_not(
+    scenes: Callable[[str], Whole], setup: str
+) -> None:
+    """It dies while the checkpoint after the one that it is to go on from is written."""
+    scene, done, flags = scenes(setup), 0, ["--overwrite"]
+    every = WINDOWS if "epochs" in setup else 1
+    for restart in RESTARTS.get(setup, END_AND_MIDST):
+        scene.fit("run", *flags, status=-9, die_at=(WRITES, (restart - done) // every + 1))
+        assert steps(scene.checkpoints("run"))[-1][0] == restart
+        done, flags = restart, ["--resume"]
+    run = scene.fit("run", "--resume")
+    assert "damaged" not in run.said
+    scene.assert_end("run", "whole")
+    for rank in range(scene.ranks):
+        diary = scene.diary("run", rank)
+        assert documents(diary) == documents(scene.diary("whole", rank))
+        assert [found for _, found in losses(diary)] == RESTARTS.get(setup, END_AND_MIDST)
+        assert len(documents(diary)) == 2 * WINDOWS * (4 if "epochs" in setup else 2)
+
+
+FURTHER: dict[str, list[str]] = {
+    **{key: ["--trainer.max_epochs=1", "--trainer.max_steps=4"] for key in ("one", "ddp", "fsdp2", "zero3")},
+    "one, not validated": ["--trainer.max_steps=4", "--trainer.max_steps=5"],
+}
+"""To the end of an epoch and into the next one, or from its midst to its midst; from there to the end."""
+
+
+@pytest.mark.parametrize("every", [1, None])
+@pytest.mark.parametrize("setup", named(FURTHER))
+def test_a_run_that_was_complete_and_is_trained_further_is_one_run(
+    server: Server, tmp_path: Path, setup: str, every: int | None
+) -> None:
+    """Not a row of what was logged is missing."""
+    changes = {"checkpoints__every_n_steps": every, "checkpoints__keep_last": 1}
+    scene = Whole(server, tmp_path, **SETUPS[setup], **changes, model__schedule={"decay": "constant", "warmup": 2.0})
+    scene.fit("run", FURTHER[setup][0])
+    scene.fit("run", FURTHER[setup][1], "--resume")
+    scene.fit("run", "--resume")
+    restarts = [found for _, found in losses(scene.diary("run"))]
+    assert restarts == ([4, 5] if "not validated" in setup else [3, 4])
+    scene.assert_end("run", "whole")
+    assert metrics(scene.run("run") / "metrics.csv") == metrics(scene.run("whole") / "metrics.csv")
+    for rank in range(scene.ranks):
+        assert documents(scene.diary("run", rank)) == documents(scene.diary("whole", rank))
+
+
+# --- another number of processes, or other micro-batches
+
+
+def cut(batch_size: int, accumulate: int, *, devices: int = 1, strategy: str = "auto") -> list[str]:
+    """Flags for eight documents per step in micro-batches, over devices."""
+    assert batch_size * accumulate * devices == 8
+    given = {
+        "data.batch_size": batch_size,
+        "trainer.accumulate_grad_batches": accumulate,
+        "trainer.devices": devices,
+        "trainer.strategy": strategy,
+    }
+    return [word for flag, value in given.items() for word in (f"--{flag}", str(value))]
+
+
+LEGS: dict[str, list[list[str]]] = {
+    "other micro-batches": [cut(8, 1), cut(1, 8), cut(4, 2)],
+    "one, ddp, one": [cut(8, 1), cut(1, 4, devices=2, strategy="ddp"), cut(4, 2)],
+    "ddp, fsdp2": [cut(4, 1, devices=2, strategy="ddp"), cut(2, 2, devices=2, strategy="fsdp2")],
+    "one, fsdp2": [cut(4, 2), cut(2, 2, devices=2, strategy="fsdp2")],
+    "fsdp2, fsdp2 on one, fsdp2": [
+        cut(4, 1, devices=2, strategy="fsdp2"),
+        cut(8, 1, strategy="fsdp2"),
+        cut(2, 2, devices=2, strategy="fsdp2"),
+    ],
+}
+"""What a run is continued as; all of them end with two micro-batches per step, as the whole run has them."""
+
+
+@pytest.fixture(scope="module")
+def plain(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Whole:
+    """Without dropout, whose masks follow the cut; Adam's update of next to nothing is next to nothing."""
+    adam = {"class_path": "torch.optim.AdamW", "init_args": {"lr": 1e-2, "eps": 1e-6}}
+    model = {"class_path": "RandomCausalLM", "init_args": {"config": tiny.LLAMA}}
+    return Whole(server, tmp_path_factory.mktemp("plain"), model__model=model, model__optimizer=adam)
+
+
+def per_step(scene: Scene, name: str) -> dict[int, list[int]]:
+    """The documents of each step over all ranks."""
+    found = defaultdict(list)
+    for path in scene.folder.glob(f"runs/{name}.*.diary"):
+        for line in path.read_text().splitlines():
+            entry = json.loads(line)
+            if "step" in entry:
+                found[entry["step"]] += entry["documents"]
+    return {step: sorted(documents) for step, documents in sorted(found.items())}
+
+
+def logged(scene: Scene, name: str) -> dict[str, dict[str, float]]:
+    """Metrics of training by step."""
+    with (scene.run(name) / "metrics.csv").open(newline="") as file:
+        rows = [row for row in csv.DictReader(file) if row["train/loss"]]
+    wanted = ("lr", "train/nll", "train/mean_p", "train/accuracy", "train/grad_norm")
+    return {row["step"]: {key: float(row[key]) for key in wanted} for row in rows}
+
+
+@pytest.mark.parametrize("name", LEGS)
+def test_a_run_goes_on_with_the_same_documents_and_ends_with_the_same_weights(plain: Whole, name: str) -> None:
+    stops = [2, WINDOWS] if len(LEGS[name]) == 3 else [4]  # in the midst of an epoch, and at its end
+    run = name.replace(", ", "-").replace(" ", "-")
+    for index, (flags, stop) in enumerate(zip(LEGS[name], stops, strict=False)):
+        told = ["--trainer.callbacks+=tests.parallel.callbacks.Stops", f"--trainer.callbacks.step={stop}"]
+        plain.fit(run, *flags, *told, *["--resume"] * (index > 0), status=STOPPED)
+    plain.fit(run, *LEGS[name][-1], "--resume")
+
+    whole = per_step(plain, "whole")
+    assert [len(documents) for documents in whole.values()] == [8] * 2 * WINDOWS
+    assert per_step(plain, run) == whole
+    ours, expected = plain.end(run), plain.end("whole")
+    torch.testing.assert_close(ours["exported"], expected["exported"], rtol=0, atol=1e-5)
+    assert ours["record"]["counts"] == expected["record"]["counts"]
+    assert ours["record"]["metrics"] == pytest.approx(expected["record"]["metrics"], rel=1e-5)
+    last = f"step-{2 * WINDOWS:08d}.ckpt"
+    for part in ("loops", "global_step", "epoch", "lr_schedulers"):
+        assert not difference(ours["checkpoints"][last][part], expected["checkpoints"][last][part], part)
+    rows, expected_rows = logged(plain, run), logged(plain, "whole")
+    # What a step logs comes after its checkpoint, with which a run that is told to stop ends.
+    assert rows.keys() == expected_rows.keys() - {str(stop - 1) for stop in stops if stop % WINDOWS}
+    for step, row in rows.items():
+        assert row == pytest.approx(expected_rows[step], rel=1e-4), step
+
+
+def test_the_weights_of_the_whole_run_have_moved_and_depend_on_the_order(plain: Whole) -> None:
+    """Or the comparisons would say nothing."""
+    start = tiny.model()
+    whole = plain.end("whole")["exported"]
+    moved = [float((whole[name] - value).abs().max()) for name, value in start.state_dict().items()]
+    assert min(moved) > 1e-3
+    plain.fit("other order", "--data.seed", "1")
+    other = plain.end("other order")["exported"]
+    assert per_step(plain, "other order") != per_step(plain, "whole")
+    assert max(float((whole[name] - value).abs().max()) for name, value in other.items()) > 1e-3
+
+
+# --- what cannot go on
+
+
+ON_ONE = ("--trainer.devices", "1", "--data.batch_size", "4")
+AS_FILE = ("--trainer.strategy", "auto", *ON_ONE)
+
+
+@pytest.mark.parametrize(
+    ("setup", "flags", "words"),
+    [
+        pytest.param("zero2", ON_ONE, ["2 processes, which wrote", "to 1;"], marks=DEEPSPEED),
+        pytest.param("zero3", ON_ONE, ["2 processes, which wrote", "to 1;"], marks=DEEPSPEED),
+        pytest.param("zero2", ("--trainer.strategy", "fsdp2"), ["a checkpoint that fsdp2 wrote"], marks=DEEPSPEED),
+        pytest.param(
+            "ddp", ("--trainer.strategy", "deepspeed_stage_2"), ["a checkpoint that deepspeed wrote"], marks=DEEPSPEED
+        ),
+        ("fsdp2", AS_FILE, ["a single file", "a folder that fsdp2 wrote"]),
+        pytest.param("zero3", AS_FILE, ["a single file", "a folder that deepspeed wrote"], marks=DEEPSPEED),
+    ],
+)
+def test_a_checkpoint_that_cannot_be_read_this_way_is_refused(
+    scenes: Callable[[str], Whole], setup: str, flags: tuple[str, ...], words: list[str]
+) -> None:
+    scene = scenes(setup)
+    scene.copy("other")
+    run = scene.refused("other", *flags)
+    assert all(word in run.said for word in words), run.said
+
+
+WINDOW = "the plan's window_size as in the checkpoint, 8, got "
+
+
+@pytest.mark.parametrize("setup", named({name: SETUPS[name] for name in ("one", "ddp", "fsdp2", "zero2", "zero3")}))
+def test_other_documents_per_step_are_refused(scenes: Callable[[str], Whole], setup: str) -> None:
+    scene = scenes(setup)
+    scene.copy("other")
+    assert f"{WINDOW}4;" in scene.refused("other", "--trainer.accumulate_grad_batches", "1").said
+    if setup in ("ddp", "fsdp2"):
+        assert f"{WINDOW}4;" in scene.refused("other", "--trainer.devices", "1").said
+
+
+@pytest.mark.parametrize("setup", named({name: SETUPS[name] for name in ("one", "fsdp2", "zero2")}))
+@pytest.mark.parametrize("change", ["a word", "the order", "a row less"])
+def test_changed_data_are_refused(scenes: Callable[[str], Whole], setup: str, change: str) -> None:
+    scene = scenes(setup)
+    scene.copy("other")
+    path = scene.folder / "train.jsonl"
+    text = path.read_text()
+    lines = text.splitlines(keepends=True)
+    shuffled = random.Random(0).sample(lines, len(lines))
+    changed = {"a word": [lines[0].replace("=", "?"), *lines[1:]], "the order": shuffled, "a row less": lines[1:]}
+    path.write_text("".join(changed[change]))
+    try:
+        assert path.read_text() != text
+        assert "the data's fingerprint as in the checkpoint" in scene.refused("other").said
+    finally:
+        path.write_text(text)
