@@ -55,7 +55,7 @@ class LoRA:
         return self.alpha / self.r
 
     def inject(self, model: PreTrainedModel) -> None:
-        """Put adapters into `model`, in place, and freeze everything else.
+        """Put adapters into `model`, in place, in fp32 at least, and freeze everything else.
 
         Raises:
             UserError: a name means no module, or one that is not linear, or the output layer.
@@ -93,7 +93,9 @@ class LoRA:
         if not all(isinstance(module, nn.Linear | Conv1D) for module in adapted):
             raise self._no_targets(model)
         for name, parameter in model.named_parameters():
-            parameter.requires_grad_(f".{_ADAPTER}." in name)
+            parameter.requires_grad_(adapter := f".{_ADAPTER}." in name)
+            if adapter and parameter.dtype.itemsize < 4:  # steps of a small learning rate would round to nothing
+                parameter.data = parameter.data.float()
 
     def _no_targets(self, model: PreTrainedModel) -> UserError:
         from transformers.pytorch_utils import Conv1D

@@ -249,3 +249,11 @@ def test_a_run_that_stopped_goes_on_with_its_adapters(tmp_path: Path, monkeypatc
     expected = tiny.weights(whole.model)
     for name, value in tiny.weights(resumed.model).items():
         assert torch.equal(value, expected[name]), name
+
+
+def test_adapters_of_a_model_in_bf16_are_fp32() -> None:
+    """A step of 2e-5 on a weight of .01 is nothing in bf16."""
+    model = tiny.model(torch.bfloat16)
+    LoRA(r=2).inject(model)
+    dtypes = {parameter.requires_grad: parameter.dtype for parameter in model.parameters()}
+    assert dtypes == {True: torch.float32, False: torch.bfloat16}
