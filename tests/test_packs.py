@@ -111,9 +111,10 @@ def test_loss_and_gradients_of_packs_are_those_of_rows_of_their_own(objective: O
     (packed, loss, gradients), (padded, expected, wanted) = results
     torch.testing.assert_close(loss, expected, rtol=1e-9, atol=1e-12)
     torch.testing.assert_close(packed.log_probs, padded.log_probs, rtol=1e-9, atol=1e-9)
-    assert any(gradient.abs().max() > 0 for gradient in wanted)
-    for got, gradient in zip(gradients, wanted, strict=True):
-        torch.testing.assert_close(got, gradient, rtol=1e-9, atol=1e-11)
+    largest = max(float(gradient.abs().max()) for gradient in wanted)
+    assert largest > 0
+    for got, gradient in zip(gradients, wanted, strict=True):  # those of keys' biases are nothing but rounding
+        torch.testing.assert_close(got, gradient, rtol=1e-9, atol=1e-11 * max(largest, 1))
 
 
 @pytest.fixture(scope="module")
