@@ -10,6 +10,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from lightning.pytorch.callbacks import Callback
 
 from lit_probsft.data.collate import collate
 from lit_probsft.data.plan import MicroBatch
@@ -270,3 +271,67 @@ def test_a_run_with_such_a_model_ends_before_its_first_step(rows: Path) -> None:
     with pytest.raises(UserError, match="data.packing: .*MambaForCausalLM"):
         run.fit(module, datamodule=tiny.data(rows, packing=True, max_length=128))
     assert run.global_step == 0
+
+
+def gpt2() -> Any:
+    """With fewer positions than a pack has tokens, and more than a document has."""
+    fields = {"model_type": "gpt2", "n_embd": 16, "n_layer": 1, "n_head": 2, "n_positions": 96}
+    return RandomCausalLM({**fields, "resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0})
+
+
+class SaveAtFive(Callback):
+    def __init__(self, path: Path) -> None:
+        self.path = path
+
+    def on_train_batch_end(self, trainer: Any, *args: Any) -> None:
+        if trainer.global_step == 5:
+            trainer.save_checkpoint(self.path)
+
+
+def packed_fit(rows: Path, ckpt_path: Path | None = None, save: Path | None = None, **options: Any) -> Any:
+    module = ProbSFTModule(gpt2(), NLL(), tiny.adamw, Schedule("constant", 0))
+    run = tiny.trainer(max_epochs=2, callbacks=[SaveAtFive(save)] if save else [])
+    data = tiny.data(rows, **{"packing": True, "max_length": 128, "batch_size": 3, **options})
+    run.fit(module, datamodule=data, ckpt_path=ckpt_path, weights_only=False)
+    return module
+
+
+def test_a_packed_run_that_is_resumed_ends_with_the_same_bits(rows: Path, tmp_path: Path) -> None:
+    whole = packed_fit(rows)
+    packed_fit(rows, save=tmp_path / "five.ckpt")
+    resumed = packed_fit(rows, ckpt_path=tmp_path / "five.ckpt")
+    assert resumed.global_step == whole.global_step == 8
+    for name, value in tiny.weights(whole).items():
+        assert torch.equal(tiny.weights(resumed)[name], value), name
+
+
+@pytest.mark.parametrize(
+    ("before", "after", "words"),
+    [
+        ({}, {"packing": False}, "the plan's packing as in the checkpoint, 128, got None"),
+        ({"packing": False}, {}, "the plan's packing as in the checkpoint, None, got 128"),
+        ({}, {"max_length": 160}, "the plan's packing as in the checkpoint, 128, got 160"),
+        ({}, {"batch_size": 2}, "the plan's window_size as in the checkpoint, 3, got 2"),
+    ],
+)
+def test_a_run_resumed_with_other_packs_is_refused(
+    rows: Path, tmp_path: Path, before: dict[str, Any], after: dict[str, Any], words: str
+) -> None:
+    packed_fit(rows, save=tmp_path / "five.ckpt", **before)
+    with pytest.raises(UserError, match=words):
+        packed_fit(rows, ckpt_path=tmp_path / "five.ckpt", **after)
+
+
+def test_packing_is_a_flag_of_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    import json
+
+    from lit_probsft.cli import main
+
+    monkeypatch.chdir(tmp_path)
+    config = Path(__file__).parent.parent / "configs" / "quickstart.yaml"
+    counts = ["--data.train.count=12", "--data.validation.count=2", "--data.batch_size=1"]
+    packing = ["--data.packing=true", "--data.max_length=2048", "--trainer.accelerator=cpu", "--trainer.max_steps=1"]
+    main(["fit", f"--config={config}", "--name=packed", "--trainer.enable_progress_bar=false", *counts, *packing])
+    record = json.loads((tmp_path / "runs" / "packed" / "run.json").read_text())["data"]["train"]
+    assert record["packs"] * 2048 * record["share_full"] == pytest.approx(record["tokens"])
+    assert record["packs"] < 12
