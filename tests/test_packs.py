@@ -326,18 +326,3 @@ def test_a_run_resumed_with_other_packs_is_refused(
     packed_fit(rows, save=tmp_path / "five.ckpt", **before)
     with pytest.raises(UserError, match=words):
         packed_fit(rows, ckpt_path=tmp_path / "five.ckpt", **after)
-
-
-def test_packing_is_a_flag_of_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    import json
-
-    from lit_probsft.cli import main
-
-    monkeypatch.chdir(tmp_path)
-    config = Path(__file__).parent.parent / "configs" / "quickstart.yaml"
-    counts = ["--data.train.count=12", "--data.validation.count=2", "--data.batch_size=1"]
-    packing = ["--data.packing=true", "--data.max_length=2048", "--trainer.accelerator=cpu", "--trainer.max_steps=1"]
-    main(["fit", f"--config={config}", "--name=packed", "--trainer.enable_progress_bar=false", *counts, *packing])
-    record = json.loads((tmp_path / "runs" / "packed" / "run.json").read_text())["data"]["train"]
-    assert record["packs"] * 2048 * record["share_full"] == pytest.approx(record["tokens"])
-    assert record["packs"] < 12
