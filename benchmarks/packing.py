@@ -167,12 +167,14 @@ def file_lengths(options: argparse.Namespace) -> Lengths:
 def run(options: argparse.Namespace) -> Path:
     """Measure, write, print."""
     sets = {"file": file_lengths(options)} if options.train else {}
-    sets |= {f"{shape} {count}": drawn(shape, count) for count in options.sizes for shape in DRAWN}
-    found = {name: measure(name, lengths, options.rounds) for name, lengths in sets.items()}
-    has_trl = "trl" in variants()
+    sets |= {f"{shape} {count}": drawn(shape, count) for count in options.sizes for shape in options.shapes}
     arguments = {key: value for key, value in vars(options).items() if value is not None}
-    skipped = {} if has_trl else {"trl": "not installed"}
-    path = harness.write_result("packing", arguments, max_length=MAX_LENGTH, skipped=skipped, data=found)
+    skipped = {} if "trl" in variants() else {"trl": "not installed"}
+    found: dict[str, Any] = {}
+    for name, lengths in sets.items():
+        found[name] = measure(name, lengths, options.rounds)
+        # After each, for a million documents take TRL minutes.
+        path = harness.write_result("packing", arguments, max_length=MAX_LENGTH, skipped=skipped, data=found)
     rows = [
         {
             "documents": name,
@@ -197,6 +199,9 @@ def parse(args: Sequence[str] | None = None) -> argparse.Namespace:
     """Options."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.packing", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--sizes", type=int, nargs="+", default=[10**4, 10**5, 10**6], help="numbers of documents")
+    parser.add_argument(
+        "--shapes", nargs="+", choices=DRAWN, default=list(DRAWN), help="distributions of their lengths"
+    )
     parser.add_argument("--train", help="a .jsonl, .json, .csv or .parquet file, for its lengths as well")
     parser.add_argument("--prompt", default="prompt", help="column, or a template of columns")
     parser.add_argument("--response", default="response", help="column, or a template of columns")

@@ -122,7 +122,8 @@ class PackedPlan(Plan):
         self.max_length = max_length
         counts = np.bincount(self.lengths, minlength=max_length + 1)
         kinds = packs_of_lengths(counts, max_length)
-        self._sizes = np.repeat([sum(pack.values()) for _, pack in kinds], [times for times, _ in kinds])
+        times_of, sizes = np.array([(times, sum(pack.values())) for times, pack in kinds]).reshape(-1, 2).T.astype(int)
+        self._sizes = np.repeat(sizes, times_of)
         # Where the documents of the packs, one after the other, stand among all documents in the order of length.
         first = np.cumsum(counts) - counts
         self._places = np.empty(len(self.lengths), dtype=np.int32)

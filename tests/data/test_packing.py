@@ -210,6 +210,11 @@ def test_epochs_and_seeds_differ_in_who_shares_a_pack():
         assert sum(pack in first for pack in other) < 0.2 * len(first)
 
 
+def test_no_documents_make_no_packs():
+    plan = PackedPlan([], [], max_length=8, batch_size=2)
+    assert (plan.num_rows, plan.num_windows, plan.share_full) == (0, 0, 0)
+
+
 @pytest.mark.parametrize("lengths", [[3, 9], [0, 3]])
 def test_documents_that_fit_into_no_pack_are_refused(lengths):
     with pytest.raises(UserError, match="max_length: expected documents of 1 to 8 tokens"):
