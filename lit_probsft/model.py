@@ -7,7 +7,7 @@ import contextlib
 import pickle
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from lit_probsft.errors import UserError, near_matches
 from lit_probsft.head import HeadOutput, HeadRequest, ObjectiveHead
+from lit_probsft.packs import Packs
 from lit_probsft.parallel.sharding import Sharding, decoder_layers, draw_weights, fill, global_numel, is_partitioned
 
 if TYPE_CHECKING:
@@ -283,7 +284,11 @@ def check_head(model: PreTrainedModel) -> None:
 
 
 def forward_with_objective(
-    model: PreTrainedModel, input_ids: Tensor, request: HeadRequest, attention_mask: Tensor | None = None
+    model: PreTrainedModel,
+    input_ids: Tensor,
+    request: HeadRequest,
+    attention_mask: Tensor | None = None,
+    packs: Packs | None = None,
 ) -> tuple[HeadOutput, Tensor, Tensor | None]:
     """One forward pass of the whole model, the head answering `request` instead of returning logits.
 
@@ -293,6 +298,7 @@ def forward_with_objective(
             is passed on, except to a mixture of experts, whose auxiliary loss would count the padding.
         request: labels, objective and normalizer.
         attention_mask: (B, T).
+        packs: where documents lie that share rows.
 
     Returns:
         The head's output, the loss as it left the model (the same value, with hooks of sharding strategies on it), and
@@ -301,8 +307,18 @@ def forward_with_objective(
     head = install_head(model)
     config = model.config.get_text_config()
     router = bool(getattr(config, "output_router_logits", False))
+    if packs is None:
+        arguments = {"attention_mask": attention_mask if router else None, "use_cache": False}
+    elif router and attention_mask is not None:
+        # A mask would undo the division into documents: a mixture of experts is given no padding in the first place.
+        real = attention_mask.bool()
+        weight = None if request.token_weight is None else request.token_weight[real].unsqueeze(0)
+        request = replace(request, labels=request.labels[real].unsqueeze(0), token_weight=weight)
+        input_ids, packs = input_ids[real].unsqueeze(0), packs.without_padding(real)
+    if packs is not None:
+        arguments = packs.arguments(config)
     with head.answering(request), _uncapped(config):
-        output = model(input_ids=input_ids, attention_mask=attention_mask if router else None, use_cache=False)
+        output = model(input_ids=input_ids, **arguments)
     assert request.output is not None
     auxiliary = getattr(output, "aux_loss", None)
     if auxiliary is not None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
@@ -30,6 +31,7 @@ from lit_probsft.model import (
 from lit_probsft.objectives import NLL, Objective, TokenStats
 from lit_probsft.objectives.base import NEEDS
 from lit_probsft.optim import OptimizerFactory, Schedule, parameter_groups
+from lit_probsft.packs import Packs, check_packing, takes_boundaries
 from lit_probsft.parallel.resuming import count_in, derived_seed
 from lit_probsft.parallel.sharding import Sharding
 from lit_probsft.parallel.strategies import DeepSpeed, check_supported, sharding_of
@@ -195,12 +197,14 @@ class ProbSFTModule(L.LightningModule):
         context = {}
         if "progress" in self.objective.needs:
             context["progress"] = self.global_step / max(self.total_steps, 1)
-        weight = None
+        weight, packs = None, Packs.of(batch)
         if self.normalize == "sequence":
-            supervised = batch["labels"][:, 1:] != IGNORE_INDEX
-            weight = (1 / supervised.sum(-1, keepdim=True).clamp(min=1)).expand_as(batch["labels"])
+            supervised = batch["labels"] != IGNORE_INDEX
+            supervised[:, 0] = False  # nothing predicts it
+            counts = supervised.sum(-1, keepdim=True) if packs is None else packs.of_each(supervised)
+            weight = (1 / counts.clamp(min=1)).expand_as(batch["labels"])
         request = HeadRequest(batch["labels"], _TokenLoss(self), normalizer, weight, context)
-        return forward_with_objective(self.model, batch["input_ids"], request, batch.get("attention_mask"))
+        return forward_with_objective(self.model, batch["input_ids"], request, batch.get("attention_mask"), packs)
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         """The loss of a micro-batch, scaled so that Lightning's and DDP's means add up to the window's."""
@@ -252,9 +256,14 @@ class ProbSFTModule(L.LightningModule):
                 nn.utils.clip_grads_with_norm_(parameters, gradient_clip_val, norm)
 
     def on_fit_start(self) -> None:
-        """What could not be checked while ZeRO-3 held the model in parts."""
+        """What could not be checked while ZeRO-3 held the model in parts, or before it was where it is trained."""
         if isinstance(self.trainer.strategy, DeepSpeed) and self.trainer.strategy.zero_stage_3:
             check_head(self.model)
+        if getattr(self._datamodule(), "packing", False):
+            # Exact where it can be; flash attention takes nothing but 16 bits.
+            rounded = takes_boundaries(self.model.config.get_text_config())
+            with self.trainer.precision_plugin.forward_context() if rounded else contextlib.nullcontext():
+                check_packing(self.model)
 
     def on_train_start(self) -> None:
         """Validate, and so save, between two optimizer steps only: a window cut in two could not be resumed."""

@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from benchmarks import gsm8k, harness, head, step
+from benchmarks import gsm8k, harness, head, packing, step
 
 
 def call_a():
@@ -160,3 +160,19 @@ def test_unigram_entropy_counts_supervised_tokens_after_the_shift():
     labels = torch.tensor([[9, 5, 5, -100], [9, 7, -100, 7]])
     entropy, tokens = gsm8k.unigram_entropy([{"labels": labels[:1]}, {"labels": labels[1:]}])
     assert (entropy, tokens) == (pytest.approx(math.log(2)), 4)
+
+
+def test_packing_is_measured_on_the_same_lengths_for_all(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(harness, "in_fresh_process", lambda function, *arguments: function(*arguments))
+    monkeypatch.setattr(harness, "peak_extra_bytes", lambda prepare, *arguments: prepare(*arguments)() * harness.MIB)
+    monkeypatch.setattr(packing, "variants", lambda: {"ours": packing.ours, "alone": lambda lengths: lengths.__len__})
+    path = packing.run(packing.parse(f"--sizes 300 --rounds 2 --results {tmp_path}".split()))
+    data = json.loads(path.read_text())["data"]
+    assert data.keys() == {"short 300", "wide 300"}
+    for facts in data.values():
+        ours, alone = facts["variants"]["ours"], facts["variants"]["alone"]
+        assert facts["least_packs"] <= ours["packs"] < alone["packs"] == 300
+        assert ours["share_full"] == pytest.approx(facts["tokens"] / (2048 * ours["packs"]), rel=1e-4)
+        assert len(ours["rounds"]) == 2
+        assert facts["resume"].keys() == {"first", "last"}
+    assert "share full" in capsys.readouterr().out

@@ -58,6 +58,15 @@ def test_your_own_rows_train_as_the_readme_says(tmp_path: Path, monkeypatch: pyt
     assert record["data"]["validation"]["kept"] == 2
 
 
+def test_rows_are_packed_as_the_readme_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (command,) = [command for command in COMMANDS if "--data.packing" in command]
+    run(command, "--data.train.count=10", "--data.validation.count=2")
+    record = json.loads((tmp_path / "runs" / "packed" / "run.json").read_text())["data"]["train"]
+    assert record["packs"] * 1024 * record["share_full"] == pytest.approx(record["tokens"])
+    assert record["packs"] < record["kept"]
+
+
 def run(command: str, *more: str):
     args = shlex.split(command.replace("configs/", f"{ROOT}/configs/"))
     assert args[:3] == ["python", "-m", "lit_probsft"]

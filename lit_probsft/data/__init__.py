@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from lit_probsft.data.datamodule import InstructionDataModule
+    from lit_probsft.data.packing import PackedPlan
     from lit_probsft.data.plan import MicroBatch, Plan
     from lit_probsft.data.sources import FigletPuzzles, Rows, Source
     from lit_probsft.data.tokenization import tokenize_conversation, tokenize_prompt
@@ -21,6 +22,7 @@ __all__ = [
     "FigletPuzzles",
     "InstructionDataModule",
     "MicroBatch",
+    "PackedPlan",
     "Plan",
     "PretrainedTokenizer",
     "Rows",
@@ -32,6 +34,7 @@ __all__ = [
 
 _HOMES = {
     "datamodule": ("InstructionDataModule",),
+    "packing": ("PackedPlan",),
     "plan": ("MicroBatch", "Plan"),
     "sources": ("FigletPuzzles", "Rows", "Source"),
     "tokenization": ("tokenize_conversation", "tokenize_prompt"),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import Any
 
 import numpy as np
@@ -28,7 +29,14 @@ def collate(
         `documents` (B,) indices; and the ints `window_tokens`, `window_sequences`, `window_length` and
         `num_tokens` (this micro-batch's tokens without padding). Without documents B = T = 1: one padding token,
         attended to (a row that sees nothing gives NaN) but not supervised, and `documents` is empty.
+
+        Where the plan has packed documents, B counts packs, `labels` are masked at the first token of each document
+        (or the last one of its neighbour would predict it), and there are also `position_ids` (B, T), which begin at 0
+        with each document, `boundaries` (S + 1,), int32: where documents begin and end in the rows laid one after the
+        other, and the int `longest`, the tokens of the longest document. Padding is divided into documents as well.
     """
+    if micro_batch.packs is not None:
+        return _collate_packs(micro_batch, micro_batch.packs, documents, pad_token_id)
     lengths = [len(ids) for ids, _ in documents]
     rows, width = max(len(documents), 1), max(lengths, default=1)
     input_ids = np.full((rows, width), pad_token_id, dtype=np.int64)
@@ -45,9 +53,51 @@ def collate(
         "documents": torch.tensor(micro_batch.documents, dtype=torch.int64),
     }
     if not prompts:
-        batch["labels"] = torch.from_numpy(labels)
-        batch["window_tokens"] = micro_batch.window_tokens
-        batch["window_sequences"] = micro_batch.window_sequences
-        batch["window_length"] = micro_batch.window_length
-        batch["num_tokens"] = sum(lengths)
+        batch |= {"labels": torch.from_numpy(labels), **_counts(micro_batch, lengths)}
     return batch
+
+
+def _collate_packs(
+    micro_batch: MicroBatch, packs: tuple[int, ...], documents: Sequence[tuple[Any, Any]], pad_token_id: int
+) -> dict[str, Any]:
+    lengths = [len(ids) for ids, _ in documents]
+    longest = max(lengths, default=1)
+    firsts = np.cumsum((0, *packs)) if packs else np.array([0, 0])
+    filled = np.array([sum(lengths[first:end]) for first, end in pairwise(firsts)])
+    shape = rows, width = len(filled), max(int(filled.max()), 1)
+    input_ids = np.full(shape, pad_token_id, dtype=np.int64)
+    labels = np.full(shape, IGNORED, dtype=np.int64)
+    positions = np.empty(shape, dtype=np.int64)
+    boundaries = [0]
+    for row in range(rows):
+        at = 0
+        for ids, targets in documents[firsts[row] : firsts[row + 1]]:
+            place = slice(at, at := at + len(ids))
+            input_ids[row, place], positions[row, place] = ids, np.arange(len(ids))
+            labels[row, place.start + 1 : place.stop] = targets[1:]
+            boundaries.append(row * width + at)
+        # Padding must lie within the model's positions, and cost attention no more than documents do.
+        positions[row, at:] = np.arange(width - at) % longest
+        boundaries += [row * width + min(end, width) for end in range(at + longest, width + longest, longest)]
+    attention = (np.arange(width) < filled[:, None]).astype(np.int64)
+    if not documents:
+        attention[:] = 1
+    return {
+        "input_ids": torch.from_numpy(input_ids),
+        "attention_mask": torch.from_numpy(attention),
+        "documents": torch.tensor(micro_batch.documents, dtype=torch.int64),
+        "labels": torch.from_numpy(labels),
+        "position_ids": torch.from_numpy(positions),
+        "boundaries": torch.tensor(boundaries, dtype=torch.int32),
+        "longest": longest,
+        **_counts(micro_batch, lengths),
+    }
+
+
+def _counts(micro_batch: MicroBatch, lengths: Sequence[int]) -> dict[str, int]:
+    return {
+        "window_tokens": micro_batch.window_tokens,
+        "window_sequences": micro_batch.window_sequences,
+        "window_length": micro_batch.window_length,
+        "num_tokens": sum(lengths),
+    }

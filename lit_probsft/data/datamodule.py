@@ -12,6 +12,7 @@ from lightning.pytorch.utilities import rank_zero_info
 
 from lit_probsft.data.cache import cached_store, cached_tokenizer
 from lit_probsft.data.loader import PlanLoader
+from lit_probsft.data.packing import PackedPlan
 from lit_probsft.data.plan import Plan
 from lit_probsft.data.prepare import Recipe
 from lit_probsft.data.sources import Source, as_source
@@ -23,6 +24,8 @@ from lit_probsft.data.turns import read_template
 from lit_probsft.errors import UserError, near_matches
 
 _STAGES = {"fit": ("train", "validation"), "validate": ("validation",), "test": ("test",), "predict": ("predict",)}
+
+_LENGTH_POOL = 50
 
 
 class InstructionDataModule(LightningDataModule):
@@ -46,6 +49,8 @@ class InstructionDataModule(LightningDataModule):
         batch_size: documents per micro-batch on one rank; with the trainer's `accumulate_grad_batches` and its number
             of processes it makes the documents of an optimizer step.
         eval_batch_size: the same outside training; by default `batch_size`.
+        packing: fill the rows of training with several documents each, up to `max_length` tokens; `batch_size` then
+            counts rows. No document sees another, and nothing is lost or cut. Evaluation sorts by length instead.
         length_pool: optimizer steps whose documents are sorted by length together (see `Plan`); 0 for none.
         seed: of the order of training and of what is held out.
         num_workers: processes that prepare batches ahead; batches are small arrays, and 0 is usually quickest.
@@ -54,8 +59,8 @@ class InstructionDataModule(LightningDataModule):
 
     After `setup`:
         `tokenizer` (loaded; this one works before `setup` too), `report` (per split: rows, kept, dropped, truncated,
-        tokens, supervised_tokens, max_length, fingerprint), `fingerprint` (of the training tokens), `max_token_id`,
-        `plan` and `num_windows` (optimizer steps per epoch).
+        tokens, supervised_tokens, max_length, fingerprint; packs and share_full where it is packed), `fingerprint` (of
+        the training tokens), `max_token_id`, `plan` and `num_windows` (optimizer steps per epoch).
 
     Raises:
         UserError: at construction for values out of range, at `setup` for what is wrong with files, rows or templates.
@@ -76,7 +81,8 @@ class InstructionDataModule(LightningDataModule):
         overflow: Literal["error", "truncate", "drop"] = "error",
         batch_size: int = 8,
         eval_batch_size: int | None = None,
-        length_pool: int = 50,
+        packing: bool = False,
+        length_pool: int = _LENGTH_POOL,
         seed: int = 0,
         num_workers: int = 0,
         num_proc: int | None = None,
@@ -107,6 +113,14 @@ class InstructionDataModule(LightningDataModule):
         if format == "plain" and chat_template is not None:
             raise UserError("data.chat_template: expected none with `data.format: plain`, which uses no template")
 
+        if packing and max_length is None:
+            raise UserError("data.packing: expected data.max_length, the tokens of a pack, got none")
+        if packing and length_pool != _LENGTH_POOL:
+            raise UserError(
+                "data.length_pool: expected it left alone with data.packing, whose rows are all of one length, "
+                f"got {length_pool}"
+            )
+
         self._splits: dict[str, Split] = {}
         for name, value in (("train", train), ("validation", validation), ("test", test), ("predict", predict)):
             if value is not None:
@@ -120,7 +134,8 @@ class InstructionDataModule(LightningDataModule):
         self.validation_fraction, self.seed = validation_fraction, seed
         self.batch_size, self.eval_batch_size = batch_size, eval_batch_size or batch_size
         self.max_length, self.overflow = max_length, overflow
-        self.length_pool, self.num_workers, self.num_proc = length_pool, num_workers, num_proc
+        self.packing, self.length_pool = packing, length_pool
+        self.num_workers, self.num_proc = num_workers, num_proc
         self._recipe = Recipe(
             read_template(chat_template), format == "plain", require_end_of_turn, max_length, overflow
         )
@@ -173,15 +188,13 @@ class InstructionDataModule(LightningDataModule):
         accumulate = self.trainer.accumulate_grad_batches if self.trainer is not None else 1
         if self._plan is None or (self._plan.accumulate, self._plan.world_size) != (accumulate, world_size):
             store = self._store("train")
-            self._plan = Plan(
-                store.lengths,
-                store.supervised,
-                batch_size=self.batch_size,
-                accumulate=accumulate,
-                world_size=world_size,
-                seed=self.seed,
-                pool=self.length_pool,
-            )
+            options: dict[str, Any] = {"batch_size": self.batch_size, "seed": self.seed}
+            options |= {"accumulate": accumulate, "world_size": world_size}
+            if self.packing:
+                assert self.max_length is not None
+                self._plan = PackedPlan(store.lengths, store.supervised, max_length=self.max_length, **options)
+            else:
+                self._plan = Plan(store.lengths, store.supervised, pool=self.length_pool, **options)
         return self._plan
 
     @property
@@ -199,7 +212,10 @@ class InstructionDataModule(LightningDataModule):
             **{name: {**split.loaded.source.describe(), "part": split.part} for name, split in self._splits.items()},
             "tokenizer": named,
             "recipe": asdict(self._recipe),
-            **{name: getattr(self, name) for name in ("validation_fraction", "batch_size", "eval_batch_size", "seed")},
+            **{
+                name: getattr(self, name)
+                for name in ("validation_fraction", "packing", "batch_size", "eval_batch_size", "seed")
+            },
         }
 
     def prediction_row(self, document: int) -> dict[str, Any]:
@@ -230,6 +246,12 @@ class InstructionDataModule(LightningDataModule):
                 f"truncated), {meta['tokens']} tokens, {meta['supervised_tokens']} of them supervised, at most "
                 f"{meta['max_length']} in a row"
             )
+            if name == "train" and isinstance(plan := self.packing and self.plan, PackedPlan):
+                self.report[name] |= {"packs": plan.num_rows, "share_full": plan.share_full}
+                rank_zero_info(
+                    f"data.packing: {plan.num_rows} packs of {plan.max_length} tokens, {plan.share_full:.2%} full, "
+                    f"{len(plan.lengths) / plan.num_rows:.1f} documents in each"
+                )
 
     def train_dataloader(self) -> PlanLoader:
         """This rank's micro-batches; keeps its place in checkpoints."""

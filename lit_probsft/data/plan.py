@@ -21,16 +21,19 @@ class MicroBatch:
     """The documents of one forward pass on one rank, and what the whole optimizer step holds.
 
     Attributes:
-        documents: indices, shortest document first; may be empty in the last window of an epoch.
+        documents: indices, shortest document first (row after row where they are packed); may be empty in the last
+            window of an epoch.
         window_tokens: supervised tokens of the window, over all its micro-batches and ranks.
         window_sequences: documents of the window that have a supervised token.
         window_length: all tokens of the window, prompts included.
+        packs: how many of the documents share the first row, the second ...; None where each has a row of its own.
     """
 
     documents: tuple[int, ...]
     window_tokens: int
     window_sequences: int
     window_length: int
+    packs: tuple[int, ...] | None = None
 
 
 @dataclass(frozen=True)
@@ -38,7 +41,7 @@ class _Order:
     """One epoch: `documents` (n,), window after window, and per window the three counts."""
 
     epoch: int
-    documents: NDArray[np.int64]
+    documents: NDArray[Any]
     tokens: NDArray[np.int64]
     sequences: NDArray[np.int64]
     lengths: NDArray[np.int64]
@@ -98,14 +101,19 @@ class Plan:
         self._order: _Order | None = None
 
     @property
+    def num_rows(self) -> int:
+        """Rows of an epoch's micro-batches, padding rows not counted: the documents, where they share none."""
+        return len(self.lengths)
+
+    @property
     def window_size(self) -> int:
-        """G: documents in a complete window."""
+        """G: rows in a complete window."""
         return self.batch_size * self.accumulate * self.world_size
 
     @property
     def num_windows(self) -> int:
         """Optimizer steps in an epoch, the incomplete one included."""
-        return -(-len(self.lengths) // self.window_size)
+        return -(-self.num_rows // self.window_size)
 
     @property
     def num_micro_batches(self) -> int:
@@ -118,39 +126,47 @@ class Plan:
             raise IndexError(f"no micro-batch {index} of epoch {epoch} on rank {rank}")
         order = self._epoch_order(epoch)
         window, step = divmod(index, self.accumulate)
+        documents, packs = self._chosen(order, window, step, rank)
+        return MicroBatch(
+            tuple(documents.tolist()),
+            int(order.tokens[window]),
+            int(order.sequences[window]),
+            int(order.lengths[window]),
+            packs,
+        )
+
+    def describe(self) -> dict[str, Any]:
+        """The plan in plain data, for the record of a run."""
+        names = ("batch_size", "accumulate", "world_size", "seed", "shuffle", "pool", "window_size", "num_windows")
+        return {"documents": len(self.lengths), "packing": None, **{name: getattr(self, name) for name in names}}
+
+    def _epoch_order(self, epoch: int) -> _Order:
+        epoch = epoch if self.shuffle else 0
+        if self._order is None or self._order.epoch != epoch:
+            self._order = self._arranged(epoch)
+        return self._order
+
+    def _chosen(self, order: _Order, window: int, step: int, rank: int) -> tuple[NDArray[Any], tuple[int, ...] | None]:
+        """The documents of a micro-batch, and how they share its rows."""
         # Neighbours in length go to different ranks of one step: ranks then wait for each other least.
         place = step * self.world_size + rank
         start = window * self.window_size
         size = min(self.window_size, len(self.lengths) - start)
         least, more = divmod(size, self.accumulate * self.world_size)
         first = start + place * least + min(place, more)
-        documents = order.documents[first : first + least + (place < more)]
-        return MicroBatch(
-            tuple(documents.tolist()),
-            int(order.tokens[window]),
-            int(order.sequences[window]),
-            int(order.lengths[window]),
-        )
+        return order.documents[first : first + least + (place < more)], None
 
-    def describe(self) -> dict[str, Any]:
-        """The plan in plain data, for the record of a run."""
-        names = ("batch_size", "accumulate", "world_size", "seed", "shuffle", "pool", "window_size", "num_windows")
-        return {"documents": len(self.lengths), **{name: getattr(self, name) for name in names}}
-
-    def _epoch_order(self, epoch: int) -> _Order:
-        epoch = epoch if self.shuffle else 0
-        if self._order is None or self._order.epoch != epoch:
-            documents = self._arrange(np.random.default_rng([self.seed, epoch]))
-            starts = np.arange(0, len(documents), self.window_size)
-            supervised = self.supervised[documents]
-            if len(documents):
-                tokens = np.add.reduceat(supervised, starts)
-                lengths = np.add.reduceat(self.lengths[documents], starts)
-                sequences = np.add.reduceat((supervised > 0).astype(np.int64), starts)
-            else:
-                tokens = sequences = lengths = np.zeros(0, dtype=np.int64)
-            self._order = _Order(epoch, documents, tokens, sequences, lengths)
-        return self._order
+    def _arranged(self, epoch: int) -> _Order:
+        documents = self._arrange(np.random.default_rng([self.seed, epoch]))
+        starts = np.arange(0, len(documents), self.window_size)
+        supervised = self.supervised[documents]
+        if len(documents):
+            tokens = np.add.reduceat(supervised, starts)
+            lengths = np.add.reduceat(self.lengths[documents], starts)
+            sequences = np.add.reduceat((supervised > 0).astype(np.int64), starts)
+        else:
+            tokens = sequences = lengths = np.zeros(0, dtype=np.int64)
+        return _Order(epoch, documents, tokens, sequences, lengths)
 
     def _arrange(self, generator: np.random.Generator) -> NDArray[np.int64]:
         """All documents: windows one after the other, each sorted by length."""

@@ -57,6 +57,7 @@ def cases_of(strategy: str, base: Fit) -> dict[str, Case]:
 
     short = replace(base, epochs=2, dtype="float64" if exact else "float32")
     papers = replace(short, normalize="micro_batch", clip=None)
+    packed = replace(short, model="gpt2", packing=128, batch_size=1)
     cases |= {
         "llama": Case(replace(short, model="llama")),
         "tied": Case(replace(short, model="tied")),
@@ -71,6 +72,11 @@ def cases_of(strategy: str, base: Fit) -> dict[str, Case]:
         "kept": Case(replace(short, objective=ALL.index(Threshold(NLL(), 0.2, 1.0)), normalize="kept")),
         # A mean over ranks: two of them do not double the gradient of the same four micro-batches.
         "papers": Case(replace(papers, optimizer="sgd at twice the rate"), replace(papers, accumulate=4), norm=2.0),
+        "packed": Case(packed, replace(packed, batch_size=4, accumulate=1)),
+        "packed, sequence": Case(
+            replace(packed, normalize="sequence"),
+            replace(packed, normalize="sequence", batch_size=4, accumulate=1),
+        ),
         "broken": Case(replace(short, broken=2)),
     }
     if strategy == "fsdp2":

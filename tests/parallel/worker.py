@@ -86,6 +86,8 @@ class Fit:
     batch_size: int = 2
     accumulate: int = 2
     epochs: int = 5
+    packing: int | None = None
+    """The tokens of a pack."""
     broken: int | None = None
     """The step at which the last rank's loss is infinite."""
 
@@ -117,7 +119,8 @@ class Fit:
             devices=int(os.environ.get("WORLD_SIZE", "1")),
         )
         try:
-            trainer.fit(module, datamodule=tiny.data(Path(self.rows), batch_size=self.batch_size, length_pool=0))
+            packing = {"packing": True, "max_length": self.packing} if self.packing else {"length_pool": 0}
+            trainer.fit(module, datamodule=tiny.data(Path(self.rows), batch_size=self.batch_size, **packing))
         except UserError as error:  # raised on all ranks alike, before they talk
             return {"refused": str(error)}
         return {
