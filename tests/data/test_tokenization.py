@@ -154,7 +154,7 @@ def test_plain_text_begins_as_the_tokenizer_begins_a_text(many_specials):
         ("{{ messages[9]['content'].x }}", SINGLE, "^chat_template: "),
         ("{% generation %}{% endgeneration %}hello", SINGLE, r"^chat_template: the mask supervises nothing"),
         ("hello{% if false %}{% generation %}{% endgeneration %}{% endif %}", SINGLE, "marks cover nothing"),
-        ("{% generation %}a<|im_end|>{% endgeneration %}", SINGLE, "the mask supervises everything: 2 of 2"),
+        ("{% generation %}It is 4.<|im_end|>{% endgeneration %}", SINGLE, "the mask supervises everything: 9 of 9"),
         ("{% for m in messages %}{% if m['role'] == 'user' %}hi{% endif %}{% endfor %}", SINGLE, "supervises nothing"),
     ],
     ids=lambda value: value[:24] if isinstance(value, str) else "",
