@@ -51,9 +51,11 @@ def find_turns(
     """
     if plain_text:
         return _write_plainly(tokenizer, messages, wanted)
-    for message in map(messages.__getitem__, wanted):
-        _check_calls(tokenizer, message)
     render = Renderer(tokenizer, chosen_template(tokenizer, chat_template), tools)
+    if tools and "tools" not in render.template:
+        raise UserError("chat_template: it does not tell the model which tools there are; use one that writes `tools`")
+    for wanted_index in wanted:
+        _check_calls(render, messages, wanted_index, generation_prompt)
     if render.marks_turns:
         text, found = _by_marks(render, messages, wanted, generation_prompt)
     else:
@@ -61,9 +63,12 @@ def find_turns(
         finder = _Finder(render, messages, text, generation_prompt, special_pattern(tokenizer))
         found = [(index, finder.span(index)) for index in sorted(wanted)]
     filled = [(index, span) for index, span in found if span[0] < span[1]]
-    for index, span in found if filled else []:  # where nothing is found, the mask will say so
-        if index is not None:
-            _check_said(text, span, messages[index], last=index == len(messages) - 1)
+    if filled:  # where nothing is found, the mask will say so
+        special = special_pattern(tokenizer)
+        for index, span in found:
+            if index is not None:
+                _check_said(text, span, messages[index], special, last=index == len(messages) - 1)
+        _check_context(text, messages)
     return text, [span for _, span in filled]
 
 
@@ -195,19 +200,45 @@ def _with_probe(message: Mapping[str, Any], probe: str) -> dict[str, Any]:
     return {**message, "content": rest + probe + content[len(rest) :]}
 
 
-def _check_calls(tokenizer: Any, message: Mapping[str, Any]) -> None:
-    """Refuse special tokens in a tool call: the end of the turn could not be told from them."""
+def _check_calls(render: Renderer, messages: Messages, index: int, generation_prompt: bool) -> None:
+    """Refuse tool calls that the template leaves out, or with special tokens in them, from which the end of the turn
+    could not be told."""
+    message = messages[index]
     for call in message.get("tool_calls") or []:
         written = json.dumps(call["function"], ensure_ascii=False)
-        if special_pattern(tokenizer).search(written):
+        if special_pattern(render.tokenizer).search(written):
             raise UserError(f"messages: expected no special token in a tool call, got {written[:200]}")
+    if message.get("tool_calls"):
+        probe = "xqzprobe"
+        changed = _with_probe(message, probe)
+        if probe not in render([*messages[:index], changed, *messages[index + 1 :]], generation_prompt):
+            raise UserError(
+                f"chat_template: it leaves out tool calls; use one that writes them. It gives:\n"
+                f"{shown(render(messages, generation_prompt), [])}"
+            )
 
 
-def _check_said(text: str, span: Span, message: Mapping[str, Any], *, last: bool) -> None:
+def _check_context(text: str, messages: Messages) -> None:
+    """Refuse a text that leaves out what the others say: the assistant would learn to answer what it has not read."""
+    for index, message in enumerate(messages):
+        content = message["content"].strip()
+        quoted = json.dumps(content, ensure_ascii=False)[1:-1]
+        if message["role"] != "assistant" and content not in text and quoted not in text:
+            raise UserError(
+                f"chat_template: it leaves out or changes turn {index}, of {message['role']}, {content[:80]!r}; "
+                f"it gives:\n{shown(text, [])}"
+            )
+
+
+def _check_said(text: str, span: Span, message: Mapping[str, Any], special: re.Pattern[str], *, last: bool) -> None:
     """Refuse a turn that leaves out what the assistant says. Only the reasoning of earlier turns may be left out."""
     said = text[span[0] : span[1]]
+    bare = special.sub("\0", said)  # a function `f` is not called by `<eof>`
+    for call in message.get("tool_calls") or []:
+        for part in (call["function"]["name"], *call["function"]["arguments"]):
+            if part not in bare and json.dumps(part, ensure_ascii=False)[1:-1] not in bare:
+                raise UserError(f"chat_template: it leaves out part of a tool call, {part!r}:\n{shown(text, [span])}")
     wanted = [answer_of(message["content"])]
-    wanted += [call["function"]["name"] for call in message.get("tool_calls") or []]
     if last:
         reasoning = message["content"].rpartition(_END_OF_REASONING)[0].partition("<think>")[2]
         wanted += [reasoning.strip(), message.get("reasoning_content", "").strip()]

@@ -20,6 +20,9 @@ SINGLE = [{"role": "user", "content": "2 + 2 = ?"}, {"role": "assistant", "conte
 MULTI = [*SINGLE, {"role": "user", "content": "Sure?"}, {"role": "assistant", "content": "Yes,\n\nvery much so."}]
 
 
+ALL_MARKED = "{% generation %}{% for m in messages %}{{ m.content }}{% endfor %}{{ '<|im_end|>' }}{% endgeneration %}"
+
+
 def decode(tokenizer, ids):
     return tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
 
@@ -154,7 +157,7 @@ def test_plain_text_begins_as_the_tokenizer_begins_a_text(many_specials):
         ("{{ messages[9]['content'].x }}", SINGLE, "^chat_template: "),
         ("{% generation %}{% endgeneration %}hello", SINGLE, r"^chat_template: the mask supervises nothing"),
         ("hello{% if false %}{% generation %}{% endgeneration %}{% endif %}", SINGLE, "marks cover nothing"),
-        ("{% generation %}It is 4.<|im_end|>{% endgeneration %}", SINGLE, "the mask supervises everything: 9 of 9"),
+        (ALL_MARKED, SINGLE, "the mask supervises everything: 18 of 18"),
         ("{% for m in messages %}{% if m['role'] == 'user' %}hi{% endif %}{% endfor %}", SINGLE, "supervises nothing"),
     ],
     ids=lambda value: value[:24] if isinstance(value, str) else "",
