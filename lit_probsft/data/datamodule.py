@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -242,17 +242,29 @@ class InstructionDataModule(LightningDataModule):
         calls = [json.dumps(call["function"], ensure_ascii=False) for call in answer.get("tool_calls", [])]
         return {"index": index, "prompt": prompt, "reference": "\n".join(filter(None, [answer["content"], *calls]))}
 
-    def inspect(self, name: str, indices: Sequence[int]) -> Iterator[Outcome]:
-        """What becomes of rows `indices` of split `name`, without the cache; a row that cannot be used is lost for its
-        reason whatever `on_bad_row` says."""
-        split = self._split(name)
-        work = Work(split.loaded, self.tokenizer, replace(self._recipe, on_bad_row="skip"))
-        work.check()
-        return map(work.one, indices)
+    def inspect(self, name: str, most: int) -> tuple[int, list[int], Iterator[Outcome]]:
+        """What becomes of the rows of split `name`, without the cache; a row that cannot be read or used is lost for
+        its reason whatever `on_bad_row` says.
 
-    def rows_of(self, name: str) -> list[int]:
-        """The rows of split `name`, by their place in the source."""
-        return self._split(name).indices()
+        Args:
+            name: of the split.
+            most: so many rows are looked at, evenly spread.
+
+        Returns:
+            How many rows there are, which are looked at, and what becomes of those.
+
+        Raises:
+            UserError: the source cannot be read at all, or no row could be rendered by the template.
+        """
+        split = self._split(name)
+        split = replace(split, loaded=LoadedSource(split.loaded.source, split.loaded.argument, skips=True))
+        recipe = replace(self._recipe, on_bad_row="skip", prompts=name == "predict")
+        work = Work(split.loaded, self.tokenizer, recipe)
+        work.check()
+        indices = split.indices()
+        step = max(len(indices) / most, 1.0)
+        chosen = [indices[int(place * step)] for place in range(min(len(indices), most))]
+        return len(indices), chosen, map(work.one, chosen)
 
     # Lightning's hooks.
 
