@@ -118,12 +118,45 @@ def export(args: Sequence[str]) -> None:
     print(f"{options.out}: ready for transformers.AutoModelForCausalLM.from_pretrained")
 
 
+def preview(args: Sequence[str]) -> Any:
+    """`preview --config C`: rows as they will be learnt; all other flags are those of fit."""
+    parser = _Parser(prog="python -m lit_probsft preview", description=_OTHERS["preview"][1], allow_abbrev=False)
+    parser.add_argument("--rows", type=int, default=3, help="how many to show (3)")
+    parser.add_argument(
+        "--split", choices=("train", "validation", "test", "predict"), default="train", help="of which rows (train)"
+    )
+    parser.add_argument("--html", type=Path, help="write a page as well")
+    parser.add_argument(
+        "--config", dest="unused", metavar="FILE", help="the configuration of a run; more flags as fit's"
+    )
+    if any(arg in ("-h", "--help") for arg in args):
+        parser.parse_args(["--help"])
+    own, rest = _apart(list(args), ("--rows", "--split", "--html"))
+    from lit_probsft.preview import run_preview
+
+    return run_preview(parser.parse_args(own), rest)
+
+
+def _apart(args: list[str], names: Sequence[str]) -> tuple[list[str], list[str]]:
+    """The flags in `names` with their values, and all others."""
+    own: list[str] = []
+    rest: list[str] = []
+    while args:
+        flag = args.pop(0)
+        mine = flag.partition("=")[0] in names
+        (own if mine else rest).append(flag)
+        if mine and "=" not in flag and args:
+            own.append(args.pop(0))
+    return own, rest
+
+
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{message} (usage: {' '.join(self.format_usage().split()[1:])})")
 
 
 _OTHERS: dict[str, tuple[Callable[[Sequence[str]], Any], str]] = {
+    "preview": (preview, "show rows as they will be learnt, and what is wrong with others; loads no model"),
     "export": (export, "write the Hugging Face folder of a checkpoint; needs nothing but the checkpoint"),
 }
 

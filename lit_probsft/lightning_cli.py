@@ -206,12 +206,7 @@ class ProbSFTCLI(LightningCLI):
         try:
             super().instantiate_classes()
         except ValueError as error:
-            cause: BaseException | None = error
-            while cause is not None and not isinstance(cause, UserError):
-                cause = cause.__cause__ or cause.__context__
-            if cause is None:
-                raise
-            raise with_prefix(cause, self.config[self.command]) from None
+            raise _cause(error, self.config[self.command]) from None
         if not dataclasses.is_dataclass(self.model.objective):
             raise UserError(
                 f"model.objective: expected a class decorated with @dataclass(frozen=True), "
@@ -387,9 +382,50 @@ class ProbSFTCLI(LightningCLI):
             write_json(self.run.path / f"{command}.json", metrics)
 
 
+class _DataOnly(ProbSFTCLI):
+    """Reads a configuration as fit does, and builds its data module alone."""
+
+    def before_instantiate_classes(self) -> None:
+        """Nothing but the tokenizer that the model lends: no run is begun."""
+        _default_tokenizer(self.config[self.command])
+
+    def instantiate_classes(self) -> None:
+        """The data module, with what a constructor refuses told as fit tells it."""
+        config = self.config[self.command]
+        parser = self._parser(self.command)
+        alone = Namespace(data=config.data)
+        try:
+            self.datamodule = parser.instantiate_classes(alone).data
+        except ValueError as error:
+            raise _cause(error, config) from None
+
+    def _set_seed(self) -> None:
+        pass
+
+    def _run_subcommand(self, subcommand: str) -> None:
+        pass
+
+
+def data_of(args: Sequence[str]) -> InstructionDataModule:
+    """The data module of a configuration, not set up; neither model nor trainer is built.
+
+    Raises:
+        UserError: a flag or a value is wrong.
+    """
+    _quieten()
+    datamodule: InstructionDataModule = _DataOnly(["fit", *args]).datamodule
+    return datamodule
+
+
 def run_training_command(args: Sequence[str]) -> ProbSFTCLI:
     """Run fit, validate, test or predict with its flags."""
     follow_parent()
+    _quieten()
+    return ProbSFTCLI(args)
+
+
+def _quieten() -> None:
+    """Leave out what others print that our users cannot use."""
     for message in _NOT_FOR_OUR_USERS:
         warnings.filterwarnings("ignore", message=f".*{message}.*")
     import transformers.utils.logging
@@ -397,7 +433,6 @@ def run_training_command(args: Sequence[str]) -> ProbSFTCLI:
     transformers.utils.logging.disable_progress_bar()  # of reading and writing weights: ours is about training
     for name in ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.rank_zero"):
         logging.getLogger(name).addFilter(lambda record: not record.getMessage().startswith(("💡", "TPU available")))
-    return ProbSFTCLI(args)
 
 
 def _run_name(config: Namespace) -> str:
@@ -414,6 +449,14 @@ def _run_name(config: Namespace) -> str:
         if stem:
             return stem
     return "run"
+
+
+def _cause(error: BaseException, config: Namespace) -> BaseException:
+    """The `UserError` that `error` has wrapped, with its place in the configuration; `error` itself without one."""
+    cause: BaseException | None = error
+    while cause is not None and not isinstance(cause, UserError):
+        cause = cause.__cause__ or cause.__context__
+    return error if cause is None else with_prefix(cause, config)
 
 
 def _default_tokenizer(config: Namespace) -> bool:

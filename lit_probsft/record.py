@@ -154,11 +154,21 @@ class RunRecord(Callback):
         self.content.update(facts)
         write_text(self.run.config, self.config_text)
         write_json(self.run.record, self.content)
+        self._list_losses(getattr(datamodule_of(trainer), "losses", {}))
         for logger in trainer.loggers:
             if isinstance(logger, MetricsCSV):
                 if self.resume:
                     logger.drop_after(trainer.global_step)
                 logger.release()
+
+    def _list_losses(self, losses: Mapping[str, list[dict[str, Any]]]) -> None:
+        lines = [
+            json.dumps({"split": split, **loss}, ensure_ascii=False) + "\n"
+            for split in losses
+            for loss in losses[split]
+        ]
+        if lines:
+            write_text(self.run.skipped, "".join(lines))
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """The last checkpoint, final metrics, and the model as a folder that transformers loads."""
@@ -361,7 +371,7 @@ def run_card(content: Mapping[str, Any], name: str) -> dict[str, Any]:
 
 
 def _split_counts(report: Mapping[str, Any]) -> dict[str, Any]:
-    wanted = ("source", "kept", "dropped", "truncated", "tokens", "supervised_tokens")
+    wanted = ("source", "kept", "dropped", "truncated", "skipped", "in_validation", "tokens", "supervised_tokens")
     return {
         split: {k: facts[k] for k in wanted if k in facts} for split, facts in report.items() if isinstance(facts, dict)
     }

@@ -9,6 +9,7 @@ runs/<name>/
   hf-steps/           the same after each checkpoint, with `checkpoints.export: every`
   predictions.jsonl   answers of `predict`
   .lock               held by the process that trains
+  skipped.jsonl       rows that were not used, with the reason: split, row, what, reason; none where all were
 """
 
 from __future__ import annotations
@@ -73,6 +74,11 @@ class RunFolder:
         return self.path / "predictions.jsonl"
 
     @property
+    def skipped(self) -> Path:
+        """Rows that were dropped or skipped."""
+        return self.path / "skipped.jsonl"
+
+    @property
     def in_use(self) -> bool:
         """Has a run left something here that another would destroy?"""
         return any(p.exists() for p in (self.config, self.record, self.checkpoints, self.hf))
@@ -122,7 +128,7 @@ class RunFolder:
             for folder in (self.path, self.hf_steps):
                 tidy(folder)
             if not resume:
-                mine = (self.config, self.record, self.metrics, self.predictions)
+                mine = (self.config, self.record, self.metrics, self.predictions, self.skipped)
                 for path in (*mine, self.checkpoints, self.hf, self.hf_steps):
                     if path.is_symlink() and path.is_dir():  # to a larger disk, say, which will be wanted again
                         for child in path.iterdir():

@@ -17,6 +17,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lit_probsft.cli import main
 from lit_probsft.errors import UserError
+from lit_probsft.runs import RunFolder
 from tests import tiny
 
 
@@ -110,6 +111,20 @@ def test_fit_leaves_what_it_promises(tmp_path: Path, capsys: pytest.CaptureFixtu
     said = capsys.readouterr().out
     assert "runs/tiny/hf" in said
     assert "next:" in said
+
+
+def test_fit_lists_the_rows_it_has_not_used(tmp_path: Path) -> None:
+    path = config(tmp_path, data__on_bad_row="skip")
+    with (tmp_path / "train.jsonl").open("a") as file:
+        file.write('{"question": \n')
+    fit(path)
+    run = tmp_path / "runs" / "tiny"
+    (row,) = [json.loads(line) for line in (run / "skipped.jsonl").read_text().splitlines()]
+    assert (row["split"], row["row"], row["what"]) == ("train", 24, "skipped")
+    assert "line 25: not valid JSON" in row["reason"]
+    assert json.loads((run / "run.json").read_text())["data"]["train"]["skipped"] == 1
+    RunFolder(run).claim(resume=False)
+    assert not (run / "skipped.jsonl").exists()
 
 
 def test_the_written_config_repeats_the_run(tmp_path: Path) -> None:

@@ -9,6 +9,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from lit_probsft.data.prepare import VERSION, Counts, Recipe, documents
 from lit_probsft.data.splits import Split
 from lit_probsft.data.store import EmptyStoreError, TokenStore, write_store, written_whole
@@ -35,28 +37,72 @@ def cached_tokenizer(cache: Path, source: TokenizerSource, split: Split) -> Any:
 
 
 def cached_store(
-    cache: Path, split: Split, tokenizer: Any, recipe: Recipe, *, num_proc: int | None = None, progress: bool = True
+    cache: Path,
+    split: Split,
+    tokenizer: Any,
+    recipe: Recipe,
+    *,
+    without: TokenStore | None = None,
+    num_proc: int | None = None,
+    progress: bool = True,
 ) -> TokenStore:
     """The tokenized documents of `split`, tokenized once.
+
+    Args:
+        cache: the folder of all that is kept.
+        split: the rows.
+        tokenizer: a fast tokenizer.
+        recipe: what is made of them.
+        without: documents that are left out where they occur.
+        num_proc: processes that tokenize.
+        progress: show a bar.
 
     Raises:
         UserError: a row cannot be used, or none is left.
     """
     _check_folder(cache)
     template = None if recipe.plain_text else recipe.chat_template or tokenizer.chat_template
-    key = _key([VERSION, split.identity(), tokenizer_fingerprint(tokenizer), template, asdict(recipe)])
+    excluded = None if without is None else without.meta["fingerprint"]
+    key = _key([VERSION, split.identity(), tokenizer_fingerprint(tokenizer), template, asdict(recipe), excluded])
     folder = cache / "tokens" / key
     if folder.is_dir():
         return TokenStore(folder)
     counts = Counts()
-    found = documents(split, tokenizer, recipe, counts, num_proc=num_proc, progress=progress)
+    others = frozenset() if without is None else digests(without)
+    found = documents(
+        split,
+        tokenizer,
+        recipe,
+        counts,
+        without=lambda document: (
+            "data.duplicates: it is in data.validation too" if _digest(*document[1:]) in others else None
+        ),
+        num_proc=num_proc,
+        progress=progress,
+    )
     try:
         return write_store(folder, found, lambda: asdict(counts))
     except EmptyStoreError as error:
+        lost = counts.losses[0]
         raise UserError(
-            f"data.max_length: all {counts.rows} rows of data.{split.loaded.argument} were dropped; expected at least "
-            f"one of at most {recipe.max_length} tokens"
+            f"{lost['reason']}; all {counts.rows} rows of data.{split.loaded.argument} are lost ({counts.dropped} "
+            f"dropped, {counts.skipped} skipped), this is the first"
         ) from error
+
+
+def digests(store: TokenStore) -> frozenset[bytes]:
+    """What tells the documents of a store from any other: ids and mask."""
+    return frozenset(_digest(*store[index]) for index in range(len(store)))
+
+
+def overlap(store: TokenStore, other: TokenStore) -> int:
+    """How many documents of `store` occur in `other` too, token by token."""
+    others = digests(other)
+    return sum(_digest(*store[index]) in others for index in range(len(store)))
+
+
+def _digest(ids: Any, labels: Any) -> bytes:
+    return hashlib.blake2b(np.asarray([ids, labels], dtype=np.int32).tobytes(), digest_size=16).digest()
 
 
 def _check_folder(cache: Path) -> None:

@@ -2,25 +2,28 @@
 
 from __future__ import annotations
 
+import json
 import os
+from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Literal
 
 from lightning.pytorch import LightningDataModule
-from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
-from lit_probsft.data.cache import cached_store, cached_tokenizer
+from lit_probsft.data.cache import cached_store, cached_tokenizer, overlap
+from lit_probsft.data.formats import Conversation
 from lit_probsft.data.loader import PlanLoader
 from lit_probsft.data.packing import PackedPlan
 from lit_probsft.data.plan import Plan
-from lit_probsft.data.prepare import Recipe
+from lit_probsft.data.prepare import Outcome, Recipe, Work
+from lit_probsft.data.rendering import read_template
 from lit_probsft.data.sources import Source, as_source
 from lit_probsft.data.splits import LoadedSource, Split, located
 from lit_probsft.data.store import TokenStore
-from lit_probsft.data.tokenization import IGNORED, tokenize_conversation
+from lit_probsft.data.tokenization import IGNORED, Reasoning, Turns, tokenize_conversation
 from lit_probsft.data.tokenizers import TokenizerSource, as_tokenizer_source, checked_tokenizer
-from lit_probsft.data.turns import read_template
 from lit_probsft.errors import UserError, near_matches
 
 _STAGES = {"fit": ("train", "validation"), "validate": ("validation",), "test": ("test",), "predict": ("predict",)}
@@ -43,9 +46,16 @@ class InstructionDataModule(LightningDataModule):
         format: `chat` renders by the chat template; `plain` writes prompt, response and end-of-text token.
         chat_template: a template file, or Jinja text, in place of the tokenizer's own.
         require_end_of_turn: refuse rows in which the end of an answer would not be learnt.
+        turns: learn `all` turns of the assistant, or only the `first` or `last` of each conversation.
+        reasoning: `learn` what stands in `<think>...</think>` and `reasoning_content`, `mask` it, or `drop` it from the
+            text.
+        on_bad_row: `error` stops at the first row that cannot be read or used; `skip` goes on, counts it, and lists it
+            with its reason in `losses` (and fit in skipped.jsonl).
         max_length: most tokens of a document.
         overflow: what becomes of a longer one: `error`, `truncate` (its end is cut off; dropped when no answer is
-            left), or `drop`. Both are counted and reported.
+            left), or `drop`. Both are counted and reported, dropped ones listed as skipped ones are.
+        duplicates: training documents that are in the validation set too, token by token, are counted (`keep`), or
+            left out of training as well (`remove`).
         batch_size: documents per micro-batch on one rank; with the trainer's `accumulate_grad_batches` and its number
             of processes it makes the documents of an optimizer step.
         eval_batch_size: the same outside training; by default `batch_size`.
@@ -59,8 +69,9 @@ class InstructionDataModule(LightningDataModule):
 
     After `setup`:
         `tokenizer` (loaded; this one works before `setup` too), `report` (per split: rows, kept, dropped, truncated,
-        tokens, supervised_tokens, max_length, fingerprint; packs and share_full where it is packed), `fingerprint` (of
-        the training tokens), `max_token_id`, `plan` and `num_windows` (optimizer steps per epoch).
+        skipped, tokens, supervised_tokens, max_length, fingerprint; packs and share_full where it is packed; for train
+        also in_validation), `losses` (per split, the rows that were dropped or skipped: row, what, reason),
+        `fingerprint` (of the training tokens), `max_token_id`, `plan` and `num_windows` (optimizer steps per epoch).
 
     Raises:
         UserError: at construction for values out of range, at `setup` for what is wrong with files, rows or templates.
@@ -77,8 +88,12 @@ class InstructionDataModule(LightningDataModule):
         format: Literal["chat", "plain"] = "chat",
         chat_template: str | None = None,
         require_end_of_turn: bool = True,
+        turns: Turns = "all",
+        reasoning: Reasoning = "learn",
+        on_bad_row: Literal["error", "skip"] = "error",
         max_length: int | None = None,
         overflow: Literal["error", "truncate", "drop"] = "error",
+        duplicates: Literal["keep", "remove"] = "keep",
         batch_size: int = 8,
         eval_batch_size: int | None = None,
         packing: bool = False,
@@ -98,7 +113,11 @@ class InstructionDataModule(LightningDataModule):
                 raise UserError(f"data.{argument}: expected at least {least}, got {number}")
         for argument, word, known in (
             ("format", format, ("chat", "plain")),
+            ("turns", turns, ("all", "first", "last")),
+            ("reasoning", reasoning, ("learn", "mask", "drop")),
+            ("on_bad_row", on_bad_row, ("error", "skip")),
             ("overflow", overflow, ("error", "truncate", "drop")),
+            ("duplicates", duplicates, ("keep", "remove")),
         ):
             if word not in known:
                 raise UserError(
@@ -124,7 +143,7 @@ class InstructionDataModule(LightningDataModule):
         self._splits: dict[str, Split] = {}
         for name, value in (("train", train), ("validation", validation), ("test", test), ("predict", predict)):
             if value is not None:
-                self._splits[name] = Split(LoadedSource(as_source(value), name))
+                self._splits[name] = Split(LoadedSource(as_source(value), name, skips=on_bad_row == "skip"))
         if validation_fraction:
             rows = self._splits["train"].loaded
             self._splits["train"] = Split(rows, "kept", validation_fraction, seed)
@@ -137,14 +156,23 @@ class InstructionDataModule(LightningDataModule):
         self.packing, self.length_pool = packing, length_pool
         self.num_workers, self.num_proc = num_workers, num_proc
         self._recipe = Recipe(
-            read_template(chat_template), format == "plain", require_end_of_turn, max_length, overflow
+            chat_template=read_template(chat_template),
+            plain_text=format == "plain",
+            require_end_of_turn=require_end_of_turn,
+            max_length=max_length,
+            overflow=overflow,
+            turns=turns,
+            reasoning=reasoning,
+            on_bad_row=on_bad_row,
         )
+        self.duplicates = duplicates
         self._cache = Path(cache_dir or os.environ.get("LIT_PROBSFT_CACHE") or "~/.cache/lit_probsft").expanduser()
         self._tokenizer_source = as_tokenizer_source(tokenizer)
         self._tokenizer: Any = None
         self._stores: dict[str, TokenStore] = {}
         self._plan: Plan | None = None
         self.report: dict[str, dict[str, Any]] = {}
+        self.losses: dict[str, list[dict[str, Any]]] = {}
 
     # What a run asks for.
 
@@ -223,8 +251,36 @@ class InstructionDataModule(LightningDataModule):
         user) and `reference` (the answer of the data).
         """
         index = int(self._store("predict").rows[document])
-        messages = self._split("predict").loaded.conversation(index)
-        return {"index": index, "prompt": messages[-2]["content"], "reference": messages[-1]["content"]}
+        example = self._split("predict").loaded.example(index)
+        assert isinstance(example, Conversation)
+        prompt = next(turn["content"] for turn in reversed(example.messages) if turn["role"] == "user")
+        answer = example.messages[-1]
+        calls = [json.dumps(call["function"], ensure_ascii=False) for call in answer.get("tool_calls", [])]
+        return {"index": index, "prompt": prompt, "reference": "\n".join(filter(None, [answer["content"], *calls]))}
+
+    def inspect(self, name: str, most: int) -> tuple[int, list[int], Iterator[Outcome]]:
+        """What becomes of the rows of split `name`, without the cache; a row that cannot be read or used is lost for
+        its reason whatever `on_bad_row` says.
+
+        Args:
+            name: of the split.
+            most: so many rows are looked at, evenly spread.
+
+        Returns:
+            How many rows there are, which are looked at, and what becomes of those.
+
+        Raises:
+            UserError: the source cannot be read at all, or no row could be rendered by the template.
+        """
+        split = self._split(name)
+        split = replace(split, loaded=LoadedSource(split.loaded.source, split.loaded.argument, skips=True))
+        recipe = replace(self._recipe, on_bad_row="skip", prompts=name == "predict")
+        work = Work(split.loaded, self.tokenizer, recipe)
+        work.check()
+        indices = split.indices()
+        step = max(len(indices) / most, 1.0)
+        chosen = [indices[int(place * step)] for place in range(min(len(indices), most))]
+        return len(indices), chosen, map(work.one, chosen)
 
     # Lightning's hooks.
 
@@ -240,17 +296,28 @@ class InstructionDataModule(LightningDataModule):
             if name in self.report:
                 continue
             meta = self._store(name).meta
-            self.report[name] = {key: value for key, value in meta.items() if key != "max_token_id"}
+            self.report[name] = {key: value for key, value in meta.items() if key not in ("max_token_id", "losses")}
+            self.losses[name] = meta["losses"]
             rank_zero_info(
                 f"data.{name}: {meta['kept']} of {meta['rows']} rows ({meta['dropped']} dropped, {meta['truncated']} "
-                f"truncated), {meta['tokens']} tokens, {meta['supervised_tokens']} of them supervised, at most "
-                f"{meta['max_length']} in a row"
+                f"truncated, {meta['skipped']} skipped), {meta['tokens']} tokens, {meta['supervised_tokens']} of them "
+                f"supervised, at most {meta['max_length']} in a row"
             )
             if name == "train" and isinstance(plan := self.packing and self.plan, PackedPlan):
                 self.report[name] |= {"packs": plan.num_rows, "share_full": plan.share_full}
                 rank_zero_info(
                     f"data.packing: {plan.num_rows} packs of {plan.max_length} tokens, {plan.share_full:.2%} full, "
                     f"{len(plan.lengths) / plan.num_rows:.1f} documents in each"
+                )
+            for loss in [loss for loss in meta["losses"] if loss["what"] == "skipped"][:3]:
+                rank_zero_warn(f"data.{name}: skipped: {loss['reason']}")
+        if "train" in self.report and "validation" in self.report and "in_validation" not in self.report["train"]:
+            common = overlap(self._store("train"), self._store("validation"))
+            self.report["train"]["in_validation"] = common
+            if common:
+                rank_zero_warn(
+                    f"data.train: {common} documents are in data.validation too, so that val/nll is partly of what is "
+                    "trained on; `data.duplicates: remove` leaves them out of training"
                 )
 
     def train_dataloader(self) -> PlanLoader:
@@ -327,7 +394,14 @@ class InstructionDataModule(LightningDataModule):
         if name not in self._stores:
             recipe = replace(self._recipe, prompts=True, max_length=None) if name == "predict" else self._recipe
             shown = self.trainer is None or self.trainer.is_global_zero
+            clean = name == "train" and self.duplicates == "remove" and "validation" in self._splits
             self._stores[name] = cached_store(
-                self._cache, self._split(name), self.tokenizer, recipe, num_proc=self.num_proc, progress=shown
+                self._cache,
+                self._split(name),
+                self.tokenizer,
+                recipe,
+                without=self._store("validation") if clean else None,
+                num_proc=self.num_proc,
+                progress=shown,
             )
         return self._stores[name]

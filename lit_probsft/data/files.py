@@ -13,12 +13,21 @@ import hashlib
 import json
 import sys
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from lit_probsft.errors import UserError, near_matches
 
-RowSequence = Sequence[Mapping[str, Any]]
+
+@dataclass(frozen=True)
+class BrokenRow:
+    """Stands in the place of a row that cannot be read, and says why."""
+
+    message: str
+
+
+RowSequence = Sequence[Mapping[str, Any] | BrokenRow]
 
 SUFFIXES = (".json", ".jsonl", ".parquet", ".csv")
 
@@ -57,7 +66,13 @@ def local_paths(path: str | list[str]) -> list[Path] | None:
 
 
 def read_files(paths: list[Path], split: str | None) -> RowSequence:
-    """The rows of all files, one after the other; `split` matters for a saved folder of several splits only."""
+    """The rows of all files, one after the other; `split` matters for a saved folder of several splits only.
+
+    A line that cannot be read leaves a `BrokenRow` in its place, as long as the ones behind it can be.
+
+    Raises:
+        UserError: a file cannot be read at all.
+    """
     parts = []
     for path in paths:
         try:
@@ -101,51 +116,75 @@ def _read(path: Path, split: str | None) -> RowSequence:
 
 
 def _read_json(path: Path) -> RowSequence:
-    """A JSON list of objects, or one object per line."""
+    """A JSON list of objects, an object of objects, or one object per line."""
     data = path.read_bytes().removeprefix(codecs.BOM_UTF8)
     if data.lstrip()[:1] == b"[":
-        try:
-            rows = json.loads(data)
-        except json.JSONDecodeError as error:
-            raise UserError(f"path: {str(path)!r} line {error.lineno}: not valid JSON: {error.msg}") from error
-        except UnicodeDecodeError as error:
-            raise UserError(f"path: {str(path)!r}: not UTF-8: {error}") from error
-        for index, row in enumerate(rows):
-            if not isinstance(row, dict):
-                raise UserError(f"path: {str(path)!r} row {index}: expected an object, got {type(row).__name__}")
-        return list(rows)
-    rows = []
-    for number, line in enumerate(data.split(b"\n"), start=1):
-        if not line.strip():
-            continue
-        try:
-            row = json.loads(line)
-        except json.JSONDecodeError as error:
-            raise UserError(f"path: {str(path)!r} line {number}: not valid JSON: {error.msg}") from error
-        except UnicodeDecodeError as error:
-            raise UserError(f"path: {str(path)!r} line {number}: not UTF-8: {error}") from error
-        if not isinstance(row, dict):
-            raise UserError(f"path: {str(path)!r} line {number}: expected an object, got {type(row).__name__}")
-        rows.append(row)
+        return [
+            row if isinstance(row, dict) else BrokenRow(f"path: {str(path)!r} row {index}: {_no_object(row)}")
+            for index, row in enumerate(_parse(data, f"path: {str(path)!r}"))
+        ]
+    lines = [(number, line) for number, line in enumerate(data.split(b"\n"), start=1) if line.strip()]
+    if path.suffix.lower() == ".json" and lines and isinstance(_parsed(lines[0][1], ""), BrokenRow):
+        whole = _parse(data, f"path: {str(path)!r}")
+        keyed = whole and isinstance(whole, dict) and all(isinstance(row, dict) for row in whole.values())
+        return [{"key": key, **row} for key, row in whole.items()] if keyed else [whole]
+    rows: list[Mapping[str, Any] | BrokenRow] = []
+    for number, line in lines:
+        place = f"path: {str(path)!r} line {number}"
+        row = _parsed(line, place)
+        usable = isinstance(row, dict | BrokenRow)
+        rows.append(row if usable else BrokenRow(f"{place}: {_no_object(row)}"))
     return rows
+
+
+def _parsed(data: bytes, place: str) -> Any:
+    """What JSON text means, or why it means nothing."""
+    try:
+        return json.loads(data)
+    except json.JSONDecodeError as error:
+        return BrokenRow(f"{place}: not valid JSON: {error.msg}")
+    except UnicodeDecodeError as error:
+        return BrokenRow(f"{place}: not UTF-8: {error}")
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits, brackets in thousands of brackets
+        return BrokenRow(f"{place}: not readable JSON: {error}")
+
+
+def _parse(data: bytes, place: str) -> Any:
+    """What the text of a whole file means."""
+    try:
+        return json.loads(data)
+    except json.JSONDecodeError as error:
+        raise UserError(f"{place} line {error.lineno}: not valid JSON: {error.msg}") from error
+    except (ValueError, RecursionError):
+        broken = _parsed(data, place)
+        raise UserError(broken.message) from None
+
+
+def _no_object(row: Any) -> str:
+    return f"expected an object, got {type(row).__name__}"
 
 
 def _read_csv(path: Path) -> RowSequence:
     """Every value stays a text: an answer of `5` is not the number 5."""
     limit = csv.field_size_limit(min(sys.maxsize, 2**31 - 1))  # a setting of the whole process
+    rows: list[Mapping[str, Any] | BrokenRow] = []
     try:
-        with path.open(newline="", encoding="utf-8-sig") as stream:
+        # Bytes that are not UTF-8 come as halves of surrogate pairs, so that one of them does not cost the whole file.
+        with path.open(newline="", encoding="utf-8-sig", errors="surrogateescape") as stream:
             reader = csv.DictReader(stream)
-            rows = list(reader)
-    except UnicodeDecodeError as error:
-        raise UserError(f"path: {str(path)!r}: not UTF-8: {error}") from error
+            for row in reader:
+                place = f"path: {str(path)!r} line {reader.line_num}"
+                text = "".join(value for value in row.values() if isinstance(value, str))
+                if None in row:
+                    rows.append(BrokenRow(f"{place}: expected {len(row) - 1} values, got more"))
+                elif any("\udc80" <= character <= "\udcff" for character in text):
+                    rows.append(BrokenRow(f"{place}: not UTF-8"))
+                else:
+                    rows.append(row)
     except csv.Error as error:
         raise UserError(f"path: {str(path)!r} line {reader.line_num}: not valid CSV: {error}") from error
     finally:
         csv.field_size_limit(limit)
-    for index, row in enumerate(rows):
-        if None in row:
-            raise UserError(f"path: {str(path)!r} row {index}: expected {len(row) - 1} values, got more")
     return rows
 
 

@@ -2,16 +2,25 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
+from lit_probsft.data.formats import Conversation, Example, Text
+from lit_probsft.data.rendering import check_template
 from lit_probsft.data.splits import LoadedSource, Split, located
 from lit_probsft.data.store import Document
-from lit_probsft.data.tokenization import IGNORED, tokenize_conversation, tokenize_prompt
+from lit_probsft.data.tokenization import (
+    IGNORED,
+    Reasoning,
+    Turns,
+    tokenize_conversation,
+    tokenize_prompt,
+    tokenize_text,
+)
 from lit_probsft.errors import UserError
 
-VERSION = 1
+VERSION = 2
 """Part of every cache key: raise it when the same rows and options should give other tokens."""
 
 _CHUNK = 64
@@ -31,15 +40,44 @@ class Recipe:
     max_length: int | None = None
     overflow: str = "error"
     prompts: bool = False
+    turns: Turns = "all"
+    reasoning: Reasoning = "learn"
+    on_bad_row: str = "error"
 
 
 @dataclass
 class Counts:
-    """How many rows there were, and what became of those that are not whole documents now."""
+    """How many rows there were, and what became of those that are not whole documents now.
+
+    Attributes:
+        dropped: too long, or left out for what they are (see `documents`).
+        skipped: could not be used.
+        losses: for each row dropped or skipped `{"row", "what", "reason"}`.
+    """
 
     rows: int = 0
     dropped: int = 0
     truncated: int = 0
+    skipped: int = 0
+    losses: list[dict[str, Any]] = field(default_factory=list)
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """What became of a row.
+
+    Attributes:
+        document: None when the row is lost.
+        lost: `dropped` or `skipped`.
+        reason: why.
+        length: tokens before anything was cut off.
+    """
+
+    document: Document | None
+    truncated: bool = False
+    lost: str | None = None
+    reason: str = ""
+    length: int = 0
 
 
 def documents(
@@ -48,6 +86,7 @@ def documents(
     recipe: Recipe,
     counts: Counts,
     *,
+    without: Callable[[Document], str | None] = lambda document: None,
     num_proc: int | None = None,
     progress: bool = True,
 ) -> Iterator[Document]:
@@ -55,8 +94,17 @@ def documents(
 
     With `num_proc` processes each loads the source for itself. A bar is shown when it takes more than a few seconds.
 
+    Args:
+        split: the rows.
+        tokenizer: a fast tokenizer.
+        recipe: what is made of them.
+        counts: kept up to date.
+        without: a reason to leave a document out, or None.
+        num_proc: how many processes.
+        progress: show the bar.
+
     Raises:
-        UserError: the first row that cannot be used, by its index in the source.
+        UserError: the template is broken, or the first row that cannot be used, by its index in the source.
     """
     from tqdm.auto import tqdm  # type: ignore[import-untyped]
 
@@ -64,81 +112,129 @@ def documents(
     bar = tqdm(
         total=len(indices), desc=f"tokenizing data.{name}", unit="row", delay=3, disable=not progress, leave=False
     )
+    work = Work(split.loaded, tokenizer, recipe)
+    work.check()
     with bar:
         if num_proc is None or num_proc <= 1:
-            work = _Work(split.loaded, tokenizer, recipe)
-            outcomes: Iterator[_Outcome] = (work.one(index) for index in indices)
+            outcomes: Iterator[Outcome] = (work.one(index) for index in indices)
         else:
-            outcomes = _in_processes(_Work(split.loaded, tokenizer, recipe), indices, num_proc)
-        for outcome in outcomes:
+            outcomes = _in_processes(work, indices, num_proc)
+        for index, outcome in zip(indices, outcomes, strict=True):
             bar.update()
+            if outcome.document is not None and (reason := without(outcome.document)) is not None:
+                outcome = Outcome(None, lost="dropped", reason=reason)
             counts.rows += 1
             counts.truncated += outcome.truncated
+            counts.dropped += outcome.lost == "dropped"
+            counts.skipped += outcome.lost == "skipped"
             if outcome.document is None:
-                counts.dropped += 1
+                counts.losses.append({"row": index, "what": outcome.lost, "reason": outcome.reason})
             else:
                 yield outcome.document
 
 
-@dataclass(frozen=True)
-class _Outcome:
-    document: Document | None
-    truncated: bool = False
-
-
 @dataclass
-class _Work:
+class Work:
+    """What turns one row after the other into a document."""
+
     loaded: LoadedSource
     tokenizer: Any
     recipe: Recipe
 
-    def one(self, index: int) -> _Outcome:
-        recipe = self.recipe
-        messages = self.loaded.conversation(index)
+    def check(self) -> None:
+        """Refuse a template that is broken for every row.
+
+        Raises:
+            UserError: it is not valid Jinja.
+        """
+        if self.recipe.chat_template is not None:
+            try:
+                check_template(self.tokenizer, self.recipe.chat_template)
+            except UserError as error:
+                raise located(error, "data") from error
+
+    def one(self, index: int) -> Outcome:
+        """What becomes of row `index`.
+
+        Raises:
+            UserError: the row cannot be used, and bad rows are not to be skipped.
+        """
         try:
-            shape: dict[str, Any] = {"chat_template": recipe.chat_template, "plain_text": recipe.plain_text}
-            if recipe.prompts:
-                ids = tokenize_prompt(self.tokenizer, messages, **shape)
-                return _Outcome((index, ids, [IGNORED] * len(ids)))
-            tokens = tokenize_conversation(
-                self.tokenizer, messages, require_end_of_turn=recipe.require_end_of_turn, **shape
-            )
+            return self._one(index)
+        except UserError as error:
+            if self.recipe.on_bad_row == "skip":
+                return Outcome(None, lost="skipped", reason=str(error))
+            raise
+
+    def _one(self, index: int) -> Outcome:
+        recipe = self.recipe
+        example = self.loaded.example(index)
+        try:
+            ids, labels = self._tokens(example)
         except UserError as error:
             raise located(error, "data", self.loaded.where(index)) from error
-        ids, labels, limit = tokens["input_ids"], tokens["labels"], recipe.max_length
-        if limit is None or len(ids) <= limit:
-            return _Outcome((index, ids, labels))
+        limit, length = recipe.max_length, len(ids)
+        if limit is None or length <= limit or recipe.prompts:
+            return Outcome((index, ids, labels), length=length)
         if recipe.overflow == "error":
             raise UserError(
-                f"data.max_length: expected at most {limit} tokens, got {len(ids)}{self.loaded.where(index)}; "
+                f"data.max_length: expected at most {limit} tokens, got {length}{self.loaded.where(index)}; "
                 "`data.overflow: truncate` or `drop` goes on without"
             )
+        reason = f"data.max_length: {length} tokens, at most {limit} are kept"
+        if recipe.overflow == "drop":
+            return Outcome(None, lost="dropped", reason=reason, length=length)
         # The first label is never predicted, so it does not count as something left to learn.
-        if recipe.overflow == "drop" or all(label == IGNORED for label in labels[1:limit]):
-            return _Outcome(None)
-        return _Outcome((index, ids[:limit], labels[:limit]), truncated=True)
+        if all(label == IGNORED for label in labels[1:limit]):
+            reason += ", and there is nothing to learn in them"
+            return Outcome(None, lost="dropped", reason=reason, length=length)
+        return Outcome((index, ids[:limit], labels[:limit]), truncated=True, length=length)
+
+    def _tokens(self, example: Example) -> tuple[list[int], list[int]]:
+        recipe = self.recipe
+        if isinstance(example, Conversation):
+            shape: dict[str, Any] = {
+                "tools": example.tools,
+                "chat_template": recipe.chat_template,
+                "plain_text": recipe.plain_text,
+                "turns": recipe.turns,
+                "reasoning": recipe.reasoning,
+            }
+            if recipe.prompts:
+                ids = tokenize_prompt(self.tokenizer, example.messages, **shape)
+                return ids, [IGNORED] * len(ids)
+            tokens = tokenize_conversation(
+                self.tokenizer, example.messages, require_end_of_turn=recipe.require_end_of_turn, **shape
+            )
+            return tokens["input_ids"], tokens["labels"]
+        if recipe.prompts:
+            raise UserError(f"predict: expected rows with turns to answer, got {type(example).__name__.lower()}")
+        if isinstance(example, Text):
+            tokens = tokenize_text(self.tokenizer, example.text)
+            return tokens["input_ids"], tokens["labels"]
+        return example.input_ids, example.labels
 
 
-def _in_processes(work: _Work, indices: Sequence[int], num_proc: int) -> Iterator[_Outcome]:
+def _in_processes(work: Work, indices: Sequence[int], num_proc: int) -> Iterator[Outcome]:
     import multiprocessing
 
     chunks = [list(indices[start : start + _CHUNK]) for start in range(0, len(indices), _CHUNK)]
     # Each process reads the source anew: that is cheaper than sending rows, which may be made on demand. And it is a
     # fresh process, since a tokenizer's threads do not survive a fork.
-    unread = LoadedSource(work.loaded.source, work.loaded.argument)
-    arguments = (_Work(unread, work.tokenizer, work.recipe),)
+    unread = LoadedSource(work.loaded.source, work.loaded.argument, skips=work.loaded.skips)
+    arguments = (Work(unread, work.tokenizer, work.recipe),)
     with multiprocessing.get_context("spawn").Pool(num_proc, _begin, arguments) as pool:
         for outcomes in pool.imap(_chunk, chunks):
             yield from outcomes
 
 
-_worker: _Work
+_worker: Work
 
 
-def _begin(work: _Work) -> None:
+def _begin(work: Work) -> None:
     global _worker
     _worker = work
 
 
-def _chunk(indices: list[int]) -> list[_Outcome]:
+def _chunk(indices: list[int]) -> list[Outcome]:
     return [_worker.one(index) for index in indices]

@@ -6,18 +6,14 @@ import dataclasses
 import hashlib
 import json
 from abc import ABC, abstractmethod
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from importlib import import_module
 from typing import Any
 
-from lit_probsft.data.conversation import (
-    Message,
-    conversation_from_columns,
-    resolve_columns,
-    validate_conversation,
-    with_nested,
-)
-from lit_probsft.data.files import hash_files, local_paths, read_files
+from lit_probsft.data.conversation import Message, validate_conversation, with_nested
+from lit_probsft.data.files import BrokenRow, RowSequence, hash_files, local_paths, read_files
+from lit_probsft.data.formats import FORMATS, Columns, Conversation, Example
 from lit_probsft.errors import UserError, near_matches
 
 
@@ -40,6 +36,18 @@ class Source(ABC):
             UserError: the row cannot be used; the message need not say which row it is.
         """
 
+    def load_with_broken(self) -> RowSequence:
+        """As `load`, with a `BrokenRow` in the place of each row that cannot be read, where that can be told."""
+        return self.load()
+
+    def example(self, row: Mapping[str, Any]) -> Example:
+        """What `row` teaches: its conversation, in a source that gives nothing else.
+
+        Raises:
+            UserError: as `conversation`.
+        """
+        return Conversation(self.conversation(row))
+
     def describe(self) -> dict[str, Any]:
         """The class and its fields as plain data, for the record of a run."""
         return {"source": type(self).__name__, **dataclasses.asdict(self)}
@@ -50,9 +58,13 @@ class Source(ABC):
         This default reads every row. Override it where the identity of the rows is known more cheaply.
         """
         digest = hashlib.sha256()
-        for row in self.load():
-            digest.update(json.dumps(self.conversation(row), ensure_ascii=False).encode("utf-8", "surrogatepass"))
-            digest.update(b"\n")
+        for row in self.load_with_broken():
+            try:
+                taught = row.message if isinstance(row, BrokenRow) else dataclasses.asdict(self.example(row))
+            except UserError as error:  # told with its place when the row is used
+                taught = str(error)
+            text = json.dumps(taught, ensure_ascii=False, default=repr)
+            digest.update(text.encode("utf-8", "surrogatepass") + b"\n")
         return digest.hexdigest()
 
 
@@ -65,64 +77,106 @@ class Rows(Source):
             files; or a folder written by `datasets`' save_to_disk.
         name: the configuration of a hub data set.
         split: which split of a hub data set or a saved folder; `train` by default. Local files have one.
+        format: `messages` (OpenAI's turns, also with tool calls), `sharegpt` (a column `conversations`), `prompt` (with
+            `response`), `alpaca` (`instruction`, `input`, `output`), `tokens` (`input_ids`, `labels`) or `text`;
+            recognized from the columns, in this order, where neither it nor a column is named.
         prompt, response: columns (`extra_info.question` for a field of a nested one), or templates such as
-        `{question}\\nThink step by step.` messages: the column that holds whole conversations, in place of the two
-        above. system: a system text (or template) for every conversation that has none.
+            `{question}\nThink step by step.`
+        messages: the column that holds whole conversations.
+        text: the column that holds texts without turns, which are learnt whole.
+        system: a system text (or template) for every conversation that has none.
+        row_function: for any other format, a function by its import path (`my_rows.pubmedqa`): it gets a row and
+            returns one in a format above.
         limit: use the first so many rows only.
     """
 
     path: str | list[str]
     name: str | None = None
     split: str | None = None
+    format: str | None = None
     prompt: str | None = None
     response: str | None = None
     messages: str | None = None
+    text: str | None = None
     system: str | None = None
+    row_function: str | None = None
     limit: int | None = None
 
     def __post_init__(self) -> None:
         if self.limit is not None and self.limit < 1:
             raise UserError(f"limit: expected at least 1 row, got {self.limit}")
+        if self.format is not None and self.format not in FORMATS:
+            hint = near_matches(self.format, FORMATS)
+            raise UserError(f"format: expected one of {', '.join(FORMATS)}, got {self.format!r}.{hint}")
 
     def load(self) -> Sequence[Mapping[str, Any]]:
         """The rows; a missing file, a broken line or a missing column is refused here, before any row is used."""
+        rows: list[Any] | Any = self.load_with_broken()
+        if isinstance(rows, list):
+            for row in rows:
+                if isinstance(row, BrokenRow):
+                    raise UserError(row.message)
+        if len(rows) and self.row_function is None:
+            self._columns.check(list(with_nested(rows[0])))
+        checked: Sequence[Mapping[str, Any]] = rows
+        return checked
+
+    def load_with_broken(self) -> RowSequence:
+        """The rows; a missing file is refused, a broken line leaves a `BrokenRow`."""
+        _ = self._columns  # named columns that contradict each other need no file to be refused
         files = local_paths(self.path)
-        rows = read_files(files, self.split) if files is not None else self._load_from_hub()
+        rows: Any = read_files(files, self.split) if files is not None else self._load_from_hub()
         if self.limit is not None and self.limit < len(rows):
             rows = rows.select(range(self.limit)) if hasattr(rows, "select") else rows[: self.limit]
-        if len(rows):
-            resolve_columns(
-                list(with_nested(rows[0])), prompt=self.prompt, response=self.response, messages=self.messages
-            )
-        return rows
+        if self.row_function is not None:
+            imported(self.row_function)
+        loaded: RowSequence = rows
+        return loaded
+
+    def example(self, row: Mapping[str, Any]) -> Example:
+        """What the row teaches, by its format."""
+        return self._columns.example(row if self.row_function is None else self._made(row))
 
     def conversation(self, row: Mapping[str, Any]) -> list[Message]:
-        """The row's messages, by the columns and templates of this source."""
-        turns = conversation_from_columns(
-            row, prompt=self.prompt, response=self.response, messages=self.messages, system=self.system
-        )
-        for turn in turns:
-            try:
-                turn["content"].encode()
-            except UnicodeEncodeError as error:
-                whole = self.messages is not None or (self.prompt is None and "messages" in row)
-                argument = (
-                    "messages" if whole else {"user": "prompt", "assistant": "response"}.get(turn["role"], "system")
-                )
-                code = ord(turn["content"][error.start])
-                raise UserError(
-                    f"{argument}: expected Unicode text, got half of a surrogate pair (U+{code:04X}) at character "
-                    f"{error.start}"
-                ) from error
-        return turns
+        """The row's messages."""
+        example = self.example(row)
+        if not isinstance(example, Conversation):
+            raise UserError(f"format: expected rows with turns, got {type(example).__name__.lower()}")
+        return example.messages
 
     def fingerprint(self) -> str:
-        """The bytes of local files, or what `datasets` calls the fingerprint of a hub data set, and every field."""
+        """The bytes of local files, or what `datasets` calls the fingerprint of a hub data set, and every field.
+
+        A function's code lies in files of its own, so what it makes of every row is read instead.
+        """
+        if self.row_function is not None:
+            return super().fingerprint()
         files = local_paths(self.path)
         content = hash_files(files) if files is not None else str(getattr(self.load(), "_fingerprint", ""))
         # Where a file lies does not matter, what is in it does.
         fields = {key: value for key, value in self.describe().items() if key != "path"}
         return hashlib.sha256(json.dumps([content, fields], sort_keys=True).encode()).hexdigest()
+
+    @property
+    def _columns(self) -> Columns:
+        return Columns(self.format, self.prompt, self.response, self.messages, self.text, self.system)
+
+    def _made(self, row: Mapping[str, Any]) -> Mapping[str, Any]:
+        """What the row function makes of `row`."""
+        assert self.row_function is not None
+        function = imported(self.row_function)
+        try:
+            made = function(row)
+        except UserError as error:
+            raise UserError(f"row_function: {error}") from error
+        except Exception as error:  # the user's code
+            raise UserError(f"row_function: {self.row_function} raised {type(error).__name__}: {error}") from error
+        if not isinstance(made, Mapping):
+            raise UserError(
+                f"row_function: expected {self.row_function} to return a mapping such as {{prompt, response}}, got "
+                f"{type(made).__name__}"
+            )
+        return made
 
     def _load_from_hub(self) -> Sequence[Mapping[str, Any]]:
         from datasets import get_dataset_split_names, load_dataset
@@ -223,3 +277,26 @@ class _Puzzles(Sequence[Mapping[str, Any]]):
 def as_source(value: Source | str) -> Source:
     """A text stands for `Rows(path=text)`."""
     return Rows(path=value) if isinstance(value, str) else value
+
+
+def imported(path: str) -> Callable[[Mapping[str, Any]], Any]:
+    """The function that an import path names.
+
+    Raises:
+        UserError: there is none.
+    """
+    module_name, _, name = path.rpartition(".")
+    if not module_name:
+        raise UserError(f"row_function: expected an import path such as my_rows.pubmedqa, got {path!r}")
+    try:
+        module = import_module(module_name)
+    except Exception as error:  # the user's module may do anything
+        raise UserError(
+            f"row_function: cannot import {module_name!r}, which {path!r} names: {type(error).__name__}: {error}"
+        ) from error
+    function = getattr(module, name, None)
+    if not callable(function):
+        hint = near_matches(name, [key for key, value in vars(module).items() if callable(value)])
+        raise UserError(f"row_function: no function {name!r} in {module_name!r}.{hint}")
+    checked: Callable[[Mapping[str, Any]], Any] = function
+    return checked

@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any, Literal
 
 import numpy as np
 
-from lit_probsft.data.conversation import Message
+from lit_probsft.data.files import BrokenRow, RowSequence
+from lit_probsft.data.formats import Conversation, Example, Text
 from lit_probsft.data.sources import Source
 from lit_probsft.errors import UserError
 
@@ -25,20 +26,21 @@ class LoadedSource:
     Args:
         source: the source.
         argument: which argument of the data module it came from; errors name it.
+        skips: rows that cannot be read or used are passed over, so that the source may go on behind them.
     """
 
-    def __init__(self, source: Source, argument: str) -> None:
-        self.source, self.argument = source, argument
+    def __init__(self, source: Source, argument: str, *, skips: bool = False) -> None:
+        self.source, self.argument, self.skips = source, argument, skips
 
     @functools.cached_property
-    def rows(self) -> Sequence[Mapping[str, Any]]:
+    def rows(self) -> RowSequence:
         """All rows, at least one.
 
         Raises:
             UserError: the source cannot be read, or is empty.
         """
         try:
-            rows = self.source.load()
+            rows = self.source.load_with_broken() if self.skips else self.source.load()
         except UserError as error:
             raise located(error, f"data.{self.argument}") from error
         if not len(rows):
@@ -57,14 +59,17 @@ class LoadedSource:
         """The end of an error about row `index`."""
         return f" (row {index} of data.{self.argument}, counted from 0)"
 
-    def conversation(self, index: int) -> list[Message]:
-        """Row `index` as messages.
+    def example(self, index: int) -> Example:
+        """What row `index` teaches.
 
         Raises:
             UserError: the row cannot be used; the message says which it is.
         """
         try:
-            return self.source.conversation(self.rows[index])
+            row = self.rows[index]
+            if isinstance(row, BrokenRow):
+                raise UserError(row.message)
+            return self.source.example(row)
         except UserError as error:
             raise located(error, f"data.{self.argument}", self.where(index)) from error
 
@@ -103,7 +108,16 @@ class Split:
         return [self.loaded.fingerprint, *([] if self.part == "all" else [self.part, self.fraction, self.seed])]
 
     def texts(self) -> Iterator[str]:
-        """The text of every turn."""
+        """Every text that a tokenizer can learn from: of turns, with the reasoning in them, and of texts without."""
         for index in self.indices():
-            for message in self.loaded.conversation(index):
-                yield message["content"]
+            try:
+                example = self.loaded.example(index)
+            except UserError:
+                if not self.loaded.skips:
+                    raise
+                continue
+            if isinstance(example, Text):
+                yield example.text
+            elif isinstance(example, Conversation):
+                for message in example.messages:
+                    yield from (message[key] for key in ("reasoning_content", "content") if message.get(key))

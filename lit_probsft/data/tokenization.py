@@ -1,4 +1,4 @@
-"""The one place where a mask is made: which tokens of a conversation are learnt.
+"""The one place where a mask is made: which tokens of a row are learnt.
 
 A conversation is rendered to text by a chat template (or written out plainly), the assistant's turns are found in that
 text, and the text is tokenized piece by piece between the edges of those turns. Cutting there is what happens at
@@ -8,58 +8,82 @@ inference: the prompt is tokenized by itself and what follows is generated, so n
 from __future__ import annotations
 
 import functools
+import re
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
-from lit_probsft.data.turns import Span, ends_with_special, find_turns, shown
+from lit_probsft.data.conversation import is_learnt
+from lit_probsft.data.formats import IGNORED as IGNORED
+from lit_probsft.data.rendering import Span, adds_beginning, shown
+from lit_probsft.data.turns import answer_of, ends_with_special, find_turns
 from lit_probsft.errors import UserError
 
-IGNORED = -100
-"""The label of a token that is not supervised."""
+Turns = Literal["all", "first", "last"]
+"""Which of the assistant's turns are learnt."""
+
+Reasoning = Literal["learn", "mask", "drop"]
+"""What becomes of the assistant's reasoning: it is learnt, seen but not learnt, or taken out before rendering."""
+
+_REASONING = re.compile(r"<think>.*?</think>\s*", re.DOTALL)
+_CLOSED = re.compile(r".*?</think>\s*", re.DOTALL)
 
 
 def tokenize_conversation(
     tokenizer: Any,
-    messages: Sequence[Mapping[str, str]],
+    messages: Sequence[Mapping[str, Any]],
     *,
+    tools: Sequence[Mapping[str, Any]] | None = None,
     chat_template: str | None = None,
     plain_text: bool = False,
     require_end_of_turn: bool = True,
+    turns: Turns = "all",
+    reasoning: Reasoning = "learn",
 ) -> dict[str, list[int]]:
     """The ids of a conversation and which of them are learnt.
 
-    Supervised are the assistant's turns, all of them, each up to and with the special token that ends it. They are
-    found by the template's `{% generation %}` marks where it has them, otherwise by rendering the conversation up to
-    each turn.
+    Supervised are the assistant's turns, each up to and with the special token that ends it, and nothing that the
+    assistant has not said; those with `train: False` are not. They are found by the template's `{% generation %}` marks
+    where it has them, otherwise by rendering the conversation up to each turn; see `lit_probsft.data.turns`.
 
     Args:
         tokenizer: a fast tokenizer.
-        messages: `{"role", "content"}`, the last of them the assistant's.
+        messages: `{"role", "content", ...}` as `validate_conversation` gives them, the last of them the assistant's.
+        tools: JSON schemas of what the assistant may call, for the template.
         chat_template: Jinja text in place of the tokenizer's own template.
         plain_text: no template: the turns one after the other, the end-of-text token after each of the assistant's, and
             in front the beginning-of-text token if this tokenizer puts one there.
         require_end_of_turn: refuse a turn that ends without a supervised special token; a model that never saw one
             does not stop.
+        turns: learn all turns of the assistant, or the first or last of them only.
+        reasoning: what becomes of `<think>...</think>` and `reasoning_content`.
 
     Returns:
         `input_ids` (t,) and `labels` (t,), equal to the ids where supervised and -100 elsewhere (not shifted).
 
     Raises:
-        UserError: there is no template, or it refuses the roles; the turns cannot be found in what it renders; nothing
-            or everything would be supervised, or not the end of a turn. The text is shown.
+        UserError: there is no template, or it refuses the roles; the turns cannot be found in what it renders, or not
+            all that the assistant says; nothing or everything would be supervised, or not the end of a turn. The text
+            is shown.
     """
-    text, spans = find_turns(tokenizer, messages, chat_template=chat_template, plain_text=plain_text)
+    messages = _without_reasoning(messages) if reasoning == "drop" else messages
+    text, spans = find_turns(
+        tokenizer,
+        messages,
+        _wanted(messages, turns),
+        tools=tools,
+        chat_template=chat_template,
+        plain_text=plain_text,
+    )
     if require_end_of_turn and not all(ends_with_special(tokenizer, text, span) for span in spans):
+        whose = "the given template" if chat_template is not None else "the tokenizer's chat template"
         raise UserError(
             "require_end_of_turn: the assistant's turn does not end with a supervised special token, so the model "
-            "would never learn to stop (`false` allows it); the supervised part is between ⟦ and ⟧:\n"
-            f"{shown(text, spans)}"
+            f"would never learn to stop (`false` allows it); {whose} does not end it, or marks its end as not "
+            f"generated; the supervised part is between ⟦ and ⟧:\n{shown(text, spans)}"
         )
-    input_ids: list[int] = []
-    labels: list[int] = []
-    for ids, learnt in _tokenize_pieces(tokenizer, text, _pieces(text, spans)):
-        input_ids += ids
-        labels += ids if learnt else [IGNORED] * len(ids)
+    if reasoning == "mask":
+        spans = _without_thoughts(text, spans)
+    input_ids, labels = _masked(tokenizer, text, spans)
     supervised = sum(label != IGNORED for label in labels)
     if supervised in (0, len(labels)):
         raise UserError(
@@ -72,20 +96,99 @@ def tokenize_conversation(
 
 def tokenize_prompt(
     tokenizer: Any,
-    messages: Sequence[Mapping[str, str]],
+    messages: Sequence[Mapping[str, Any]],
     *,
+    tools: Sequence[Mapping[str, Any]] | None = None,
     chat_template: str | None = None,
     plain_text: bool = False,
+    turns: Turns = "all",
+    reasoning: Reasoning = "learn",
 ) -> list[int]:
     """The ids of a conversation without its last turn of the assistant (if it ends with one), ready for generation.
 
     They are what training puts in front of that turn, token by token. Arguments as `tokenize_conversation`.
     """
+    messages = _without_reasoning(messages) if reasoning == "drop" else messages
     prompt = list(messages[:-1]) if messages[-1]["role"] == "assistant" else list(messages)
+    wanted = [index for index in _wanted(messages, turns) if index < len(prompt)]
     text, spans = find_turns(
-        tokenizer, prompt, chat_template=chat_template, plain_text=plain_text, generation_prompt=True
+        tokenizer,
+        prompt,
+        wanted,
+        tools=tools,
+        chat_template=chat_template,
+        plain_text=plain_text,
+        generation_prompt=True,
     )
-    return [token for ids, _ in _tokenize_pieces(tokenizer, text, _pieces(text, spans)) for token in ids]
+    if reasoning == "mask":
+        spans = _without_thoughts(text, spans)
+    return _masked(tokenizer, text, spans)[0]
+
+
+def tokenize_text(tokenizer: Any, text: str) -> dict[str, list[int]]:
+    """The ids of a text without turns, all of them learnt but the beginning-of-text token, if this tokenizer puts one
+    there; the end-of-text token is put behind the text unless it stands there.
+
+    Returns:
+        `input_ids` (t,) and `labels` (t,), as `tokenize_conversation`.
+
+    Raises:
+        UserError: the tokenizer has no end-of-text token.
+    """
+    end = tokenizer.eos_token
+    if end is None:
+        raise UserError("text: a text ends with the tokenizer's eos token, and this tokenizer has none")
+    begin = tokenizer.bos_token if adds_beginning(tokenizer) else ""
+    whole = begin + text.removeprefix(begin).removesuffix(end) + end
+    input_ids, labels = _masked(tokenizer, whole, [(len(begin), len(whole))])
+    return {"input_ids": input_ids, "labels": labels}
+
+
+def _wanted(messages: Sequence[Mapping[str, Any]], turns: Turns) -> list[int]:
+    """Which messages are learnt."""
+    learnt = [index for index, message in enumerate(messages) if is_learnt(message)]
+    return {"all": learnt, "first": learnt[:1], "last": learnt[-1:]}[turns]
+
+
+def _without_reasoning(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
+    """The messages as if the assistant had not thought aloud."""
+    bare = []
+    for message in messages:
+        kept = {key: value for key, value in message.items() if key != "reasoning_content"}
+        if message["role"] == "assistant" and "</think>" in message["content"]:
+            kept["content"] = answer_of(message["content"])
+            if not kept["content"] and not message.get("tool_calls"):
+                raise UserError("reasoning: expected an answer after </think>, got nothing")
+        bare.append(kept)
+    return bare
+
+
+def _without_thoughts(text: str, spans: Sequence[Span]) -> list[Span]:
+    """The spans without the reasoning in them."""
+    kept: list[Span] = []
+    for start, end in spans:
+        opened = text[:start].rstrip().endswith("<think>")  # by the template, in what asks for the answer
+        thought = _CLOSED.match(text, start, end) if opened else _REASONING.search(text, start, end)
+        while thought is not None:
+            if start < thought.start():
+                kept.append((start, thought.start()))
+            start, opened = thought.end(), False
+            thought = _REASONING.search(text, start, end)
+        if opened or "<think>" in text[start:end]:
+            raise UserError(f"reasoning: expected </think> after <think>, got none in:\n{shown(text, [(start, end)])}")
+        if start < end:
+            kept.append((start, end))
+    return kept
+
+
+def _masked(tokenizer: Any, text: str, spans: Sequence[Span]) -> tuple[list[int], list[int]]:
+    """The ids of the text and their labels."""
+    input_ids: list[int] = []
+    labels: list[int] = []
+    for ids, learnt in _tokenize_pieces(tokenizer, text, _pieces(text, spans)):
+        input_ids += ids
+        labels += ids if learnt else [IGNORED] * len(ids)
+    return input_ids, labels
 
 
 def _pieces(text: str, spans: Sequence[Span]) -> list[tuple[int, int, bool]]:

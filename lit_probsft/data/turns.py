@@ -1,195 +1,280 @@
-"""A conversation as text, and where in it the assistant's turns are.
+"""Where the assistant's turns are in the text of a conversation.
 
-Turns are found by the chat template's own `{% generation %}` marks, or else by rendering the conversation up to each.
+They are found by the chat template's own `{% generation %}` marks where it has them, otherwise by rendering the
+conversation up to each, and where a template writes earlier turns differently once later ones follow, by rendering the
+whole once more with a probe in the turn and looking where the probe appears.
 """
 
 from __future__ import annotations
 
-import functools
+import json
 import os
 import re
-from collections.abc import Mapping, Sequence
-from pathlib import Path
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
-from lit_probsft.data.tokenizers import special_tokens
-from lit_probsft.errors import UserError, near_matches
+from lit_probsft.data.rendering import Renderer, Span, adds_beginning, chosen_template, shown, special_pattern
+from lit_probsft.errors import UserError
 
-Span = tuple[int, int]
-"""First character and the one after the last."""
+Messages = Sequence[Mapping[str, Any]]
 
-_GENERATION_MARK = re.compile(r"\{%-?\s*generation\s*-?%\}")
-_SHOWN = 600  # characters of a text in an error
-
-
-def read_template(chat_template: str | None) -> str | None:
-    """The text of a template that is given as text, or as the path of a file.
-
-    Raises:
-        UserError: it is neither.
-    """
-    if chat_template is None or "{%" in chat_template or "{{" in chat_template:
-        return chat_template
-    path = Path(chat_template).expanduser()
-    if not path.is_file():
-        names = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
-        raise UserError(
-            f"data.chat_template: expected a template file or Jinja text, got {chat_template!r}, which is neither."
-            f"{near_matches(path.name, names)}"
-        )
-    return path.read_text(encoding="utf-8")
+_END_OF_REASONING = "</think>"
 
 
 def find_turns(
     tokenizer: Any,
-    messages: Sequence[Mapping[str, str]],
+    messages: Messages,
+    wanted: Collection[int],
     *,
+    tools: Sequence[Mapping[str, Any]] | None = None,
     chat_template: str | None = None,
     plain_text: bool = False,
     generation_prompt: bool = False,
 ) -> tuple[str, list[Span]]:
-    """The text of a conversation and, ascending, where the assistant's turns are in it.
+    """The text of a conversation and, ascending, where the wanted turns of the assistant are in it.
 
     A turn goes up to and with the special token that ends it, as far as there is one.
 
     Args:
         tokenizer: whose template and special tokens are used.
-        messages: `{"role", "content"}`.
+        messages: `{"role", "content", ...}`.
+        wanted: which of the messages to find, all of them the assistant's.
+        tools: for the template.
         chat_template: Jinja text in place of the tokenizer's.
         plain_text: no template, see `tokenize_conversation`.
         generation_prompt: the text asks for an answer at its end.
 
     Raises:
-        UserError: there is no template, it is broken, it refuses the roles, or the turns cannot be found.
+        UserError: there is no template, it is broken, it refuses the roles, a turn cannot be found, or what is found
+            is not what the assistant says.
     """
     if plain_text:
-        return _render_plain(tokenizer, messages)
-    text, spans = _render(tokenizer, messages, _template(tokenizer, chat_template), generation_prompt)
-    contents: list[str | None] = [message["content"] for message in messages if message["role"] == "assistant"]
-    if len(contents) != len(spans):  # marks may leave turns out, or mark one twice
-        contents = [None] * len(spans)
-    special = _special_pattern(tokenizer)
-    trimmed = [_trimmed(text, span, content, special) for span, content in zip(spans, contents, strict=True)]
-    return text, [span for span in trimmed if span[0] < span[1]]
+        return _write_plainly(tokenizer, messages, wanted)
+    render = Renderer(tokenizer, chosen_template(tokenizer, chat_template), tools)
+    if tools and "tools" not in render.template:
+        raise UserError("chat_template: it does not tell the model which tools there are; use one that writes `tools`")
+    for wanted_index in wanted:
+        _check_calls(render, messages, wanted_index, generation_prompt)
+    if render.marks_turns:
+        text, found = _by_marks(render, messages, wanted, generation_prompt)
+    else:
+        text = render(messages, generation_prompt)
+        finder = _Finder(render, messages, text, generation_prompt, special_pattern(tokenizer))
+        found = [(index, finder.span(index)) for index in sorted(wanted)]
+    filled = [(index, span) for index, span in found if span[0] < span[1]]
+    if filled:  # where nothing is found, the mask will say so
+        special = special_pattern(tokenizer)
+        for index, span in found:
+            if index is not None:
+                _check_said(text, span, messages[index], special, last=index == len(messages) - 1)
+        _check_context(text, messages)
+    return text, [span for _, span in filled]
 
 
 def ends_with_special(tokenizer: Any, text: str, span: Span) -> bool:
     """Whether a special token ends exactly where the span ends."""
-    return _last_special(text, span, _special_pattern(tokenizer)) == span[1]
+    return _last_special(text, span, special_pattern(tokenizer)) == span[1]
 
 
-def shown(text: str, spans: Sequence[Span]) -> str:
-    """The text with ⟦ ⟧ around what is supervised, its middle left out when it is long."""
-    for start, end in reversed(spans):
-        text = f"{text[:start]}⟦{text[start:end]}⟧{text[end:]}"
-    return text if len(text) <= _SHOWN else f"{text[: _SHOWN // 2]} … {text[-_SHOWN // 2 :]}"
+def answer_of(content: str) -> str:
+    """What follows the reasoning in a turn's content, without white space around it."""
+    return content.rpartition(_END_OF_REASONING)[2].strip()
 
 
-def _render(
-    tokenizer: Any, messages: Sequence[Mapping[str, str]], template: str, generation_prompt: bool
-) -> tuple[str, list[Span]]:
-    """The text by a template, and the turns of the assistant with whatever follows them up to the next turn."""
-    text, marks = _apply(tokenizer, template, messages, generation_prompt)
-    if _GENERATION_MARK.search(template):
-        if not generation_prompt and not marks:
-            raise UserError(f"chat_template: its generation marks cover nothing of:\n{shown(text, [])}")
-        return text, marks
-    special, spans = _special_pattern(tokenizer), []
-    for index, message in enumerate(messages):
-        if message["role"] != "assistant":
-            continue
-        before, _ = _apply(tokenizer, template, messages[:index], True)
-        whole = index == len(messages) - 1 and not generation_prompt
-        upto = text if whole else _apply(tokenizer, template, messages[: index + 1], False)[0]
-        # Some templates add the end of the text behind the last turn only, so the two may part after this turn's end.
-        span = len(before), len(os.path.commonprefix([upto, text]))  # noqa: RUF071 (by character)
-        ended = _find_end(text, span, message["content"], special) is not None
-        if not (upto.startswith(before) and text.startswith(before) and (ended or text.startswith(upto))):
-            raise UserError(
-                "chat_template: it renders earlier turns differently once later ones follow, so the assistant's turn "
-                f"{index} cannot be found; mark it with {{% generation %}} in a template of your own.\n"
-                f"Up to the turn: {shown(before, [])}\nWith the turn: {shown(upto, [])}\n"
-                f"The whole: {shown(text, [])}"
-            )
-        spans.append(span)
-    return text, spans
-
-
-def _render_plain(tokenizer: Any, messages: Sequence[Mapping[str, str]]) -> tuple[str, list[Span]]:
+def _write_plainly(tokenizer: Any, messages: Messages, wanted: Collection[int]) -> tuple[str, list[Span]]:
     end = tokenizer.eos_token
     if end is None:
         raise UserError(
             "format: plain text ends each answer with the tokenizer's eos token, and this tokenizer has none"
         )
-    text = tokenizer.bos_token if _adds_beginning(tokenizer) else ""
+    text = tokenizer.bos_token if adds_beginning(tokenizer) else ""
     spans = []
-    for message in messages:
+    for index, message in enumerate(messages):
+        for part in ("tool_calls", "reasoning_content"):
+            if message.get(part):
+                raise UserError(f"format: plain text has no form for {part}; use a chat template that has")
         start = len(text)
         text += message["content"]
         if message["role"] == "assistant":
             text += end
+        if index in wanted:
             spans.append((start, len(text)))
     return text, spans
 
 
-def _template(tokenizer: Any, chat_template: str | None) -> str:
-    if chat_template is not None:
-        return chat_template
-    try:
-        template: str = tokenizer.get_chat_template()
-    except ValueError as error:
+def _by_marks(
+    render: Renderer, messages: Messages, wanted: Collection[int], generation_prompt: bool
+) -> tuple[str, list[tuple[int | None, Span]]]:
+    """The text, and what the template itself marks as generated, with the message it belongs to where that is plain."""
+    text, marks = render.marked(messages, generation_prompt)
+    if not generation_prompt and not marks:
+        raise UserError(f"chat_template: its generation marks cover nothing of:\n{shown(text, [])}")
+    special = special_pattern(render.tokenizer)
+    turns = [index for index, message in enumerate(messages) if message["role"] == "assistant"]
+    if len(turns) == len(marks):
+        pairs = [(index, mark) for index, mark in zip(turns, marks, strict=True) if index in wanted]
+        return text, [(index, _trimmed(text, mark, messages[index], special)) for index, mark in pairs]
+    if set(wanted) != set(turns):  # marks may leave turns out, or mark one twice
         raise UserError(
-            "chat_template: the tokenizer has no chat template; give one (a file or Jinja text), or set `format: plain`"
-        ) from error
-    return template
-
-
-def _apply(
-    tokenizer: Any, template: str, messages: Sequence[Mapping[str, str]], generation_prompt: bool
-) -> tuple[str, list[Span]]:
-    """The rendered text and the spans that the template marks itself."""
-    import jinja2
-    from transformers.utils.chat_template_utils import render_jinja_template
-
-    try:
-        rendered, marks = render_jinja_template(
-            [[dict(message) for message in messages]],
-            chat_template=template,
-            add_generation_prompt=generation_prompt,
-            return_assistant_tokens_mask=bool(_GENERATION_MARK.search(template)),
-            **tokenizer.special_tokens_map,
+            f"chat_template: it marks {len(marks)} stretches as generated for {len(turns)} turns of the assistant, so "
+            f"that one cannot be told from another; the marked are between ⟦ and ⟧:\n{shown(text, marks)}"
         )
-    except jinja2.TemplateSyntaxError as error:
-        raise UserError(f"chat_template: not valid Jinja, line {error.lineno}: {error.message}") from error
-    except (jinja2.TemplateError, TypeError, ValueError) as error:
-        roles = ", ".join(message["role"] for message in messages)
-        raise UserError(f"chat_template: it refuses the roles {roles}: {error}") from error
-    return rendered[0], [(start, end) for start, end in marks[0]] if marks else []
+    return text, [(None, _trimmed(text, mark, None, special)) for mark in marks]
 
 
-def _trimmed(text: str, span: Span, content: str | None, special: re.Pattern[str]) -> Span:
+@dataclass(frozen=True)
+class _Finder:
+    """Finds turns in `text`, which is `render(messages, generation_prompt)`."""
+
+    render: Renderer
+    messages: Messages
+    text: str
+    generation_prompt: bool
+    special: re.Pattern[str]
+
+    def span(self, index: int) -> Span:
+        """Where turn `index` is.
+
+        Raises:
+            UserError: it cannot be told.
+        """
+        last = index == len(self.messages) - 1
+        before = self.render(self.messages[:index], True)
+        upto = self.text if last else self.render(self.messages[: index + 1], False)
+        if self.text.startswith(before) and upto.startswith(before):
+            # Some templates add the end of the text behind the last turn only; the two may part after the turn's end.
+            span = len(before), len(os.path.commonprefix([upto, self.text]))  # noqa: RUF071 (by character)
+            end = _find_end(self.text, span, self.messages[index], self.special)
+            if end is not None or self.text.startswith(upto):
+                return _trimmed(self.text, span, self.messages[index], self.special)
+        if last:
+            raise UserError(
+                "chat_template: what asks for the last answer is not what stands before it in training, so that the "
+                "model would be asked something else than it has learnt to answer; use a template of your own.\n"
+                f"Asked: {shown(before, [])}\nLearnt: {shown(self.text, [])}"
+            )
+        found = self._by_probe(index)
+        if found is None:
+            raise UserError(
+                "chat_template: it renders earlier turns differently once later ones follow, so the assistant's turn "
+                f"{index} cannot be found; mark it with {{% generation %}} in a template of your own, or learn the "
+                f"last turn only (`turns: last`).\nUp to the turn: {shown(before, [])}\nWith the turn: "
+                f"{shown(upto, [])}\nThe whole: {shown(self.text, [])}"
+            )
+        return found
+
+    def _by_probe(self, index: int) -> Span | None:
+        """The turn between what asks for it and what ends it, each found behind a probe at the end of a message: of the
+        one before, and of this one. None unless both appear exactly once and leave everything else as it is.
+        """
+        probe = "xqzprobe"
+        while probe in self.text:
+            probe += "q"
+        places = []
+        for at in (index - 1, index):
+            changed = _with_probe(self.messages[at], probe)
+            whole = self.render([*self.messages[:at], changed, *self.messages[at + 1 :]], self.generation_prompt)
+            if whole.count(probe) != 1 or whole.replace(probe, "") != self.text:
+                return None
+            # What stands behind it when it is the last message: what asks for an answer, or what ends one.
+            last = self.render([*self.messages[:at], changed], at < index)
+            places.append((whole.index(probe), last.partition(probe)[2]))
+        (asked_at, asking), (said_at, ending) = places
+        if not self.text.startswith(asking, asked_at):
+            return None
+        stop = said_at + len(os.path.commonprefix([ending, self.text[said_at:]]))  # noqa: RUF071 (by character)
+        token = self.special.search(self.text, said_at, stop)
+        return asked_at + len(asking), said_at if token is None else token.end()
+
+
+def _with_probe(message: Mapping[str, Any], probe: str) -> dict[str, Any]:
+    """The message with a probe behind the name of its last call, or else behind its content."""
+    calls = list(message.get("tool_calls") or [])
+    if calls:
+        function = calls[-1]["function"]
+        calls[-1] = {**calls[-1], "function": {**function, "name": function["name"] + probe}}
+        return {**message, "tool_calls": calls}
+    content = message["content"]
+    rest = content.rstrip()  # which a template may trim
+    return {**message, "content": rest + probe + content[len(rest) :]}
+
+
+def _check_calls(render: Renderer, messages: Messages, index: int, generation_prompt: bool) -> None:
+    """Refuse tool calls that the template leaves out, or with special tokens in them, from which the end of the turn
+    could not be told."""
+    message = messages[index]
+    for call in message.get("tool_calls") or []:
+        written = json.dumps(call["function"], ensure_ascii=False)
+        if special_pattern(render.tokenizer).search(written):
+            raise UserError(f"messages: expected no special token in a tool call, got {written[:200]}")
+    if message.get("tool_calls"):
+        probe = "xqzprobe"
+        changed = _with_probe(message, probe)
+        if probe not in render([*messages[:index], changed, *messages[index + 1 :]], generation_prompt):
+            raise UserError(
+                f"chat_template: it leaves out tool calls; use one that writes them. It gives:\n"
+                f"{shown(render(messages, generation_prompt), [])}"
+            )
+
+
+def _check_context(text: str, messages: Messages) -> None:
+    """Refuse a text that leaves out what the others say: the assistant would learn to answer what it has not read."""
+    for index, message in enumerate(messages):
+        content = message["content"].strip()
+        quoted = json.dumps(content, ensure_ascii=False)[1:-1]
+        if message["role"] != "assistant" and content not in text and quoted not in text:
+            raise UserError(
+                f"chat_template: it leaves out or changes turn {index}, of {message['role']}, {content[:80]!r}; "
+                f"it gives:\n{shown(text, [])}"
+            )
+
+
+def _check_said(text: str, span: Span, message: Mapping[str, Any], special: re.Pattern[str], *, last: bool) -> None:
+    """Refuse a turn that leaves out what the assistant says. Only the reasoning of earlier turns may be left out."""
+    said = text[span[0] : span[1]]
+    bare = special.sub("\0", said)  # a function `f` is not called by `<eof>`
+    for call in message.get("tool_calls") or []:
+        for part in (call["function"]["name"], *call["function"]["arguments"]):
+            if part not in bare and json.dumps(part, ensure_ascii=False)[1:-1] not in bare:
+                raise UserError(f"chat_template: it leaves out part of a tool call, {part!r}:\n{shown(text, [span])}")
+    wanted = [answer_of(message["content"])]
+    if last:
+        reasoning = message["content"].rpartition(_END_OF_REASONING)[0].partition("<think>")[2]
+        wanted += [reasoning.strip(), message.get("reasoning_content", "").strip()]
+    for part in wanted:
+        if part not in said:
+            raise UserError(
+                f"chat_template: it leaves out or changes part of what the assistant says, {part[:80]!r}; the turn is "
+                f"between ⟦ and ⟧:\n{shown(text, [span])}"
+            )
+
+
+def _trimmed(text: str, span: Span, message: Mapping[str, Any] | None, special: re.Pattern[str]) -> Span:
     """`span` cut behind the special token that ends the turn: what comes after is not the model's to write.
 
     That token is the first after the turn's content (templates may add the end of the whole text or a line break), or,
     where the content cannot be found, the last that only white space follows. Without such a token the span stays.
     """
     start, end = span
-    if content is not None and (last := _find_end(text, span, content, special)) is not None:
+    if message is not None and (last := _find_end(text, span, message, special)) is not None:
         return start, last
     last = _last_special(text, span, special)
     return (start, last) if last is not None and not text[last:end].strip() else span
 
 
-def _find_end(text: str, span: Span, content: str, special: re.Pattern[str]) -> int | None:
-    """Where the first special token after a turn's content ends. An answer `end` is not found inside `<|im_end|>`."""
-    content, (start, end) = content.strip(), span
+def _find_end(text: str, span: Span, message: Mapping[str, Any], special: re.Pattern[str]) -> int | None:
+    """Where the first special token after what a turn says ends. An answer `end` is not found inside `<|im_end|>`."""
+    calls = message.get("tool_calls")
+    said = calls[-1]["function"]["name"] if calls else answer_of(message["content"])
+    start, end = span
     tokens = [(match.start(), match.end()) for match in special.finditer(text, start, end)]
-    place = text.rfind(content, start, end)
+    place = text.rfind(said, start, end) if said else -1
     while place >= 0:
-        stop = place + len(content)
+        stop = place + len(said)
         if not any(first < place < last or first < stop < last for first, last in tokens):
             return next((last for first, last in tokens if first >= stop), None)
-        place = text.rfind(content, start, stop - 1)
+        place = text.rfind(said, start, stop - 1)
     return None
 
 
@@ -199,15 +284,3 @@ def _last_special(text: str, span: Span, special: re.Pattern[str]) -> int | None
     for match in special.finditer(text, *span):
         end = match.end()
     return end
-
-
-@functools.lru_cache(maxsize=16)
-def _adds_beginning(tokenizer: Any) -> bool:
-    bos = tokenizer.bos_token_id
-    return bos is not None and tokenizer("x")["input_ids"][:1] == [bos]
-
-
-@functools.lru_cache(maxsize=16)
-def _special_pattern(tokenizer: Any) -> re.Pattern[str]:
-    names = sorted((name for name in special_tokens(tokenizer) if name.strip()), key=len, reverse=True)
-    return re.compile("|".join(re.escape(name) for name in names) if names else r"(?!)")

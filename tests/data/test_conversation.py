@@ -1,7 +1,13 @@
 import pytest
 
-from lit_probsft.data.conversation import conversation_from_columns, fill_template, validate_conversation
+from lit_probsft.data.conversation import fill_template, validate_conversation
+from lit_probsft.data.formats import Columns
 from lit_probsft.errors import UserError
+
+
+def conversation_from_columns(row, **columns):
+    return Columns(**columns).example(row).messages
+
 
 ROW = {"question": "2+2?", "answer": "4", "n": 4, "blank": " "}
 
@@ -82,7 +88,7 @@ def turns(*roles):
         (None, "^messages: expected a non-empty list"),
         (["hello"], r"^messages\[0\]: expected a mapping"),
         ([{"role": "user"}], r"^messages\[0\]: expected a mapping with role and content"),
-        (turns("human", "assistant"), r"^messages\[0\]: expected a role among"),
+        (turns("somebody", "assistant"), r"^messages\[0\]: expected a role among"),
         (turns("user", "assitant"), r"Did you mean 'assistant'"),
         (turns("assistant"), "roles out of order: expected system or user as the first turn, got assistant"),
         (turns("user", "user"), "roles out of order: expected assistant after a turn of user, got user"),

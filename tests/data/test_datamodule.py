@@ -196,6 +196,30 @@ def test_the_cache_lies_where_the_environment_says(monkeypatch, tmp_path, jsonl,
     assert list((tmp_path / "here" / "tokens").iterdir())
 
 
+def test_options_of_the_mask_and_of_hygiene_never_read_a_stale_cache(make, jsonl, questions):
+    turns = [
+        *({"role": "user", "content": "a"}, {"role": "assistant", "content": "<think>b</think>c"}),
+        *({"role": "user", "content": "d"}, {"role": "assistant", "content": "<think>e</think>f"}),
+    ]
+    excluded = [turns[0], {**turns[1], "train": False}, *turns[2:]]
+    path, other = jsonl([{"messages": turns}, *questions]), jsonl([{"messages": excluded}, *questions], "other.jsonl")
+    changes = [
+        {"train": path},
+        {"train": path, "turns": "first"},
+        {"train": path, "turns": "last"},
+        {"train": path, "reasoning": "mask"},
+        {"train": path, "reasoning": "drop"},
+        {"train": path, "turns": "last", "reasoning": "mask"},
+        {"train": path, "validation": jsonl(questions[:2], "v.jsonl"), "duplicates": "remove"},
+        {"train": path, "validation": jsonl(questions[:3], "w.jsonl"), "duplicates": "remove"},
+        {"train": Rows(path, prompt="{prompt}?", response="response"), "on_bad_row": "skip"},
+    ]
+    fingerprints = [make(**change).fingerprint for change in changes]
+    assert len(set(fingerprints)) == len(changes)
+    assert [make(**change).fingerprint for change in changes] == fingerprints
+    assert make(train=other).fingerprint == fingerprints[2]  # without the first turn
+
+
 # With a trainer.
 
 
@@ -325,6 +349,10 @@ def test_a_record_of_the_data_is_plain():
         ({"validation_fraction": 0.1, "validation": "x"}, "^data.validation_fraction: .*got both"),
         ({"validation_fraction": 0.1, "train": None}, "^data.validation_fraction: expected data.train"),
         ({"format": "chatt"}, "^data.format: expected one of chat, plain, got 'chatt'. Did you mean 'chat'"),
+        ({"turns": "frist"}, "^data.turns: expected one of all, first, last, got 'frist'. Did you mean 'first'"),
+        ({"reasoning": "hide"}, "^data.reasoning: expected one of learn, mask, drop"),
+        ({"on_bad_row": "ignore"}, "^data.on_bad_row: expected one of error, skip"),
+        ({"duplicates": "drop"}, "^data.duplicates: expected one of keep, remove"),
         ({"overflow": "cut"}, "^data.overflow: expected one of error, truncate, drop"),
         ({"format": "plain", "chat_template": CHATML}, "^data.chat_template: expected none"),
         ({"chat_template": "nowhere.jinja"}, "^data.chat_template: expected a template file or Jinja text"),
@@ -343,10 +371,14 @@ def test_values_out_of_range_are_refused_at_construction(make, kwargs, message):
         (None, {"tokenizer": None}, "^data.tokenizer: expected a tokenizer"),
         (None, {"tokenizer": "./nowhere"}, "^data.tokenizer.name_or_path: no such folder"),
         (None, {"max_length": 40}, r"^data.max_length: expected at most 40 tokens, got \d+ \(row 1 of data.train"),
-        (None, {"max_length": 5, "overflow": "drop"}, "^data.max_length: all 24 rows of data.train were dropped"),
-        (None, {"max_length": 5, "overflow": "truncate"}, "^data.max_length: all 24 rows"),
+        (
+            None,
+            {"max_length": 5, "overflow": "drop"},
+            r"^data.max_length: \d+ tokens, at most 5 are kept; all 24 rows of data.train are lost \(24 dropped, 0",
+        ),
+        (None, {"max_length": 5, "overflow": "truncate"}, "^data.max_length: .* nothing to learn in them; all 24 rows"),
         (None, {"validation_fraction": 0.01}, "^data.validation_fraction: expected a share .* got 0.01 of 24 rows"),
-        (None, {"chat_template": "{% for %}"}, r"^data.chat_template: not valid Jinja.* \(row 0 of data.train"),
+        (None, {"chat_template": "{% for %}"}, "^data.chat_template: not valid Jinja, line 1: "),
         (None, {"chat_template": MARKS_WITHOUT_END}, "^data.require_end_of_turn: the assistant's turn does not end"),
         (None, {"chat_template": "{{ 'x' }}"}, "^data.chat_template: the mask supervises nothing"),
         ([], {}, "^data.train: expected at least one row, got an empty data set"),
@@ -417,3 +449,97 @@ data.Rows, data.Plan, data.ByteTokenizer, data.tokenize_conversation
 assert not {"torch", "lightning", "transformers", "datasets", "tokenizers"} & set(sys.modules)
 """
     subprocess.run([sys.executable, "-c", code], check=True, cwd=root)
+
+
+# Rows that cannot be used.
+
+
+BAD_LINES = [
+    (b'{"prompt": \n', "line 3: not valid JSON"),
+    (b'{"prompt": "\xff", "response": "b"}\n', "line 3: not UTF-8"),
+    (b"[1]\n", "line 3: expected an object, got list"),
+    (b'{"prompt": "a", "response": ""}\n', "response: column 'response': expected a text that is not empty, got ''"),
+    (b'{"prompt": "a", "response": 4}\n', "response: column 'response': expected a text that is not empty, got 4"),
+    (b'{"question": "a"}\n', "prompt: expected a column `messages`"),
+    (b'{"messages": [{"role": "assistant", "content": "a"}]}\n', "messages[0]: roles out of order"),
+    (b'{"messages": [{"role": "user", "content": "a"}]}\n', "messages: expected the last turn to be the assistant's"),
+    (b'{"prompt": "a", "response": "' + b"b" * 200 + b'"}\n', "data.max_length: expected at most 120 tokens, got"),
+]
+
+
+@pytest.mark.parametrize(("line", "reason"), BAD_LINES, ids=[reason for _, reason in BAD_LINES])
+def test_a_bad_row_stops_the_run_or_is_skipped_counted_and_listed(make, tmp_path, line, reason):
+    good = b'{"prompt": "a", "response": "b"}\n'
+    path = tmp_path / "some_bad.jsonl"
+    path.write_bytes(good * 2 + line + good)
+    with pytest.raises(UserError) as refused:
+        make(train=str(path), max_length=120)
+    assert reason in str(refused.value)
+    for _ in range(2):  # tokenized, and from the cache
+        module = make(train=str(path), max_length=120, on_bad_row="skip")
+        report = module.report["train"]
+        assert (report["rows"], report["kept"], report["skipped"], report["dropped"]) == (4, 3, 1, 0)
+        ((loss),) = module.losses["train"]
+        assert (loss["row"], loss["what"]) == (2, "skipped")
+        assert reason in loss["reason"]
+        assert module._stores["train"].rows.tolist() == [0, 1, 3]
+
+
+def test_a_cell_of_a_table_that_is_not_utf_8_costs_its_row_alone(make, tmp_path):
+    path = tmp_path / "some_bad.csv"
+    path.write_bytes(b"prompt,response\na,b\na,\xff\na,b,c\nc,d\n")
+    module = make(train=str(path), on_bad_row="skip")
+    assert module._stores["train"].rows.tolist() == [0, 3]
+    assert ["line 3: not UTF-8" in loss["reason"] for loss in module.losses["train"]] == [True, False]
+
+
+def test_dropped_rows_are_listed_with_their_length(make, questions):
+    module = make(max_length=75, overflow="drop")
+    assert len(module.losses["train"]) == module.report["train"]["dropped"] > 0
+    loss = module.losses["train"][0]
+    assert loss["what"] == "dropped"
+    assert "tokens, at most 75 are kept" in loss["reason"]
+
+
+def test_what_is_no_rows_fault_is_never_skipped(make, jsonl, questions, tmp_path):
+    with pytest.raises(UserError, match="^data.chat_template: not valid Jinja"):
+        make(chat_template="{% for %}", on_bad_row="skip")
+    with pytest.raises(UserError, match="^data.train: expected at least one row, got an empty data set"):
+        make(train=jsonl([], "none.jsonl"), on_bad_row="skip")
+    with pytest.raises(
+        UserError, match=r"^data.require_end_of_turn: .*(?s:.*) all 24 rows .*\(0 dropped, 24 skipped\)"
+    ):
+        make(chat_template=MARKS_WITHOUT_END, on_bad_row="skip")
+    assert [file for file in (tmp_path / "cache").rglob("*") if file.is_file()] == []
+
+
+def test_a_tokenizer_is_learnt_from_the_rows_that_can_be_used(make, jsonl, questions):
+    path = jsonl([*questions, {"prompt": "x", "response": ""}], "bad.jsonl")
+    with pytest.raises(UserError, match=r"^data.train.response: .*\(row 24 of data.train"):
+        make(train=path, tokenizer=BPETokenizer(300))
+    assert make(train=path, tokenizer=BPETokenizer(300), on_bad_row="skip").report["train"]["kept"] == 24
+
+
+# Rows in two splits.
+
+
+def test_documents_of_both_splits_are_counted_and_removed_from_training_when_asked(make, jsonl, questions):
+    held_out = jsonl([*questions[:3], {"prompt": questions[5]["prompt"], "response": "Other."}], "held_out.jsonl")
+    kept = make(validation=held_out)
+    assert kept.report["train"]["in_validation"] == 3
+    removed = make(validation=held_out, duplicates="remove")
+    assert removed.report["train"]["in_validation"] == 0
+    assert removed.report["train"]["dropped"] == 3
+    assert removed._stores["train"].rows.tolist() == list(range(3, 24))
+    assert {loss["reason"] for loss in removed.losses["train"]} == {"data.duplicates: it is in data.validation too"}
+    assert removed.report["validation"] == kept.report["validation"]
+    fewer = make(validation=jsonl(questions[:2], "fewer.jsonl"), duplicates="remove")
+    assert fewer.report["train"]["kept"] == 22  # the other validation set's tokens are not read
+
+
+def test_duplicates_within_one_source_fall_on_both_sides_of_a_fraction(make, jsonl, questions):
+    path = jsonl(questions[:4] * 6, "repeated.jsonl")
+    module = make(train=path, validation_fraction=0.25)
+    assert module.report["train"]["in_validation"] > 0
+    with pytest.raises(UserError, match="^data.duplicates: it is in data.validation too; all 18 rows"):
+        make(train=path, validation_fraction=0.25, duplicates="remove", seed=3)

@@ -94,8 +94,8 @@ def test_a_split_of_a_saved_folder_is_chosen_by_name(tmp_path):
         ("x.jsonl", b'{"prompt": "a", "response": "b"}\n{"prompt": "\xff"}\n', r"^path: .*line 2: not UTF-8"),
         ("x.json", b'[{"prompt": "a"},\n {"prompt" "b"}]', r"^path: .*line 2: not valid JSON"),
         ("x.json", b'[{"prompt": "a"}, 3]', r"^path: .*row 1: expected an object, got int"),
-        ("x.csv", b"prompt,response\na,b\na,b,c\n", r"^path: .*row 1: expected 2 values, got more"),
-        ("x.csv", b"prompt,response\na,\xff\n", r"^path: .*not UTF-8"),
+        ("x.csv", b"prompt,response\na,b\na,b,c\n", r"^path: .*line 3: expected 2 values, got more"),
+        ("x.csv", b"prompt,response\na,\xff\n", r"^path: .*line 2: not UTF-8"),
         ("x.parquet", b"nonsense", r"^path: .*not a readable parquet file"),
         ("x.txt", b"hello", r"^path: expected a file that ends in \.json, \.jsonl"),
         (
@@ -218,5 +218,5 @@ def test_a_byte_order_mark_and_a_long_csv_cell_are_read_and_half_a_surrogate_is_
     assert len(Rows(str(table)).load()[0]["prompt"]) == 200_000
     broken.write_text('{"prompt": "a", "response": "b\\ud800"}\n')
     source = Rows(str(broken))
-    with pytest.raises(UserError, match=r"response: expected Unicode text.*U\+D800"):
+    with pytest.raises(UserError, match=r"response: column 'response': expected Unicode text.*U\+D800"):
         source.conversation(source.load()[0])

@@ -20,6 +20,9 @@ SINGLE = [{"role": "user", "content": "2 + 2 = ?"}, {"role": "assistant", "conte
 MULTI = [*SINGLE, {"role": "user", "content": "Sure?"}, {"role": "assistant", "content": "Yes,\n\nvery much so."}]
 
 
+ALL_MARKED = "{% generation %}{% for m in messages %}{{ m.content }}{% endfor %}{{ '<|im_end|>' }}{% endgeneration %}"
+
+
 def decode(tokenizer, ids):
     return tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
 
@@ -154,7 +157,7 @@ def test_plain_text_begins_as_the_tokenizer_begins_a_text(many_specials):
         ("{{ messages[9]['content'].x }}", SINGLE, "^chat_template: "),
         ("{% generation %}{% endgeneration %}hello", SINGLE, r"^chat_template: the mask supervises nothing"),
         ("hello{% if false %}{% generation %}{% endgeneration %}{% endif %}", SINGLE, "marks cover nothing"),
-        ("{% generation %}a<|im_end|>{% endgeneration %}", SINGLE, "the mask supervises everything: 2 of 2"),
+        (ALL_MARKED, SINGLE, "the mask supervises everything: 18 of 18"),
         ("{% for m in messages %}{% if m['role'] == 'user' %}hi{% endif %}{% endfor %}", SINGLE, "supervises nothing"),
     ],
     ids=lambda value: value[:24] if isinstance(value, str) else "",
@@ -180,3 +183,55 @@ def test_what_follows_the_end_of_turn_is_not_supervised(many_specials):
 def test_no_template_at_all_names_both_ways_out(metaspace_tokenizer):
     with pytest.raises(UserError, match=r"^chat_template: the tokenizer has no chat template.*format: plain"):
         tokenize_conversation(metaspace_tokenizer, SINGLE)
+
+
+PARTS = [
+    *("{{ m.content }}", "{{ m.role }}", "<|im_start|>", "<|im_end|>", "\n", "x", "{{ m.content | upper }}"),
+    *("{{ m.content[1:] }}", "{{ messages[0].content }}", "{% if loop.last %}!{% endif %}", "{{ loop.index }}"),
+    *("{{ 1 // (loop.index - 2) }}", "{{ nothing.at.all }}", "{{ raise_exception('no') }}"),
+    *("{% generation %}{{ m.content }}<|im_end|>{% endgeneration %}", "{% if m.role == 'user' %}", "{% endif %}"),
+]
+parts = st.lists(st.sampled_from(PARTS[:9]), max_size=3).map("".join)
+wild_templates = st.one_of(
+    st.builds(
+        lambda before, user, assistant, after, asking: (
+            f"{before}{{% for m in messages %}}{{% if m.role == 'assistant' %}}{assistant}{{% else %}}{user}"
+            f"{{% endif %}}{after}{{% endfor %}}{{% if add_generation_prompt %}}{asking}{{% endif %}}"
+        ),
+        st.sampled_from(["", "<s>", "{{ messages[-1].content }}"]),
+        *(parts.map(lambda text: "{{ m.content }}" + text), parts.map(lambda text: text + "{{ m.content }}<|im_end|>")),
+        *(parts, st.sampled_from(["", "<|im_start|>", "x"])),
+    ),
+    st.lists(st.sampled_from([*PARTS, "{% for m in messages %}", "{% endfor %}"]), max_size=7).map("".join),
+)
+wild_texts = st.lists(
+    st.sampled_from(["a", "<|im_end|>", "<|im_start|>", " ", "\n", "é", "<think>", "</think>"]), max_size=3
+)
+
+
+@settings(max_examples=400, deadline=None)
+@given(
+    wild_templates,
+    st.lists(wild_texts.map(lambda words: "b" + "".join(words)), min_size=2, max_size=4),
+    st.sampled_from(["all", "first", "last"]),
+    st.sampled_from(["learn", "mask"]),
+)
+def test_whatever_the_template_mask_and_tokens_are_of_its_text_or_it_is_refused(
+    byte_tokenizer, template, contents, turns, reasoning
+):
+    contents = contents[: len(contents) // 2 * 2]
+    messages = [
+        {"role": ("user", "assistant")[place % 2], "content": content} for place, content in enumerate(contents)
+    ]
+    try:
+        tokens = tokenize_conversation(
+            byte_tokenizer, messages, chat_template=template, turns=turns, reasoning=reasoning
+        )
+    except UserError:
+        return
+    assert decode(byte_tokenizer, tokens["input_ids"]) == render(byte_tokenizer, messages, template)
+    stretches = supervised_texts(byte_tokenizer, tokens)
+    assert all(stretch.endswith(("<|im_end|>", "<|im_start|>")) for stretch in stretches) or reasoning == "mask"
+    wanted = {"all": messages[1::2], "first": messages[1:2], "last": messages[-1:]}[turns]
+    for message in wanted:
+        assert any(message["content"].rpartition("</think>")[2].strip() in stretch for stretch in stretches)
