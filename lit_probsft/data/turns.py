@@ -50,6 +50,8 @@ def find_turns(
             is not what the assistant says.
     """
     if plain_text:
+        if tools:
+            raise UserError("format: plain text has no form for tools; use a chat template that has")
         return _write_plainly(tokenizer, messages, wanted)
     render = Renderer(tokenizer, chosen_template(tokenizer, chat_template), tools)
     if tools and "tools" not in render.template:

@@ -121,12 +121,16 @@ def test_text_beside_a_call_is_learnt_or_its_loss_refused(family):
         assert learnt(family, TALK_AND_CALL, tools=SCHEMA)[0] == f"Let me see.\n{CALLED[family]}"
 
 
+def test_plain_text_has_no_form_for_tools_calls_and_reasoning():
+    apart = [USER, {**ASSISTANT, "reasoning_content": "Clouds."}]
+    for messages, tools, what in ((SINGLE, SCHEMA, "tools"), (TOOLS, None, "tool_calls"), (apart, None, "reasoning")):
+        with pytest.raises(UserError, match=f"^format: plain text has no form for {what}"):
+            tokenize_conversation(tokenizer_of("chatml"), messages, tools=tools, plain_text=True)
+
+
 def test_tools_that_a_template_does_not_write_are_refused():
     with pytest.raises(UserError, match="^chat_template: it does not tell the model which tools there are"):
         learnt("chatml", SINGLE, tools=SCHEMA)
-
-
-KEEPING = [family for family in FAMILIES if family not in ("qwen_3", "deepseek_r1")]
 
 
 @pytest.mark.parametrize("family", FAMILIES)
