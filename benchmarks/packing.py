@@ -174,7 +174,8 @@ def run(options: argparse.Namespace) -> Path:
     for name, lengths in sets.items():
         found[name] = measure(name, lengths, options.rounds)
         # After each, for a million documents take TRL minutes.
-        path = harness.write_result("packing", arguments, max_length=MAX_LENGTH, skipped=skipped, data=found)
+        content = {"max_length": MAX_LENGTH, "skipped": skipped, "data": found}
+        path = harness.write_result("packing", arguments, label=options.label, **content)
     rows = [
         {
             "documents": name,
@@ -199,9 +200,8 @@ def parse(args: Sequence[str] | None = None) -> argparse.Namespace:
     """Options."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.packing", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--sizes", type=int, nargs="+", default=[10**4, 10**5, 10**6], help="numbers of documents")
-    parser.add_argument(
-        "--shapes", nargs="+", choices=DRAWN, default=list(DRAWN), help="distributions of their lengths"
-    )
+    parser.add_argument("--shapes", nargs="+", choices=DRAWN, default=list(DRAWN), help="how their lengths are drawn")
+    parser.add_argument("--label", default="", help="goes into the result's name")
     parser.add_argument("--train", help="a .jsonl, .json, .csv or .parquet file, for its lengths as well")
     parser.add_argument("--prompt", default="prompt", help="column, or a template of columns")
     parser.add_argument("--response", default="response", help="column, or a template of columns")
