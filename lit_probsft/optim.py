@@ -23,10 +23,15 @@ def parameter_groups(model: nn.Module) -> list[dict[str, Any]]:
     Embeddings are matrices and are decayed. A shared parameter appears once. Empty groups are left out.
     """
     trainable = [p for p in model.parameters() if p.requires_grad]
-    matrices = [p for p in trainable if p.ndim >= 2]
-    vectors = [p for p in trainable if p.ndim < 2]
+    matrices = [p for p in trainable if _dimensions(p) >= 2]
+    vectors = [p for p in trainable if _dimensions(p) < 2]
     groups: list[dict[str, Any]] = [{"params": matrices}, {"params": vectors, "weight_decay": 0.0}]
     return [group for group in groups if group["params"]]
+
+
+def _dimensions(parameter: nn.Parameter) -> int:
+    """Of the whole parameter: ZeRO-3 leaves an empty vector in its place."""
+    return len(getattr(parameter, "ds_shape", parameter.shape))
 
 
 @dataclass(frozen=True)

@@ -88,6 +88,8 @@ class Checkpoints(Checkpoint):
         """Let the strategy write whole files only."""
         if stage != "fit":
             return
+        # With max_steps Lightning would continue an epoch that was over when the checkpoint was written.
+        trainer.fit_loop._iteration_based_training = lambda: False  # type: ignore[method-assign]
         if self.options.asynchronous and isinstance(trainer.strategy, DeepSpeed):
             raise UserError("checkpoints.asynchronous: not possible with DeepSpeed, which writes itself; use fsdp2")
         if isinstance(trainer.strategy, FSDP2):

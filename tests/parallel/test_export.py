@@ -44,7 +44,7 @@ def kinds(names: list[str]) -> list[Any]:
 def options(kind: str, *, tied: bool = False, lora: bool = False) -> dict[str, Any]:
     """Of a run without dropout, whose masks two processes draw otherwise than one."""
     fields = {**tiny.LLAMA, "tie_word_embeddings": tied}
-    adam = {"class_path": "torch.optim.AdamW", "init_args": {"lr": 1e-2, "eps": 1e-4}}
+    adam = {"class_path": "torch.optim.AdamW", "init_args": {"lr": 1e-2, "eps": 1e-4, "weight_decay": 0.5}}
     return {
         "model__model": {"class_path": "RandomCausalLM", "init_args": {"config": fields}},
         "model__optimizer": adam,
@@ -94,7 +94,7 @@ def scenes(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Callable
 VARIANTS = pytest.mark.parametrize(
     ("tied", "lora"),
     [(False, False), (True, False), (False, True), (True, True)],
-    ids=["", "tied", "lora", "tied lora"],
+    ids=["plain", "tied", "lora", "tied lora"],
 )
 
 

@@ -8,7 +8,7 @@ import json
 import random
 import shutil
 from collections import defaultdict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +39,7 @@ SETUPS: dict[str, dict[str, Any]] = {
     "one, workers": {"data__num_workers": 1, "data__validation": None},
     "one, not validated": {"data__validation": None},
     "one, validated every other epoch": {"trainer__check_val_every_n_epoch": 2},
+    "one, by steps": {"data__validation": None, "trainer__max_epochs": -1, "trainer__max_steps": 2 * WINDOWS},
     "one, saved after epochs": {"data__validation": None, "checkpoints__every_n_steps": None, "trainer__max_epochs": 4},
     "ddp": two("ddp"),
     "fsdp2": two("fsdp2"),
@@ -104,7 +105,7 @@ class Whole(Scene):
 
 
 @pytest.fixture(scope="module")
-def scenes(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Callable[[str], Whole]]:
+def scenes(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Whole]:
     """By name of a setup."""
     made: dict[str, Whole] = {}
 
@@ -140,9 +141,9 @@ def test_a_run_that_dies_and_goes_on_ends_with_the_bits_of_one_that_does_not(
         assert len(documents(diary)) == 2 * WINDOWS * (4 if "epochs" in setup else 2)
 
 
-FURTHER: dict[str, list[str]] = {
-    **{key: ["--trainer.max_epochs=1", "--trainer.max_steps=4"] for key in ("one", "ddp", "fsdp2", "zero3")},
-    "one, not validated": ["--trainer.max_steps=4", "--trainer.max_steps=5"],
+FURTHER = {
+    **dict.fromkeys(("one", "ddp", "fsdp2", "zero3"), ("--trainer.max_epochs=1", "--trainer.max_steps=4")),
+    "one, not validated": ("--trainer.max_steps=4", "--trainer.max_steps=5"),
 }
 """To the end of an epoch and into the next one, or from its midst to its midst; from there to the end."""
 
