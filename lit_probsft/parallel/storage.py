@@ -8,6 +8,7 @@ every file with its size and CRC-32, and has one of its own.
 from __future__ import annotations
 
 import contextlib
+import enum
 import io
 import json
 import os
@@ -320,6 +321,8 @@ class _DescriptionsOnly(pickle.Unpickler):
     _KNOWN = ("torch.distributed.checkpoint.metadata", "torch.distributed.checkpoint.filesystem")
 
     def find_class(self, module: str, name: str) -> Any:
+        if (module, name) == ("builtins", "getattr"):
+            return _member
         if (module, name) in _PLAIN or isinstance(
             getattr(torch, name, None) if module == "torch" else None, torch.dtype
         ):
@@ -331,12 +334,20 @@ class _DescriptionsOnly(pickle.Unpickler):
         raise pickle.UnpicklingError(f"{module}.{name}")
 
 
+def _member(kind: Any, name: str) -> Any:
+    """What early versions of Python 3.11 call `getattr` for: a member of an enumeration."""
+    if not (isinstance(kind, type) and issubclass(kind, enum.Enum)):
+        raise pickle.UnpicklingError("builtins.getattr")
+    return kind[name]
+
+
 _PLAIN = {
     ("torch", "Size"),
     ("torch.serialization", "_get_layout"),
     ("collections", "OrderedDict"),
     ("builtins", "set"),
     ("pathlib", "PosixPath"),
+    ("pathlib._local", "PosixPath"),
 }
 
 
@@ -358,4 +369,4 @@ def _deepspeed_classes() -> list[Any]:
         from deepspeed.utils.tensor_fragment import fragment_address
     except ImportError:
         return []
-    return [LossScaler, DynamicLossScaler, ZeroStageEnum, fragment_address]
+    return [LossScaler, DynamicLossScaler, ZeroStageEnum, fragment_address, (_member, "builtins.getattr")]

@@ -19,6 +19,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.distributed.checkpoint.filesystem import FileSystemReader
+from torch.distributed.checkpoint.metadata import _MEM_FORMAT_ENCODING, Metadata, TensorProperties
 from torch.distributed.checkpoint.state_dict_loader import load
 from torch.distributed.checkpoint.state_dict_saver import save
 
@@ -537,3 +538,33 @@ def test_a_model_that_wants_to_run_code_is_refused(tmp_path: Path, evil: Evil, h
     with pytest.raises(UserError, match=r"model\.model\.model_name_or_path: .*code") as caught:
         PretrainedCausalLM(str(tmp_path / "model")).load(None, torch.float32)
     assert "\n" not in str(caught.value)
+
+
+class _AsEarlyPythons:
+    """An enumeration's member as Python 3.11.2 pickles it, or anything else that `getattr` is called for."""
+
+    def __init__(self, owner: Any, name: str) -> None:
+        self.owner, self.name = owner, name
+
+    def __reduce__(self) -> Any:
+        return getattr, (self.owner, self.name)
+
+
+@pytest.mark.parametrize(
+    ("owner", "name", "harmless"),
+    [
+        (_MEM_FORMAT_ENCODING, "TORCH_CONTIGUOUS_FORMAT", True),
+        (TensorProperties, "__init__", False),
+        ("", "join", False),
+    ],
+)
+def test_getattr_in_a_description_gives_members_of_enumerations_only(
+    tmp_path: Path, owner: Any, name: str, harmless: bool
+) -> None:
+    metadata = Metadata(state_dict_metadata={"a": _AsEarlyPythons(owner, name)}, storage_data={})
+    (tmp_path / ".metadata").write_bytes(pickle.dumps(metadata))
+    if harmless:
+        check_harmless(tmp_path)
+    else:
+        with pytest.raises(UserError, match=r"wants to run code when it is read: builtins\.getattr"):
+            check_harmless(tmp_path)
