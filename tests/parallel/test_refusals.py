@@ -289,7 +289,7 @@ def test_deepspeed_cannot_normalize_by_kept_tokens(
 def test_deepspeed_cannot_write_while_it_trains(deepspeed: None, tmp_path: Path) -> None:
     now = CheckpointOptions()
     later = dataclasses.replace(now, asynchronous=True)
-    trainer: Any = SimpleNamespace(strategy=DeepSpeed())
+    trainer: Any = SimpleNamespace(strategy=DeepSpeed(), fit_loop=SimpleNamespace())
     module: Any = None
     refused(
         lambda: Checkpoints(tmp_path, later).setup(trainer, module, "fit"),
