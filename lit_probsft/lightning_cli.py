@@ -21,6 +21,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.strategies.launchers.subprocess_script import _SubprocessScriptLauncher
 from lightning.pytorch.utilities import rank_zero_info
 
+import lit_probsft.data.mixture  # noqa: F401  by its short name the parser finds only what is imported
 from lit_probsft.callbacks import PredictionWriter, ProgressBar, Throughput
 from lit_probsft.checks import check_config_files, check_trainer, first_line, read_checkpoint, with_prefix
 from lit_probsft.data import InstructionDataModule

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -14,11 +15,13 @@ from lit_probsft.objectives import Objective, Threshold
 
 class TokenMeans(Metric):
     """Means over supervised tokens: `loss` (the objective's f), `nll` (nats), `mean_p`, `accuracy` (share of tokens
-    with the largest logit), `inside` (share of tokens whose p lies in the objective's interval).
+    with the largest logit), `inside` (share of tokens whose p lies in the objective's interval). Where the data have
+    several sources (see `tell_apart`) also `nll/SOURCE` and `mean_p/SOURCE`.
     """
 
     full_state_update = False
     sums: Tensor
+    of_sources: Tensor
 
     NAMES = ("loss", "nll", "mean_p", "accuracy", "inside")
 
@@ -28,17 +31,32 @@ class TokenMeans(Metric):
         self._interval = Threshold(min_prob=low, max_prob=high)
         # fp32 stops counting at 2^24 tokens, but Apple's GPUs have nothing wider.
         self._wide = torch.float32 if torch.backends.mps.is_available() else torch.float64
+        self.sources: tuple[str, ...] = ()
         self.add_state("sums", torch.zeros(len(self.NAMES) + 1, dtype=self._wide), dist_reduce_fx="sum")
+        self.add_state("of_sources", torch.zeros(0, 3, dtype=self._wide), dist_reduce_fx="sum")
+
+    def tell_apart(self, sources: Sequence[str]) -> None:
+        """From now on keep the sums of these sources apart; forgets what was added so far."""
+        self.sources = tuple(sources)
+        self._defaults["of_sources"] = torch.zeros(len(self.sources), 3, dtype=self._wide)
+        self.reset()
 
     def _apply(self, fn: Any, exclude_state: Any = ()) -> Any:
         # A module that is cast to bf16 would take the sums along, and bf16 counts to 256.
         applied = super()._apply(fn, exclude_state)
-        self.sums = self.sums.to(self._wide)
-        self._defaults["sums"] = torch.zeros_like(self.sums)
+        for name in ("sums", "of_sources"):
+            state = getattr(self, name).to(self._wide)
+            setattr(self, name, state)
+            self._defaults[name] = torch.zeros_like(state)
         return applied
 
-    def update(self, output: HeadOutput) -> None:
-        """Add the tokens of a head's output, none of which may be ignored."""
+    def update(self, output: HeadOutput, sources: Tensor | None = None) -> None:
+        """Add the tokens of a head's output, none of which may be ignored.
+
+        Args:
+            output: of N tokens.
+            sources: (N,) which source each token is of, counted from 0.
+        """
         per_token = (
             output.token_losses,
             -output.log_probs,
@@ -48,6 +66,9 @@ class TokenMeans(Metric):
             torch.ones_like(output.log_probs),
         )
         self.sums += torch.stack([values.to(self.sums.dtype).sum() for values in per_token])
+        if sources is not None and self.sources:
+            columns = torch.stack([per_token[1], per_token[2], per_token[-1]], dim=-1)
+            self.of_sources.index_add_(0, sources, columns.to(self.of_sources.dtype))
 
     def inside(self, output: HeadOutput) -> Tensor:
         """(N,), bool: which tokens lie in the objective's interval."""
@@ -59,5 +80,9 @@ class TokenMeans(Metric):
         return self.sums[-1]
 
     def compute(self) -> dict[str, Tensor]:
-        """The means, NaN before the first token."""
-        return dict(zip(self.NAMES, self.sums[:-1] / self.sums[-1], strict=True))
+        """The means, NaN before the first token; a source that had none is left out."""
+        means = dict(zip(self.NAMES, self.sums[:-1] / self.sums[-1], strict=True))
+        for source, (nll, mean_p, tokens) in zip(self.sources, self.of_sources, strict=True):
+            if tokens > 0:
+                means |= {f"nll/{source}": nll / tokens, f"mean_p/{source}": mean_p / tokens}
+        return means

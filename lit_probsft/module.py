@@ -203,6 +203,8 @@ class ProbSFTModule(L.LightningModule):
             supervised[:, 0] = False  # nothing predicts it
             counts = supervised.sum(-1, keepdim=True) if packs is None else packs.of_each(supervised)
             weight = (1 / counts.clamp(min=1)).expand_as(batch["labels"])
+        if (of_rows := batch.get("token_weight")) is not None:
+            weight = of_rows if weight is None else weight * of_rows
         request = HeadRequest(batch["labels"], _TokenLoss(self), normalizer, weight, context)
         return forward_with_objective(self.model, batch["input_ids"], request, batch.get("attention_mask"), packs)
 
@@ -225,7 +227,7 @@ class ProbSFTModule(L.LightningModule):
                 raise UserError("model.normalize: kept would divide the auxiliary loss of a mixture of experts as well")
             # Padding that fills the last window up has nothing to say about the balance of the experts.
             loss = loss + auxiliary * float(batch["documents"].numel() > 0)
-        self.train_means.update(output)
+        self.train_means.update(output, _sources(batch))
         # A loss that is not finite may have a finite gradient; 0 * loss makes every gradient NaN, on every rank.
         return loss * (1 + 0 * loss.detach())
 
@@ -315,7 +317,7 @@ class ProbSFTModule(L.LightningModule):
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
         """Add a batch to the means."""
-        self.eval_means.update(self.compute(batch)[0])
+        self.eval_means.update(self.compute(batch)[0], _sources(batch))
 
     def on_validation_epoch_end(self) -> None:
         """Log `val/nll` and the others over all tokens of all ranks."""
@@ -474,7 +476,10 @@ class ProbSFTModule(L.LightningModule):
         return [NonFiniteGuard()]
 
     def setup(self, stage: str) -> None:
-        """Refuse what would silently train something else."""
+        """Refuse what would silently train something else; tell the sources of the data apart."""
+        sources_of = getattr(self._datamodule(), "sources_of", lambda split: ())
+        self.train_means.tell_apart(sources_of("train"))
+        self.eval_means.tell_apart(sources_of("test" if stage == "test" else "validation"))
         if str(self.trainer.precision).startswith("16"):
             raise UserError(
                 f"trainer.precision: expected 32-true, bf16-mixed or bf16-true, got {self.trainer.precision}"
@@ -498,6 +503,14 @@ class _TokenLoss(Objective):
 
     def loss(self, tokens: TokenStats) -> Tensor:
         return self._module.token_loss(tokens)
+
+
+def _sources(batch: dict[str, Any]) -> Tensor | None:
+    """(N,) which source each supervised token is of, in the order of the head; None where the source is one."""
+    if "token_source" not in batch:
+        return None
+    sources: Tensor = batch["token_source"][:, 1:][batch["labels"][:, 1:] != IGNORE_INDEX]
+    return sources
 
 
 def _total_norm(gradients: list[Tensor]) -> Tensor:

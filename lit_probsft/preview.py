@@ -123,7 +123,7 @@ def make_preview(datamodule: InstructionDataModule, split: str = "train", rows: 
         if outcome.document is None:
             found.setdefault(f"{_LOST[outcome.lost or '']}: {_general(outcome.reason)}", []).append(index)
             continue
-        _, ids, labels = outcome.document
+        ids, labels = outcome.document.ids, outcome.document.labels
         supervised = sum(label >= 0 for label in labels[1:])
         preview.tokens += len(ids)
         preview.supervised += supervised

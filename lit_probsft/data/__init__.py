@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from lit_probsft.data.datamodule import InstructionDataModule
+    from lit_probsft.data.mixture import Mixture, Part
     from lit_probsft.data.packing import PackedPlan
     from lit_probsft.data.plan import MicroBatch, Plan
     from lit_probsft.data.sources import FigletPuzzles, Rows, Source
@@ -22,7 +23,9 @@ __all__ = [
     "FigletPuzzles",
     "InstructionDataModule",
     "MicroBatch",
+    "Mixture",
     "PackedPlan",
+    "Part",
     "Plan",
     "PretrainedTokenizer",
     "Rows",
@@ -34,6 +37,7 @@ __all__ = [
 
 _HOMES = {
     "datamodule": ("InstructionDataModule",),
+    "mixture": ("Mixture", "Part"),
     "packing": ("PackedPlan",),
     "plan": ("MicroBatch", "Plan"),
     "sources": ("FigletPuzzles", "Rows", "Source"),

@@ -75,13 +75,13 @@ def cached_store(
         recipe,
         counts,
         without=lambda document: (
-            "data.duplicates: it is in data.validation too" if _digest(*document[1:]) in others else None
+            "data.duplicates: it is in data.validation too" if _digest(*document[1:3]) in others else None
         ),
         num_proc=num_proc,
         progress=progress,
     )
     try:
-        return write_store(folder, found, lambda: asdict(counts))
+        return write_store(folder, found, lambda: asdict(counts), split.loaded.source.parts)
     except EmptyStoreError as error:
         lost = counts.losses[0]
         raise UserError(

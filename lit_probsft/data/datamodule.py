@@ -9,6 +9,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any, Literal
 
+import numpy as np
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
@@ -24,6 +25,7 @@ from lit_probsft.data.splits import LoadedSource, Split, located
 from lit_probsft.data.store import TokenStore
 from lit_probsft.data.tokenization import IGNORED, Reasoning, Turns, tokenize_conversation
 from lit_probsft.data.tokenizers import TokenizerSource, as_tokenizer_source, checked_tokenizer
+from lit_probsft.data.visits import Visits
 from lit_probsft.errors import UserError, near_matches
 
 _STAGES = {"fit": ("train", "validation"), "validate": ("validation",), "test": ("test",), "predict": ("predict",)}
@@ -217,7 +219,7 @@ class InstructionDataModule(LightningDataModule):
         if self._plan is None or (self._plan.accumulate, self._plan.world_size) != (accumulate, world_size):
             store = self._store("train")
             options: dict[str, Any] = {"batch_size": self.batch_size, "seed": self.seed}
-            options |= {"accumulate": accumulate, "world_size": world_size}
+            options |= {"accumulate": accumulate, "world_size": world_size, "visits": self._visits()}
             if self.packing:
                 assert self.max_length is not None
                 self._plan = PackedPlan(store.lengths, store.supervised, max_length=self.max_length, **options)
@@ -229,6 +231,10 @@ class InstructionDataModule(LightningDataModule):
     def num_windows(self) -> int:
         """Optimizer steps in an epoch."""
         return self.plan.num_windows
+
+    def sources_of(self, split: str) -> tuple[str, ...]:
+        """Names of the sources that split `split` is made of; empty when it has one, or is not there."""
+        return self._splits[split].loaded.source.parts if split in self._splits else ()
 
     def describe(self) -> dict[str, Any]:
         """Sources and options as plain data, for the record of a run."""
@@ -248,15 +254,23 @@ class InstructionDataModule(LightningDataModule):
 
     def prediction_row(self, document: int) -> dict[str, Any]:
         """What belongs to document `document` of the predict stage: `index` (its row), `prompt` (the last turn of the
-        user) and `reference` (the answer of the data).
+        user), `reference` (the answer of the data), and `source` where there are several.
         """
         index = int(self._store("predict").rows[document])
-        example = self._split("predict").loaded.example(index)
+        loaded = self._split("predict").loaded
+        example = loaded.example(loaded.item(index))
         assert isinstance(example, Conversation)
         prompt = next(turn["content"] for turn in reversed(example.messages) if turn["role"] == "user")
         answer = example.messages[-1]
         calls = [json.dumps(call["function"], ensure_ascii=False) for call in answer.get("tool_calls", [])]
-        return {"index": index, "prompt": prompt, "reference": "\n".join(filter(None, [answer["content"], *calls]))}
+        source, place = loaded.locate(index)
+        origin = {"source": loaded.source.parts[source]} if loaded.source.parts else {}
+        return {
+            **origin,
+            "index": place,
+            "prompt": prompt,
+            "reference": "\n".join(filter(None, [answer["content"], *calls])),
+        }
 
     def inspect(self, name: str, most: int) -> tuple[int, list[int], Iterator[Outcome]]:
         """What becomes of the rows of split `name`, without the cache; a row that cannot be read or used is lost for
@@ -296,13 +310,16 @@ class InstructionDataModule(LightningDataModule):
             if name in self.report:
                 continue
             meta = self._store(name).meta
-            self.report[name] = {key: value for key, value in meta.items() if key not in ("max_token_id", "losses")}
+            self.report[name] = {
+                key: value for key, value in meta.items() if key not in ("max_token_id", "losses", "sources")
+            }
             self.losses[name] = meta["losses"]
             rank_zero_info(
                 f"data.{name}: {meta['kept']} of {meta['rows']} rows ({meta['dropped']} dropped, {meta['truncated']} "
                 f"truncated, {meta['skipped']} skipped), {meta['tokens']} tokens, {meta['supervised_tokens']} of them "
                 f"supervised, at most {meta['max_length']} in a row"
             )
+            self._report_sources(name)
             if name == "train" and isinstance(plan := self.packing and self.plan, PackedPlan):
                 self.report[name] |= {"packs": plan.num_rows, "share_full": plan.share_full}
                 rank_zero_info(
@@ -379,6 +396,42 @@ class InstructionDataModule(LightningDataModule):
             shuffle=False,
         )
         return self._loader(name, plan, prompts=prompts, fixed_epoch=True)
+
+    def _visits(self) -> Visits | None:
+        """Which documents an epoch of training visits, where that is not each of them once."""
+        store, loaded = self._store("train"), self._splits["train"].loaded
+        if store.sources is None:
+            return None
+        parts = loaded.source.parts
+        counts = dict(zip(parts, np.bincount(store.sources, minlength=len(parts)).tolist(), strict=True))
+        try:
+            quotas = loaded.source.quotas(counts)
+        except UserError as error:
+            raise located(error, f"data.{loaded.argument}") from error
+        if all(quotas.get(part, 0) == counts[part] for part in parts):
+            return None
+        return Visits(store.lengths, store.sources, [quotas.get(part, 0) for part in parts], seed=self.seed)
+
+    def _report_sources(self, name: str) -> None:
+        """What came of each source of a mixture, and how often training will see it."""
+        store = self._store(name)
+        if store.sources is None:
+            return
+        places = self.plan.visits.quotas if name == "train" and self.plan.visits is not None else None
+        report = self.report[name]["sources"] = {}
+        for source, part in enumerate(self.sources_of(name)):
+            chosen = store.sources == source
+            kept = int(chosen.sum())
+            facts = {"kept": kept, "tokens": int(store.lengths[chosen].sum())}
+            report[part] = {**facts, "supervised_tokens": int(store.supervised[chosen].sum())}
+            told = ", ".join(f"{value} {key.replace('_', ' ')}" for key, value in report[part].items())
+            if places is not None and kept:
+                times = places[source] / kept
+                report[part] |= {"documents_per_epoch": places[source], "times_per_epoch": times}
+                told += f"; an epoch visits {places[source]} documents, each {times:.3g} times"
+            rank_zero_info(f"data.{name}.sources.{part}: {told}")
+            if not kept:
+                rank_zero_warn(f"data.{name}.sources.{part}: no document is left")
 
     def _load_tokenizer(self) -> Any:
         source = self._tokenizer_source

@@ -5,8 +5,9 @@ The format is recognized from the row's columns, unless it is named.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from lit_probsft.data.conversation import (
@@ -38,10 +39,12 @@ class Conversation:
     Attributes:
         messages: see `Message`.
         tools: JSON schemas of what may be called; the chat template gets them.
+        weight: factor of the row's tokens in the sum of a step's losses.
     """
 
     messages: list[Message]
     tools: list[dict[str, Any]] | None = None
+    weight: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -49,6 +52,7 @@ class Text:
     """A text without turns, learnt from its first character to the end-of-text token."""
 
     text: str
+    weight: float = 1.0
 
 
 @dataclass(frozen=True)
@@ -57,6 +61,7 @@ class Tokens:
 
     input_ids: list[int]
     labels: list[int]
+    weight: float = 1.0
 
 
 Example = Conversation | Text | Tokens
@@ -74,6 +79,7 @@ class Columns:
         messages: the column that holds the turns.
         text: the column that holds a text without turns.
         system: a text (or template) that opens every conversation that has no system turn of its own.
+        weight: the column that holds the row's weight, a number from 0 on.
 
     Raises:
         UserError: they contradict each other.
@@ -85,6 +91,7 @@ class Columns:
     messages: str | None = None
     text: str | None = None
     system: str | None = None
+    weight: str | None = None
 
     def __post_init__(self) -> None:
         named = {
@@ -135,6 +142,8 @@ class Columns:
             UserError: naming the argument at fault.
         """
         name = self.recognize(columns)
+        if self.weight is not None and self.weight not in columns:
+            raise UserError(f"weight: {missing_column(self.weight, columns)}")
         if name == "prompt":
             for argument in ("prompt", "response"):
                 check_template(getattr(self, argument) or argument, columns, argument)
@@ -153,7 +162,10 @@ class Columns:
         """
         row = with_nested(row)
         self.check(list(row))
-        name = self.recognize(list(row))
+        example = self._example(row, self.recognize(list(row)))
+        return example if self.weight is None else replace(example, weight=_weight(row[self.weight], self.weight))
+
+    def _example(self, row: Mapping[str, Any], name: str) -> Example:
         if name == "text":
             column = self.text or "text"
             return Text(text_field(row[column], f"text: column {column!r}"))
@@ -189,6 +201,16 @@ _NEEDED = {
     "tokens": ("input_ids", "labels"),
     "text": ("text",),
 }
+
+
+def _weight(value: Any, column: str) -> float:
+    try:  # a file of CSV has texts only
+        weight = float(value) if isinstance(value, int | float | str) and not isinstance(value, bool) else math.nan
+    except ValueError:
+        weight = math.nan
+    if not 0 <= weight < math.inf:
+        raise UserError(f"weight: column {column!r}: expected a finite number from 0 on, got {shown_value(value)}")
+    return weight
 
 
 def _alpaca(row: Mapping[str, Any]) -> list[Message]:

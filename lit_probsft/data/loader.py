@@ -148,4 +148,5 @@ class _Batches(Dataset[dict[str, Any]]):
 
     def __getitem__(self, micro_batch: MicroBatch) -> dict[str, Any]:
         documents = [self.store[index] for index in micro_batch.documents]
-        return collate(micro_batch, documents, self.pad_token_id, prompts=self.prompts)
+        known = self.store.fields(micro_batch.documents)
+        return collate(micro_batch, documents, self.pad_token_id, prompts=self.prompts, **known)

@@ -10,13 +10,16 @@ packs; their number never changes.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from lit_probsft.data.plan import Plan, _Order
 from lit_probsft.errors import UserError
+
+if TYPE_CHECKING:
+    from lit_probsft.data.visits import Visits
 
 _PAIR_SLACK = 32
 """A pair is taken for the end of a pack if it leaves fewer tokens empty than this, and fewer than a single document."""
@@ -95,7 +98,7 @@ class PackedPlan(Plan):
     window is filled up with empty packs.
 
     Args:
-        lengths, supervised, accumulate, world_size, seed: as in `Plan`.
+        lengths, supervised, accumulate, world_size, seed, visits: as in `Plan`.
         max_length: most tokens of a pack; no document is longer.
         batch_size: packs in a full micro-batch.
     """
@@ -110,27 +113,28 @@ class PackedPlan(Plan):
         accumulate: int = 1,
         world_size: int = 1,
         seed: int = 0,
+        visits: Visits | None = None,
     ) -> None:
-        super().__init__(
-            lengths, supervised, batch_size=batch_size, accumulate=accumulate, world_size=world_size, seed=seed, pool=0
-        )
+        windows: dict[str, Any] = {"batch_size": batch_size, "accumulate": accumulate, "world_size": world_size}
+        super().__init__(lengths, supervised, **windows, seed=seed, pool=0, visits=visits)
         if len(self.lengths) and not 1 <= self.lengths.min() <= self.lengths.max() <= max_length:
             raise UserError(
                 f"max_length: expected documents of 1 to {max_length} tokens, "
                 f"got {self.lengths.min()} to {self.lengths.max()}"
             )
         self.max_length = max_length
-        counts = np.bincount(self.lengths, minlength=max_length + 1)
+        counts = np.bincount(self._places, minlength=max_length + 1)
         kinds = packs_of_lengths(counts, max_length)
         times_of, sizes = np.array([(times, sum(pack.values())) for times, pack in kinds]).reshape(-1, 2).T.astype(int)
         self._sizes = np.repeat(sizes, times_of)
-        # Where the documents of the packs, one after the other, stand among all documents in the order of length.
+        # Where the documents of the packs, one after the other, stand among all (places of) documents in the order of
+        # length.
         first = np.cumsum(counts) - counts
-        self._places = np.empty(len(self.lengths), dtype=np.int32)
+        self._order_of_packs = np.empty(len(self._places), dtype=np.int32)
         start = 0
         for times, pack in kinds:
             size = sum(pack.values())
-            of_kind = self._places[start : start + times * size].reshape(times, size)
+            of_kind = self._order_of_packs[start : start + times * size].reshape(times, size)
             column = 0
             for length, number in pack.items():
                 taken = np.arange(first[length], first[length] + times * number)
@@ -139,7 +143,7 @@ class PackedPlan(Plan):
                 column += number
             start += times * size
         # Small integers are sorted by radix.
-        self._lengths = self.lengths.astype(np.uint16 if max_length < 2**16 else np.uint32)
+        self._lengths = self._places.astype(np.uint16 if max_length < 2**16 else np.uint32)
         self._dealt: tuple[int, int, NDArray[np.int64]] | None = None
 
     @property
@@ -149,8 +153,11 @@ class PackedPlan(Plan):
 
     @property
     def share_full(self) -> float:
-        """Documents' tokens, divided by what the packs could hold."""
-        return float(self.lengths.sum() / max(len(self._sizes) * self.max_length, 1))
+        """Documents' tokens, divided by what the packs could hold; where documents take turns, in the first epoch."""
+        return float(
+            self.lengths[self._visited(0, np.arange(len(self._places)))].sum()
+            / max(len(self._sizes) * self.max_length, 1)
+        )
 
     def describe(self) -> dict[str, Any]:
         """The plan in plain data, for the record of a run."""
@@ -160,14 +167,15 @@ class PackedPlan(Plan):
 
     def _arranged(self, epoch: int) -> _PackedOrder:
         generator = np.random.default_rng([self.seed, epoch])
-        permutation = generator.permutation(len(self.lengths)).astype(np.int32)
+        permutation = generator.permutation(len(self._places)).astype(np.int32)
         # By length; chance decides among equals, and so who shares a pack with whom.
         by_length = permutation[np.argsort(self._lengths[permutation], kind="stable")]
         order = generator.permutation(len(self._sizes))
         sizes = self._sizes[order]
         starts = np.concatenate([[0], np.cumsum(sizes)])
         first = (np.cumsum(self._sizes) - self._sizes)[order]
-        documents = by_length[self._places[np.arange(len(by_length)) + np.repeat(first - starts[:-1], sizes)]]
+        places = by_length[self._order_of_packs[np.arange(len(by_length)) + np.repeat(first - starts[:-1], sizes)]]
+        documents = self._visited(epoch, places)
 
         def summed(values: NDArray[np.int64]) -> NDArray[np.int64]:
             return np.add.reduceat(values[documents], starts[:-1]) if len(order) else np.zeros(0, dtype=np.int64)

@@ -8,12 +8,15 @@ its place in constant time.
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 from lit_probsft.errors import UserError
+
+if TYPE_CHECKING:
+    from lit_probsft.data.visits import Visits
 
 
 @dataclass(frozen=True)
@@ -67,6 +70,7 @@ class Plan:
             from `seed` that no epoch changes, so that the first few are a fair sample of all lengths.
         pool: windows that are sorted together; 0 leaves windows as the permutation fills them. More wastes less on
             padding and mixes lengths less within a step.
+        visits: which documents an epoch visits; by default each of them once.
     """
 
     def __init__(
@@ -80,6 +84,7 @@ class Plan:
         seed: int = 0,
         shuffle: bool = True,
         pool: int = 50,
+        visits: Visits | None = None,
     ) -> None:
         self.lengths = np.asarray(lengths, dtype=np.int64)
         self.supervised = np.asarray(supervised, dtype=np.int64)
@@ -98,12 +103,15 @@ class Plan:
                 raise UserError(f"{argument}: expected at least {least}, got {value}")
         self.batch_size, self.accumulate, self.world_size = batch_size, accumulate, world_size
         self.seed, self.shuffle, self.pool = seed, shuffle, pool
+        self.visits = visits
+        # What is arranged: the documents, or the places that they take by turns.
+        self._places = self.lengths if visits is None else visits.lengths
         self._order: _Order | None = None
 
     @property
     def num_rows(self) -> int:
         """Rows of an epoch's micro-batches, padding rows not counted: the documents, where they share none."""
-        return len(self.lengths)
+        return len(self._places)
 
     @property
     def window_size(self) -> int:
@@ -138,7 +146,8 @@ class Plan:
     def describe(self) -> dict[str, Any]:
         """The plan in plain data, for the record of a run."""
         names = ("batch_size", "accumulate", "world_size", "seed", "shuffle", "pool", "window_size", "num_windows")
-        return {"documents": len(self.lengths), "packing": None, **{name: getattr(self, name) for name in names}}
+        facts = {"documents": len(self.lengths), "packing": None, **{name: getattr(self, name) for name in names}}
+        return facts if self.visits is None else {**facts, "visits": self.visits.describe()}
 
     def _epoch_order(self, epoch: int) -> _Order:
         epoch = epoch if self.shuffle else 0
@@ -151,13 +160,13 @@ class Plan:
         # Neighbours in length go to different ranks of one step: ranks then wait for each other least.
         place = step * self.world_size + rank
         start = window * self.window_size
-        size = min(self.window_size, len(self.lengths) - start)
+        size = min(self.window_size, self.num_rows - start)
         least, more = divmod(size, self.accumulate * self.world_size)
         first = start + place * least + min(place, more)
         return order.documents[first : first + least + (place < more)], None
 
     def _arranged(self, epoch: int) -> _Order:
-        documents = self._arrange(np.random.default_rng([self.seed, epoch]))
+        documents = self._visited(epoch, self._arrange(np.random.default_rng([self.seed, epoch])))
         starts = np.arange(0, len(documents), self.window_size)
         supervised = self.supervised[documents]
         if len(documents):
@@ -168,17 +177,21 @@ class Plan:
             tokens = sequences = lengths = np.zeros(0, dtype=np.int64)
         return _Order(epoch, documents, tokens, sequences, lengths)
 
+    def _visited(self, epoch: int, places: NDArray[Any]) -> NDArray[Any]:
+        """Who takes these places."""
+        return places if self.visits is None else self.visits.documents(epoch)[places]
+
     def _arrange(self, generator: np.random.Generator) -> NDArray[np.int64]:
-        """All documents: windows one after the other, each sorted by length."""
-        count, size = len(self.lengths), self.window_size
+        """All places: windows one after the other, each sorted by length."""
+        count, size = self.num_rows, self.window_size
         whole = count // size
-        permutation = generator.permutation(count) if self.shuffle else np.argsort(self.lengths, kind="stable")
+        permutation = generator.permutation(count) if self.shuffle else np.argsort(self._places, kind="stable")
         # The remainder is cut off before the sorting: it would be the longest documents of a pool otherwise.
         body, tail = permutation[: whole * size], permutation[whole * size :]
         if self.shuffle:
             # With no pool each window is a group of its own, so that either way its documents end up sorted.
             group = np.arange(len(body)) // (size * max(self.pool, 1))
-            body = body[np.lexsort((self.lengths[body], group))]
-            tail = tail[np.argsort(self.lengths[tail], kind="stable")]
+            body = body[np.lexsort((self._places[body], group))]
+            tail = tail[np.argsort(self._places[tail], kind="stable")]
         body = body.reshape(whole, size)[generator.permutation(whole)].reshape(-1)
         return np.concatenate([body, tail])

@@ -8,7 +8,7 @@ from typing import Any
 
 from lit_probsft.data.formats import Conversation, Example, Text
 from lit_probsft.data.rendering import check_template
-from lit_probsft.data.splits import LoadedSource, Split, located
+from lit_probsft.data.splits import Item, LoadedSource, Split, located
 from lit_probsft.data.store import Document
 from lit_probsft.data.tokenization import (
     IGNORED,
@@ -20,7 +20,7 @@ from lit_probsft.data.tokenization import (
 )
 from lit_probsft.errors import UserError
 
-VERSION = 2
+VERSION = 3
 """Part of every cache key: raise it when the same rows and options should give other tokens."""
 
 _CHUNK = 64
@@ -52,7 +52,7 @@ class Counts:
     Attributes:
         dropped: too long, or left out for what they are (see `documents`).
         skipped: could not be used.
-        losses: for each row dropped or skipped `{"row", "what", "reason"}`.
+        losses: for each row dropped or skipped `{"row", "what", "reason"}`, and its `source` where there are several.
     """
 
     rows: int = 0
@@ -60,6 +60,12 @@ class Counts:
     truncated: int = 0
     skipped: int = 0
     losses: list[dict[str, Any]] = field(default_factory=list)
+
+    def lose(self, outcome: Outcome, loaded: LoadedSource, index: int) -> None:
+        """Note why a row is lost."""
+        (source, row), parts = loaded.locate(index), loaded.source.parts
+        origin = {"source": parts[source]} if parts else {}
+        self.losses.append({**origin, "row": row, "what": outcome.lost, "reason": outcome.reason})
 
 
 @dataclass(frozen=True)
@@ -128,7 +134,7 @@ def documents(
             counts.dropped += outcome.lost == "dropped"
             counts.skipped += outcome.lost == "skipped"
             if outcome.document is None:
-                counts.losses.append({"row": index, "what": outcome.lost, "reason": outcome.reason})
+                counts.lose(outcome, split.loaded, index)
             else:
                 yield outcome.document
 
@@ -154,31 +160,35 @@ class Work:
                 raise located(error, "data") from error
 
     def one(self, index: int) -> Outcome:
-        """What becomes of row `index`.
+        """What becomes of row `index`."""
+        return self.of(self.loaded.item(index), index)
+
+    def of(self, item: Item, row: int) -> Outcome:
+        """What becomes of a row, which its document calls `row`.
 
         Raises:
             UserError: the row cannot be used, and bad rows are not to be skipped.
         """
         try:
-            return self._one(index)
+            return self._of(item, row)
         except UserError as error:
             if self.recipe.on_bad_row == "skip":
                 return Outcome(None, lost="skipped", reason=str(error))
             raise
 
-    def _one(self, index: int) -> Outcome:
+    def _of(self, item: Item, row: int) -> Outcome:
         recipe = self.recipe
-        example = self.loaded.example(index)
+        example = self.loaded.example(item)
         try:
             ids, labels = self._tokens(example)
         except UserError as error:
-            raise located(error, "data", self.loaded.where(index)) from error
+            raise located(error, "data", self.loaded.where(item)) from error
         limit, length = recipe.max_length, len(ids)
         if limit is None or length <= limit or recipe.prompts:
-            return Outcome((index, ids, labels), length=length)
+            return Outcome(Document(row, ids, labels, example.weight, item.source), length=length)
         if recipe.overflow == "error":
             raise UserError(
-                f"data.max_length: expected at most {limit} tokens, got {length}{self.loaded.where(index)}; "
+                f"data.max_length: expected at most {limit} tokens, got {length}{self.loaded.where(item)}; "
                 "`data.overflow: truncate` or `drop` goes on without"
             )
         reason = f"data.max_length: {length} tokens, at most {limit} are kept"
@@ -188,7 +198,8 @@ class Work:
         if all(label == IGNORED for label in labels[1:limit]):
             reason += ", and there is nothing to learn in them"
             return Outcome(None, lost="dropped", reason=reason, length=length)
-        return Outcome((index, ids[:limit], labels[:limit]), truncated=True, length=length)
+        document = Document(row, ids[:limit], labels[:limit], example.weight, item.source)
+        return Outcome(document, truncated=True, length=length)
 
     def _tokens(self, example: Example) -> tuple[list[int], list[int]]:
         recipe = self.recipe

@@ -48,6 +48,19 @@ class Source(ABC):
         """
         return Conversation(self.conversation(row))
 
+    @property
+    def parts(self) -> tuple[str, ...]:
+        """Names of the sources it is made of, to be told apart in metrics; empty when it is one."""
+        return ()
+
+    def quotas(self, counts: Mapping[str, int]) -> Mapping[str, int]:
+        """How many documents of each part an epoch of training visits, of so many that there are: all of them once.
+
+        Raises:
+            UserError: the source asks for what these documents do not allow.
+        """
+        return counts
+
     def describe(self) -> dict[str, Any]:
         """The class and its fields as plain data, for the record of a run."""
         return {"source": type(self).__name__, **dataclasses.asdict(self)}
@@ -85,6 +98,8 @@ class Rows(Source):
         messages: the column that holds whole conversations.
         text: the column that holds texts without turns, which are learnt whole.
         system: a system text (or template) for every conversation that has none.
+        weight: the column that holds a row's weight, at least 0: its tokens' losses are multiplied by it in the sum of
+            a step, while the number that the sum is divided by stays.
         row_function: for any other format, a function by its import path (`my_rows.pubmedqa`): it gets a row and
             returns one in a format above.
         limit: use the first so many rows only.
@@ -99,6 +114,7 @@ class Rows(Source):
     messages: str | None = None
     text: str | None = None
     system: str | None = None
+    weight: str | None = None
     row_function: str | None = None
     limit: int | None = None
 
@@ -159,7 +175,7 @@ class Rows(Source):
 
     @property
     def _columns(self) -> Columns:
-        return Columns(self.format, self.prompt, self.response, self.messages, self.text, self.system)
+        return Columns(self.format, self.prompt, self.response, self.messages, self.text, self.system, self.weight)
 
     def _made(self, row: Mapping[str, Any]) -> Mapping[str, Any]:
         """What the row function makes of `row`."""

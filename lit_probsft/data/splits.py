@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 import functools
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
@@ -18,6 +18,20 @@ from lit_probsft.errors import UserError
 def located(error: UserError, prefix: str, where: str = "") -> UserError:
     """`error`, whose message begins with a field, with what that field belongs to in front."""
     return UserError(f"{prefix}.{error}{where}")
+
+
+class Item(NamedTuple):
+    """A row.
+
+    Attributes:
+        row: what the source gave.
+        source: which of the source's parts it is of, counted from 0.
+        place: which of that part's rows it is.
+    """
+
+    row: Mapping[str, Any] | BrokenRow
+    source: int
+    place: int
 
 
 class LoadedSource:
@@ -55,23 +69,32 @@ class LoadedSource:
         except UserError as error:
             raise located(error, f"data.{self.argument}") from error
 
-    def where(self, index: int) -> str:
-        """The end of an error about row `index`."""
-        return f" (row {index} of data.{self.argument}, counted from 0)"
+    def item(self, index: int) -> Item:
+        """Row `index`, and where it came from."""
+        return Item(self.rows[index], *self.locate(index))
 
-    def example(self, index: int) -> Example:
-        """What row `index` teaches.
+    def locate(self, index: int) -> tuple[int, int]:
+        """Which part of the source row `index` is of, and which of that part's rows it is."""
+        locate = getattr(self.rows, "locate", None)
+        return (0, index) if locate is None else locate(index)
+
+    def where(self, item: Item) -> str:
+        """The end of an error about a row."""
+        part = f".sources.{self.source.parts[item.source]}" if self.source.parts else ""
+        return f" (row {item.place} of data.{self.argument}{part}, counted from 0)"
+
+    def example(self, item: Item) -> Example:
+        """What a row teaches.
 
         Raises:
             UserError: the row cannot be used; the message says which it is.
         """
         try:
-            row = self.rows[index]
-            if isinstance(row, BrokenRow):
-                raise UserError(row.message)
-            return self.source.example(row)
+            if isinstance(item.row, BrokenRow):
+                raise UserError(item.row.message)
+            return self.source.example(item.row)
         except UserError as error:
-            raise located(error, f"data.{self.argument}", self.where(index)) from error
+            raise located(error, f"data.{self.argument}", self.where(item)) from error
 
 
 @dataclass(frozen=True)
@@ -111,7 +134,7 @@ class Split:
         """Every text that a tokenizer can learn from: of turns, with the reasoning in them, and of texts without."""
         for index in self.indices():
             try:
-                example = self.loaded.example(index)
+                example = self.loaded.example(self.loaded.item(index))
             except UserError:
                 if not self.loaded.skips:
                     raise

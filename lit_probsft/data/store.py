@@ -1,21 +1,22 @@
 """Tokenized documents on disk: flat arrays that are mapped into memory, in a cache that is never half-written.
 
 A folder holds `tokens.bin` (int32, all ids one after the other), `learnt.bin` (uint8, 1 where supervised),
-`offsets.npy` (n + 1,), `rows.npy` (n,), `supervised.npy` (n,) and `meta.json`. A document is a slice: no parsing, and
-workers share pages.
+`offsets.npy` (n + 1,), `rows.npy` (n,), `supervised.npy` (n,) and `meta.json`; also `weights.npy` (n,) where one is not
+1, and `sources.npy` (n,) where there are several. A document is a slice: no parsing, and workers share pages.
 """
 
 from __future__ import annotations
 
 import contextlib
 import hashlib
+import itertools
 import json
 import os
 import shutil
 import tempfile
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,6 +31,8 @@ class TokenStore:
         lengths: (n,) tokens of each document.
         supervised: (n,) supervised tokens of each, counted after the shift.
         rows: (n,) which row of the source each came from; rows that were dropped are missing.
+        weights: (n,) factor of each in the sum of a step's losses; None where all are 1.
+        sources: (n,) which of `meta["sources"]` each came from; None where the source is one.
         meta: the counts kept beside the tokens, with `fingerprint` (of ids and masks) and `max_token_id`.
     """
 
@@ -40,6 +43,8 @@ class TokenStore:
         self.rows: NDArray[np.int64] = np.load(folder / "rows.npy")
         self.supervised: NDArray[np.int64] = np.load(folder / "supervised.npy")
         self.lengths: NDArray[np.int64] = np.diff(self._offsets)
+        self.weights: NDArray[np.float64] | None = _load(folder / "weights.npy")
+        self.sources: NDArray[np.int64] | None = _load(folder / "sources.npy")
         self._tokens: NDArray[np.int32] = np.memmap(folder / "tokens.bin", dtype=np.int32, mode="r")
         self._learnt: NDArray[np.uint8] = np.memmap(folder / "learnt.bin", dtype=np.uint8, mode="r")
 
@@ -56,13 +61,46 @@ class TokenStore:
         # A worker maps the files itself; pickling a memory map would copy it.
         return TokenStore, (self.folder,)
 
+    def fields(self, indices: Sequence[int]) -> dict[str, NDArray[Any]]:
+        """What else is known of some documents: `weights` and `sources`, those that are not None."""
+        known = {"weights": self.weights, "sources": self.sources}
+        return {name: values[list(indices)] for name, values in known.items() if values is not None}
 
-Document = tuple[int, list[int], list[int]]
-"""Row, ids, labels."""
+
+def _load(path: Path) -> Any:
+    return np.load(path) if path.exists() else None
 
 
-def write_store(folder: Path, documents: Iterable[Document], counts: Callable[[], dict[str, int]]) -> TokenStore:
-    """Writes `documents` to `folder` as they come; `counts()`, asked after the last, is kept in `meta`.
+class Document(NamedTuple):
+    """A row as tokens.
+
+    Attributes:
+        row: which of its source's.
+        ids, labels: as many of each; labels are -100 where masked.
+        weight: factor of its tokens in the sum of a step's losses.
+        source: which of several sources it came from, counted from 0.
+    """
+
+    row: int
+    ids: list[int]
+    labels: list[int]
+    weight: float = 1.0
+    source: int = 0
+
+
+def write_store(
+    folder: Path,
+    documents: Iterable[tuple[Any, ...]],
+    counts: Callable[[], dict[str, Any]],
+    sources: Sequence[str] = (),
+) -> TokenStore:
+    """Writes `documents` to `folder` as they come.
+
+    Args:
+        folder: must not exist.
+        documents: each a `Document`, or its first fields.
+        counts: asked after the last document; kept in `meta`.
+        sources: names of the sources, where they are to be told apart.
 
     Raises:
         EmptyStoreError: there was no document. Nothing is left on disk.
@@ -70,24 +108,32 @@ def write_store(folder: Path, documents: Iterable[Document], counts: Callable[[]
     with written_whole(folder) as unfinished:
         digest = hashlib.sha256()
         offsets, rows, supervised, max_token_id = [0], [], [], -1
+        weights, origins = [], []
         with (unfinished / "tokens.bin").open("wb") as tokens, (unfinished / "learnt.bin").open("wb") as learnt:
-            for row, ids, labels in documents:
+            for row, ids, labels, weight, source in itertools.starmap(Document, documents):
                 token_array = np.asarray(ids, dtype=np.int32)
                 mask = (np.asarray(labels) != IGNORED).astype(np.uint8)
                 for stream, array in ((tokens, token_array), (learnt, mask)):
                     stream.write(array.tobytes())
                     digest.update(array.tobytes())
-                digest.update(b"|")
+                digest.update(b"|" if weight == 1 else f"|{weight!r}|".encode())
                 offsets.append(offsets[-1] + len(ids))
                 rows.append(row)
+                weights.append(weight)
+                origins.append(source)
                 supervised.append(int(mask[1:].sum()))
                 max_token_id = max(max_token_id, int(token_array.max(initial=-1)))
         if not rows:  # an empty file cannot be mapped, and what is an error is not worth keeping
             raise EmptyStoreError(counts())
         for name, values in (("offsets", offsets), ("rows", rows), ("supervised", supervised)):
             np.save(unfinished / f"{name}.npy", np.asarray(values, dtype=np.int64))
+        if set(weights) != {1.0}:
+            np.save(unfinished / "weights.npy", np.asarray(weights, dtype=np.float64))
+        if sources:
+            np.save(unfinished / "sources.npy", np.asarray(origins, dtype=np.int64))
         meta = {
             **counts(),
+            "sources": list(sources),
             "kept": len(rows),
             "tokens": offsets[-1],
             "supervised_tokens": sum(supervised),
