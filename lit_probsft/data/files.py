@@ -12,7 +12,7 @@ import glob
 import hashlib
 import json
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -78,7 +78,7 @@ def read_files(paths: list[Path], split: str | None) -> RowSequence:
         try:
             parts.append(_read(path, split))
         except OSError as error:
-            raise _unreadable(path, error) from error
+            raise unreadable(path, error) from error
     if len(parts) == 1:
         return parts[0]
     return [row for part in parts for row in part]
@@ -94,11 +94,12 @@ def hash_files(paths: list[Path]) -> str:
                     with file.open("rb") as stream:
                         digest.update(hashlib.file_digest(stream, "sha256").digest())
                 except OSError as error:
-                    raise _unreadable(file, error) from error
+                    raise unreadable(file, error) from error
     return digest.hexdigest()
 
 
-def _unreadable(path: Path, error: OSError) -> UserError:
+def unreadable(path: Path, error: OSError) -> UserError:
+    """What a user is told of a file that the system does not let us read."""
     return UserError(f"path: expected a file that can be read, got {str(path)!r}: {error.strerror or error}")
 
 
@@ -109,7 +110,7 @@ def _read(path: Path, split: str | None) -> RowSequence:
     if suffix in (".json", ".jsonl"):
         return _read_json(path)
     if suffix == ".csv":
-        return _read_csv(path)
+        return list(csv_rows(path))
     if suffix == ".parquet":
         return _read_parquet(path)
     raise UserError(f"path: expected a file that ends in {', '.join(SUFFIXES)}, got {str(path)!r}")
@@ -128,13 +129,14 @@ def _read_json(path: Path) -> RowSequence:
         whole = _parse(data, f"path: {str(path)!r}")
         keyed = whole and isinstance(whole, dict) and all(isinstance(row, dict) for row in whole.values())
         return [{"key": key, **row} for key, row in whole.items()] if keyed else [whole]
-    rows: list[Mapping[str, Any] | BrokenRow] = []
-    for number, line in lines:
-        place = f"path: {str(path)!r} line {number}"
-        row = _parsed(line, place)
-        usable = isinstance(row, dict | BrokenRow)
-        rows.append(row if usable else BrokenRow(f"{place}: {_no_object(row)}"))
-    return rows
+    return [json_row(path, number, line) for number, line in lines]
+
+
+def json_row(path: Path, number: int, line: bytes) -> Mapping[str, Any] | BrokenRow:
+    """The row in line `number` of a file of JSON lines."""
+    place = f"path: {str(path)!r} line {number}"
+    row: Any = _parsed(line, place)
+    return row if isinstance(row, dict | BrokenRow) else BrokenRow(f"{place}: {_no_object(row)}")
 
 
 def _parsed(data: bytes, place: str) -> Any:
@@ -164,10 +166,14 @@ def _no_object(row: Any) -> str:
     return f"expected an object, got {type(row).__name__}"
 
 
-def _read_csv(path: Path) -> RowSequence:
-    """Every value stays a text: an answer of `5` is not the number 5."""
-    limit = csv.field_size_limit(min(sys.maxsize, 2**31 - 1))  # a setting of the whole process
-    rows: list[Mapping[str, Any] | BrokenRow] = []
+def csv_rows(path: Path) -> Iterator[Mapping[str, Any] | BrokenRow]:
+    """The rows of a CSV file. Every value stays a text: an answer of `5` is not the number 5.
+
+    Raises:
+        UserError: it is not CSV from some line on.
+    """
+    # A setting of the whole process. It is not taken back: another file may be in the midst of being read.
+    csv.field_size_limit(min(sys.maxsize, 2**31 - 1))
     try:
         # Bytes that are not UTF-8 come as halves of surrogate pairs, so that one of them does not cost the whole file.
         with path.open(newline="", encoding="utf-8-sig", errors="surrogateescape") as stream:
@@ -176,16 +182,13 @@ def _read_csv(path: Path) -> RowSequence:
                 place = f"path: {str(path)!r} line {reader.line_num}"
                 text = "".join(value for value in row.values() if isinstance(value, str))
                 if None in row:
-                    rows.append(BrokenRow(f"{place}: expected {len(row) - 1} values, got more"))
+                    yield BrokenRow(f"{place}: expected {len(row) - 1} values, got more")
                 elif any("\udc80" <= character <= "\udcff" for character in text):
-                    rows.append(BrokenRow(f"{place}: not UTF-8"))
+                    yield BrokenRow(f"{place}: not UTF-8")
                 else:
-                    rows.append(row)
+                    yield row
     except csv.Error as error:
         raise UserError(f"path: {str(path)!r} line {reader.line_num}: not valid CSV: {error}") from error
-    finally:
-        csv.field_size_limit(limit)
-    return rows
 
 
 def _read_parquet(path: Path) -> RowSequence:

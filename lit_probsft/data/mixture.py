@@ -14,9 +14,10 @@ from itertools import accumulate
 from typing import Any
 
 from lit_probsft.data.conversation import Message
-from lit_probsft.data.files import BrokenRow, RowSequence
+from lit_probsft.data.files import RowSequence
 from lit_probsft.data.formats import Conversation, Example
 from lit_probsft.data.sources import Source, as_source
+from lit_probsft.data.streams import MixedStream, of_part
 from lit_probsft.errors import UserError
 
 _NAME = re.compile(r"[\w.\-]+")
@@ -112,6 +113,18 @@ class Mixture(Source):
                 raise UserError(f"sources.{name}: expected at least one row, got an empty data set")
         return _Joined(loaded)
 
+    def stream(self, place: Any = None) -> MixedStream:
+        """Rows of all sources, in the shares of their weights from the first row on; each source repeats itself."""
+        for name, (_, part) in self._parts.items():
+            if part.weight is None:
+                raise UserError(
+                    f"sources.{name}.weight: expected one, since a stream does not know how many rows it has"
+                )
+        if self.size is not None:
+            raise UserError(f"size: expected none for a stream, which has no epochs, got {self.size}")
+        weights = {name: part.weight or 0.0 for name, (_, part) in self._parts.items()}
+        return MixedStream({name: source.stream for name, (source, _) in self._parts.items()}, weights, place)
+
     def example(self, row: Mapping[str, Any]) -> Example:
         """What the row teaches, by its own source."""
         name = row["source"]
@@ -193,7 +206,7 @@ class _Joined(Sequence[Any]):
             return [self[place] for place in range(*index.indices(len(self)))]
         source, place = self.locate(index)
         name, rows = self._loaded[source]
-        return of_source(name, rows[place])
+        return of_part(name, rows[place])
 
     def locate(self, index: int) -> tuple[int, int]:
         """Which source row `index` is of, counted from 0, and which of its rows."""
@@ -201,10 +214,3 @@ class _Joined(Sequence[Any]):
             raise IndexError(index)
         source = bisect_right(self._ends, index)
         return source, index - (self._ends[source - 1] if source else 0)
-
-
-def of_source(name: str, row: Mapping[str, Any] | BrokenRow) -> Mapping[str, Any] | BrokenRow:
-    """A row of a mixture, with the name of its source."""
-    if isinstance(row, BrokenRow):
-        return BrokenRow(f"sources.{name}.{row.message}")
-    return {"source": name, "row": row}

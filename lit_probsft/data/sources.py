@@ -14,6 +14,7 @@ from typing import Any
 from lit_probsft.data.conversation import Message, validate_conversation, with_nested
 from lit_probsft.data.files import BrokenRow, RowSequence, hash_files, local_paths, read_files
 from lit_probsft.data.formats import FORMATS, Columns, Conversation, Example
+from lit_probsft.data.streams import Files, Hub, Indexed, MixedStream, Reader, RowStream
 from lit_probsft.errors import UserError, near_matches
 
 
@@ -47,6 +48,22 @@ class Source(ABC):
             UserError: as `conversation`.
         """
         return Conversation(self.conversation(row))
+
+    def reader(self, place: Any = None) -> Reader:
+        """The rows one by one from a `place` on that another reader was at; this default loads them all.
+
+        Raises:
+            UserError: the source cannot be read.
+        """
+        return Indexed(self.load_with_broken(), place)
+
+    def stream(self, place: Any = None) -> RowStream | MixedStream:
+        """The rows without an end, from a `place` on that another stream was at.
+
+        Raises:
+            UserError: the source cannot be read.
+        """
+        return RowStream(self.reader, place)
 
     @property
     def parts(self) -> tuple[str, ...]:
@@ -194,12 +211,24 @@ class Rows(Source):
             )
         return made
 
-    def _load_from_hub(self) -> Sequence[Mapping[str, Any]]:
+    def reader(self, place: Any = None) -> Reader:
+        """The rows one by one: files are read as far as they are used, the hub's data are not downloaded as a whole."""
+        _ = self._columns
+        if self.row_function is not None:
+            imported(self.row_function)
+        files = local_paths(self.path)
+        return Hub(self._load_from_hub(streaming=True), place) if files is None else Files(files, self.split, place)
+
+    def stream(self, place: Any = None) -> RowStream:
+        """The rows without an end; a pass has at most `limit`."""
+        return RowStream(self.reader, place, self.limit)
+
+    def _load_from_hub(self, **options: Any) -> Sequence[Mapping[str, Any]]:
         from datasets import get_dataset_split_names, load_dataset
 
         split = self.split or "train"
         try:
-            rows: Sequence[Mapping[str, Any]] = load_dataset(self.path, self.name, split=split)
+            rows: Sequence[Mapping[str, Any]] = load_dataset(self.path, self.name, split=split, **options)
         except Exception as error:  # the hub's errors share no base class
             text = str(error)
             if "split" in text.lower():
