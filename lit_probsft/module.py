@@ -153,15 +153,24 @@ class ProbSFTModule(L.LightningModule):
             self.model = sharding.whole(self.model)
         if (end := getattr(datamodule, "end_of_turn_id", None)) is not None:
             stop_generation_at(self.model, end)
-        largest, vocabulary = getattr(datamodule, "max_token_id", -1), self.model.get_output_embeddings().out_features
+        report = getattr(datamodule, "report", {})
+        # Prompts are answered at any length: what the model makes of them is seen in the answers.
+        longest = max((split.get("max_length", 0) for name, split in report.items() if name != "predict"), default=0)
+        self.check_fits(getattr(datamodule, "max_token_id", -1), longest)
+
+    def check_fits(self, largest: int, longest: int) -> None:
+        """Refuse ids outside the model's vocabulary and documents longer than its positions.
+
+        Args:
+            largest: id in the data.
+            longest: document, in tokens.
+        """
+        vocabulary = self.model.get_output_embeddings().out_features
         if largest >= vocabulary:
             raise UserError(
                 f"data.tokenizer: expected ids below the model's vocabulary of {vocabulary}, got {largest}: "
                 "does the tokenizer belong to this model?"
             )
-        report = getattr(datamodule, "report", {})
-        # Prompts are answered at any length: what the model makes of them is seen in the answers.
-        longest = max((split["max_length"] for name, split in report.items() if name != "predict"), default=0)
         positions = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
         if positions is not None and longest > positions:
             raise UserError(
@@ -410,7 +419,7 @@ class ProbSFTModule(L.LightningModule):
             "model.lora": json.dumps(self.lora and asdict(self.lora)),
             "the data's fingerprint": datamodule.fingerprint,
             **{f"the plan's {name}": value for name, value in plan.items()},
-            "the number of steps in an epoch": self._steps_in_epoch(),
+            **({} if plan.get("stream") else {"the number of steps in an epoch": self._steps_in_epoch()}),
         }
 
     # --- the optimizer

@@ -69,7 +69,8 @@ class Preview:
 
     Attributes:
         split: its name.
-        rows: of the split; `measured` of them were tokenized, evenly spread.
+        rows: of the split; `measured` of them were tokenized, evenly spread. Of a stream, whose rows nobody has counted
+            (None), the first.
         lengths: tokens of each measured row before anything is cut off, those that are skipped left out.
         tokens, supervised: in what is kept of them.
         truncated: how many are cut.
@@ -78,7 +79,7 @@ class Preview:
     """
 
     split: str
-    rows: int
+    rows: int | None
     measured: int
     lengths: list[int] = field(default_factory=list)
     tokens: int = 0
@@ -89,7 +90,11 @@ class Preview:
 
     def facts(self) -> dict[str, str]:
         """What to say of the measured rows, by name."""
-        facts = {"rows": f"{self.rows}" + (f", {self.measured} of them measured" if self.measured < self.rows else "")}
+        if self.rows is None:
+            facts = {"rows": f"the first {self.measured} of a stream"}
+        else:
+            part = f", {self.measured} of them measured" if self.measured < self.rows else ""
+            facts = {"rows": f"{self.rows}{part}"}
         if self.lengths:
             ordered = sorted(self.lengths)
             middle, high = ordered[len(ordered) // 2], ordered[int(0.95 * (len(ordered) - 1))]

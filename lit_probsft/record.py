@@ -268,6 +268,7 @@ class RunRecord(Callback):
                 self._finish(trainer, pl_module, "stopped" if stopped else "failed")
 
     def _finish(self, trainer: L.Trainer, pl_module: ProbSFTModule, status: str) -> None:
+        self._list_losses(getattr(datamodule_of(trainer), "losses", {}))  # of a stream they are known only now
         throughput = next((c for c in trainer.callbacks if isinstance(c, Throughput)), None)  # type: ignore[attr-defined]
         self.content.update(
             status=status,

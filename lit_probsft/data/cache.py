@@ -75,7 +75,7 @@ def cached_store(
         recipe,
         counts,
         without=lambda document: (
-            "data.duplicates: it is in data.validation too" if _digest(*document[1:3]) in others else None
+            "data.duplicates: it is in data.validation too" if digest(*document[1:3]) in others else None
         ),
         num_proc=num_proc,
         progress=progress,
@@ -92,16 +92,17 @@ def cached_store(
 
 def digests(store: TokenStore) -> frozenset[bytes]:
     """What tells the documents of a store from any other: ids and mask."""
-    return frozenset(_digest(*store[index]) for index in range(len(store)))
+    return frozenset(digest(*store[index]) for index in range(len(store)))
 
 
 def overlap(store: TokenStore, other: TokenStore) -> int:
     """How many documents of `store` occur in `other` too, token by token."""
     others = digests(other)
-    return sum(_digest(*store[index]) in others for index in range(len(store)))
+    return sum(digest(*store[index]) in others for index in range(len(store)))
 
 
-def _digest(ids: Any, labels: Any) -> bytes:
+def digest(ids: Any, labels: Any) -> bytes:
+    """What tells a document from any other: ids and mask."""
     return hashlib.blake2b(np.asarray([ids, labels], dtype=np.int32).tobytes(), digest_size=16).digest()
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 from collections.abc import Iterator
@@ -13,7 +14,8 @@ import numpy as np
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
-from lit_probsft.data.cache import cached_store, cached_tokenizer, overlap
+from lit_probsft.data.blocks import Reading
+from lit_probsft.data.cache import cached_store, cached_tokenizer, digests, overlap
 from lit_probsft.data.formats import Conversation
 from lit_probsft.data.loader import PlanLoader
 from lit_probsft.data.packing import PackedPlan
@@ -21,16 +23,19 @@ from lit_probsft.data.plan import Plan
 from lit_probsft.data.prepare import Outcome, Recipe, Work
 from lit_probsft.data.rendering import read_template
 from lit_probsft.data.sources import Source, as_source
-from lit_probsft.data.splits import LoadedSource, Split, located
+from lit_probsft.data.splits import Item, LoadedSource, Split, located
 from lit_probsft.data.store import TokenStore
+from lit_probsft.data.streaming import StreamLoader, StreamPlan
 from lit_probsft.data.tokenization import IGNORED, Reasoning, Turns, tokenize_conversation
-from lit_probsft.data.tokenizers import TokenizerSource, as_tokenizer_source, checked_tokenizer
+from lit_probsft.data.tokenizers import TokenizerSource, as_tokenizer_source, checked_tokenizer, tokenizer_fingerprint
 from lit_probsft.data.visits import Visits
 from lit_probsft.errors import UserError, near_matches
 
 _STAGES = {"fit": ("train", "validation"), "validate": ("validation",), "test": ("test",), "predict": ("predict",)}
 
 _LENGTH_POOL = 50
+_PROBED = 100  # rows of a stream among which one that can be used is looked for at the start
+_SHUFFLE_BUFFER = 10_000
 
 
 class InstructionDataModule(LightningDataModule):
@@ -63,17 +68,23 @@ class InstructionDataModule(LightningDataModule):
         eval_batch_size: the same outside training; by default `batch_size`.
         packing: fill the rows of training with several documents each, up to `max_length` tokens; `batch_size` then
             counts rows. No document sees another, and nothing is lost or cut. Evaluation sorts by length instead.
+        streaming: read the training rows as they are needed, over and over again, from files too large to be tokenized
+            beforehand or from the hub. The trainer's `max_steps` must say when to end.
+        shuffle_buffer: rows of a stream that are shuffled, or packed, together; a run that resumes tokenizes at most so
+            many anew. Rounded up to whole optimizer steps.
         length_pool: optimizer steps whose documents are sorted by length together (see `Plan`); 0 for none.
         seed: of the order of training and of what is held out.
-        num_workers: processes that prepare batches ahead; batches are small arrays, and 0 is usually quickest.
+        num_workers: processes that prepare batches ahead; batches are small arrays, and 0 is usually quickest. For a
+            stream they read and tokenize, and 1 or more keep the model from waiting.
         num_proc: processes that tokenize.
         cache_dir: where tokens are kept; by default the environment's LIT_PROBSFT_CACHE, else ~/.cache/lit_probsft.
 
     After `setup`:
         `tokenizer` (loaded; this one works before `setup` too), `report` (per split: rows, kept, dropped, truncated,
-        skipped, tokens, supervised_tokens, max_length, fingerprint; packs and share_full where it is packed; for train
-        also in_validation), `losses` (per split, the rows that were dropped or skipped: row, what, reason),
-        `fingerprint` (of the training tokens), `max_token_id`, `plan` and `num_windows` (optimizer steps per epoch).
+        skipped, tokens, supervised_tokens, max_length, fingerprint; packs and share_full where it is packed; sources of
+        a mixture; for train also in_validation; that of a stream grows while it is read, and has its passes), `losses`
+        (per split, the rows that were dropped or skipped: row, what, reason), `fingerprint` (of the training tokens),
+        `max_token_id`, `plan` and `num_windows` (optimizer steps per epoch).
 
     Raises:
         UserError: at construction for values out of range, at `setup` for what is wrong with files, rows or templates.
@@ -99,6 +110,8 @@ class InstructionDataModule(LightningDataModule):
         batch_size: int = 8,
         eval_batch_size: int | None = None,
         packing: bool = False,
+        streaming: bool = False,
+        shuffle_buffer: int = _SHUFFLE_BUFFER,
         length_pool: int = _LENGTH_POOL,
         seed: int = 0,
         num_workers: int = 0,
@@ -109,7 +122,7 @@ class InstructionDataModule(LightningDataModule):
         for argument, number, least in (
             *(("max_length", max_length, 2), ("batch_size", batch_size, 1), ("eval_batch_size", eval_batch_size, 1)),
             *(("length_pool", length_pool, 0), ("seed", seed, 0), ("num_workers", num_workers, 0)),
-            ("num_proc", num_proc, 1),
+            *(("num_proc", num_proc, 1), ("shuffle_buffer", shuffle_buffer, 1)),
         ):
             if number is not None and number < least:
                 raise UserError(f"data.{argument}: expected at least {least}, got {number}")
@@ -142,6 +155,14 @@ class InstructionDataModule(LightningDataModule):
                 f"got {length_pool}"
             )
 
+        if not streaming and shuffle_buffer != _SHUFFLE_BUFFER:
+            raise UserError(f"data.shuffle_buffer: expected it with data.streaming only, got {shuffle_buffer}")
+        if streaming and validation_fraction:
+            raise UserError(
+                "data.validation_fraction: expected none with data.streaming, which does not know how many rows there are "
+                f"(name a data.validation), got {validation_fraction}"
+            )
+
         self._splits: dict[str, Split] = {}
         for name, value in (("train", train), ("validation", validation), ("test", test), ("predict", predict)):
             if value is not None:
@@ -156,6 +177,7 @@ class InstructionDataModule(LightningDataModule):
         self.batch_size, self.eval_batch_size = batch_size, eval_batch_size or batch_size
         self.max_length, self.overflow = max_length, overflow
         self.packing, self.length_pool = packing, length_pool
+        self.streaming, self.shuffle_buffer = streaming, shuffle_buffer
         self.num_workers, self.num_proc = num_workers, num_proc
         self._recipe = Recipe(
             chat_template=read_template(chat_template),
@@ -170,9 +192,14 @@ class InstructionDataModule(LightningDataModule):
         self.duplicates = duplicates
         self._cache = Path(cache_dir or os.environ.get("LIT_PROBSFT_CACHE") or "~/.cache/lit_probsft").expanduser()
         self._tokenizer_source = as_tokenizer_source(tokenizer)
+        if streaming and getattr(self._tokenizer_source, "learns", False):
+            raise UserError(
+                "data.tokenizer: expected one that is there already with data.streaming, got "
+                f"{type(self._tokenizer_source).__name__}, which learns from the training rows"
+            )
         self._tokenizer: Any = None
         self._stores: dict[str, TokenStore] = {}
-        self._plan: Plan | None = None
+        self._plan: Plan | StreamPlan | None = None
         self.report: dict[str, dict[str, Any]] = {}
         self.losses: dict[str, list[dict[str, Any]]] = {}
 
@@ -202,7 +229,10 @@ class InstructionDataModule(LightningDataModule):
 
     @property
     def fingerprint(self) -> str | None:
-        """A digest of the training set's ids and masks, in their order; None when this stage has no training set."""
+        """A digest of the training set's ids and masks, in their order; of a stream, of what it is made of. None when
+        this stage has no training set."""
+        if "train" in self.report and self.streaming:
+            return str(self.report["train"]["fingerprint"])
         store = self._stores.get("train")
         return None if store is None else str(store.meta["fingerprint"])
 
@@ -212,14 +242,24 @@ class InstructionDataModule(LightningDataModule):
         return max((store.meta["max_token_id"] for store in self._stores.values()), default=-1)
 
     @property
-    def plan(self) -> Plan:
+    def plan(self) -> Plan | StreamPlan:
         """The order of training, for the trainer this is attached to (one process, no accumulation, without one)."""
         world_size, _ = self._ranks()
         accumulate = self.trainer.accumulate_grad_batches if self.trainer is not None else 1
         if self._plan is None or (self._plan.accumulate, self._plan.world_size) != (accumulate, world_size):
-            store = self._store("train")
             options: dict[str, Any] = {"batch_size": self.batch_size, "seed": self.seed}
-            options |= {"accumulate": accumulate, "world_size": world_size, "visits": self._visits()}
+            options |= {"accumulate": accumulate, "world_size": world_size}
+            if self.streaming:
+                self._plan = StreamPlan(
+                    **options,
+                    pool=self.length_pool,
+                    max_length=self.max_length if self.packing else None,
+                    buffer=self.shuffle_buffer,
+                    num_windows=None if self.trainer is None else self.trainer.max_steps,
+                )
+                return self._plan
+            store = self._store("train")
+            options["visits"] = self._visits()
             if self.packing:
                 assert self.max_length is not None
                 self._plan = PackedPlan(store.lengths, store.supervised, max_length=self.max_length, **options)
@@ -229,8 +269,13 @@ class InstructionDataModule(LightningDataModule):
 
     @property
     def num_windows(self) -> int:
-        """Optimizer steps in an epoch."""
-        return self.plan.num_windows
+        """Optimizer steps in an epoch; of a stream, in the run."""
+        steps = self.plan.num_windows
+        if steps is None:
+            raise UserError(
+                "data.streaming: expected a trainer with max_steps, since a stream has no end; got no trainer"
+            )
+        return steps
 
     def sources_of(self, split: str) -> tuple[str, ...]:
         """Names of the sources that split `split` is made of; empty when it has one, or is not there."""
@@ -250,6 +295,7 @@ class InstructionDataModule(LightningDataModule):
                 name: getattr(self, name)
                 for name in ("validation_fraction", "packing", "batch_size", "eval_batch_size", "seed")
             },
+            "stream": self.shuffle_buffer if self.streaming else None,
         }
 
     def prediction_row(self, document: int) -> dict[str, Any]:
@@ -272,7 +318,7 @@ class InstructionDataModule(LightningDataModule):
             "reference": "\n".join(filter(None, [answer["content"], *calls])),
         }
 
-    def inspect(self, name: str, most: int) -> tuple[int, list[int], Iterator[Outcome]]:
+    def inspect(self, name: str, most: int) -> tuple[int | None, list[int], Iterator[Outcome]]:
         """What becomes of the rows of split `name`, without the cache; a row that cannot be read or used is lost for
         its reason whatever `on_bad_row` says.
 
@@ -281,13 +327,16 @@ class InstructionDataModule(LightningDataModule):
             most: so many rows are looked at, evenly spread.
 
         Returns:
-            How many rows there are, which are looked at, and what becomes of those.
+            How many rows there are (None in a stream), which are looked at (in a stream the first), and what becomes of
+            those.
 
         Raises:
             UserError: the source cannot be read at all, or no row could be rendered by the template.
         """
         split = self._split(name)
         split = replace(split, loaded=LoadedSource(split.loaded.source, split.loaded.argument, skips=True))
+        if self.streaming and name == "train":
+            return self._inspect_stream(split.loaded, most)
         recipe = replace(self._recipe, on_bad_row="skip", prompts=name == "predict")
         work = Work(split.loaded, self.tokenizer, recipe)
         work.check()
@@ -296,18 +345,28 @@ class InstructionDataModule(LightningDataModule):
         chosen = [indices[int(place * step)] for place in range(min(len(indices), most))]
         return len(indices), chosen, map(work.one, chosen)
 
+    def _inspect_stream(self, loaded: LoadedSource, most: int) -> tuple[None, list[int], Iterator[Outcome]]:
+        work = Work(loaded, self.tokenizer, replace(self._recipe, on_bad_row="skip"))
+        work.check()
+        items = self._first_rows(loaded, most)
+        return None, list(range(len(items))), (work.of(item, row) for row, item in enumerate(items))
+
     # Lightning's hooks.
 
     def prepare_data(self) -> None:
         """Tokenizes into the cache, in one process per machine, before the others read it."""
         stage = self.trainer.state.fn.value if self.trainer is not None and self.trainer.state.fn is not None else None
         for name in self._names(stage):
-            self._store(name)
+            if not (self.streaming and name == "train"):
+                self._store(name)
 
     def setup(self, stage: str | None = None) -> None:
         """Opens what `stage` (fit, validate, test or predict; None for all there is) needs, and reports it once."""
         for name in self._names(stage):
             if name in self.report:
+                continue
+            if self.streaming and name == "train":
+                self._begin_stream()
                 continue
             meta = self._store(name).meta
             self.report[name] = {
@@ -328,7 +387,8 @@ class InstructionDataModule(LightningDataModule):
                 )
             for loss in [loss for loss in meta["losses"] if loss["what"] == "skipped"][:3]:
                 rank_zero_warn(f"data.{name}: skipped: {loss['reason']}")
-        if "train" in self.report and "validation" in self.report and "in_validation" not in self.report["train"]:
+        watched = "train" in self.report and "validation" in self.report and not self.streaming
+        if watched and "in_validation" not in self.report["train"]:
             common = overlap(self._store("train"), self._store("validation"))
             self.report["train"]["in_validation"] = common
             if common:
@@ -337,10 +397,31 @@ class InstructionDataModule(LightningDataModule):
                     "trained on; `data.duplicates: remove` leaves them out of training"
                 )
 
-    def train_dataloader(self) -> PlanLoader:
+    def train_dataloader(self) -> PlanLoader | StreamLoader:
         """This rank's micro-batches; keeps its place in checkpoints."""
         overfit = self.trainer is not None and self.trainer.overfit_batches > 0  # type: ignore[attr-defined]
-        return self._loader("train", self.plan, fixed_epoch=overfit)
+        plan = self.plan
+        if isinstance(plan, Plan):
+            return self._loader("train", plan, fixed_epoch=overfit)
+        if overfit:
+            raise UserError("trainer.overfit_batches: expected 0 with data.streaming; a `limit` of rows does the same")
+        validation = self._store("validation") if "validation" in self._splits else None
+        reading = Reading(
+            Work(self._stream_source(), self.tokenizer, self._recipe),
+            plan.block_size,
+            known=frozenset() if validation is None else digests(validation),
+            remove=self.duplicates == "remove",
+        )
+        return StreamLoader(
+            reading,
+            plan,
+            rank=self._ranks()[1],
+            pad_token_id=self.tokenizer.pad_token_id,
+            num_workers=self.num_workers,
+            report=self.report["train"],
+            losses=self.losses["train"],
+            check=self._check_fits,
+        )
 
     def val_dataloader(self) -> Any:
         """Micro-batches of every validation document, once; an empty list without validation rows."""
@@ -397,6 +478,48 @@ class InstructionDataModule(LightningDataModule):
         )
         return self._loader(name, plan, prompts=prompts, fixed_epoch=True)
 
+    def _stream_source(self) -> LoadedSource:
+        """The training rows, none of them loaded."""
+        loaded = self._split("train").loaded
+        return LoadedSource(loaded.source, loaded.argument, skips=loaded.skips)
+
+    def _first_rows(self, loaded: LoadedSource, most: int) -> list[Item]:
+        """The first rows of a stream, at most one pass of it."""
+        items: list[Item] = []
+        try:
+            stream = loaded.source.stream()
+            while len(items) < most and (following := stream.next()).passes == 0:
+                items.append(Item(following.row(), following.source, following.number))
+        except UserError as error:
+            raise located(error, f"data.{loaded.argument}") from error
+        return items
+
+    def _begin_stream(self) -> None:
+        """Refuse a stream that cannot be trained on, by its first rows, before a model is loaded."""
+        if self.trainer is not None and self.trainer.max_steps < 1:
+            raise UserError(
+                "trainer.max_steps: expected the number of optimizer steps with data.streaming, since a stream has no "
+                f"end, got {self.trainer.max_steps}"
+            )
+        loaded = self._stream_source()
+        work = Work(loaded, self.tokenizer, self._recipe)
+        work.check()
+        for row, item in enumerate(self._first_rows(loaded, _PROBED)):
+            if work.of(item, row).document is not None:
+                break
+        names = ("validation_fraction", "seed", "shuffle_buffer", "duplicates")
+        parts = [loaded.source.describe(), asdict(self._recipe), tokenizer_fingerprint(self.tokenizer)]
+        parts += [getattr(self, name) for name in names]
+        fingerprint = hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
+        self.report["train"], self.losses["train"] = {"stream": True, "fingerprint": fingerprint}, []
+        rank_zero_info(f"data.train: a stream, shuffled in blocks of {self.plan.describe()['block_size']} rows")
+
+    def _check_fits(self, largest: int, longest: int) -> None:
+        """Ask the module whether ids and lengths are within what its model knows."""
+        check = getattr(getattr(self.trainer, "lightning_module", None), "check_fits", None)
+        if check is not None:
+            check(largest, longest)
+
     def _visits(self) -> Visits | None:
         """Which documents an epoch of training visits, where that is not each of them once."""
         store, loaded = self._store("train"), self._splits["train"].loaded
@@ -417,7 +540,8 @@ class InstructionDataModule(LightningDataModule):
         store = self._store(name)
         if store.sources is None:
             return
-        places = self.plan.visits.quotas if name == "train" and self.plan.visits is not None else None
+        visits = self.plan.visits if name == "train" and isinstance(self.plan, Plan) else None
+        places = None if visits is None else visits.quotas
         report = self.report[name]["sources"] = {}
         for source, part in enumerate(self.sources_of(name)):
             chosen = store.sources == source

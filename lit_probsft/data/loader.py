@@ -53,13 +53,13 @@ class PlanLoader:
         self._loader: DataLoader[Any] | None = None
 
     @property
-    def batch_sampler(self) -> _Seat:
+    def batch_sampler(self) -> Seat:
         """Where Lightning looks for `set_epoch`, and DeepSpeed for the batch size.
 
         An attribute `sampler` would do for the former as well, but is taken for an invitation to replace it. Made when
         asked for: in a cycle of references, workers would be told too late that they are no longer needed.
         """
-        return _Seat(self)
+        return Seat(self)
 
     @property
     def _iterator(self) -> Any:
@@ -120,8 +120,10 @@ class PlanLoader:
         )
 
 
-class _Seat:
-    def __init__(self, loader: PlanLoader) -> None:
+class Seat:
+    """Stands where a `DataLoader` has its batch sampler."""
+
+    def __init__(self, loader: Any) -> None:
         self.sampler, self.batch_size = loader, loader.plan.batch_size
 
 

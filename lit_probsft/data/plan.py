@@ -143,6 +143,11 @@ class Plan:
             packs,
         )
 
+    def window_counts(self, epoch: int) -> NDArray[np.int64]:
+        """(windows, 3): supervised tokens, documents that have one, and all tokens of each window of an epoch."""
+        order = self._epoch_order(epoch)
+        return np.stack([order.tokens, order.sequences, order.lengths], axis=-1)
+
     def describe(self) -> dict[str, Any]:
         """The plan in plain data, for the record of a run."""
         names = ("batch_size", "accumulate", "world_size", "seed", "shuffle", "pool", "window_size", "num_windows")

@@ -61,9 +61,21 @@ class Counts:
     skipped: int = 0
     losses: list[dict[str, Any]] = field(default_factory=list)
 
-    def lose(self, outcome: Outcome, loaded: LoadedSource, index: int) -> None:
-        """Note why a row is lost."""
-        (source, row), parts = loaded.locate(index), loaded.source.parts
+    def add(self, outcome: Outcome) -> None:
+        """Count a row."""
+        self.rows += 1
+        self.truncated += outcome.truncated
+        self.dropped += outcome.lost == "dropped"
+        self.skipped += outcome.lost == "skipped"
+
+    def merge(self, other: Counts) -> None:
+        """Count the rows of another."""
+        for name in ("rows", "truncated", "dropped", "skipped", "losses"):
+            setattr(self, name, getattr(self, name) + getattr(other, name))
+
+    def lose(self, outcome: Outcome, loaded: LoadedSource, place: tuple[int, int]) -> None:
+        """List a row as lost, which is the n-th of a part of its source."""
+        (source, row), parts = place, loaded.source.parts
         origin = {"source": parts[source]} if parts else {}
         self.losses.append({**origin, "row": row, "what": outcome.lost, "reason": outcome.reason})
 
@@ -129,12 +141,9 @@ def documents(
             bar.update()
             if outcome.document is not None and (reason := without(outcome.document)) is not None:
                 outcome = Outcome(None, lost="dropped", reason=reason)
-            counts.rows += 1
-            counts.truncated += outcome.truncated
-            counts.dropped += outcome.lost == "dropped"
-            counts.skipped += outcome.lost == "skipped"
+            counts.add(outcome)
             if outcome.document is None:
-                counts.lose(outcome, split.loaded, index)
+                counts.lose(outcome, split.loaded, split.loaded.locate(index))
             else:
                 yield outcome.document
 

@@ -24,29 +24,25 @@ from numpy.typing import NDArray
 from lit_probsft.data.tokenization import IGNORED
 
 
-class TokenStore:
-    """The documents of one split.
+class Documents:
+    """Tokenized documents.
 
     Attributes:
         lengths: (n,) tokens of each document.
         supervised: (n,) supervised tokens of each, counted after the shift.
         rows: (n,) which row of the source each came from; rows that were dropped are missing.
         weights: (n,) factor of each in the sum of a step's losses; None where all are 1.
-        sources: (n,) which of `meta["sources"]` each came from; None where the source is one.
-        meta: the counts kept beside the tokens, with `fingerprint` (of ids and masks) and `max_token_id`.
+        sources: (n,) which part of the source each came from; None where it has none.
     """
 
-    def __init__(self, folder: Path) -> None:
-        self.folder = folder
-        self.meta: dict[str, Any] = json.loads((folder / "meta.json").read_text())
-        self._offsets = np.load(folder / "offsets.npy")
-        self.rows: NDArray[np.int64] = np.load(folder / "rows.npy")
-        self.supervised: NDArray[np.int64] = np.load(folder / "supervised.npy")
-        self.lengths: NDArray[np.int64] = np.diff(self._offsets)
-        self.weights: NDArray[np.float64] | None = _load(folder / "weights.npy")
-        self.sources: NDArray[np.int64] | None = _load(folder / "sources.npy")
-        self._tokens: NDArray[np.int32] = np.memmap(folder / "tokens.bin", dtype=np.int32, mode="r")
-        self._learnt: NDArray[np.uint8] = np.memmap(folder / "learnt.bin", dtype=np.uint8, mode="r")
+    rows: NDArray[np.int64]
+    supervised: NDArray[np.int64]
+    lengths: NDArray[np.int64]
+    weights: NDArray[np.float64] | None
+    sources: NDArray[np.int64] | None
+    _offsets: NDArray[np.int64]
+    _tokens: NDArray[np.int32]
+    _learnt: NDArray[np.uint8]
 
     def __len__(self) -> int:
         return len(self.lengths)
@@ -57,14 +53,61 @@ class TokenStore:
         ids = self._tokens[place]
         return ids, np.where(self._learnt[place], ids, np.int32(IGNORED))
 
-    def __reduce__(self) -> tuple[Any, ...]:
-        # A worker maps the files itself; pickling a memory map would copy it.
-        return TokenStore, (self.folder,)
-
     def fields(self, indices: Sequence[int]) -> dict[str, NDArray[Any]]:
         """What else is known of some documents: `weights` and `sources`, those that are not None."""
         known = {"weights": self.weights, "sources": self.sources}
         return {name: values[list(indices)] for name, values in known.items() if values is not None}
+
+
+class TokenStore(Documents):
+    """The documents of one split, on disk.
+
+    Attributes:
+        meta: the counts kept beside the tokens, with `fingerprint` (of ids and masks) and `max_token_id`, and the names
+            of the `sources`.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.meta: dict[str, Any] = json.loads((folder / "meta.json").read_text())
+        self._offsets = np.load(folder / "offsets.npy")
+        self.rows = np.load(folder / "rows.npy")
+        self.supervised = np.load(folder / "supervised.npy")
+        self.lengths = np.diff(self._offsets)
+        self.weights = _load(folder / "weights.npy")
+        self.sources = _load(folder / "sources.npy")
+        self._tokens = np.memmap(folder / "tokens.bin", dtype=np.int32, mode="r")
+        self._learnt = np.memmap(folder / "learnt.bin", dtype=np.uint8, mode="r")
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # A worker maps the files itself; pickling a memory map would copy it.
+        return TokenStore, (self.folder,)
+
+
+class InMemory(Documents):
+    """Documents that are kept in memory.
+
+    Args:
+        documents: in their order.
+        parts: does their source have parts to be told apart?
+
+    Attributes:
+        max_token_id: the largest id; -1 without documents.
+    """
+
+    def __init__(self, documents: Sequence[Document], *, parts: bool) -> None:
+        self._tokens = np.concatenate([np.zeros(0, dtype=np.int32), *(document.ids for document in documents)])
+        labels = np.concatenate([np.zeros(0, dtype=np.int32), *(document.labels for document in documents)])
+        self._tokens, self._learnt = self._tokens.astype(np.int32), (labels != IGNORED).astype(np.uint8)
+        self.lengths = np.array([len(document.ids) for document in documents], dtype=np.int64)
+        self._offsets = np.concatenate([[0], np.cumsum(self.lengths)])
+        firsts = self._learnt[self._offsets[:-1]].astype(np.int64)  # predicted by nothing
+        self.supervised = np.diff(np.concatenate([[0], np.cumsum(self._learnt)])[self._offsets]) - firsts
+        self.rows = np.array([document.row for document in documents], dtype=np.int64)
+        weights = np.array([document.weight for document in documents], dtype=np.float64)
+        self.weights = None if (weights == 1).all() else weights
+        self.sources = np.array([document.source for document in documents], dtype=np.int64) if parts else None
+        self.max_token_id = int(self._tokens.max(initial=-1))
 
 
 def _load(path: Path) -> Any:
@@ -76,14 +119,14 @@ class Document(NamedTuple):
 
     Attributes:
         row: which of its source's.
-        ids, labels: as many of each; labels are -100 where masked.
+        ids, labels: (t,) integers, lists or arrays; labels are -100 where masked.
         weight: factor of its tokens in the sum of a step's losses.
         source: which of several sources it came from, counted from 0.
     """
 
     row: int
-    ids: list[int]
-    labels: list[int]
+    ids: Any
+    labels: Any
     weight: float = 1.0
     source: int = 0
 
