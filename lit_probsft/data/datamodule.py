@@ -159,7 +159,7 @@ class InstructionDataModule(LightningDataModule):
             raise UserError(f"data.shuffle_buffer: expected it with data.streaming only, got {shuffle_buffer}")
         if streaming and validation_fraction:
             raise UserError(
-                "data.validation_fraction: expected none with data.streaming, which does not know how many rows there are "
+                "data.validation_fraction: expected none with data.streaming, which does not know the number of rows "
                 f"(name a data.validation), got {validation_fraction}"
             )
 

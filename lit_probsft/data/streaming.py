@@ -242,9 +242,8 @@ class StreamLoader:
             rank_zero_warn(f"data.train: skipped: {loss['reason']}")
         if not common and (common := self.report["in_validation"]):
             remedy = "they are left out" if self._reading.remove else "`data.duplicates: remove` leaves them out"
-            rank_zero_warn(
-                f"data.train: {common} of the first {self.report['rows']} documents are in data.validation too; {remedy}"
-            )
+            first = f"{common} of the first {self.report['rows']} rows"
+            rank_zero_warn(f"data.train: {first} are in data.validation too; {remedy}")
 
     def _guard(self, windows: int, passes: int) -> None:
         """A stream without any usable row would be read forever."""

@@ -235,13 +235,12 @@ class RowStream:
         passes: how often the source has been gone through.
     """
 
-    def __init__(
-        self, open_at: Callable[[Any], Reader], place: Mapping[str, Any] | None, limit: int | None = None
-    ) -> None:
+    def __init__(self, open_at: Callable[[Any], Reader], place: Any = None, limit: int | None = None) -> None:
         self._open_at, self._limit = open_at, limit
-        self.passes, self._row, self._reader = 0, 0, None if place is None else open_at(place["at"])
-        if place is not None:
-            self.passes, self._row = place["passes"], place["row"]
+        begun: dict[str, Any] = {"passes": 0, "row": 0, "at": None} if place is None else place
+        self.passes: int = begun["passes"]
+        self._row: int = begun["row"]
+        self._reader = open_at(begun["at"])
 
     def next(self) -> Next:
         """The next row.
@@ -250,24 +249,18 @@ class RowStream:
             UserError: the source is empty, or cannot be read any further.
         """
         while True:
-            if self._reader is None:
-                self._reader = self._open_at(None)
             row = None if self._row == self._limit else self._reader.next()
             if row is not None:
                 self._row += 1
                 return Next(row, 0, self._row - 1, self.passes)
             if not self._row:
                 raise UserError("path: expected at least one row, got an empty data set")
-            self.passes, self._row, self._reader = self.passes + 1, 0, None
+            self.passes, self._row, self._reader = self.passes + 1, 0, self._open_at(None)
 
     @property
     def place(self) -> dict[str, Any]:
         """Where the next row lies."""
-        return {
-            "passes": self.passes,
-            "row": self._row,
-            "at": None if self._reader is None else self._reader.place,
-        }
+        return {"passes": self.passes, "row": self._row, "at": self._reader.place}
 
 
 class MixedStream:

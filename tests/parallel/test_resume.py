@@ -34,6 +34,14 @@ def two(strategy: str) -> dict[str, Any]:
     return {"trainer__strategy": strategy, "trainer__devices": 2, "data__batch_size": 2}
 
 
+STREAM = {
+    "data__streaming": True,
+    "data__shuffle_buffer": 16,
+    "trainer__max_epochs": None,
+    "trainer__max_steps": 2 * WINDOWS,
+}
+"""Blocks end after every other step, the rows after three; packed, a block has more or fewer steps."""
+
 SETUPS: dict[str, dict[str, Any]] = {
     "one": {},
     "one, workers": {"data__num_workers": 1, "data__validation": None},
@@ -43,6 +51,15 @@ SETUPS: dict[str, dict[str, Any]] = {
     "one, saved after epochs": {"data__validation": None, "checkpoints__every_n_steps": None, "trainer__max_epochs": 4},
     "ddp": two("ddp"),
     "fsdp2": two("fsdp2"),
+    "stream": STREAM,
+    "stream, packed, workers": {
+        **STREAM,
+        "data__packing": True,
+        "data__max_length": 96,
+        "data__batch_size": 2,
+        "data__num_workers": 2,
+    },
+    "stream, ddp": {**two("ddp"), **STREAM},
     **{f"zero{stage}": two(f"deepspeed_stage_{stage}") for stage in (1, 2, 3)},
 }
 """How a run is trained. With dropout and two micro-batches to a step, as all of `Scene`."""
@@ -50,6 +67,7 @@ RESTARTS: dict[str, list[int]] = {
     # After each step: in the midst of an epoch, at its end, and once without having come any further.
     "one": [1, 2, 2, 3, 4, 5],
     "one, workers": [2],
+    "stream": [1, 2, 2, 3, 5],
     "one, saved after epochs": [3, 9],
 }
 """The steps that have been done when the run goes on; for others see below."""
