@@ -49,6 +49,11 @@ class Threshold(Objective):
         return self.base.needs
 
     @property
+    def top_k(self) -> int:
+        """As the base."""
+        return self.base.top_k
+
+    @property
     def interval(self) -> tuple[float, float]:
         """The part of the base's interval that lies in this one."""
         low, high = self.base.interval
