@@ -8,12 +8,12 @@ from dataclasses import dataclass, field
 from torch import Tensor
 
 from lit_probsft.errors import UserError
-from lit_probsft.objectives.base import Objective, TokenStats
+from lit_probsft.objectives.base import Objective, TokenStats, Wrapper
 from lit_probsft.objectives.power import NLL
 
 
 @dataclass(frozen=True)
-class Balanced(Objective):
+class Balanced(Wrapper):
     """c f with c = target / mean_weight; W is c times the base's.
 
     Without `mean_weight` the mean is over p uniform on 0 to 1, where that of NLL is 1/2. It is a constant: what the
@@ -44,26 +44,6 @@ class Balanced(Objective):
         if not 0 < self.target < math.inf:
             raise UserError(f"Balanced.target: expected a finite number above 0, got {self.target}")
         object.__setattr__(self, "factor", self.target / mean)
-
-    @property
-    def signed(self) -> bool:
-        """As the base."""
-        return self.base.signed
-
-    @property
-    def needs(self) -> frozenset[str]:
-        """What the base needs."""
-        return self.base.needs
-
-    @property
-    def top_k(self) -> int:
-        """As the base."""
-        return self.base.top_k
-
-    @property
-    def interval(self) -> tuple[float, float]:
-        """The base's."""
-        return self.base.interval
 
     def loss(self, tokens: TokenStats) -> Tensor:
         """(N,), the base's range, scaled."""

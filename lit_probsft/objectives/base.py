@@ -83,7 +83,7 @@ class Objective(ABC):
     registered. It says what one token costs; masking, weighting, dividing and summing belong to the head. To add one:
 
         @dataclasses.dataclass(frozen=True)
-        class Brier(Objective):
+        class SquaredGap(Objective):
             def loss(self, tokens):
                 return (1 - tokens.log_probs.exp()).square()
 
@@ -205,6 +205,32 @@ class Objective(ABC):
             "lit_probsft.objectives" if type(self).__module__.startswith(f"{__package__}.") else type(self).__module__
         )
         return {"class_path": f"{module}.{type(self).__qualname__}", "init_args": init_args}
+
+
+class Wrapper(Objective, ABC):
+    """An objective around another one, its field `base`, for which it answers."""
+
+    base: Objective
+
+    @property
+    def signed(self) -> bool:
+        """As the base."""
+        return self.base.signed
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """What the base needs."""
+        return self.base.needs
+
+    @property
+    def top_k(self) -> int:
+        """As the base."""
+        return self.base.top_k
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """The base's."""
+        return self.base.interval
 
 
 class _OneMinusExp(torch.autograd.Function):
