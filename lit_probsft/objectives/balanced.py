@@ -22,27 +22,27 @@ class Balanced(Wrapper):
 
     Args:
         base: the objective that is scaled.
-        mean_weight: mean of the base's weight before scaling, above 0; required where W is no non-negative function of
-            p alone, or has no finite mean.
+        mean_weight: mean of the base's weight before scaling, above 0; 0 stands for its mean over uniform p, which
+            there is where W is a non-negative function of p alone with a finite integral.
         target: mean of the weight after scaling, above 0.
     """
 
     base: Objective = field(default_factory=NLL)
-    mean_weight: float | None = None
+    mean_weight: float = 0.0
     target: float = 0.5
     factor: float = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        mean = self.mean_weight
-        if mean is None and not (self.base.signed or self.base.needs - {"log_complement"}):
-            mean = self.base.mass(0.0, 1.0)
-        if mean is None or not 0 < mean < math.inf:
-            raise UserError(
-                f"Balanced.mean_weight: expected a finite number above 0, got {mean}"
-                + (f", the mean of {self.base!r} over p from 0 to 1" if self.mean_weight is None else "")
-            )
         if not 0 < self.target < math.inf:
             raise UserError(f"Balanced.target: expected a finite number above 0, got {self.target}")
+        mean = self.mean_weight
+        if mean == 0 and not (self.base.signed or self.base.needs - {"log_complement"}):
+            mean = self.base.mass(0.0, 1.0)
+        if not 0 < mean < math.inf:
+            raise UserError(
+                f"Balanced.mean_weight: expected the mean weight of {self.base!r} over your tokens, a finite number "
+                f"above 0{'' if self.mean_weight else ' (over uniform p there is none)'}, got {self.mean_weight}"
+            )
         object.__setattr__(self, "factor", self.target / mean)
 
     def loss(self, tokens: TokenStats) -> Tensor:
