@@ -12,7 +12,7 @@ import torch
 from lightning.pytorch.callbacks import ModelCheckpoint
 
 from lit_probsft.errors import UserError
-from lit_probsft.module import Generation, ProbSFTModule
+from lit_probsft.module import Generation, ProbSFTModule, _TokenLoss
 from lit_probsft.objectives import (
     EAFT,
     GEM,
@@ -331,6 +331,13 @@ def test_validation_counts_every_token_once(rows: Path, tmp_path: Path) -> None:
         results.append(metrics)
     assert results[0]["val/nll"] == pytest.approx(results[1]["val/nll"], rel=1e-10)
     assert results[0]["val/nll"] == pytest.approx(results[2]["val/nll"], rel=1e-10)
+
+
+def test_the_head_is_told_what_the_objective_reads_whatever_wraps_it() -> None:
+    for objective in ALL:
+        seen = _TokenLoss(ProbSFTModule("a/model", objective))
+        assert (seen.needs, seen.top_k) == (objective.needs, objective.top_k)
+    assert _TokenLoss(ProbSFTModule("a/model", Threshold(EAFT(k=3)))).top_k == 3
 
 
 def test_an_objective_may_read_the_progress_of_training(rows: Path) -> None:

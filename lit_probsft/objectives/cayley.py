@@ -35,6 +35,7 @@ class Cayley(Objective):
 
     def loss(self, tokens: TokenStats) -> Tensor:
         """(N,), 0 to 1000."""
+        assert tokens.batch_mean_p is not None or not self.floor
         mean = self.floor * (tokens.batch_mean_p or 0.0)
         p = tokens.detached_log_probs().exp()
         alpha = (mean + (1 - mean) * p / (2 - p)).clamp(min=1e-3)
