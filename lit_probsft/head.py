@@ -218,7 +218,8 @@ def _gradient_through_log_probs(
     others = logits.new_empty(logits.shape[0])
     gap = torch.empty_like(others)
     needs = work.objective.needs
-    sums: dict[str, Tensor] = {name: torch.empty_like(others) for name in needs & {"entropy", "collision"}}
+    sums = {name: torch.empty_like(others) for name in needs & {"entropy", "collision", "top_entropy"}}
+    top_k = min(work.objective.top_k, logits.shape[1])
     # On a CPU a few rows at a time stay in its cache through all the passes.
     step = logits.shape[0] if logits.device.type != "cpu" else max(1, 2**18 // logits.shape[1])
     for start in range(0, logits.shape[0], step):
@@ -231,6 +232,8 @@ def _gradient_through_log_probs(
             sums["entropy"][start : start + step] = torch.special.entr(part).sum(-1)
         if "collision" in needs:
             sums["collision"][start : start + step] = part.square().sum(-1)
+        if "top_entropy" in needs:
+            sums["top_entropy"][start : start + step] = _entropy(part.topk(top_k).values)
         part.scatter_(-1, target, 0.0)
         others[start : start + step] = part.sum(-1)
     total = others + gap.exp()
@@ -240,6 +243,8 @@ def _gradient_through_log_probs(
         fields["entropy"] = total.log() + sums["entropy"] / total
     if "collision" in needs:
         fields["collision"] = sums["collision"] / total.square()
+    if "top_entropy" in needs:
+        fields["top_entropy"] = sums["top_entropy"]
     if "log_complement" in needs:
         fields["log_complement"] = others.log() - total.log()
     if not wanted:  # inside inference mode nothing could be differentiated
@@ -270,6 +275,8 @@ def _gradient_through_logits(
             fields["entropy"] = -(constant.exp() * constant).sum(-1)
         if "collision" in needs:
             fields["collision"] = (2 * constant).exp().sum(-1)
+        if "top_entropy" in needs:
+            fields["top_entropy"] = _entropy(constant.topk(min(work.objective.top_k, constant.shape[1])).values.exp())
         if "log_complement" in needs:
             fields["log_complement"] = constant.scatter(-1, labels, -torch.inf).logsumexp(-1)
         losses = _losses(work, log_probs=log_probs, logits=logits, labels=labels.squeeze(-1), **fields)
@@ -278,6 +285,13 @@ def _gradient_through_logits(
     logits = logits.detach()
     correct = logits.gather(-1, labels).squeeze(-1) >= logits.amax(-1)
     return d_logits, logits.new_ones(logits.shape[0]), log_probs.detach(), losses.detach(), correct
+
+
+def _entropy(mass: Tensor) -> Tensor:
+    """(N, k), not normalized -> (N,), entropy in nats."""
+    total = mass.sum(-1)
+    entropy: Tensor = total.log() + torch.special.entr(mass).sum(-1) / total
+    return entropy
 
 
 def _losses(work: _Work, **fields: Any) -> Tensor:

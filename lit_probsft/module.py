@@ -127,6 +127,8 @@ class ProbSFTModule(L.LightningModule):
         self.skipped_steps = 0
         """Optimizer steps so far that were skipped because loss or gradient was not finite."""
         self.last_step_skipped = False
+        self.batch_mean_p = 0.0
+        """Mean p over the last optimizer step's supervised tokens on all ranks, where the objective needs it."""
         self.initial_metrics: dict[str, float] = {}
         """Validation metrics before the first step, where the trainer's sanity check runs over the whole set."""
         self.stop_wanted = False
@@ -206,6 +208,8 @@ class ProbSFTModule(L.LightningModule):
         context = {}
         if "progress" in self.objective.needs:
             context["progress"] = self.global_step / max(self.total_steps, 1)
+        if "batch_mean_p" in self.objective.needs:
+            context["batch_mean_p"] = self.batch_mean_p
         weight, packs = None, Packs.of(batch)
         if self.normalize == "sequence":
             supervised = batch["labels"] != IGNORE_INDEX
@@ -299,8 +303,13 @@ class ProbSFTModule(L.LightningModule):
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         """Lightning's; then ask DeepSpeed's engine, which clips, skips and measures itself, what it did."""
         super().optimizer_step(*args, **kwargs)
+        if self.trainer.fit_loop._should_accumulate():
+            return
+        if "batch_mean_p" in self.objective.needs:  # before a callback writes a checkpoint
+            mean = float(self.train_means.compute()["mean_p"])
+            self.batch_mean_p = mean if math.isfinite(mean) else self.batch_mean_p
         strategy = self.trainer.strategy
-        if isinstance(strategy, DeepSpeed) and not self.trainer.fit_loop._should_accumulate():
+        if isinstance(strategy, DeepSpeed):
             self._grad_norm = torch.tensor(strategy.grad_norm)
             self.last_step_skipped = strategy.step_skipped
             self.skipped_steps += self.last_step_skipped
@@ -382,6 +391,7 @@ class ProbSFTModule(L.LightningModule):
             )
         checkpoint["progress"] = {
             "skipped_steps": self.skipped_steps,
+            "batch_mean_p": self.batch_mean_p,
             "initial_metrics": self.initial_metrics,
             "seed": self._seed,
             "accumulate": self.trainer.accumulate_grad_batches,
@@ -403,6 +413,7 @@ class ProbSFTModule(L.LightningModule):
             count_in(checkpoint, progress.get("accumulate"), self.trainer.accumulate_grad_batches)
         self._seed = progress.get("seed", self._seed)
         self.skipped_steps = progress.get("skipped_steps", 0)
+        self.batch_mean_p = progress.get("batch_mean_p", 0.0)
         self.initial_metrics = progress.get("initial_metrics", {})
 
     def _identity(self) -> dict[str, Any]:
@@ -509,6 +520,10 @@ class _TokenLoss(Objective):
     @property
     def needs(self) -> frozenset[str]:
         return self._module.objective.needs
+
+    @property
+    def top_k(self) -> int:
+        return self._module.objective.top_k
 
     def loss(self, tokens: TokenStats) -> Tensor:
         return self._module.token_loss(tokens)

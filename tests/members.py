@@ -4,7 +4,32 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from lit_probsft.objectives import DFT, NLL, LabelSmoothing, LogOneMinusP, NegP, Objective, Power, Threshold, TokenStats
+from lit_probsft.objectives import (
+    DEFT,
+    DFT,
+    EAFT,
+    GEM,
+    IDFT,
+    NLL,
+    SCE,
+    Balanced,
+    Brier,
+    Cayley,
+    ChordPhi,
+    Focal,
+    Huber,
+    InfoSFT,
+    LabelSmoothing,
+    LogOneMinusP,
+    NegP,
+    Objective,
+    Poly1,
+    Power,
+    PowerSchedule,
+    Threshold,
+    TokenStats,
+    TrSFT,
+)
 
 
 @dataclass(frozen=True)
@@ -53,7 +78,29 @@ OF_P_ALONE = [
     Threshold(LogOneMinusP(), 0.1, 0.9),
     Threshold(DFT(), 0.3, 0.7),
     Threshold(Threshold(NLL(), 0.2), 0.0, 0.9),
+    Focal(),
+    Focal(gamma=0.5),
+    Huber(),
+    Poly1(),
+    SCE(),
+    TrSFT(),
+    ChordPhi(),
+    InfoSFT(),
+    Cayley(floor=0.0),
+    Balanced(NegP()),
+    Balanced(Threshold(TrSFT(), 0.05, 1.0), mean_weight=0.2, target=0.4),
 ]
-WITH_LOGITS = [LabelSmoothing(0.0), LabelSmoothing(0.1), Threshold(LabelSmoothing(0.2), 0.05, 1.0)]
-WITH_STATISTICS = [EntropyWeighted(), Threshold(EntropyWeighted(), 0.01, 1.0)]
-ALL = [*OF_P_ALONE, *WITH_LOGITS, *WITH_STATISTICS, Scheduled()]
+WITH_LOGITS = [LabelSmoothing(0.0), LabelSmoothing(0.1), Threshold(LabelSmoothing(0.2), 0.05, 1.0), Brier(), GEM()]
+WITH_STATISTICS = [
+    EntropyWeighted(),
+    Threshold(EntropyWeighted(), 0.01, 1.0),
+    DEFT(),
+    EAFT(),
+    Threshold(EAFT(k=3, alpha=0.5), 0.0, 0.9),
+    IDFT(),
+    Balanced(Brier(), mean_weight=0.1),
+]
+HANDED_IN = [Cayley(), Scheduled(), PowerSchedule()]
+ALL = [*OF_P_ALONE, *WITH_LOGITS, *WITH_STATISTICS, *HANDED_IN]
+CONTEXT = {"progress": 0.3, "batch_mean_p": 0.4}
+"""What only the caller of the head knows, for tests in which nothing is trained."""

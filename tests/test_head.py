@@ -11,11 +11,18 @@ from torch import Tensor
 
 from lit_probsft.errors import UserError
 from lit_probsft.head import HeadRequest, ObjectiveHead, _chunk_rows, objective_loss
-from lit_probsft.objectives import NLL, LabelSmoothing, NegP, Objective, Power, Threshold, TokenStats
-from tests.members import ALL, OF_P_ALONE
+from lit_probsft.objectives import EAFT, GEM, NLL, LabelSmoothing, NegP, Objective, Power, Threshold, TokenStats
+from tests.members import ALL, CONTEXT, OF_P_ALONE, Scheduled
 
 N, H, V = 37, 12, 29
 every_member = pytest.mark.parametrize("objective", ALL, ids=repr)
+
+
+def entropy_of_the_largest(probs: Tensor, k: int) -> Tensor:
+    """Of each row's k largest probabilities, divided by their sum."""
+    largest = probs.sort(-1, descending=True).values[:, :k]
+    shares = largest / largest.sum(-1, keepdim=True)
+    return -(shares * shares.log()).sum(-1)
 
 
 def obvious(
@@ -29,7 +36,6 @@ def obvious(
     soft_cap=None,
     normalizer=None,
     token_weight=None,
-    progress=0.3,
 ):
     """The loss in plain float64: all logits at once, statistics by their definitions, autograd for everything."""
     kept = labels != -100
@@ -50,7 +56,8 @@ def obvious(
         log_complement=torch.log1p(-log_probs.detach().exp()),
         logits=logits,
         labels=target[:, 0],
-        progress=progress,
+        top_entropy=entropy_of_the_largest(constant.exp(), objective.top_k),
+        **CONTEXT,
     )
     losses = objective.loss(tokens)
     factors = torch.ones_like(losses) if token_weight is None else token_weight.double()[kept]
@@ -100,7 +107,7 @@ def test_head_equals_the_plain_computation(objective: Objective, variant: str) -
     if options.pop("weighted", False):
         options["token_weight"] = token_weight
     total, log_probs, losses = obvious(hidden, weight, labels, objective, **options)
-    out = objective_loss(hidden, weight, labels, objective, chunk_size=5, context={"progress": 0.3}, **options)
+    out = objective_loss(hidden, weight, labels, objective, chunk_size=5, context=CONTEXT, **options)
     close(out.loss, total, torch.float64)
     close(out.log_probs, log_probs, torch.float64)
     close(out.token_losses, losses, torch.float64)
@@ -115,7 +122,7 @@ def test_head_equals_the_plain_computation(objective: Objective, variant: str) -
 def test_narrow_inputs_are_multiplied_without_rounding_the_logits(objective: Objective, dtype: torch.dtype) -> None:
     hidden, weight, labels, _, _ = inputs(dtype)
     total, log_probs, _ = obvious(hidden, weight, labels, objective)
-    out = objective_loss(hidden, weight, labels, objective, chunk_size=8, context={"progress": 0.3})
+    out = objective_loss(hidden, weight, labels, objective, chunk_size=8, context=CONTEXT)
     assert out.loss.dtype == out.log_probs.dtype == torch.float32
     close(out.loss, total, torch.float32)
     # bf16 logits would be off by a hundredth
@@ -141,7 +148,7 @@ def test_chunk_size_changes_nothing(objective: Objective) -> None:
     hidden, weight, labels, _, _ = inputs()
     results = []
     for chunk_size in (1, 6, N, 1000, None):
-        out = objective_loss(hidden, weight, labels, objective, chunk_size=chunk_size, context={"progress": 0.3})
+        out = objective_loss(hidden, weight, labels, objective, chunk_size=chunk_size, context=CONTEXT)
         results.append([out.loss, *gradients(out.loss, hidden, weight)])
     for other in results[1:]:
         for one, another in zip(results[0], other, strict=True):
@@ -179,7 +186,7 @@ def test_no_token_gives_a_zero_that_backpropagates(objective: Objective) -> None
     for labels in (torch.full((4,), -100), torch.empty(0, dtype=torch.long)):
         hidden = torch.randn(len(labels), H, requires_grad=True)
         weight = torch.randn(V, H, requires_grad=True)
-        out = objective_loss(hidden, weight, labels, objective, context={"progress": 0.3})
+        out = objective_loss(hidden, weight, labels, objective, context=CONTEXT)
         assert out.loss.item() == 0
         for gradient, leaf in zip(gradients(out.loss, hidden, weight), (hidden, weight), strict=True):
             assert gradient.shape == leaf.shape
@@ -220,7 +227,7 @@ def test_nothing_of_the_size_of_all_logits_is_alive() -> None:
     """The largest tensor is a chunk of logits or the gradient of the weight, never N x V."""
     n, vocabulary, chunk = 64, 500, 8
     hidden, weight = torch.randn(n, 4, requires_grad=True), torch.randn(vocabulary, 4, requires_grad=True)
-    for objective in (NegP(), LabelSmoothing(0.1)):
+    for objective in (NegP(), LabelSmoothing(0.1), EAFT(), GEM()):
         largest = 0
 
         class Watch(torch.utils._python_dispatch.TorchDispatchMode):
@@ -307,10 +314,10 @@ def test_autocast_does_not_reach_the_head() -> None:
 @every_member
 def test_every_member_is_evaluated_in_inference_mode(objective: Objective) -> None:
     hidden, weight, labels, _, _ = inputs()
-    expected = objective_loss(hidden, weight, labels, objective, context={"progress": 0.3})
+    expected = objective_loss(hidden, weight, labels, objective, context=CONTEXT)
     for mode in (torch.inference_mode, torch.no_grad):
         with mode():
-            out = objective_loss(hidden, weight, labels, objective, context={"progress": 0.3})
+            out = objective_loss(hidden, weight, labels, objective, context=CONTEXT)
         torch.testing.assert_close(out.loss, expected.loss)
         torch.testing.assert_close(out.log_probs, expected.log_probs)
 
@@ -342,7 +349,7 @@ def test_bad_calls_are_refused_by_name() -> None:
     with pytest.raises(UserError, match=f"labels: expected ids from 0 to {V - 1}"):
         objective_loss(hidden, weight, labels.clamp(min=0) + V, NLL())
     with pytest.raises(ValueError, match="needs progress"):
-        objective_loss(hidden, weight, labels, ALL[-1])
+        objective_loss(hidden, weight, labels, Scheduled())
 
 
 def test_objective_head_is_the_layer_until_it_is_asked() -> None:

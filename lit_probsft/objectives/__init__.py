@@ -1,10 +1,50 @@
-"""The objectives f(p): one abstract idea in `base`, one short file per member."""
+"""The objectives f(p): one abstract idea in `base`, one short file per member; README.md is their table."""
 
+from lit_probsft.objectives.balanced import Balanced
 from lit_probsft.objectives.base import Objective, TokenStats
+from lit_probsft.objectives.brier import Brier
+from lit_probsft.objectives.cayley import Cayley
+from lit_probsft.objectives.chord_phi import ChordPhi
+from lit_probsft.objectives.deft import DEFT
 from lit_probsft.objectives.dft import DFT
+from lit_probsft.objectives.eaft import EAFT
+from lit_probsft.objectives.focal import Focal
+from lit_probsft.objectives.gem import GEM
+from lit_probsft.objectives.huber import Huber
+from lit_probsft.objectives.idft import IDFT
+from lit_probsft.objectives.infosft import InfoSFT
 from lit_probsft.objectives.label_smoothing import LabelSmoothing
 from lit_probsft.objectives.log_one_minus_p import LogOneMinusP
+from lit_probsft.objectives.poly1 import Poly1
 from lit_probsft.objectives.power import NLL, NegP, Power
+from lit_probsft.objectives.power_schedule import PowerSchedule
+from lit_probsft.objectives.sce import SCE
 from lit_probsft.objectives.threshold import Threshold
+from lit_probsft.objectives.trsft import TrSFT
 
-__all__ = ["DFT", "NLL", "LabelSmoothing", "LogOneMinusP", "NegP", "Objective", "Power", "Threshold", "TokenStats"]
+__all__ = [
+    "DEFT",
+    "DFT",
+    "EAFT",
+    "GEM",
+    "IDFT",
+    "NLL",
+    "SCE",
+    "Balanced",
+    "Brier",
+    "Cayley",
+    "ChordPhi",
+    "Focal",
+    "Huber",
+    "InfoSFT",
+    "LabelSmoothing",
+    "LogOneMinusP",
+    "NegP",
+    "Objective",
+    "Poly1",
+    "Power",
+    "PowerSchedule",
+    "Threshold",
+    "TokenStats",
+    "TrSFT",
+]

@@ -36,28 +36,40 @@ class TokenStats:
     log_complement: Tensor | None = None
     """(N,), log(1 - p) in nats, summed from the mass of the other tokens, hence exact where p rounds to 1; no
     gradient."""
+    top_entropy: Tensor | None = None
+    """(N,), entropy in nats of the objective's `top_k` most probable tokens among themselves, 0 to log k; no
+    gradient."""
     logits: Tensor | None = None
     """(N, V), the logits of a chunk of tokens, after scale and soft cap; carries the gradient when it is there."""
     labels: Tensor | None = None
     """(N,), the target tokens' ids; comes with `logits`."""
     progress: float | None = None
     """Share of the training that is done, 0 to 1."""
+    batch_mean_p: float | None = None
+    """Mean p over the supervised tokens of the previous optimizer step, on all ranks; 0 before the first one."""
     frozen_log_probs: Tensor | None = None
     """(N,), stands for the stop-gradient of `log_probs` where a numerical derivative has to hold it fixed."""
+    frozen_logits: Tensor | None = None
+    """(N, V), the same for `logits`."""
 
     def detached_log_probs(self) -> Tensor:
         """(N,), log p as a constant: the only way an objective should stop a gradient."""
         return self.log_probs.detach() if self.frozen_log_probs is None else self.frozen_log_probs
+
+    def detached_logits(self) -> Tensor:
+        """(N, V), the logits as a constant, where the objective asks for logits."""
+        assert self.logits is not None
+        return self.logits.detach() if self.frozen_logits is None else self.frozen_logits
 
     def replace(self, **changes: Any) -> TokenStats:
         """A copy with some fields changed."""
         return dataclasses.replace(self, **changes)
 
 
-STATISTICS = frozenset({"entropy", "collision", "log_complement"})
+STATISTICS = frozenset({"entropy", "collision", "log_complement", "top_entropy"})
 """What the head computes from a chunk's distribution on request, without a gradient."""
 
-HANDED_IN = frozenset({"progress"})
+HANDED_IN = frozenset({"progress", "batch_mean_p"})
 """What only the caller of the head can know; it comes through `context`."""
 
 NEEDS = STATISTICS | HANDED_IN | {"logits"}
@@ -71,7 +83,7 @@ class Objective(ABC):
     registered. It says what one token costs; masking, weighting, dividing and summing belong to the head. To add one:
 
         @dataclasses.dataclass(frozen=True)
-        class Brier(Objective):
+        class SquaredGap(Objective):
             def loss(self, tokens):
                 return (1 - tokens.log_probs.exp()).square()
 
@@ -88,6 +100,11 @@ class Objective(ABC):
     def needs(self) -> frozenset[str]:
         """Names of the `TokenStats` fields that `loss` reads beside `log_probs`; a wrapper answers for its base too."""
         return frozenset()
+
+    @property
+    def top_k(self) -> int:
+        """How many of the most probable tokens `top_entropy` is taken over; a wrapper answers for its base."""
+        return 20
 
     @property
     def interval(self) -> tuple[float, float]:
@@ -188,6 +205,32 @@ class Objective(ABC):
             "lit_probsft.objectives" if type(self).__module__.startswith(f"{__package__}.") else type(self).__module__
         )
         return {"class_path": f"{module}.{type(self).__qualname__}", "init_args": init_args}
+
+
+class Wrapper(Objective, ABC):
+    """An objective around another one, its field `base`, for which it answers."""
+
+    base: Objective
+
+    @property
+    def signed(self) -> bool:
+        """As the base."""
+        return self.base.signed
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """What the base needs."""
+        return self.base.needs
+
+    @property
+    def top_k(self) -> int:
+        """As the base."""
+        return self.base.top_k
+
+    @property
+    def interval(self) -> tuple[float, float]:
+        """The base's."""
+        return self.base.interval
 
 
 class _OneMinusExp(torch.autograd.Function):

@@ -9,12 +9,12 @@ import torch
 from torch import Tensor
 
 from lit_probsft.errors import UserError
-from lit_probsft.objectives.base import Objective, TokenStats
+from lit_probsft.objectives.base import Objective, TokenStats, Wrapper
 from lit_probsft.objectives.power import NLL
 
 
 @dataclass(frozen=True)
-class Threshold(Objective):
+class Threshold(Wrapper):
     """f(p) 1{min_prob <= p <= max_prob}, the paper's HT(I); W is the base's weight inside the interval and 0 outside.
 
     The interval is closed and is compared in log space in fp32: bf16 has no value between .996 and 1, and a quantile of
@@ -39,21 +39,10 @@ class Threshold(Objective):
             )
 
     @property
-    def signed(self) -> bool:
-        """As the base."""
-        return self.base.signed
-
-    @property
-    def needs(self) -> frozenset[str]:
-        """What the base needs."""
-        return self.base.needs
-
-    @property
     def interval(self) -> tuple[float, float]:
         """The part of the base's interval that lies in this one."""
-        low, high = self.base.interval
-        low, high = max(low, self.min_prob), min(high, self.max_prob)
-        return (low, max(low, high))
+        low = max(self.base.interval[0], self.min_prob)
+        return (low, max(low, min(self.base.interval[1], self.max_prob)))
 
     def inside(self, log_probs: Tensor) -> Tensor:
         """(N,), bool: is p in [min_prob, max_prob]?"""

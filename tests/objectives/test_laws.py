@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import re
 from dataclasses import dataclass
 
 import pytest
@@ -14,22 +15,66 @@ from jsonargparse import ArgumentParser
 
 from lit_probsft import objectives
 from lit_probsft.errors import UserError
-from lit_probsft.objectives import DFT, NLL, LabelSmoothing, LogOneMinusP, NegP, Objective, Power, Threshold, TokenStats
-from tests.members import ALL, OF_P_ALONE, WITH_LOGITS
+from lit_probsft.objectives import (
+    DEFT,
+    DFT,
+    EAFT,
+    GEM,
+    IDFT,
+    NLL,
+    SCE,
+    Balanced,
+    Brier,
+    Cayley,
+    ChordPhi,
+    Focal,
+    Huber,
+    InfoSFT,
+    LabelSmoothing,
+    LogOneMinusP,
+    NegP,
+    Objective,
+    Poly1,
+    Power,
+    PowerSchedule,
+    Threshold,
+    TokenStats,
+    TrSFT,
+)
+from lit_probsft.parsing import with_own_defaults
+from tests.members import ALL, CONTEXT, OF_P_ALONE
 
 of_p_alone = pytest.mark.parametrize("objective", OF_P_ALONE, ids=repr)
 every_member = pytest.mark.parametrize("objective", ALL, ids=repr)
 
+
+def logit(p: torch.Tensor, q: torch.Tensor) -> torch.Tensor:
+    return p.log() - q.log()
+
+
+# W as functions of p and q = 1 - p.
 CLOSED_FORMS = [
-    (NLL(), lambda p: 1 - p),
-    (NegP(), lambda p: p * (1 - p)),
-    (Power(0.0), lambda p: 1 - p),
-    (Power(0.3), lambda p: p**0.3 * (1 - p)),
-    (Power(10.0), lambda p: p**10 * (1 - p)),
-    (Power(-1.5), lambda p: p**-1.5 * (1 - p)),
-    (LogOneMinusP(1e-3), lambda p: p * (1 - p) / (1 - p + 1e-3)),
-    (DFT(), lambda p: p * (1 - p)),
-    (Threshold(NLL(), 0.2, 0.7), lambda p: (1 - p) * ((p >= 0.2) & (p <= 0.7))),
+    (NLL(), lambda p, q: q),
+    (NegP(), lambda p, q: p * q),
+    (Power(0.0), lambda p, q: q),
+    (Power(0.3), lambda p, q: p**0.3 * q),
+    (Power(10.0), lambda p, q: p**10 * q),
+    (Power(-1.5), lambda p, q: p**-1.5 * q),
+    (LogOneMinusP(1e-3), lambda p, q: p * q / (q + 1e-3)),
+    (DFT(), lambda p, q: p * q),
+    (Threshold(NLL(), 0.2, 0.7), lambda p, q: q * ((p >= 0.2) & (p <= 0.7))),
+    (Focal(2.0), lambda p, q: q**2 * (q - 2 * p * p.log())),
+    (Focal(0.5), lambda p, q: q**0.5 * (q - 0.5 * p * p.log())),
+    (Huber(0.3), lambda p, q: p * q * q.clamp(max=0.3)),
+    (Poly1(2.0), lambda p, q: q * (1 + 2 * p)),
+    (Poly1(-0.5), lambda p, q: q * (1 - 0.5 * p)),
+    (SCE(0.5, 0.2, -4.0), lambda p, q: q * (0.5 + 0.8 * p)),
+    (TrSFT(0.1), lambda p, q: (p / 0.1).clamp(max=1) * q),
+    (ChordPhi(), lambda p, q: p * q**2),
+    (InfoSFT(0.9), lambda p, q: p * q * (1 - logit(p, q) / math.log(9)).clamp(min=0)),
+    (Cayley(0.0), lambda p, q: p ** (p / (2 - p)).clamp(min=1e-3) * q),
+    (Balanced(NegP()), lambda p, q: 3 * p * q),
+    (Balanced(NegP(), 0.2, 0.3), lambda p, q: 1.5 * p * q),
 ]
 
 
@@ -40,7 +85,8 @@ def stats(log_probs: torch.Tensor, **fields) -> TokenStats:
             "entropy": torch.ones_like(log_probs).detach(),
             "collision": torch.full_like(log_probs, 0.5).detach(),
             "log_complement": torch.log(-torch.expm1(log_probs.detach().clamp(max=-1e-6))),
-            "progress": 0.3,
+            "top_entropy": torch.full_like(log_probs, 0.7).detach(),
+            **CONTEXT,
             **fields,
         },
     )
@@ -86,8 +132,11 @@ def test_negative_power_is_constant_beyond_its_clamp(alpha: float) -> None:
     torch.testing.assert_close(loss[1:], torch.full((2,), math.expm1(80) / -alpha))
 
 
-# DFT's value is no loss of p: only its gradient counts.
-@pytest.mark.parametrize("objective", [m for m in OF_P_ALONE if "DFT" not in repr(m)], ids=repr)
+# With a factor that is held constant only the gradient counts, and the value is no loss of p.
+HELD_CONSTANT = re.compile("DFT|ChordPhi|InfoSFT")
+
+
+@pytest.mark.parametrize("objective", [m for m in OF_P_ALONE if not HELD_CONSTANT.search(repr(m))], ids=repr)
 def test_loss_does_not_increase_with_p_inside_the_interval(objective: Objective) -> None:
     low, high = objective.interval
     p = torch.linspace(max(low, 1e-6) + 1e-9, high - 1e-9, 500, dtype=torch.float64)
@@ -101,12 +150,11 @@ def test_weight_is_not_negative_unless_signed(objective: Objective) -> None:
     assert (objective.gradient_weight(p.log()) >= 0).all()
 
 
-@pytest.mark.parametrize("objective", WITH_LOGITS, ids=repr)
-def test_signed_members_say_so(objective: Objective) -> None:
+@every_member
+def test_members_say_whether_they_are_signed(objective: Objective) -> None:
     tokens = with_logits(400, 5, torch.float64)
-    assert objective.signed
     if objective != LabelSmoothing(0.0):
-        assert objective.gradient_weight(tokens).min() < 0
+        assert (objective.gradient_weight(tokens).min() < 0) == objective.signed
 
 
 @every_member
@@ -115,12 +163,19 @@ def test_gradcheck_in_double_with_stop_gradient_weights_frozen(objective: Object
     meant."""
     vocabulary, labels = 6, torch.tensor([0, 3, 5])
     start = torch.randn(3, vocabulary, dtype=torch.float64)
+    fixed = start.clone()  # gradcheck moves the original
     frozen = stats(start.log_softmax(-1).gather(-1, labels[:, None])[:, 0])
 
     def loss(logits: torch.Tensor) -> torch.Tensor:
         log_probs = logits.log_softmax(-1).gather(-1, labels[:, None])[:, 0]
         return objective.loss(
-            frozen.replace(log_probs=log_probs, logits=logits, labels=labels, frozen_log_probs=frozen.log_probs)
+            frozen.replace(
+                log_probs=log_probs,
+                logits=logits,
+                labels=labels,
+                frozen_log_probs=frozen.log_probs,
+                frozen_logits=fixed,
+            )
         )
 
     assert torch.autograd.gradcheck(loss, start.requires_grad_())
@@ -139,7 +194,8 @@ def test_gradient_weight_is_the_pull_on_the_target_logit(objective: Objective) -
 )
 def test_gradient_weight_equals_the_closed_form(objective: Objective, closed_form) -> None:
     p = torch.linspace(0.001, 0.999, 997, dtype=torch.float64)
-    torch.testing.assert_close(objective.gradient_weight(p.log()), closed_form(p).double(), rtol=1e-10, atol=1e-12)
+    expected = closed_form(p, 1 - p).double()
+    torch.testing.assert_close(objective.gradient_weight(p.log()), expected, rtol=1e-10, atol=1e-12)
 
 
 @pytest.mark.parametrize(
@@ -147,18 +203,74 @@ def test_gradient_weight_equals_the_closed_form(objective: Objective, closed_for
 )
 def test_fp32_keeps_the_digits_of_the_weight_at_both_ends(objective: Objective, closed_form) -> None:
     for log_probs in (torch.linspace(-30, -1e-3, 300), -torch.logspace(-12, -3, 50)):
-        p, complement = log_probs.double().exp(), -torch.expm1(log_probs.double())
-        expected = closed_form(p) / (1 - p).clamp(min=1e-300) * complement if (p < 1).all() else None
-        if expected is not None:
-            got = objective.gradient_weight(log_probs).double()
-            big = expected > 1e-30
-            torch.testing.assert_close(got[big], expected[big], rtol=2e-5, atol=0)
+        expected = closed_form(log_probs.double().exp(), -torch.expm1(log_probs.double())).double()
+        got = objective.gradient_weight(log_probs).double()
+        big = expected > 1e-30
+        torch.testing.assert_close(got[big], expected[big], rtol=2e-5, atol=0)
 
 
 def test_label_smoothing_weight_is_smoothed_target_minus_p() -> None:
     tokens = with_logits(50, 8, torch.float64)
     expected = 1 - 0.1 + 0.1 / 8 - tokens.log_probs.exp()
     torch.testing.assert_close(LabelSmoothing(0.1).gradient_weight(tokens), expected.detach())
+
+
+WITH_STATISTICS_CLOSED_FORMS = [
+    (DEFT(), lambda p, t: p**t.collision * (1 - p)),
+    (EAFT(k=4, alpha=2.0), lambda p, t: (t.top_entropy / math.log(4)) ** 2 * (1 - p)),
+    (IDFT(0.5, 0.2, 3.0), lambda p, t: idft_weight(p, ((p * t.entropy.exp()) ** -2).clamp(0.2, 3.0))),
+    (Cayley(0.5), lambda p, t: p ** (0.2 + 0.8 * p / (2 - p)) * (1 - p)),
+    (PowerSchedule(-1.0, 2.0), lambda p, t: p**-0.1 * (1 - p)),
+    (Brier(), lambda p, t: 2 * p * (1 - 2 * p + t.logits.softmax(-1).square().sum(-1))),
+    (GEM(0.5), lambda p, t: 1 - (2 * t.logits).softmax(-1).gather(-1, t.labels[:, None])[:, 0]),
+]
+
+
+def idft_weight(p: torch.Tensor, gamma: torch.Tensor) -> torch.Tensor:
+    return p**gamma * (1 + gamma * p.log()) * (1 - p)
+
+
+@pytest.mark.parametrize(
+    ("objective", "closed_form"),
+    WITH_STATISTICS_CLOSED_FORMS,
+    ids=lambda x: repr(x) if isinstance(x, Objective) else "",
+)
+def test_weight_with_statistics_held_constant_equals_the_closed_form(objective: Objective, closed_form) -> None:
+    tokens = with_logits(60, 9, torch.float64)
+    varied = {name: torch.rand(60, dtype=torch.float64) + 0.2 for name in ("entropy", "collision", "top_entropy")}
+    tokens = tokens.replace(**varied)
+    expected = closed_form(tokens.log_probs.exp(), tokens).detach()
+    torch.testing.assert_close(objective.gradient_weight(tokens), expected, rtol=1e-10, atol=1e-12)
+
+
+@pytest.mark.parametrize("beta", [0.3, 0.7, 1.0])
+def test_gem_has_the_gradient_of_nll_at_its_temperature(beta: float) -> None:
+    tokens = with_logits(30, 11, torch.float64)
+    (got,) = torch.autograd.grad(GEM(beta).loss(tokens).sum(), tokens.logits, retain_graph=True)
+    tempered = torch.nn.functional.cross_entropy(tokens.logits / beta, tokens.labels, reduction="sum") * beta
+    torch.testing.assert_close(got, torch.autograd.grad(tempered, tokens.logits)[0])
+
+
+def test_brier_is_the_squared_distance_from_the_target() -> None:
+    tokens = with_logits(30, 11, torch.float64)
+    target = torch.nn.functional.one_hot(tokens.labels, 11)
+    expected = (tokens.logits.softmax(-1) - target).square().sum(-1)
+    torch.testing.assert_close(Brier().loss(tokens), expected)
+
+
+@pytest.mark.parametrize("objective", [m for m in OF_P_ALONE if m.mass(0, 1) < math.inf], ids=repr)
+def test_balanced_members_have_the_same_mean_weight_over_uniform_p(objective: Objective) -> None:
+    balanced = Balanced(objective)
+    assert balanced.mass(0, 1) == pytest.approx(0.5)
+    assert Objective.mass(balanced, 0, 1) == pytest.approx(0.5, rel=1e-4)  # quadrature over a kink
+    assert balanced.lean() == pytest.approx(objective.lean())
+
+
+def test_mean_weight_measured_over_tokens_is_balanced_over_them() -> None:
+    tokens = with_logits(500, 9, torch.float64)
+    for objective in (NegP(), DEFT(), Brier()):
+        mean = objective.gradient_weight(tokens).mean().item()
+        assert Balanced(objective, mean).gradient_weight(tokens).mean().item() == pytest.approx(0.5)
 
 
 def test_label_smoothing_equals_torch() -> None:
@@ -173,6 +285,18 @@ def test_label_smoothing_equals_torch() -> None:
         (Power(0.0), NLL()),
         (Power(1.0), NegP()),
         (LabelSmoothing(0.0), NLL()),
+        (Focal(0.0), NLL()),
+        (Poly1(0.0), NLL()),
+        (SCE(1.0, 0.5, -4.0), Poly1(2.0)),
+        (SCE(0.7, 0.0), Balanced(NLL(), 0.5, 0.35)),
+        (TrSFT(1.0), NegP()),
+        (EAFT(alpha=0.0), NLL()),
+        (IDFT(min_gamma=0.0, max_gamma=0.0), NLL()),
+        (PowerSchedule(0.0, 1.0), Power(0.3)),
+        (PowerSchedule(2.0, 2.0), Power(2.0)),
+        (Balanced(NLL()), NLL()),
+        (Balanced(Power(1.0)), Balanced(NegP())),
+        *[(Balanced(member, 0.3, 0.3), member) for member in ALL],
         *[(Threshold(member, 0, 1), member) for member in ALL],
     ],
     ids=repr,
@@ -300,23 +424,23 @@ def test_yaml_round_trip(objective: Objective) -> None:
     assert parser().instantiate(parser().parse_object(again)).objective == objective
 
 
-CLASSES = [NLL, NegP, Power, LogOneMinusP, Threshold, DFT, LabelSmoothing]
+CLASSES = list(dict.fromkeys(type(member) for member in MEMBERS_OF_THE_PACKAGE))
 
 
 @pytest.mark.parametrize("new", CLASSES)
 @pytest.mark.parametrize(
-    "old", [Power(3.0), LogOneMinusP(0.5), Threshold(NegP(), 0.3), LabelSmoothing(0.7), NLL()], ids=repr
+    "old", [Power(3.0), Threshold(NegP(), 0.3), LabelSmoothing(0.7), Balanced(NegP(), 0.3), NLL()], ids=repr
 )
-def test_switching_the_class_on_the_command_line_gives_the_new_class(
+def test_switching_the_class_on_the_command_line_gives_the_new_class_with_its_own_defaults(
     old: Objective, new: type[Objective], tmp_path
 ) -> None:
     config = tmp_path / "config.yaml"
-    config.write_text(yaml.safe_dump({"objective": old.as_config()}))
-    with_config = parser()
+    config.write_text(yaml.safe_dump({"model": {"objective": old.as_config()}}))
+    with_config = ArgumentParser(exit_on_error=False)
+    with_config.add_argument("--model.objective", type=Objective)
     with_config.add_argument("--config", action="config")
-    parsed = with_config.parse_args(["--config", str(config), "--objective", new.__name__])
-    got = with_config.instantiate(parsed).objective
-    assert got == (old if type(old) is new else new())
+    flags = with_own_defaults(["--config", str(config), "--model.objective", new.__name__])
+    assert with_config.instantiate(with_config.parse_args(flags)).model.objective == new()
 
 
 @pytest.mark.parametrize(
@@ -328,6 +452,25 @@ def test_switching_the_class_on_the_command_line_gives_the_new_class(
         (lambda: Threshold(NLL(), 0.6, 0.4), "min_prob = 0.6, max_prob = 0.4"),
         (lambda: Threshold(NLL(), -0.1), "min_prob = -0.1"),
         (lambda: LabelSmoothing(1.5), "LabelSmoothing.epsilon"),
+        (lambda: Focal(-1.0), "Focal.gamma"),
+        (lambda: Huber(0.0), "Huber.delta"),
+        (lambda: Poly1(-1.5), "Poly1.epsilon"),
+        (lambda: SCE(log_zero=4.0), "SCE: .*log_zero=4.0"),
+        (lambda: TrSFT(0.0), "TrSFT.alpha"),
+        (lambda: InfoSFT(0.5), "InfoSFT.max_prob"),
+        (lambda: Cayley(math.nan), "Cayley.floor"),
+        (lambda: GEM(1.5), "GEM.beta"),
+        (lambda: EAFT(k=1), "EAFT.k"),
+        (lambda: EAFT(alpha=-1.0), "EAFT.alpha"),
+        (lambda: IDFT(min_gamma=3.0), "IDFT: .*min_gamma=3.0"),
+        (lambda: PowerSchedule(end=math.inf), "PowerSchedule.end"),
+        (lambda: Balanced(NegP(), -0.1), r"Balanced.mean_weight: .* above 0, got -0.1"),
+        (
+            lambda: Balanced(Power(-2.0)),
+            r"Balanced.mean_weight: .* of Power\(alpha=-2.0\) .*over uniform p there is none",
+        ),
+        (lambda: Balanced(IDFT()), r"Balanced.mean_weight: .*over uniform p there is none"),
+        (lambda: Balanced(NegP(), target=-1.0), "Balanced.target"),
     ],
 )
 def test_a_value_out_of_range_is_refused_by_name(build, words: str) -> None:

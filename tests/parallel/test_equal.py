@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from lit_probsft.module import ProbSFTModule
-from lit_probsft.objectives import NLL, LabelSmoothing, NegP, Threshold
+from lit_probsft.objectives import EAFT, NLL, Cayley, LabelSmoothing, NegP, Threshold
 from lit_probsft.optim import Schedule
 from tests import tiny
 from tests.members import ALL
@@ -24,6 +24,9 @@ pytestmark = pytest.mark.slow
 TOLERANCE = {"float64": 1e-9, "float32": 1e-5}
 CLIP = 0.03
 """Below the gradient of every objective at some step, so that it bites."""
+
+IN_FLOAT = [NLL(), NegP(), LabelSmoothing(0.1), EAFT(), Cayley()]
+"""What is trained in single precision too, which is all that DeepSpeed knows: one of each way to the statistics."""
 
 
 @dataclass(frozen=True)
@@ -43,15 +46,15 @@ class Case:
 def cases_of(strategy: str, base: Fit) -> dict[str, Case]:
     """What is fitted under a strategy."""
     exact = strategy in ("ddp", "fsdp2")  # DeepSpeed knows no double
-    chosen = ALL if exact else [NLL(), NegP(), LabelSmoothing(0.1)]
     cases = {}
-    for index in map(ALL.index, chosen):
+    for index, objective in enumerate(ALL):
         # One micro-batch per step and rank: half the messages. Others accumulate, below.
         single = replace(base, objective=index, clip=CLIP, dtype="float32", batch_size=4, accumulate=1)
-        cases[f"{ALL[index]!r} single"] = Case(single)
+        if objective in IN_FLOAT:
+            cases[f"{objective!r} single"] = Case(single)
         if exact:
             double = replace(single, dtype="float64", optimizer=("sgd", "adamw")[index % 2])
-            cases[f"{ALL[index]!r} double"] = Case(double)
+            cases[f"{objective!r} double"] = Case(double)
     if strategy == "zero1":
         return cases
 

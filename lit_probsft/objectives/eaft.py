@@ -1,0 +1,48 @@
+"""Entropy-adaptive fine-tuning: NLL, less where the model is sure of something, right or wrong."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from lit_probsft.errors import UserError
+from lit_probsft.objectives.base import Objective, TokenStats
+
+
+@dataclass(frozen=True)
+class EAFT(Objective):
+    """f = -sg(h^alpha) log p, h the entropy of the k most probable tokens over log k; W = h^alpha (1 - p).
+
+    sg is the stop-gradient. Diao et al. 2026, "Entropy-Adaptive Fine-Tuning" (arXiv 2601.02151); the entropy is that of
+    the k tokens among themselves, as in the authors' code.
+
+    Args:
+        k: how many tokens, at least 2; 20 in the paper.
+        alpha: exponent of the entropy, 0 (NLL) or more; 1 in the paper.
+    """
+
+    k: int = 20
+    alpha: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.k < 2:
+            raise UserError(f"EAFT.k: expected at least 2 tokens, got {self.k}")
+        if not 0 <= self.alpha < math.inf:
+            raise UserError(f"EAFT.alpha: expected a finite exponent, 0 or more, got {self.alpha}")
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """The entropy of the most probable tokens."""
+        return frozenset({"top_entropy"})
+
+    @property
+    def top_k(self) -> int:
+        """As `k` says."""
+        return self.k
+
+    def loss(self, tokens: TokenStats) -> Tensor:
+        """(N,), 0 to infinity, in nats."""
+        assert tokens.top_entropy is not None
+        return -((tokens.top_entropy / math.log(self.k)).clamp(min=0) ** self.alpha) * tokens.log_probs
