@@ -58,7 +58,7 @@ def main(args: Sequence[str] | None = None) -> Any:
 
 def run() -> NoReturn:
     """`main` for the shell, where an error is told once, by the rank where it happened first: a user's in one message
-    without a traceback, with exit status 2, any other as its traceback, with 1; 143 after a signal."""
+    without a traceback, with exit status 2, any other as its traceback, with 1; after a signal 143, or 130."""
     # Threads that spin while they wait make a small model several times slower on a busy machine; read once, by torch.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     together = True  # do all ranks end here?
@@ -67,13 +67,18 @@ def run() -> NoReturn:
         status = 0
     except UserError as error:
         status, together = _report(error, 2, f"lit_probsft: error: {error}"), False
-    except SystemExit as stop:  # on a signal
+    except SystemExit as stop:  # on a signal; or Lightning's way of passing an interruption on
         status = stop.code if isinstance(stop.code, int) else 1
+        status = 130 if isinstance(stop.__context__, KeyboardInterrupt) else status
         message, together = f"lit_probsft: {getattr(stop, 'message', 'interrupted')}", getattr(stop, "together", True)
         if not together:
             status = _report(stop, status, message)
         elif first_rank():
             print(message, file=sys.stderr)
+    except KeyboardInterrupt:
+        status, together = 130, False
+        if first_rank():
+            print("lit_probsft: interrupted", file=sys.stderr)
     except Exception as error:
         status, together = _report(error, 1, None), False
     signals = sys.modules.get("lit_probsft.parallel.signals")

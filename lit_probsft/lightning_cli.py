@@ -323,7 +323,7 @@ class ProbSFTCLI(LightningCLI):
             context={"seed": config.seed_everything},
             export=options.export,
         )
-        ours += [Throughput(), record, GracefulStop()]
+        ours += [Throughput(), record, GracefulStop(f"python -m lit_probsft fit --config {self.run.config} --resume")]
         if any(isinstance(callback, ModelCheckpoint) for callback in given):
             raise UserError(
                 "trainer.callbacks: expected no ModelCheckpoint: --checkpoints.every_n_steps, keep_last and export say "
