@@ -123,6 +123,34 @@ def export(args: Sequence[str]) -> None:
     print(f"{options.out}: ready for transformers.AutoModelForCausalLM.from_pretrained")
 
 
+def configs(args: Sequence[str]) -> None:
+    """`configs list | show NAME | copy NAME [OUT]`: what comes with the package."""
+    parser = _Parser(prog="python -m lit_probsft configs", description=_OTHERS["configs"][1])
+    commands = parser.add_subparsers(dest="what", required=True, metavar="list | show NAME | copy NAME [OUT]")
+    commands.add_parser("list", help="names, and what each trains")
+    show, copy = (
+        commands.add_parser(name, help=text)
+        for name, text in (("show", "print one"), ("copy", "write one, and the parts it is made of, to a folder"))
+    )
+    for one in (show, copy):
+        one.add_argument("name", metavar="NAME", help="as `configs list` says it")
+    copy.add_argument("out", metavar="OUT", nargs="?", type=Path, default=Path("configs"), help="a folder (./configs)")
+    copy.add_argument("--overwrite", action="store_true", help="replace files that differ")
+    options = parser.parse_args(args)
+    from lit_probsft import recipes
+
+    if options.what == "list":
+        found = recipes.names()
+        width = max(map(len, found))
+        print("\n".join(f"{name:<{width}}  {text}" for name, text in found.items()))
+    elif options.what == "show":
+        print(recipes.path_of(options.name).read_text(encoding="utf-8"), end="")
+    else:
+        written = recipes.copy(options.name, options.out, overwrite=options.overwrite)
+        print("\n".join(map(str, written)))
+        print(f"\npython -m lit_probsft fit --config {written[0]}")
+
+
 def preview(args: Sequence[str]) -> Any:
     """`preview --config C`: rows as they will be learnt; all other flags are those of fit."""
     parser = _Parser(prog="python -m lit_probsft preview", description=_OTHERS["preview"][1], allow_abbrev=False)
@@ -161,6 +189,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 _OTHERS: dict[str, tuple[Callable[[Sequence[str]], Any], str]] = {
+    "configs": (configs, "list, show or copy the configurations that come with the package"),
     "preview": (preview, "show rows as they will be learnt, and what is wrong with others; loads no model"),
     "export": (export, "write the Hugging Face folder of a checkpoint; needs nothing but the checkpoint"),
 }
