@@ -75,7 +75,7 @@ def cached_store(
         recipe,
         counts,
         without=lambda document: (
-            "data.duplicates: it is in data.validation too" if _digest(*document[1:]) in others else None
+            "data.duplicates: it is in data.validation too" if others and _digest(*document[1:]) in others else None
         ),
         num_proc=num_proc,
         progress=progress,
