@@ -23,7 +23,10 @@ from tests.crash.server import _living
 def files(jsonl, questions):
     """Rows by the name of a file: so many of `questions`, or what the name says."""
     turns = [{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}]
-    both = [{**row, "messages": turns[0]["messages"], "text": "c", "other": turns[0]["messages"]} for row in questions]
+    both = [
+        {**row, "messages": turns[0]["messages"], "text": "c", "other": turns[0]["messages"], "w": 2}
+        for row in questions
+    ]
     return {
         "all": jsonl(questions),
         "fewer": jsonl(questions[:-1], "fewer.jsonl"),
@@ -73,6 +76,8 @@ DO_NOT_MATTER = {
     "batch_size": {"batch_size": 3},
     "eval_batch_size": {"eval_batch_size": 3},
     "packing": {"packing": True},
+    "streaming": {"streaming": True},
+    "shuffle_buffer": {"streaming": True, "shuffle_buffer": 5},
     "length_pool": {"length_pool": 0},
     "num_workers": {"num_workers": 1},
     "num_proc": {"num_proc": 2},
@@ -135,6 +140,7 @@ ROWS = {
     "messages": [{"path": "both", "messages": "messages"}, {"path": "both", "messages": "other"}],
     "text": [{"path": "both"}, {"path": "both", "text": "text"}],
     "system": [{}, {"system": "Be kind."}, {"system": "Be brief."}],
+    "weight": [{"path": "both"}, {"path": "both", "weight": "w"}],
     "row_function": [{"row_function": "cached_rows.one"}, {"row_function": "cached_rows.other"}],
     "limit": [{}, {"limit": 3}, {"limit": 4}],
 }
