@@ -302,6 +302,15 @@ def test_validate_test_and_predict_use_what_fit_has_trained(tmp_path: Path) -> N
         assert tokenizer.decode(out[0, ids.shape[1] :], skip_special_tokens=True) == answer["answer"]
 
 
+def test_every_row_of_a_mixture_is_answered(tmp_path: Path) -> None:
+    path = config(tmp_path)
+    rows = {"class_path": "Rows", "init_args": {"path": "validation.jsonl", "prompt": "question", "response": "answer"}}
+    mixture = {"class_path": "Mixture", "init_args": {"sources": {"a": rows, "b": rows}}}
+    main(["predict", "--config", str(path), "--weights", "base", "--data.predict", json.dumps(mixture)])
+    answers = [json.loads(line) for line in (tmp_path / "runs/tiny/predictions.jsonl").read_text().splitlines()]
+    assert [(a["source"], a["index"]) for a in answers] == [(name, row) for name in "ab" for row in range(6)]
+
+
 def test_export_works_from_the_checkpoint_alone(tmp_path: Path) -> None:
     fit(config(tmp_path))
     lonely = tmp_path / "elsewhere" / "some.ckpt"
