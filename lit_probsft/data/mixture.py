@@ -63,7 +63,8 @@ class Mixture(Source):
         if not self.sources:
             raise UserError("sources: expected at least one source by name, got none")
         parts: dict[str, tuple[Source, Part]] = {}
-        for name, value in self.sources.items():
+        for key, value in self.sources.items():
+            name = str(key)  # YAML reads 2024 as a number
             if not _NAME.fullmatch(name):
                 raise UserError(f"sources: expected names of letters, digits, `_`, `-` and `.`, got {name!r}")
             part = value if isinstance(value, Part) else Part(value)

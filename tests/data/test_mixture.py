@@ -146,6 +146,10 @@ def test_a_mixture_that_means_nothing_is_refused(sources, options, message):
     assert str(error.value) == message
 
 
+def test_a_number_is_a_name_too():
+    assert Mixture({2024: "x.jsonl"}).parts == ("2024",)  # as YAML reads it
+
+
 def test_a_share_of_less_than_a_document_is_refused():
     with pytest.raises(UserError, match=r"sources.a.weight: expected a share of at least one document, got 0.001 of 1"):
         parts(a=0.001, b=1.0).quotas({"a": 5, "b": 5})
