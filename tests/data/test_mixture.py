@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from lightning.pytorch.loggers import Logger
 
 from lit_probsft.data import ByteTokenizer, InstructionDataModule, Mixture, PackedPlan, Part, Plan, Rows
 from lit_probsft.data.visits import Visits
@@ -240,6 +241,30 @@ def test_metrics_of_a_source_are_those_of_a_run_over_it_alone(two, packing):
         assert measured[f"val/mean_p/{name}"] == pytest.approx(np.exp(log_p).mean(), rel=1e-5)
     of_train = [value for name, value in measured.items() if name.startswith("train/nll/")]
     assert min(of_train) <= measured["train/nll"] <= max(of_train)
+
+
+def test_a_step_without_a_source_logs_nothing_of_it(two):
+    class Log(Logger):
+        name = version = ""
+        rows = []
+
+        def log_metrics(self, metrics, step=None):
+            self.rows.append(metrics)
+
+        def log_hyperparams(self, *args, **kwargs):
+            pass
+
+    module = two(batch_size=1)
+    run = tiny.trainer(max_steps=12, logger=Log(), log_every_n_steps=1)
+    run.fit(ProbSFTModule(tiny.model(), NLL()), datamodule=module)
+    rows = [row for row in Log.rows if "train/nll" in row]
+    logged = [{name for name in "ab" if f"train/nll/{name}" in row} for row in rows]
+    documents = [module.plan.micro_batch(0, step).documents[0] for step in range(12)]
+    assert logged == [{"a" if document < 20 else "b"} for document in documents]
+    assert {"a"} in logged and {"b"} in logged
+    for row, (source,) in zip(rows, logged, strict=True):
+        assert row[f"train/nll/{source}"] == pytest.approx(row["train/nll"])
+        assert (f"train/mean_p/{source}" in row) and len([name for name in row if "mean_p/" in name]) == 1
 
 
 # A row's weight.
