@@ -105,7 +105,7 @@ class StreamLoader:
         self._pad_token_id, self._num_workers = pad_token_id, num_workers
         self._check, self._gather = check, gather or _everyones
         self._total = 0
-        self._at: dict[str, Any] = {"block": 0, "place": None, "given": 0, "report": {}, "losses": 0}
+        self._at = self._place(0, None)
         self._iterator: Any = None  # Lightning shuts its workers down where it finds one
 
     @property
@@ -127,6 +127,10 @@ class StreamLoader:
         if most is not None and self._total >= most:
             self._total = 0
         at = self._at
+        # A block that was left in its midst is counted anew.
+        self.report.clear()
+        self.report.update(copy.deepcopy(at["report"]))
+        del self.losses[at["losses"] :]
         skip = at["given"]
         for block in self._blocks(at["block"], at["place"]):
             for batch in self._micro_batches(block, skip):

@@ -288,6 +288,26 @@ def test_a_run_on_a_stream_steps_as_often_as_it_is_told(module, path, packing):
     assert data.num_windows == 7
 
 
+def test_epochs_that_end_in_the_midst_of_a_block_go_on_in_it_and_count_its_rows_once(module, broken):
+    whole, cut = (module(train=Rows(str(broken)), on_bad_row="skip", shuffle_buffer=16) for _ in range(2))
+    seen = []
+    for data, limit in ((whole, 1.0), (cut, 3)):
+        run = tiny.trainer(max_steps=10, max_epochs=None, limit_train_batches=limit)
+        model = ProbSFTModule(tiny.model(), NLL())
+        step, documents = model.training_step, []
+
+        def training_step(batch, index, step=step, documents=documents):
+            documents.append(batch["documents"].tolist())
+            return step(batch, index)
+
+        model.training_step = training_step
+        run.fit(model, datamodule=data)
+        seen.append(documents)
+    assert seen[0] == seen[1]
+    assert whole.report["train"] == cut.report["train"]
+    assert whole.losses == cut.losses
+
+
 def test_what_is_in_validation_is_left_out_of_a_stream_where_asked_for(module, path):
     data = module(validation=Rows(str(path), limit=5), shuffle_buffer=32, duplicates="remove")
     data.setup("fit")
