@@ -51,10 +51,22 @@ def test_each_source_fills_its_quota_and_its_documents_take_turns(data, seed):
         total.update(chosen.tolist())
     for source, quota in enumerate(quotas):
         documents = np.flatnonzero(sources == source)
-        if len(documents) and epochs >= 2 * len(documents):
-            # Those who share a place wait for as many others, give or take one.
-            expected = epochs * quota / len(documents)
-            assert all(expected / 2 - 2 <= total[d] <= 2 * expected + 2 for d in documents)
+        if len(documents) and epochs % len(documents) == 0:
+            assert {total[d] for d in documents} == {epochs * quota // len(documents)}
+
+
+@pytest.mark.parametrize(("count", "quota"), [(3, 2), (101, 100), (100, 67), (150, 100), (7, 3), (1, 5), (64, 64)])
+def test_no_document_is_visited_more_often_than_another_of_its_source(count, quota):
+    visits = Visits(np.arange(2, count + 2), np.zeros(count, dtype=int), [quota])
+    times = np.zeros(count, dtype=int)
+    for epoch in range(2 * count):
+        chosen = visits.documents(epoch)
+        assert (visits.lengths - (chosen + 2)).max() <= -(-count // quota)  # a place is for documents of like length
+        times += np.bincount(chosen, minlength=count)
+        # At any time, and not only in the end.
+        expected = (epoch + 1) * quota / count
+        assert expected - 1 < times.min() <= times.max() < expected + 1
+    assert set(times.tolist()) == {2 * quota}
 
 
 def test_a_source_with_half_its_documents_a_turn_shows_all_of_them_in_two_epochs():
@@ -261,10 +273,11 @@ def test_a_step_without_a_source_logs_nothing_of_it(two):
     logged = [{name for name in "ab" if f"train/nll/{name}" in row} for row in rows]
     documents = [module.plan.micro_batch(0, step).documents[0] for step in range(12)]
     assert logged == [{"a" if document < 20 else "b"} for document in documents]
-    assert {"a"} in logged and {"b"} in logged
+    assert {"a"} in logged
+    assert {"b"} in logged
     for row, (source,) in zip(rows, logged, strict=True):
         assert row[f"train/nll/{source}"] == pytest.approx(row["train/nll"])
-        assert (f"train/mean_p/{source}" in row) and len([name for name in row if "mean_p/" in name]) == 1
+        assert [name for name in row if "mean_p/" in name] == [f"train/mean_p/{source}"]
 
 
 # A row's weight.
