@@ -134,6 +134,16 @@ def test_every_row_once_a_block_and_counts_are_those_of_all_ranks(path, byte_tok
     assert {json.dumps(loader.state_dict()) for loader in ranks.loaders} == {json.dumps(ranks.loaders[0].state_dict())}
 
 
+def test_sources_that_take_turns_are_spread_over_the_ranks(path, byte_tokenizer):
+    source = Mixture({name: Part(str(path), 1.0) for name in "ab"})
+    ranks = Ranks(source, byte_tokenizer, 2, num_windows=8, buffer=64, batch_size=8)
+    for batches in ranks.run(drained):
+        for block in batches[:4], batches[4:]:
+            found = Counter(row[0] for batch in block for row in batch["token_source"])
+            assert found.total() == 32
+            assert {8 <= found[source] <= 24 for source in (0, 1)} == {True}
+
+
 def test_documents_are_the_rows_they_are_named_for(path, byte_tokenizer):
     for packed in (None, 200):
         loader = loader_of(Rows(str(path)), byte_tokenizer, num_windows=15, max_length=packed)
