@@ -508,7 +508,11 @@ class InstructionDataModule(LightningDataModule):
             if work.of(item, row).document is not None:
                 break
         names = ("validation_fraction", "seed", "shuffle_buffer", "duplicates")
-        parts = [loaded.source.describe(), asdict(self._recipe), tokenizer_fingerprint(self.tokenizer)]
+        try:
+            identity = loaded.source.identity()
+        except UserError as error:
+            raise located(error, f"data.{loaded.argument}") from error
+        parts = [identity, asdict(self._recipe), tokenizer_fingerprint(self.tokenizer)]
         parts += [getattr(self, name) for name in names]
         fingerprint = hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
         self.report["train"], self.losses["train"] = {"stream": True, "fingerprint": fingerprint}, []

@@ -364,6 +364,30 @@ def test_a_stream_is_looked_at_before_a_model_is_loaded(module, broken, tmp_path
         module(train=str(tmp_path / "gone.jsonl")).setup("fit")
 
 
+def test_a_stream_is_known_by_the_names_and_sizes_of_its_files(module, path, tmp_path):
+    def fingerprint(train, **options):
+        data = module(train=train, **options)
+        data.setup("fit")
+        return data.fingerprint
+
+    (tmp_path / "there").mkdir()
+    copy = tmp_path / "there" / path.name
+    copy.write_bytes(path.read_bytes())
+
+    def mixed(weight):
+        return Mixture({"a": Part(str(copy), weight), "b": Part(str(path), 1.0)})
+
+    first, mixture = fingerprint(str(path)), fingerprint(mixed(2.0))
+    assert fingerprint(str(copy)) == fingerprint(str(copy.parent / "*.jsonl")) == first
+    assert fingerprint(str(path), seed=1) != first
+    assert fingerprint(mixed(3.0)) != mixture == fingerprint(mixed(2.0))
+    copy.write_text(copy.read_text() + copy.read_text())
+    assert fingerprint(str(copy)) != first
+    assert fingerprint(mixed(2.0)) != mixture
+    (copy.parent / "another.jsonl").write_bytes(path.read_bytes())
+    assert fingerprint(str(copy.parent / "*.jsonl")) != fingerprint(str(copy))
+
+
 def test_ids_and_lengths_that_the_model_does_not_know_are_refused(module, jsonl):
     with pytest.raises(UserError, match=r"data.tokenizer: expected ids below the model's vocabulary of 259, got 300"):
         tokens = jsonl([{"input_ids": [1, 300], "labels": [-100, 300]}])
