@@ -234,7 +234,7 @@ class StreamLoader:
 
     def _add(self, everyones: list[dict[str, Any]]) -> None:
         """Count what became of a block's rows, on all ranks; tell what is wrong with the first of them."""
-        before, common = len(self.losses), self.report.get("in_validation", 0)
+        before, common = self.report.get("skipped", 0), self.report.get("in_validation", 0)
         for facts in everyones:
             facts = dict(facts)
             self.losses += facts.pop("losses")

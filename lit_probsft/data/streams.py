@@ -204,7 +204,11 @@ class Hub(Reader):
     def next(self) -> Thunk | None:
         """The next row."""
         self._begun = True
-        row = next(self._rows, None)
+        try:
+            row = next(self._rows, None)
+        except Exception as error:  # the hub's errors share no base class
+            told = next(iter(str(error).splitlines()), "")
+            raise UserError(f"path: the hub gave no more rows: {type(error).__name__}: {told}") from error
         return None if row is None else lambda: row
 
     @property

@@ -246,6 +246,19 @@ def test_bad_rows_are_skipped_counted_and_listed_once(broken, byte_tokenizer, wo
         assert report["passes"] >= 2
 
 
+def test_skipped_rows_are_told_though_others_were_dropped_before(tmp_path, byte_tokenizer):
+    file = tmp_path / "rows.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in [{"prompt": "long" * 50, "response": "."}, *ROWS[:20]]))
+    with file.open("a") as rows:
+        rows.write("{nonsense\n")
+    recipe = Recipe(max_length=150, overflow="drop", on_bad_row="skip")
+    work = Work(LoadedSource(Rows(str(file)), "train", skips=True), byte_tokenizer, recipe)
+    loader = StreamLoader(Reading(work, 4), StreamPlan(2, buffer=4, num_windows=12), pad_token_id=0)
+    with pytest.warns(UserWarning, match="data.train: skipped: .* line 22: not valid JSON"):
+        drained(loader)
+    assert [loss["what"] for loss in loader.losses] == ["dropped", "skipped"]
+
+
 @pytest.mark.parametrize("world_size", [1, 3])
 def test_the_first_bad_row_ends_all_ranks_with_its_reason(broken, byte_tokenizer, world_size):
     ranks = Ranks(Rows(str(broken)), byte_tokenizer, world_size, num_windows=9, buffer=6)

@@ -214,3 +214,20 @@ def test_a_file_that_is_damaged_further_on_is_refused_by_its_name(tmp_path):
     stream = Rows(str(path)).stream()
     with pytest.raises(UserError, match=r"^path: .*rows.parquet'"):
         rows_of(take(stream, len(ROWS)))
+
+
+def test_a_hub_that_gives_no_more_rows_is_told_as_such(monkeypatch):
+    import datasets
+
+    def rows():
+        yield ROWS[0]
+        raise ConnectionError("no route\nto the hub")
+
+    monkeypatch.setattr(
+        datasets, "load_dataset", lambda *args, **options: datasets.IterableDataset.from_generator(rows)
+    )
+    stream = Rows("someone/something").stream()
+    assert stream.next().row() == ROWS[0]
+    with pytest.raises(UserError) as error:
+        stream.next()
+    assert str(error.value) == "path: the hub gave no more rows: ConnectionError: no route"
