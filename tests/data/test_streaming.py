@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lit_probsft.cli import main
-from lit_probsft.data import BPETokenizer, ByteTokenizer, InstructionDataModule, Mixture, Part, Rows
+from lit_probsft.data import BPETokenizer, ByteTokenizer, InstructionDataModule, Mixture, Part, Rows, streaming
 from lit_probsft.data.blocks import Reading
 from lit_probsft.data.prepare import Recipe, Work
 from lit_probsft.data.sources import Source
@@ -257,6 +257,15 @@ def test_skipped_rows_are_told_though_others_were_dropped_before(tmp_path, byte_
     with pytest.warns(UserWarning, match="data.train: skipped: .* line 22: not valid JSON"):
         drained(loader)
     assert [loss["what"] for loss in loader.losses] == ["dropped", "skipped"]
+
+
+def test_of_many_lost_rows_the_first_are_listed_and_all_are_counted(broken, byte_tokenizer, monkeypatch):
+    monkeypatch.setattr(streaming, "MOST_LISTED", 2)
+    loader = loader_of(Rows(str(broken)), byte_tokenizer, num_windows=18, skip=True)
+    with pytest.warns(UserWarning, match="skipped"):
+        drained(loader)
+    assert [loss["row"] for loss in loader.losses] == [3, 14]
+    assert loader.report["skipped"] >= 3
 
 
 @pytest.mark.parametrize("world_size", [1, 3])
