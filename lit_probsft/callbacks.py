@@ -120,7 +120,7 @@ class PredictionWriter(Callback):
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._rows: list[dict[str, Any]] = []
+        self._rows: dict[int, dict[str, Any]] = {}  # by document: sources of a mixture count their rows alike
 
     def on_predict_batch_end(
         self,
@@ -136,7 +136,7 @@ class PredictionWriter(Callback):
         texts = datamodule.tokenizer.batch_decode(outputs["answers"].tolist(), skip_special_tokens=True)
         # A rank without documents left has answered a row of padding, which is nobody's.
         for index, text in zip(outputs["documents"].tolist(), texts, strict=False):
-            self._rows.append({**datamodule.prediction_row(index), "answer": text})
+            self._rows[index] = {**datamodule.prediction_row(index), "answer": text}
 
     def on_predict_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Gather the ranks, write once."""
@@ -144,8 +144,8 @@ class PredictionWriter(Callback):
         if trainer.world_size > 1:
             parts: list[Any] = [None] * trainer.world_size
             torch.distributed.all_gather_object(parts, rows)
-            rows = [row for part in parts for row in part]
+            rows = {document: row for part in parts for document, row in part.items()}
         if trainer.is_global_zero:
-            rows = sorted({row["index"]: row for row in rows}.values(), key=lambda row: row["index"])
-            write_text(self.path, "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
+            lines = [json.dumps(rows[document], ensure_ascii=False) + "\n" for document in sorted(rows)]
+            write_text(self.path, "".join(lines))
             rank_zero_info(f"{len(rows)} answers in {self.path}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -91,12 +92,38 @@ def with_prefix(error: UserError, config: Namespace) -> UserError:
     field = message.partition(":")[0]
     if field.startswith(("schedule.", "generation.")):
         return UserError(f"model.{message}")
-    for part in ("train", "validation", "test", "predict", "tokenizer"):
-        source = config.data.init_args.get(part) if "init_args" in config.data else None
-        options = source.get("init_args") if isinstance(source, Namespace) else None
-        if isinstance(options, Namespace) and field in options and message.endswith(f"got {options[field]}"):
-            return UserError(f"data.{part}.{message}")
+    data = config.data.init_args if "init_args" in config.data else Namespace()
+    parts = [part for part in ("train", "validation", "test", "predict", "tokenizer") if part in data]
+    for part in parts:
+        if (place := _place(data[part], field, message)) is not None:
+            return UserError(f"data.{part}.{place}{message}")
+    mixtures = [part for part in parts if isinstance(data[part], Namespace) and "init_args.sources" in data[part]]
+    if len(mixtures) == 1 and re.match(r"sources\b|size$", field):
+        return UserError(f"data.{mixtures[0]}.{message}")
     return error
+
+
+def _place(options: Any, field: str, message: str) -> str | None:
+    """Where within `options` a class has `field` with the value that `message` ends with; "" or a path with a dot."""
+    if isinstance(options, Namespace):
+        options = vars(options)
+    if not isinstance(options, dict):
+        return None
+    if message.endswith(f"got {_at(options, field.split('.'))}"):
+        return ""
+    for name, value in options.items():
+        if (place := _place(value, field, message)) is not None:
+            return place if name == "init_args" else f"{name}.{place}"
+    return None
+
+
+def _at(options: Any, path: list[str]) -> Any:
+    """What stands at a path of names; `none` where nothing is given, and `...` where there is no such path."""
+    for name in path:
+        if not isinstance(options, dict | Namespace) or name not in options:
+            return ...
+        options = options[name]
+    return "none" if options is None else options
 
 
 def first_line(error: BaseException) -> str:

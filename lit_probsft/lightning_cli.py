@@ -458,6 +458,8 @@ def _cause(error: BaseException, config: Namespace) -> BaseException:
     cause: BaseException | None = error
     while cause is not None and not isinstance(cause, UserError):
         cause = cause.__cause__ or cause.__context__
+    if cause is None and (told := re.search(r"^ *- (\w+(\.[\w-]+)*: expected .*, got .*)$", str(error), re.MULTILINE)):
+        cause = UserError(told[1])  # of several types that a value may have, the chain knows the first one's error only
     return error if cause is None else with_prefix(cause, config)
 
 

@@ -324,6 +324,10 @@ class ProbSFTModule(L.LightningModule):
         if self._grad_norm is None:
             return
         means = {f"train/{name}": value for name, value in self.train_means.compute().items()}
+        for source in self.train_means.sources:  # Lightning would log what an earlier step has found once more
+            for name in (f"train/nll/{source}", f"train/mean_p/{source}"):
+                if name not in means:
+                    self.trainer.fit_loop._results.pop(f"on_train_batch_end.{name}", None)
         shown = {name: means.pop(name) for name in ("train/loss", "train/nll", "train/mean_p")}
         self.train_means.reset()
         shown["lr"] = torch.tensor(self._lr)

@@ -302,6 +302,15 @@ def test_validate_test_and_predict_use_what_fit_has_trained(tmp_path: Path) -> N
         assert tokenizer.decode(out[0, ids.shape[1] :], skip_special_tokens=True) == answer["answer"]
 
 
+def test_every_row_of_a_mixture_is_answered(tmp_path: Path) -> None:
+    path = config(tmp_path)
+    rows = {"class_path": "Rows", "init_args": {"path": "validation.jsonl", "prompt": "question", "response": "answer"}}
+    mixture = {"class_path": "Mixture", "init_args": {"sources": {"a": rows, "b": rows}}}
+    main(["predict", "--config", str(path), "--weights", "base", "--data.predict", json.dumps(mixture)])
+    answers = [json.loads(line) for line in (tmp_path / "runs/tiny/predictions.jsonl").read_text().splitlines()]
+    assert [(a["source"], a["index"]) for a in answers] == [(name, row) for name in "ab" for row in range(6)]
+
+
 def test_export_works_from_the_checkpoint_alone(tmp_path: Path) -> None:
     fit(config(tmp_path))
     lonely = tmp_path / "elsewhere" / "some.ckpt"
@@ -439,6 +448,10 @@ def test_a_run_that_is_no_longer_finite_ends_with_its_last_good_weights(
     assert all(p.isfinite().all() for p in AutoModelForCausalLM.from_pretrained("out").parameters())
 
 
+def mixture(part: Any) -> dict[str, Any]:
+    return {"class_path": "Mixture", "init_args": {"sources": {"a": part}}}
+
+
 TINY_MODEL = {"class_path": "RandomCausalLM", "init_args": {"config": tiny.LLAMA}}
 
 BAD_INPUT = {
@@ -506,6 +519,21 @@ BAD_INPUT = {
     "unknown field of the schedule": ([], {"model__schedule": {"deca": "linear"}}, "model.schedule.deca.*'decay'"),
     "no objective": (["--model.objective", "torch.nn.Linear"], {}, "model.objective: expected.*Objective"),
     "limit below one": (["--data.train.limit", "0"], {}, "data.train.limit"),
+    "limit of a mixture's source": (
+        [],
+        {"data__train": mixture({"class_path": "Rows", "init_args": {"path": "train.jsonl", "limit": 0}})},
+        "^data.train.sources.a.limit: expected at least 1 row, got 0$",
+    ),
+    "a mixture of nothing": (
+        [],
+        {"data__train": {"class_path": "Mixture", "init_args": {"sources": {}}}},
+        "^data.train.sources: expected at least one source by name, got none$",
+    ),
+    "a weight of a mixture": (
+        [],
+        {"data__validation": mixture({"source": "a.jsonl", "weight": 0}), "data__train": mixture("a.jsonl")},
+        "^data.validation.sources.a.weight: expected a number above 0, got 0.0$",
+    ),
     "validate without its checkpoint": (["validate", "--ckpt_path", "none.ckpt"], {}, "--ckpt_path: expected.*none"),
     "validate with a damaged checkpoint": (["validate", "--ckpt_path", "train.jsonl"], {}, "--ckpt_path: expected"),
 }
@@ -521,6 +549,8 @@ ALIKE = {
     "no batches",
     "schedule out of range",
     "limit below one",
+    "limit of a mixture's source",
+    "a mixture of nothing",
     "validate with a damaged checkpoint",
     "unknown field of the data",
 }

@@ -47,7 +47,9 @@ class Reading:
     Attributes:
         work: source, tokenizer and recipe.
         size: rows of a block.
-        share, shares: rows `share`, `share + shares`, ... of a block are made into documents.
+        share, shares: of each `shares` rows of a block that follow each other, one is made into a document. Which one
+            is drawn, by the block's number: ranks would get a source each of a mixture that takes turns.
+        part, parts: of those, every `parts`-th from `part` on.
         known: the digests of the validation set's documents.
         remove: leave out what is in the validation set too.
     """
@@ -56,6 +58,8 @@ class Reading:
     size: int
     share: int = 0
     shares: int = 1
+    part: int = 0
+    parts: int = 1
     known: frozenset[bytes] = frozenset()
     remove: bool = False
 
@@ -78,9 +82,11 @@ class Reading:
 
     def _block(self, stream: Any, number: int) -> Block:
         block = Block(number)
+        turns = np.random.default_rng(number).integers(self.shares, size=-(-self.size // self.shares)).tolist()
         for row in range(self.size):
             thunk, source, place, passes = self._source(lambda _: stream.next())
-            if row % self.shares == self.share:
+            turn = row // self.shares
+            if turn % self.parts == self.part and (row + turns[turn]) % self.shares == self.share:
                 item = Item(self._source(lambda _, thunk=thunk: thunk()), source, place)
                 self._add(block, item, row, listed=not passes)
         block.place, block.passes = stream.place, stream.passes
@@ -113,8 +119,7 @@ class _Feed(IterableDataset[Block]):
             # `datasets` would give each worker a part of the rows; every one of them has to see where the others are.
             worker._worker_info = None
             # A part of this rank's share, which is the same however many workers there are.
-            share, shares = reading.share + reading.shares * info.id, reading.shares * info.num_workers
-            reading = replace(reading, share=share, shares=shares)
+            reading = replace(reading, part=info.id, parts=info.num_workers)
         return reading.blocks(self.number, self.place)
 
 

@@ -83,8 +83,8 @@ class InstructionDataModule(LightningDataModule):
         `tokenizer` (loaded; this one works before `setup` too), `report` (per split: rows, kept, dropped, truncated,
         skipped, tokens, supervised_tokens, max_length, fingerprint; packs and share_full where it is packed; sources of
         a mixture; for train also in_validation; that of a stream grows while it is read, and has its passes), `losses`
-        (per split, the rows that were dropped or skipped: row, what, reason), `fingerprint` (of the training tokens),
-        `max_token_id`, `plan` and `num_windows` (optimizer steps per epoch).
+        (per split, the rows that were dropped or skipped: row, what, reason; of a stream the first ten thousand),
+        `fingerprint` (of the training tokens), `max_token_id`, `plan` and `num_windows` (optimizer steps per epoch).
 
     Raises:
         UserError: at construction for values out of range, at `setup` for what is wrong with files, rows or templates.
@@ -508,7 +508,11 @@ class InstructionDataModule(LightningDataModule):
             if work.of(item, row).document is not None:
                 break
         names = ("validation_fraction", "seed", "shuffle_buffer", "duplicates")
-        parts = [loaded.source.describe(), asdict(self._recipe), tokenizer_fingerprint(self.tokenizer)]
+        try:
+            identity = loaded.source.identity()
+        except UserError as error:
+            raise located(error, f"data.{loaded.argument}") from error
+        parts = [identity, asdict(self._recipe), tokenizer_fingerprint(self.tokenizer)]
         parts += [getattr(self, name) for name in names]
         fingerprint = hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
         self.report["train"], self.losses["train"] = {"stream": True, "fingerprint": fingerprint}, []

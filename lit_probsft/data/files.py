@@ -98,6 +98,16 @@ def hash_files(paths: list[Path]) -> str:
     return digest.hexdigest()
 
 
+def file_sizes(paths: list[Path]) -> list[list[Any]]:
+    """Name and bytes of each file, folders included, in their order."""
+    found = []
+    for path in paths:
+        for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
+            if file.is_file():
+                found.append([str(file.relative_to(path.parent)), file.stat().st_size])
+    return found
+
+
 def unreadable(path: Path, error: OSError) -> UserError:
     """What a user is told of a file that the system does not let us read."""
     return UserError(f"path: expected a file that can be read, got {str(path)!r}: {error.strerror or error}")

@@ -8,7 +8,7 @@ import json
 import math
 import re
 from bisect import bisect_right
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 from typing import Any
@@ -63,7 +63,8 @@ class Mixture(Source):
         if not self.sources:
             raise UserError("sources: expected at least one source by name, got none")
         parts: dict[str, tuple[Source, Part]] = {}
-        for name, value in self.sources.items():
+        for key, value in self.sources.items():
+            name = str(key)  # YAML reads 2024 as a number
             if not _NAME.fullmatch(name):
                 raise UserError(f"sources: expected names of letters, digits, `_`, `-` and `.`, got {name!r}")
             part = value if isinstance(value, Part) else Part(value)
@@ -153,15 +154,21 @@ class Mixture(Source):
             "size": self.size,
         }
 
+    def identity(self) -> list[Any]:
+        """Of every source, with its name and weight."""
+        return [[name, self._named(name, source.identity), part.weight] for name, (source, part) in self._parts.items()]
+
     def fingerprint(self) -> str:
         """Of every source and its name; weights and caps change no document."""
-        found = {}
-        for name, (source, _) in self._parts.items():
-            try:
-                found[name] = source.fingerprint()
-            except UserError as error:
-                raise UserError(f"sources.{name}.{error}") from error
-        return hashlib.sha256(json.dumps(list(found.items())).encode()).hexdigest()
+        found = [[name, self._named(name, source.fingerprint)] for name, (source, _) in self._parts.items()]
+        return hashlib.sha256(json.dumps(found).encode()).hexdigest()
+
+    @staticmethod
+    def _named(name: str, call: Callable[[], Any]) -> Any:
+        try:
+            return call()
+        except UserError as error:
+            raise UserError(f"sources.{name}.{error}") from error
 
     def quotas(self, counts: Mapping[str, int]) -> dict[str, int]:
         """How many documents of each source an epoch visits.

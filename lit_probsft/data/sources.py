@@ -12,7 +12,7 @@ from importlib import import_module
 from typing import Any
 
 from lit_probsft.data.conversation import Message, validate_conversation, with_nested
-from lit_probsft.data.files import BrokenRow, RowSequence, hash_files, local_paths, read_files
+from lit_probsft.data.files import BrokenRow, RowSequence, file_sizes, hash_files, local_paths, read_files
 from lit_probsft.data.formats import FORMATS, Columns, Conversation, Example
 from lit_probsft.data.streams import Files, Hub, Indexed, MixedStream, Reader, RowStream
 from lit_probsft.errors import UserError, near_matches
@@ -81,6 +81,10 @@ class Source(ABC):
     def describe(self) -> dict[str, Any]:
         """The class and its fields as plain data, for the record of a run."""
         return {"source": type(self).__name__, **dataclasses.asdict(self)}
+
+    def identity(self) -> Any:
+        """What tells these rows from others as far as it is known without reading them: plain data, for streams."""
+        return self.describe()
 
     def fingerprint(self) -> str:
         """A digest that changes whenever a conversation could: it decides whether cached tokens are still right.
@@ -189,6 +193,11 @@ class Rows(Source):
         # Where a file lies does not matter, what is in it does.
         fields = {key: value for key, value in self.describe().items() if key != "path"}
         return hashlib.sha256(json.dumps([content, fields], sort_keys=True).encode()).hexdigest()
+
+    def identity(self) -> dict[str, Any]:
+        """Every field, and names and sizes of local files; where they lie does not matter."""
+        files = local_paths(self.path)
+        return self.describe() if files is None else {**self.describe(), "path": file_sizes(files)}
 
     @property
     def _columns(self) -> Columns:

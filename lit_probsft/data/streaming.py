@@ -19,6 +19,9 @@ from lit_probsft.data.plan import MicroBatch, Plan
 from lit_probsft.data.store import InMemory
 from lit_probsft.errors import UserError
 
+MOST_LISTED = 10_000
+"""Rows that are listed as lost: every checkpoint holds them, and a stream may lose any number. All are counted."""
+
 
 @dataclass(frozen=True)
 class StreamPlan:
@@ -105,7 +108,7 @@ class StreamLoader:
         self._pad_token_id, self._num_workers = pad_token_id, num_workers
         self._check, self._gather = check, gather or _everyones
         self._total = 0
-        self._at: dict[str, Any] = {"block": 0, "place": None, "given": 0, "report": {}, "losses": 0}
+        self._at = self._place(0, None)
         self._iterator: Any = None  # Lightning shuts its workers down where it finds one
 
     @property
@@ -127,6 +130,10 @@ class StreamLoader:
         if most is not None and self._total >= most:
             self._total = 0
         at = self._at
+        # A block that was left in its midst is counted anew.
+        self.report.clear()
+        self.report.update(copy.deepcopy(at["report"]))
+        del self.losses[at["losses"] :]
         skip = at["given"]
         for block in self._blocks(at["block"], at["place"]):
             for batch in self._micro_batches(block, skip):
@@ -230,10 +237,10 @@ class StreamLoader:
 
     def _add(self, everyones: list[dict[str, Any]]) -> None:
         """Count what became of a block's rows, on all ranks; tell what is wrong with the first of them."""
-        before, common = len(self.losses), self.report.get("in_validation", 0)
+        before, common = self.report.get("skipped", 0), self.report.get("in_validation", 0)
         for facts in everyones:
             facts = dict(facts)
-            self.losses += facts.pop("losses")
+            self.losses += facts.pop("losses")[: MOST_LISTED - len(self.losses)]
             for name in ("max_length", "passes"):
                 self.report[name] = max(self.report.get(name, 0), facts.pop(name))
             for name, number in facts.items():

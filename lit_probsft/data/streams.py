@@ -158,12 +158,18 @@ class Files(Reader):
 
     def next(self) -> Thunk | None:
         """The next row."""
-        while (row := self._reader.next()) is None:
+        while (row := self._next()) is None:
             if self._file + 1 >= len(self._paths):
                 return None
             self._file += 1
             self._reader = self._open(None)
         return row
+
+    def _next(self) -> Thunk | None:
+        try:
+            return self._reader.next()
+        except OSError as error:
+            raise unreadable(self._paths[self._file], error) from error
 
     @property
     def place(self) -> list[Any]:
@@ -198,7 +204,11 @@ class Hub(Reader):
     def next(self) -> Thunk | None:
         """The next row."""
         self._begun = True
-        row = next(self._rows, None)
+        try:
+            row = next(self._rows, None)
+        except Exception as error:  # the hub's errors share no base class
+            told = next(iter(str(error).splitlines()), "")
+            raise UserError(f"path: the hub gave no more rows: {type(error).__name__}: {told}") from error
         return None if row is None else lambda: row
 
     @property

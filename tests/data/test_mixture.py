@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from lightning.pytorch.loggers import Logger
 
 from lit_probsft.data import ByteTokenizer, InstructionDataModule, Mixture, PackedPlan, Part, Plan, Rows
 from lit_probsft.data.visits import Visits
@@ -50,10 +51,22 @@ def test_each_source_fills_its_quota_and_its_documents_take_turns(data, seed):
         total.update(chosen.tolist())
     for source, quota in enumerate(quotas):
         documents = np.flatnonzero(sources == source)
-        if len(documents) and epochs >= 2 * len(documents):
-            # Those who share a place wait for as many others, give or take one.
-            expected = epochs * quota / len(documents)
-            assert all(expected / 2 - 2 <= total[d] <= 2 * expected + 2 for d in documents)
+        if len(documents) and epochs % len(documents) == 0:
+            assert {total[d] for d in documents} == {epochs * quota // len(documents)}
+
+
+@pytest.mark.parametrize(("count", "quota"), [(3, 2), (101, 100), (100, 67), (150, 100), (7, 3), (1, 5), (64, 64)])
+def test_no_document_is_visited_more_often_than_another_of_its_source(count, quota):
+    visits = Visits(np.arange(2, count + 2), np.zeros(count, dtype=int), [quota])
+    times = np.zeros(count, dtype=int)
+    for epoch in range(2 * count):
+        chosen = visits.documents(epoch)
+        assert (visits.lengths - (chosen + 2)).max() <= -(-count // quota)  # a place is for documents of like length
+        times += np.bincount(chosen, minlength=count)
+        # At any time, and not only in the end.
+        expected = (epoch + 1) * quota / count
+        assert expected - 1 < times.min() <= times.max() < expected + 1
+    assert set(times.tolist()) == {2 * quota}
 
 
 def test_a_source_with_half_its_documents_a_turn_shows_all_of_them_in_two_epochs():
@@ -146,6 +159,10 @@ def test_a_mixture_that_means_nothing_is_refused(sources, options, message):
     assert str(error.value) == message
 
 
+def test_a_number_is_a_name_too():
+    assert Mixture({2024: "x.jsonl"}).parts == ("2024",)  # as YAML reads it
+
+
 def test_a_share_of_less_than_a_document_is_refused():
     with pytest.raises(UserError, match=r"sources.a.weight: expected a share of at least one document, got 0.001 of 1"):
         parts(a=0.001, b=1.0).quotas({"a": 5, "b": 5})
@@ -236,6 +253,31 @@ def test_metrics_of_a_source_are_those_of_a_run_over_it_alone(two, packing):
         assert measured[f"val/mean_p/{name}"] == pytest.approx(np.exp(log_p).mean(), rel=1e-5)
     of_train = [value for name, value in measured.items() if name.startswith("train/nll/")]
     assert min(of_train) <= measured["train/nll"] <= max(of_train)
+
+
+def test_a_step_without_a_source_logs_nothing_of_it(two):
+    class Log(Logger):
+        name = version = ""
+        rows = []
+
+        def log_metrics(self, metrics, step=None):
+            self.rows.append(metrics)
+
+        def log_hyperparams(self, *args, **kwargs):
+            pass
+
+    module = two(batch_size=1)
+    run = tiny.trainer(max_steps=12, logger=Log(), log_every_n_steps=1)
+    run.fit(ProbSFTModule(tiny.model(), NLL()), datamodule=module)
+    rows = [row for row in Log.rows if "train/nll" in row]
+    logged = [{name for name in "ab" if f"train/nll/{name}" in row} for row in rows]
+    documents = [module.plan.micro_batch(0, step).documents[0] for step in range(12)]
+    assert logged == [{"a" if document < 20 else "b"} for document in documents]
+    assert {"a"} in logged
+    assert {"b"} in logged
+    for row, (source,) in zip(rows, logged, strict=True):
+        assert row[f"train/nll/{source}"] == pytest.approx(row["train/nll"])
+        assert [name for name in row if "mean_p/" in name] == [f"train/mean_p/{source}"]
 
 
 # A row's weight.

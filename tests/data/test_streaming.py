@@ -10,7 +10,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lit_probsft.cli import main
-from lit_probsft.data import BPETokenizer, ByteTokenizer, InstructionDataModule, Mixture, Part, Rows
+from lit_probsft.data import BPETokenizer, ByteTokenizer, InstructionDataModule, Mixture, Part, Rows, streaming
 from lit_probsft.data.blocks import Reading
 from lit_probsft.data.prepare import Recipe, Work
 from lit_probsft.data.sources import Source
@@ -134,6 +134,16 @@ def test_every_row_once_a_block_and_counts_are_those_of_all_ranks(path, byte_tok
     assert {json.dumps(loader.state_dict()) for loader in ranks.loaders} == {json.dumps(ranks.loaders[0].state_dict())}
 
 
+def test_sources_that_take_turns_are_spread_over_the_ranks(path, byte_tokenizer):
+    source = Mixture({name: Part(str(path), 1.0) for name in "ab"})
+    ranks = Ranks(source, byte_tokenizer, 2, num_windows=8, buffer=64, batch_size=8)
+    for batches in ranks.run(drained):
+        for block in batches[:4], batches[4:]:
+            found = Counter(row[0] for batch in block for row in batch["token_source"])
+            assert found.total() == 32
+            assert {8 <= found[source] <= 24 for source in (0, 1)} == {True}
+
+
 def test_documents_are_the_rows_they_are_named_for(path, byte_tokenizer):
     for packed in (None, 200):
         loader = loader_of(Rows(str(path)), byte_tokenizer, num_windows=15, max_length=packed)
@@ -236,6 +246,28 @@ def test_bad_rows_are_skipped_counted_and_listed_once(broken, byte_tokenizer, wo
         assert report["passes"] >= 2
 
 
+def test_skipped_rows_are_told_though_others_were_dropped_before(tmp_path, byte_tokenizer):
+    file = tmp_path / "rows.jsonl"
+    file.write_text("".join(json.dumps(row) + "\n" for row in [{"prompt": "long" * 50, "response": "."}, *ROWS[:20]]))
+    with file.open("a") as rows:
+        rows.write("{nonsense\n")
+    recipe = Recipe(max_length=150, overflow="drop", on_bad_row="skip")
+    work = Work(LoadedSource(Rows(str(file)), "train", skips=True), byte_tokenizer, recipe)
+    loader = StreamLoader(Reading(work, 4), StreamPlan(2, buffer=4, num_windows=12), pad_token_id=0)
+    with pytest.warns(UserWarning, match="data.train: skipped: .* line 22: not valid JSON"):
+        drained(loader)
+    assert [loss["what"] for loss in loader.losses] == ["dropped", "skipped"]
+
+
+def test_of_many_lost_rows_the_first_are_listed_and_all_are_counted(broken, byte_tokenizer, monkeypatch):
+    monkeypatch.setattr(streaming, "MOST_LISTED", 2)
+    loader = loader_of(Rows(str(broken)), byte_tokenizer, num_windows=18, skip=True)
+    with pytest.warns(UserWarning, match="skipped"):
+        drained(loader)
+    assert [loss["row"] for loss in loader.losses] == [3, 14]
+    assert loader.report["skipped"] >= 3
+
+
 @pytest.mark.parametrize("world_size", [1, 3])
 def test_the_first_bad_row_ends_all_ranks_with_its_reason(broken, byte_tokenizer, world_size):
     ranks = Ranks(Rows(str(broken)), byte_tokenizer, world_size, num_windows=9, buffer=6)
@@ -288,6 +320,26 @@ def test_a_run_on_a_stream_steps_as_often_as_it_is_told(module, path, packing):
     assert data.num_windows == 7
 
 
+def test_epochs_that_end_in_the_midst_of_a_block_go_on_in_it_and_count_its_rows_once(module, broken):
+    whole, cut = (module(train=Rows(str(broken)), on_bad_row="skip", shuffle_buffer=16) for _ in range(2))
+    seen = []
+    for data, limit in ((whole, 1.0), (cut, 3)):
+        run = tiny.trainer(max_steps=10, max_epochs=None, limit_train_batches=limit)
+        model = ProbSFTModule(tiny.model(), NLL())
+        step, documents = model.training_step, []
+
+        def training_step(batch, index, step=step, documents=documents):
+            documents.append(batch["documents"].tolist())
+            return step(batch, index)
+
+        model.training_step = training_step
+        run.fit(model, datamodule=data)
+        seen.append(documents)
+    assert seen[0] == seen[1]
+    assert whole.report["train"] == cut.report["train"]
+    assert whole.losses == cut.losses
+
+
 def test_what_is_in_validation_is_left_out_of_a_stream_where_asked_for(module, path):
     data = module(validation=Rows(str(path), limit=5), shuffle_buffer=32, duplicates="remove")
     data.setup("fit")
@@ -332,6 +384,30 @@ def test_a_stream_is_looked_at_before_a_model_is_loaded(module, broken, tmp_path
         module(train=str(tmp_path / "empty.jsonl")).setup("fit")
     with pytest.raises(UserError, match=r"data.train.path: no such file"):
         module(train=str(tmp_path / "gone.jsonl")).setup("fit")
+
+
+def test_a_stream_is_known_by_the_names_and_sizes_of_its_files(module, path, tmp_path):
+    def fingerprint(train, **options):
+        data = module(train=train, **options)
+        data.setup("fit")
+        return data.fingerprint
+
+    (tmp_path / "there").mkdir()
+    copy = tmp_path / "there" / path.name
+    copy.write_bytes(path.read_bytes())
+
+    def mixed(weight):
+        return Mixture({"a": Part(str(copy), weight), "b": Part(str(path), 1.0)})
+
+    first, mixture = fingerprint(str(path)), fingerprint(mixed(2.0))
+    assert fingerprint(str(copy)) == fingerprint(str(copy.parent / "*.jsonl")) == first
+    assert fingerprint(str(path), seed=1) != first
+    assert fingerprint(mixed(3.0)) != mixture == fingerprint(mixed(2.0))
+    copy.write_text(copy.read_text() + copy.read_text())
+    assert fingerprint(str(copy)) != first
+    assert fingerprint(mixed(2.0)) != mixture
+    (copy.parent / "another.jsonl").write_bytes(path.read_bytes())
+    assert fingerprint(str(copy.parent / "*.jsonl")) != fingerprint(str(copy))
 
 
 def test_ids_and_lengths_that_the_model_does_not_know_are_refused(module, jsonl):

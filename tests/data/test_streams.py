@@ -202,3 +202,32 @@ def test_a_mixture_without_weights_or_with_a_size_is_no_stream(tmp_path):
     (tmp_path / "empty.jsonl").write_text("")
     with pytest.raises(UserError, match=r"sources.e.path: expected at least one row"):
         Mixture({"e": Part(str(tmp_path / "empty.jsonl"), 1.0)}).stream().next()
+
+
+def test_a_file_that_is_damaged_further_on_is_refused_by_its_name(tmp_path):
+    path = tmp_path / "rows.parquet"
+    as_parquet(path)
+    damaged = bytearray(path.read_bytes())
+    place = damaged.index(b"What is 20?")
+    damaged[place - 40 : place + 40] = bytes(value ^ 0x5A for value in damaged[place - 40 : place + 40])
+    path.write_bytes(damaged)
+    stream = Rows(str(path)).stream()
+    with pytest.raises(UserError, match=r"^path: .*rows.parquet'"):
+        rows_of(take(stream, len(ROWS)))
+
+
+def test_a_hub_that_gives_no_more_rows_is_told_as_such(monkeypatch):
+    import datasets
+
+    def rows():
+        yield ROWS[0]
+        raise ConnectionError("no route\nto the hub")
+
+    monkeypatch.setattr(
+        datasets, "load_dataset", lambda *args, **options: datasets.IterableDataset.from_generator(rows)
+    )
+    stream = Rows("someone/something").stream()
+    assert stream.next().row() == ROWS[0]
+    with pytest.raises(UserError) as error:
+        stream.next()
+    assert str(error.value) == "path: the hub gave no more rows: ConnectionError: no route"
