@@ -11,6 +11,7 @@ from torch.utils.data import DataLoader, IterableDataset
 from torch.utils.data._utils import worker
 
 from lit_probsft.data.cache import digest
+from lit_probsft.data.loader import WORKERS
 from lit_probsft.data.prepare import Counts, Outcome, Work
 from lit_probsft.data.splits import Item, located
 from lit_probsft.data.store import Document
@@ -125,9 +126,7 @@ class _Feed(IterableDataset[Block]):
 
 def block_loader(reading: Reading, number: int, place: Any, num_workers: int) -> DataLoader[Block]:
     """A loader of blocks, which worker processes make ahead; `together` takes its items."""
-    options: dict[str, Any] = {}
-    if num_workers:
-        options = {"multiprocessing_context": "forkserver", "prefetch_factor": 1}
+    options = {**WORKERS, "prefetch_factor": 1} if num_workers else {}
     return DataLoader(_Feed(reading, number, place), batch_size=None, num_workers=num_workers, **options)
 
 

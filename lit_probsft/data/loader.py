@@ -7,6 +7,9 @@ alone.
 
 from __future__ import annotations
 
+import multiprocessing
+import os
+import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -16,6 +19,24 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from lit_probsft.data.collate import collate
 from lit_probsft.data.plan import MicroBatch, Plan
 from lit_probsft.data.store import TokenStore
+
+
+def end_with_reader(worker: int) -> None:
+    """A worker ends when the process that reads from it is gone, killed perhaps: torch's own watch is over the server
+    that has forked the worker, which in turn waits for the worker."""
+    reader = multiprocessing.parent_process()
+
+    def watch() -> None:
+        if reader is not None:
+            reader.join()
+            os._exit(1)
+
+    threading.Thread(target=watch, daemon=True, name="end-with-reader").start()
+
+
+# A forked worker inherits the locks of threads that it does not have, and can wait for them forever.
+WORKERS: dict[str, Any] = {"multiprocessing_context": "forkserver", "worker_init_fn": end_with_reader}
+"""Options of every `DataLoader` with worker processes."""
 
 
 class PlanLoader:
@@ -108,8 +129,7 @@ class PlanLoader:
     def _make_loader(self) -> DataLoader[Any]:
         workers: dict[str, Any] = {}
         if self._num_workers:
-            # A forked worker inherits the locks of threads that it does not have, and can wait for them forever.
-            workers = {"multiprocessing_context": "forkserver", "persistent_workers": True}
+            workers = {**WORKERS, "persistent_workers": True}
         return DataLoader(
             self._batches,
             batch_size=None,

@@ -1,3 +1,8 @@
+import subprocess
+import sys
+import time
+from pathlib import Path
+
 import numpy as np
 import pytest
 import torch
@@ -153,6 +158,36 @@ def test_the_state_between_epochs_is_the_beginning_of_the_next(store):
     assert loader.state_dict() == {"epoch": 0, "batches": len(loader), "accumulate": 2}
     loader.set_epoch(1)
     assert loader.state_dict() == {"epoch": 1, "batches": 0, "accumulate": 2}
+
+
+KILLED = """
+import os, signal, sys
+from pathlib import Path
+from lit_probsft.data import Plan
+from lit_probsft.data.loader import PlanLoader
+from lit_probsft.data.store import TokenStore
+
+if __name__ == "__main__":
+    store = TokenStore(Path(sys.argv[1]))
+    plan = Plan(store.lengths, store.supervised, batch_size=2)
+    loader = PlanLoader(store, plan, pad_token_id=0, num_workers=1)
+    next(iter(loader))
+    print(*[process.pid for process in loader._iterator._workers], flush=True)
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+@pytest.mark.slow
+def test_workers_end_with_a_run_that_is_killed(store, tmp_path):
+    script = tmp_path / "killed.py"
+    script.write_text(KILLED)
+    with (tmp_path / "said").open("w") as said:
+        subprocess.run([sys.executable, str(script), str(store.folder)], stdout=said, timeout=100, check=False)
+    (worker,) = map(int, (tmp_path / "said").read_text().split())
+    until = time.monotonic() + 10
+    while Path(f"/proc/{worker}").exists() and time.monotonic() < until:
+        time.sleep(0.1)
+    assert not Path(f"/proc/{worker}").exists()
 
 
 @pytest.mark.slow  # worker processes import the whole stack
