@@ -109,6 +109,7 @@ class StreamLoader:
         self._check, self._gather = check, gather or _everyones
         self._total = 0
         self._at = self._place(0, None)
+        self._fruitful = 0  # passes at the end of the last block that had a usable row
         self._iterator: Any = None  # Lightning shuts its workers down where it finds one
 
     @property
@@ -253,10 +254,13 @@ class StreamLoader:
             rank_zero_warn(f"data.train: {first} are in data.validation too; {remedy}")
 
     def _guard(self, windows: int, passes: int) -> None:
-        """A stream without any usable row would be read forever."""
-        if not windows and not self.report.get("kept") and passes > 0:
+        """A stream without any usable row, or that has none any more, would be read forever."""
+        if windows:
+            self._fruitful = passes
+        elif passes > self._fruitful + bool(self.report.get("kept")):
             reason = f", the first for its reason: {self.losses[0]['reason']}" if self.losses else ""
-            raise UserError(f"data.train: expected rows that can be used, none of {self.report['rows']} can{reason}")
+            none = f"none of {self.report['rows']} can" if not self.report.get("kept") else "none of a whole pass could"
+            raise UserError(f"data.train: expected rows that can be used, {none}{reason}")
 
 
 def _facts(block: Block, documents: InMemory) -> dict[str, Any]:

@@ -294,6 +294,17 @@ def test_a_stream_without_a_usable_row_is_not_read_forever(tmp_path, byte_tokeni
         drained(loader)
 
 
+def test_a_stream_whose_rows_turn_bad_is_not_read_forever(tmp_path, byte_tokenizer):
+    file = tmp_path / "rows.jsonl"
+    file.write_text('{"prompt": "?", "response": "!"}\n' * 6)
+    loader = loader_of(Rows(str(file)), byte_tokenizer, num_windows=300, skip=True, buffer=2)
+    with pytest.raises(UserError, match=r"none of a whole pass could"):
+        for index, _ in enumerate(loader):
+            if index == 10:
+                file.write_text('{"prompt": "?", "response": ""}\n' * 6)
+    assert loader.report["kept"] > 6
+
+
 # In the data module.
 
 
