@@ -42,6 +42,10 @@ class HeadOutput:
     """(N,), f of each token, before weight and normalizer."""
     correct: Tensor
     """(N,), bool: no other token has a larger logit."""
+    entropy: Tensor | None = None
+    """(N,), entropy of the model's distribution, nats; where it was asked to `measure`."""
+    top_prob: Tensor | None = None
+    """(N,), p of the most probable token; where it was asked to `measure`."""
 
 
 def objective_loss(
@@ -57,6 +61,7 @@ def objective_loss(
     token_weight: Tensor | None = None,
     context: Mapping[str, Any] | None = None,
     chunk_size: int | None = None,
+    measure: bool = False,
 ) -> HeadOutput:
     """The loss of N tokens under an objective, with gradients on `hidden`, `weight` and `bias`, without an (N, V)
     tensor.
@@ -77,6 +82,7 @@ def objective_loss(
         token_weight: (N,), a constant factor of each token in the sum; it does not enter the normalizer.
         context: fields of `TokenStats` that only the caller knows, such as `progress`.
         chunk_size: rows of logits alive at once; None derives it from `LOGITS_BUDGET` of the device.
+        measure: give `entropy` and `top_prob` too, from the same logits; it costs a pass over them.
 
     Returns:
         The loss and the statistics per token. For N = 0 the loss is a zero that backpropagates zeros.
@@ -103,12 +109,12 @@ def objective_loss(
     chunk = chunk_size or _chunk_rows(weight.shape[0], hidden.device.type, objective)
     if token_weight is not None:
         token_weight = token_weight.to(torch.float64 if hidden.dtype == torch.float64 else torch.float32)
-    work = _Work(objective, labels, token_weight, context, logit_scale, soft_cap, chunk)
+    work = _Work(objective, labels, token_weight, context, logit_scale, soft_cap, chunk, measure)
     wanted = torch.is_grad_enabled()
-    total, log_probs, losses, correct = _HeadFunction.apply(hidden, weight, bias, normalizer, work, wanted)  # type: ignore[no-untyped-call]
+    total, *stats = _HeadFunction.apply(hidden, weight, bias, normalizer, work, wanted)  # type: ignore[no-untyped-call]
     if not all_kept:
-        log_probs, losses, correct = (x.new_zeros(count).index_copy(0, kept, x) for x in (log_probs, losses, correct))
-    return HeadOutput(total, log_probs, losses, correct)
+        stats = [values.new_zeros(count).index_copy(0, kept, values) for values in stats]
+    return HeadOutput(total, *stats)
 
 
 @dataclass(frozen=True)
@@ -122,6 +128,12 @@ class _Work:
     logit_scale: float
     soft_cap: float | None
     chunk: int
+    measure: bool
+
+    @property
+    def needs(self) -> frozenset[str]:
+        """Statistics of the distribution that somebody asks for."""
+        return self.objective.needs | {"entropy"} if self.measure else self.objective.needs
 
 
 class _HeadFunction(torch.autograd.Function):
@@ -143,6 +155,7 @@ class _HeadFunction(torch.autograd.Function):
             return torch.empty(shape, dtype=dtype, device=hidden.device)
 
         log_probs, losses, correct = empty(n), empty(n), empty(n, dtype=torch.bool)
+        of_tokens = [log_probs, losses, correct, *((empty(n), empty(n)) if work.measure else ())]
         d_hidden = empty(n, size) if need_hidden else None
         d_weight = empty(vocabulary, size).zero_() if need_weight else None
         d_bias = empty(vocabulary).zero_() if need_bias else None
@@ -165,7 +178,7 @@ class _HeadFunction(torch.autograd.Function):
                 through_logits = "logits" in work.objective.needs
                 gradient = _gradient_through_logits if through_logits else _gradient_through_log_probs
                 d_logits, scale, *stats = gradient(logits, rows, work, need_hidden or need_weight or need_bias)
-                for target, value in zip((log_probs, losses, correct), stats, strict=True):
+                for target, value in zip(of_tokens, stats, strict=True):
                     target[rows] = value
                 # d_logits is to be multiplied by `scale` per row; it is cheaper done on (N, H) than on (N, V).
                 scale = scale * work.logit_scale
@@ -180,7 +193,7 @@ class _HeadFunction(torch.autograd.Function):
                     d_hidden[rows] *= scale.unsqueeze(-1)
                 if d_weight is not None:
                     _add_product(d_weight, d_logits.t(), (h * scale.unsqueeze(-1)).to(operand))
-        ctx.mark_non_differentiable(log_probs, losses, correct)
+        ctx.mark_non_differentiable(*of_tokens)
         ctx.gradients = d_hidden, d_weight, d_bias
         ctx.dtypes = hidden.dtype, weight.dtype, None if bias is None else bias.dtype
         ctx.normalizer = normalizer
@@ -188,7 +201,7 @@ class _HeadFunction(torch.autograd.Function):
         wide = torch.float32 if device == "mps" else torch.float64
         weighted = losses.to(wide) if work.token_weight is None else losses.to(wide) * work.token_weight
         total = (weighted.sum() / normalizer).to(fp)
-        return total, log_probs, losses, correct
+        return total, *of_tokens
 
     @staticmethod
     @once_differentiable
@@ -206,10 +219,9 @@ class _HeadFunction(torch.autograd.Function):
         return *scaled, None, None, None
 
 
-def _gradient_through_log_probs(
-    logits: Tensor, rows: slice, work: _Work, wanted: bool
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """For an f that differentiates log p alone: (d_logits but for a factor per row, that factor, log p, f, correct).
+def _gradient_through_log_probs(logits: Tensor, rows: slice, work: _Work, wanted: bool) -> tuple[Tensor, ...]:
+    """For an f that differentiates log p alone: (d_logits but for a factor per row, that factor, log p, f, correct),
+    and (entropy, top p) where they are measured.
 
     `logits` (C, V) are overwritten. With e = exp(logits - max), S their sum and R that sum without the target's,
     softmax - onehot is (e, and -R at the target) / S: the target's entry and log p keep their digits where p is near 1.
@@ -217,7 +229,7 @@ def _gradient_through_log_probs(
     labels = work.labels[rows].unsqueeze(-1)
     others = logits.new_empty(logits.shape[0])
     gap = torch.empty_like(others)
-    needs = work.objective.needs
+    needs = work.needs
     sums = {name: torch.empty_like(others) for name in needs & {"entropy", "collision", "top_entropy"}}
     top_k = min(work.objective.top_k, logits.shape[1])
     # On a CPU a few rows at a time stay in its cache through all the passes.
@@ -247,9 +259,11 @@ def _gradient_through_log_probs(
         fields["top_entropy"] = sums["top_entropy"]
     if "log_complement" in needs:
         fields["log_complement"] = others.log() - total.log()
+    # The largest term of the sum is 1.
+    measured = (fields["entropy"], total.reciprocal()) if work.measure else ()
     if not wanted:  # inside inference mode nothing could be differentiated
         losses = _losses(work, log_probs=log_probs, **fields)
-        return logits, log_probs, log_probs, losses, gap == 0
+        return logits, log_probs, log_probs, losses, gap == 0, *measured
     with torch.enable_grad():
         log_probs = log_probs.requires_grad_()
         losses = _losses(work, log_probs=log_probs, **fields)
@@ -257,12 +271,10 @@ def _gradient_through_log_probs(
     if work.token_weight is not None:
         steepness = steepness * work.token_weight[rows]
     logits.scatter_(-1, labels, -others.unsqueeze(-1))
-    return logits, steepness / total, log_probs.detach(), losses.detach(), gap == 0
+    return logits, steepness / total, log_probs.detach(), losses.detach(), gap == 0, *measured
 
 
-def _gradient_through_logits(
-    logits: Tensor, rows: slice, work: _Work, wanted: bool
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+def _gradient_through_logits(logits: Tensor, rows: slice, work: _Work, wanted: bool) -> tuple[Tensor, ...]:
     """The same for a loss of the whole distribution, by autograd on a chunk's logits."""
     labels = work.labels[rows].unsqueeze(-1)
     with torch.set_grad_enabled(wanted):
@@ -270,7 +282,7 @@ def _gradient_through_logits(
         log_softmax = logits.log_softmax(-1)
         log_probs = log_softmax.gather(-1, labels).squeeze(-1)
         fields: dict[str, Any] = {}
-        needs, constant = work.objective.needs, log_softmax.detach()
+        needs, constant = work.needs, log_softmax.detach()
         if "entropy" in needs:
             fields["entropy"] = -(constant.exp() * constant).sum(-1)
         if "collision" in needs:
@@ -284,7 +296,8 @@ def _gradient_through_logits(
         d_logits = derivative(weighted, logits) if wanted else logits
     logits = logits.detach()
     correct = logits.gather(-1, labels).squeeze(-1) >= logits.amax(-1)
-    return d_logits, logits.new_ones(logits.shape[0]), log_probs.detach(), losses.detach(), correct
+    measured = (fields["entropy"], constant.amax(-1).exp()) if work.measure else ()
+    return d_logits, logits.new_ones(logits.shape[0]), log_probs.detach(), losses.detach(), correct, *measured
 
 
 def _entropy(mass: Tensor) -> Tensor:
@@ -386,6 +399,8 @@ class HeadRequest:
     token_weight: Tensor | None = None
     """(B, T), at the place of the label that it weighs."""
     context: Mapping[str, Any] | None = None
+    measure: bool = False
+    """Entropy and top p too."""
     output: HeadOutput | None = None
     """Set by the head: rows are the supervised positions in row-major order."""
 
@@ -452,5 +467,6 @@ class ObjectiveHead(nn.Linear):
             token_weight=weights,
             context=request.context,
             chunk_size=self.chunk_size,
+            measure=request.measure,
         )
         return request.output.loss.reshape(1, 1, 1)
