@@ -19,7 +19,7 @@ from lit_probsft.callbacks import NonFiniteGuard
 from lit_probsft.errors import UserError
 from lit_probsft.head import IGNORE_INDEX, HeadOutput, HeadRequest
 from lit_probsft.lora import LoRA
-from lit_probsft.metrics import TokenMeans
+from lit_probsft.metrics import Calibration, TokenMeans
 from lit_probsft.model import (
     ModelSource,
     check_head,
@@ -124,6 +124,13 @@ class ProbSFTModule(L.LightningModule):
         self.logits_budget_mb = logits_budget_mb
         self.train_means = TokenMeans(objective)
         self.eval_means = TokenMeans(objective)
+        self.eval_calibration = Calibration()
+        self.watched: tuple[str, ...] = ()
+        """Names of the sets that are validated on beside the validation set."""
+        self.watch_means = nn.ModuleList()
+        self.watch_calibrations = nn.ModuleList()
+        self.calibration: Tensor | None = None
+        """Of the last evaluation, as `Calibration.bins`."""
         self.skipped_steps = 0
         """Optimizer steps so far that were skipped because loss or gradient was not finite."""
         self.last_step_skipped = False
@@ -200,11 +207,15 @@ class ProbSFTModule(L.LightningModule):
         """The loss of each token, (N,): the objective's. Override it for an objective in place."""
         return self.objective.loss(tokens)
 
+    def gradient_weight(self, tokens: TokenStats) -> Tensor:
+        """(N,), the pull W of `token_loss` on each target's logit (see `Objective.gradient_weight`)."""
+        return _TokenLoss(self).gradient_weight(tokens)
+
     def compute(
-        self, batch: dict[str, Any], normalizer: float | None = None
+        self, batch: dict[str, Any], normalizer: float | None = None, *, measure: bool = False
     ) -> tuple[HeadOutput, Tensor, Tensor | None]:
         """Head output, loss and auxiliary loss of a micro-batch; `normalizer` None divides by its own supervised
-        tokens."""
+        tokens. `measure` asks the head for entropy and top p too."""
         context = {}
         if "progress" in self.objective.needs:
             context["progress"] = self.global_step / max(self.total_steps, 1)
@@ -218,7 +229,7 @@ class ProbSFTModule(L.LightningModule):
             weight = (1 / counts.clamp(min=1)).expand_as(batch["labels"])
         if (of_rows := batch.get("token_weight")) is not None:
             weight = of_rows if weight is None else weight * of_rows
-        request = HeadRequest(batch["labels"], _TokenLoss(self), normalizer, weight, context)
+        request = HeadRequest(batch["labels"], _TokenLoss(self), normalizer, weight, context, measure)
         return forward_with_objective(self.model, batch["input_ids"], request, batch.get("attention_mask"), packs)
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
@@ -333,25 +344,49 @@ class ProbSFTModule(L.LightningModule):
 
     # --- evaluation
 
-    def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
-        """Add a batch to the means."""
-        self.eval_means.update(self.compute(batch)[0], _sources(batch))
+    def validation_step(self, batch: dict[str, Any], batch_idx: int, dataloader_idx: int = 0) -> dict[str, Tensor]:
+        """Add a batch to the means of its set: the validation set comes first, those that are watched behind it.
+
+        Returns:
+            `log_probs` (N,) of the batch's supervised tokens in row-major order, nats.
+        """
+        output = self.compute(batch, measure=True)[0]
+        means, calibration = self.eval_means, self.eval_calibration
+        if dataloader_idx:
+            means, calibration = self._of_watched(dataloader_idx - 1)
+        means.update(output, _sources(batch))
+        calibration.update(output)
+        return {"log_probs": output.log_probs}
+
+    def _of_watched(self, index: int) -> tuple[TokenMeans, Calibration]:
+        means, calibration = self.watch_means[index], self.watch_calibrations[index]
+        assert isinstance(means, TokenMeans)
+        assert isinstance(calibration, Calibration)
+        return means, calibration
 
     def on_validation_epoch_end(self) -> None:
-        """Log `val/nll` and the others over all tokens of all ranks."""
+        """Log `val/nll` and the others over all tokens of all ranks, and `val/SET/nll` of the sets that are watched."""
         self._log_evaluation("val")
 
-    def test_step(self, batch: dict[str, Any], batch_idx: int) -> None:
+    def test_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Tensor]:
         """As validation."""
-        self.validation_step(batch, batch_idx)
+        return self.validation_step(batch, batch_idx)
 
     def on_test_epoch_end(self) -> None:
         """As validation."""
         self._log_evaluation("test")
 
     def _log_evaluation(self, stage: str) -> None:
-        means = self.eval_means.compute()
+        means, calibration = self.eval_means.compute(), self.eval_calibration.compute()
+        self.calibration = calibration.pop("bins")
+        means |= calibration
         self.eval_means.reset()
+        self.eval_calibration.reset()
+        for index, name in enumerate(self.watched):
+            for metric, wanted in zip(self._of_watched(index), (("nll", "mean_p"), ("ece",)), strict=True):
+                measured = metric.compute()
+                means |= {f"{name}/{key}": measured[key] for key in wanted}
+                metric.reset()
         if (
             self.trainer.sanity_checking
         ):  # Lightning logs nothing then, but what the model knows at the start is worth a row
@@ -497,9 +532,13 @@ class ProbSFTModule(L.LightningModule):
 
     def setup(self, stage: str) -> None:
         """Refuse what would silently train something else; tell the sources of the data apart."""
-        sources_of = getattr(self._datamodule(), "sources_of", lambda split: ())
+        datamodule = self._datamodule()
+        sources_of = getattr(datamodule, "sources_of", lambda split: ())
         self.train_means.tell_apart(sources_of("train"))
         self.eval_means.tell_apart(sources_of("test" if stage == "test" else "validation"))
+        self.watched = tuple(getattr(datamodule, "watched", ())) if stage in ("fit", "validate") else ()
+        self.watch_means = nn.ModuleList(TokenMeans(self.objective) for _ in self.watched)
+        self.watch_calibrations = nn.ModuleList(Calibration() for _ in self.watched)
         if str(self.trainer.precision).startswith("16"):
             raise UserError(
                 f"trainer.precision: expected 32-true, bf16-mixed or bf16-true, got {self.trainer.precision}"
