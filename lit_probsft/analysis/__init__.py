@@ -1,0 +1,1 @@
+"""What models and runs turn out to be like."""
