@@ -42,10 +42,10 @@ class HeadOutput:
     """(N,), f of each token, before weight and normalizer."""
     correct: Tensor
     """(N,), bool: no other token has a larger logit."""
+    top_prob: Tensor
+    """(N,), p of the most probable token."""
     entropy: Tensor | None = None
-    """(N,), entropy of the model's distribution, nats; where it was asked to `measure`."""
-    top_prob: Tensor | None = None
-    """(N,), p of the most probable token; where it was asked to `measure`."""
+    """(N,), entropy of the model's distribution in nats, where the objective needs it."""
 
 
 def objective_loss(
@@ -61,7 +61,6 @@ def objective_loss(
     token_weight: Tensor | None = None,
     context: Mapping[str, Any] | None = None,
     chunk_size: int | None = None,
-    measure: bool = False,
 ) -> HeadOutput:
     """The loss of N tokens under an objective, with gradients on `hidden`, `weight` and `bias`, without an (N, V)
     tensor.
@@ -82,7 +81,6 @@ def objective_loss(
         token_weight: (N,), a constant factor of each token in the sum; it does not enter the normalizer.
         context: fields of `TokenStats` that only the caller knows, such as `progress`.
         chunk_size: rows of logits alive at once; None derives it from `LOGITS_BUDGET` of the device.
-        measure: give `entropy` and `top_prob` too, from the same logits; it costs a pass over them.
 
     Returns:
         The loss and the statistics per token. For N = 0 the loss is a zero that backpropagates zeros.
@@ -109,7 +107,7 @@ def objective_loss(
     chunk = chunk_size or _chunk_rows(weight.shape[0], hidden.device.type, objective)
     if token_weight is not None:
         token_weight = token_weight.to(torch.float64 if hidden.dtype == torch.float64 else torch.float32)
-    work = _Work(objective, labels, token_weight, context, logit_scale, soft_cap, chunk, measure)
+    work = _Work(objective, labels, token_weight, context, logit_scale, soft_cap, chunk)
     wanted = torch.is_grad_enabled()
     total, *stats = _HeadFunction.apply(hidden, weight, bias, normalizer, work, wanted)  # type: ignore[no-untyped-call]
     if not all_kept:
@@ -128,12 +126,6 @@ class _Work:
     logit_scale: float
     soft_cap: float | None
     chunk: int
-    measure: bool
-
-    @property
-    def needs(self) -> frozenset[str]:
-        """Statistics of the distribution that somebody asks for."""
-        return self.objective.needs | {"entropy"} if self.measure else self.objective.needs
 
 
 class _HeadFunction(torch.autograd.Function):
@@ -154,8 +146,10 @@ class _HeadFunction(torch.autograd.Function):
         def empty(*shape: int, dtype: torch.dtype = fp) -> Tensor:
             return torch.empty(shape, dtype=dtype, device=hidden.device)
 
-        log_probs, losses, correct = empty(n), empty(n), empty(n, dtype=torch.bool)
-        of_tokens = [log_probs, losses, correct, *((empty(n), empty(n)) if work.measure else ())]
+        losses = empty(n)
+        of_tokens = [empty(n), losses, empty(n, dtype=torch.bool), empty(n)]
+        if "entropy" in work.objective.needs:
+            of_tokens.append(empty(n))
         d_hidden = empty(n, size) if need_hidden else None
         d_weight = empty(vocabulary, size).zero_() if need_weight else None
         d_bias = empty(vocabulary).zero_() if need_bias else None
@@ -220,8 +214,8 @@ class _HeadFunction(torch.autograd.Function):
 
 
 def _gradient_through_log_probs(logits: Tensor, rows: slice, work: _Work, wanted: bool) -> tuple[Tensor, ...]:
-    """For an f that differentiates log p alone: (d_logits but for a factor per row, that factor, log p, f, correct),
-    and (entropy, top p) where they are measured.
+    """For an f that differentiates log p alone: (d_logits but for a factor per row, that factor, log p, f, correct, top
+    p), and the entropy where it is needed.
 
     `logits` (C, V) are overwritten. With e = exp(logits - max), S their sum and R that sum without the target's,
     softmax - onehot is (e, and -R at the target) / S: the target's entry and log p keep their digits where p is near 1.
@@ -229,7 +223,7 @@ def _gradient_through_log_probs(logits: Tensor, rows: slice, work: _Work, wanted
     labels = work.labels[rows].unsqueeze(-1)
     others = logits.new_empty(logits.shape[0])
     gap = torch.empty_like(others)
-    needs = work.needs
+    needs = work.objective.needs
     sums = {name: torch.empty_like(others) for name in needs & {"entropy", "collision", "top_entropy"}}
     top_k = min(work.objective.top_k, logits.shape[1])
     # On a CPU a few rows at a time stay in its cache through all the passes.
@@ -259,11 +253,9 @@ def _gradient_through_log_probs(logits: Tensor, rows: slice, work: _Work, wanted
         fields["top_entropy"] = sums["top_entropy"]
     if "log_complement" in needs:
         fields["log_complement"] = others.log() - total.log()
-    # The largest term of the sum is 1.
-    measured = (fields["entropy"], total.reciprocal()) if work.measure else ()
     if not wanted:  # inside inference mode nothing could be differentiated
         losses = _losses(work, log_probs=log_probs, **fields)
-        return logits, log_probs, log_probs, losses, gap == 0, *measured
+        return logits, log_probs, log_probs, losses, gap == 0, *_top_prob_and_entropy(total.reciprocal(), fields)
     with torch.enable_grad():
         log_probs = log_probs.requires_grad_()
         losses = _losses(work, log_probs=log_probs, **fields)
@@ -271,7 +263,9 @@ def _gradient_through_log_probs(logits: Tensor, rows: slice, work: _Work, wanted
     if work.token_weight is not None:
         steepness = steepness * work.token_weight[rows]
     logits.scatter_(-1, labels, -others.unsqueeze(-1))
-    return logits, steepness / total, log_probs.detach(), losses.detach(), gap == 0, *measured
+    of_tokens = log_probs.detach(), losses.detach(), gap == 0
+    # The largest term of the sum is 1.
+    return logits, steepness / total, *of_tokens, *_top_prob_and_entropy(total.reciprocal(), fields)
 
 
 def _gradient_through_logits(logits: Tensor, rows: slice, work: _Work, wanted: bool) -> tuple[Tensor, ...]:
@@ -282,7 +276,7 @@ def _gradient_through_logits(logits: Tensor, rows: slice, work: _Work, wanted: b
         log_softmax = logits.log_softmax(-1)
         log_probs = log_softmax.gather(-1, labels).squeeze(-1)
         fields: dict[str, Any] = {}
-        needs, constant = work.needs, log_softmax.detach()
+        needs, constant = work.objective.needs, log_softmax.detach()
         if "entropy" in needs:
             fields["entropy"] = -(constant.exp() * constant).sum(-1)
         if "collision" in needs:
@@ -295,9 +289,14 @@ def _gradient_through_logits(logits: Tensor, rows: slice, work: _Work, wanted: b
         weighted = losses if work.token_weight is None else losses * work.token_weight[rows]
         d_logits = derivative(weighted, logits) if wanted else logits
     logits = logits.detach()
-    correct = logits.gather(-1, labels).squeeze(-1) >= logits.amax(-1)
-    measured = (fields["entropy"], constant.amax(-1).exp()) if work.measure else ()
-    return d_logits, logits.new_ones(logits.shape[0]), log_probs.detach(), losses.detach(), correct, *measured
+    log_probs, target, peak = log_probs.detach(), logits.gather(-1, labels).squeeze(-1), logits.amax(-1)
+    of_tokens = log_probs, losses.detach(), target >= peak
+    top_prob = (log_probs + (peak - target)).exp()
+    return d_logits, logits.new_ones(logits.shape[0]), *of_tokens, *_top_prob_and_entropy(top_prob, fields)
+
+
+def _top_prob_and_entropy(top_prob: Tensor, fields: Mapping[str, Any]) -> tuple[Tensor, ...]:
+    return (top_prob, fields["entropy"]) if "entropy" in fields else (top_prob,)
 
 
 def _entropy(mass: Tensor) -> Tensor:
@@ -399,8 +398,6 @@ class HeadRequest:
     token_weight: Tensor | None = None
     """(B, T), at the place of the label that it weighs."""
     context: Mapping[str, Any] | None = None
-    measure: bool = False
-    """Entropy and top p too."""
     output: HeadOutput | None = None
     """Set by the head: rows are the supervised positions in row-major order."""
 
@@ -467,6 +464,5 @@ class ObjectiveHead(nn.Linear):
             token_weight=weights,
             context=request.context,
             chunk_size=self.chunk_size,
-            measure=request.measure,
         )
         return request.output.loss.reshape(1, 1, 1)

@@ -13,67 +13,55 @@ from lit_probsft.head import HeadOutput
 from lit_probsft.objectives import Objective, Threshold
 
 
-class _Sums(Metric):
-    """States that are sums, kept wide: fp32 stops counting at 2^24 tokens, but Apple's GPUs have nothing wider."""
-
-    full_state_update = False
-
-    def __init__(self, **kwargs: Any) -> None:
-        super().__init__(**kwargs)
-        self._wide = torch.float32 if torch.backends.mps.is_available() else torch.float64
-
-    def _add_sums(self, name: str, *shape: int) -> None:
-        self.add_state(name, torch.zeros(shape, dtype=self._wide), dist_reduce_fx="sum")
-
-    def _apply(self, fn: Any, exclude_state: Any = ()) -> Any:
-        # A module that is cast to bf16 would take the sums along, and bf16 counts to 256.
-        applied = super()._apply(fn, exclude_state)
-        for name in self._defaults:
-            state = getattr(self, name).to(self._wide)
-            setattr(self, name, state)
-            self._defaults[name] = torch.zeros_like(state)
-        return applied
-
-
-class Calibration(_Sums):
+class Calibration(Metric):
     """How far the model's belief in its most probable token is to be trusted, over supervised tokens.
 
     `ece` (0 to 1) is the expected calibration error: tokens are sorted by the p of the most probable token into 15 bins
     of equal width; the mean over tokens of |share that was right - mean p| of their bin. `entropy` is the mean of the
-    model's entropy in nats. `bins` (15, 3) are the sums behind it: tokens, p, right ones.
+    model's entropy in nats. `bins` (15, 3) are the sums behind the former: tokens, p, right ones.
+
+    The sums are integers, p and entropy in units of 2^-24: they are the same in whatever order tokens come, and no cast
+    of the module touches them.
     """
 
+    full_state_update = False
     BINS = 15
+    UNIT = 2**-24
     bins: Tensor
     entropy: Tensor
 
     def __init__(self, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self._add_sums("bins", self.BINS, 3)
-        self._add_sums("entropy")
+        self.add_state("bins", torch.zeros(self.BINS, 3, dtype=torch.int64), dist_reduce_fx="sum")
+        self.add_state("entropy", torch.zeros(2, dtype=torch.int64), dist_reduce_fx="sum")
 
     def update(self, output: HeadOutput) -> None:
-        """Add the tokens of a head's output that was asked to measure; none may be ignored."""
-        assert output.top_prob is not None
-        assert output.entropy is not None
+        """Add the tokens of a head's output, none of which may be ignored; entropy where the head was asked for it."""
         place = (output.top_prob * self.BINS).long().clamp(max=self.BINS - 1)
-        columns = (torch.ones_like(output.top_prob), output.top_prob, output.correct)
-        self.bins.index_add_(0, place, torch.stack([column.to(self.bins.dtype) for column in columns], dim=-1))
-        self.entropy += output.entropy.to(self.entropy.dtype).sum()
+        units = (output.top_prob / self.UNIT).round().long()
+        columns = torch.stack([torch.ones_like(units), units, output.correct.long()], dim=-1)
+        self.bins.index_add_(0, place, columns)
+        if output.entropy is not None:
+            units = (output.entropy / self.UNIT).round().long()
+            self.entropy += torch.stack([torch.ones_like(units).sum(), units.sum()])
 
     def compute(self) -> dict[str, Tensor]:
         """`ece`, `entropy` and `bins`; the first two NaN before the first token."""
-        tokens, prob, right = self.bins.unbind(-1)
+        wide = torch.float32 if self.bins.device.type == "mps" else torch.float64
+        bins = self.bins.to(wide) * torch.tensor([1, self.UNIT, 1], dtype=wide, device=self.bins.device)
+        tokens, prob, right = bins.unbind(-1)
+        counted, entropy = self.entropy.to(wide)
         ece = (right - prob).abs().sum() / tokens.sum()
-        return {"ece": ece, "entropy": self.entropy / tokens.sum(), "bins": self.bins.clone()}
+        return {"ece": ece, "entropy": entropy * self.UNIT / counted, "bins": bins}
 
 
-class TokenMeans(_Sums):
+class TokenMeans(Metric):
     """Means over supervised tokens: `loss` (the objective's f), `nll` (nats), `mean_p`, `accuracy` (share of tokens
     with the largest logit), `inside` (share of tokens whose p lies in the objective's interval). Where the data have
     several sources (see `tell_apart`) also `nll/SOURCE` and `mean_p/SOURCE`.
     """
 
+    full_state_update = False
     sums: Tensor
     of_sources: Tensor
 
@@ -83,15 +71,26 @@ class TokenMeans(_Sums):
         super().__init__(**kwargs)
         low, high = objective.interval
         self._interval = Threshold(min_prob=low, max_prob=high)
+        # fp32 stops counting at 2^24 tokens, but Apple's GPUs have nothing wider.
+        self._wide = torch.float32 if torch.backends.mps.is_available() else torch.float64
         self.sources: tuple[str, ...] = ()
-        self._add_sums("sums", len(self.NAMES) + 1)
-        self._add_sums("of_sources", 0, 3)
+        self.add_state("sums", torch.zeros(len(self.NAMES) + 1, dtype=self._wide), dist_reduce_fx="sum")
+        self.add_state("of_sources", torch.zeros(0, 3, dtype=self._wide), dist_reduce_fx="sum")
 
     def tell_apart(self, sources: Sequence[str]) -> None:
         """From now on keep the sums of these sources apart; forgets what was added so far."""
         self.sources = tuple(sources)
         self._defaults["of_sources"] = torch.zeros(len(self.sources), 3, dtype=self._wide)
         self.reset()
+
+    def _apply(self, fn: Any, exclude_state: Any = ()) -> Any:
+        # A module that is cast to bf16 would take the sums along, and bf16 counts to 256.
+        applied = super()._apply(fn, exclude_state)
+        for name in ("sums", "of_sources"):
+            state = getattr(self, name).to(self._wide)
+            setattr(self, name, state)
+            self._defaults[name] = torch.zeros_like(state)
+        return applied
 
     def update(self, output: HeadOutput, sources: Tensor | None = None) -> None:
         """Add the tokens of a head's output, none of which may be ignored.

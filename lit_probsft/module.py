@@ -124,16 +124,16 @@ class ProbSFTModule(L.LightningModule):
         self.logits_budget_mb = logits_budget_mb
         self.train_means = TokenMeans(objective)
         self.eval_means = TokenMeans(objective)
+        self.skipped_steps = 0
+        """Optimizer steps so far that were skipped because loss or gradient was not finite."""
+        self.last_step_skipped = False
         self.eval_calibration = Calibration()
+        self.calibration: Tensor | None = None
+        """Of the last evaluation, as `Calibration` gives its `bins`."""
         self.watched: tuple[str, ...] = ()
         """Names of the sets that are validated on beside the validation set."""
         self.watch_means = nn.ModuleList()
         self.watch_calibrations = nn.ModuleList()
-        self.calibration: Tensor | None = None
-        """Of the last evaluation, as `Calibration.bins`."""
-        self.skipped_steps = 0
-        """Optimizer steps so far that were skipped because loss or gradient was not finite."""
-        self.last_step_skipped = False
         self.batch_mean_p = 0.0
         """Mean p over the last optimizer step's supervised tokens on all ranks, where the objective needs it."""
         self.initial_metrics: dict[str, float] = {}
@@ -209,13 +209,13 @@ class ProbSFTModule(L.LightningModule):
 
     def gradient_weight(self, tokens: TokenStats) -> Tensor:
         """(N,), the pull W of `token_loss` on each target's logit (see `Objective.gradient_weight`)."""
-        return _TokenLoss(self).gradient_weight(tokens)
+        return _TokenLoss(self, measures=False).gradient_weight(tokens)
 
     def compute(
-        self, batch: dict[str, Any], normalizer: float | None = None, *, measure: bool = False
+        self, batch: dict[str, Any], normalizer: float | None = None
     ) -> tuple[HeadOutput, Tensor, Tensor | None]:
         """Head output, loss and auxiliary loss of a micro-batch; `normalizer` None divides by its own supervised
-        tokens. `measure` asks the head for entropy and top p too."""
+        tokens."""
         context = {}
         if "progress" in self.objective.needs:
             context["progress"] = self.global_step / max(self.total_steps, 1)
@@ -229,7 +229,7 @@ class ProbSFTModule(L.LightningModule):
             weight = (1 / counts.clamp(min=1)).expand_as(batch["labels"])
         if (of_rows := batch.get("token_weight")) is not None:
             weight = of_rows if weight is None else weight * of_rows
-        request = HeadRequest(batch["labels"], _TokenLoss(self), normalizer, weight, context, measure)
+        request = HeadRequest(batch["labels"], _TokenLoss(self), normalizer, weight, context)
         return forward_with_objective(self.model, batch["input_ids"], request, batch.get("attention_mask"), packs)
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
@@ -350,7 +350,7 @@ class ProbSFTModule(L.LightningModule):
         Returns:
             `log_probs` (N,) of the batch's supervised tokens in row-major order, nats.
         """
-        output = self.compute(batch, measure=True)[0]
+        output = self.compute(batch)[0]
         means, calibration = self.eval_means, self.eval_calibration
         if dataloader_idx:
             means, calibration = self._of_watched(dataloader_idx - 1)
@@ -377,16 +377,8 @@ class ProbSFTModule(L.LightningModule):
         self._log_evaluation("test")
 
     def _log_evaluation(self, stage: str) -> None:
-        means, calibration = self.eval_means.compute(), self.eval_calibration.compute()
-        self.calibration = calibration.pop("bins")
-        means |= calibration
+        means = self.eval_means.compute() | self._beside_the_means()
         self.eval_means.reset()
-        self.eval_calibration.reset()
-        for index, name in enumerate(self.watched):
-            for metric, wanted in zip(self._of_watched(index), (("nll", "mean_p"), ("ece",)), strict=True):
-                measured = metric.compute()
-                means |= {f"{name}/{key}": measured[key] for key in wanted}
-                metric.reset()
         if (
             self.trainer.sanity_checking
         ):  # Lightning logs nothing then, but what the model knows at the start is worth a row
@@ -398,6 +390,18 @@ class ProbSFTModule(L.LightningModule):
             return
         self.log_dict({f"{stage}/{name}": value for name, value in means.items() if name != "nll"}, rank_zero_only=True)
         self.log(f"{stage}/nll", means["nll"], prog_bar=True, rank_zero_only=True)
+
+    def _beside_the_means(self) -> dict[str, Tensor]:
+        """Calibration and entropy, and what is measured of the sets that are watched; forgets them."""
+        measured = self.eval_calibration.compute()
+        self.calibration = measured.pop("bins")
+        self.eval_calibration.reset()
+        for index, name in enumerate(self.watched):
+            for metric, wanted in zip(self._of_watched(index), (("nll", "mean_p"), ("ece",)), strict=True):
+                found = metric.compute()
+                measured |= {f"{name}/{key}": found[key] for key in wanted}
+                metric.reset()
+        return measured
 
     def predict_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Tensor]:
         """Answers to prompts padded on the left: `documents` (B,) and `answers` (B, T'), token ids after the prompt."""
@@ -532,11 +536,10 @@ class ProbSFTModule(L.LightningModule):
 
     def setup(self, stage: str) -> None:
         """Refuse what would silently train something else; tell the sources of the data apart."""
-        datamodule = self._datamodule()
-        sources_of = getattr(datamodule, "sources_of", lambda split: ())
+        sources_of = getattr(self._datamodule(), "sources_of", lambda split: ())
         self.train_means.tell_apart(sources_of("train"))
         self.eval_means.tell_apart(sources_of("test" if stage == "test" else "validation"))
-        self.watched = tuple(getattr(datamodule, "watched", ())) if stage in ("fit", "validate") else ()
+        self.watched = getattr(self._datamodule(), "watched", ()) if stage in ("fit", "validate") else ()
         self.watch_means = nn.ModuleList(TokenMeans(self.objective) for _ in self.watched)
         self.watch_calibrations = nn.ModuleList(Calibration() for _ in self.watched)
         if str(self.trainer.precision).startswith("16"):
@@ -553,12 +556,14 @@ class ProbSFTModule(L.LightningModule):
 class _TokenLoss(Objective):
     """The module's `token_loss` as the head sees it: an override there reaches the head, needs and interval stay."""
 
-    def __init__(self, module: ProbSFTModule) -> None:
+    def __init__(self, module: ProbSFTModule, measures: bool = True) -> None:
         self._module = module
+        # A pass over the logits that training does not pay for.
+        self._measured = frozenset({"entropy"} if measures and not module.training else ())
 
     @property
     def needs(self) -> frozenset[str]:
-        return self._module.objective.needs
+        return self._module.objective.needs | self._measured
 
     @property
     def top_k(self) -> int:

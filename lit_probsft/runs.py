@@ -47,6 +47,16 @@ class RunFolder:
         return self.path / "metrics.csv"
 
     @property
+    def tokens(self) -> Path:
+        """p of validation tokens before and after."""
+        return self.path / "tokens.npz"
+
+    @property
+    def report(self) -> Path:
+        """The page about the run."""
+        return self.path / "report.html"
+
+    @property
     def record(self) -> Path:
         """`run.json`."""
         return self.path / "run.json"
@@ -79,21 +89,6 @@ class RunFolder:
     def skipped(self) -> Path:
         """Rows that were dropped or skipped."""
         return self.path / "skipped.jsonl"
-
-    @property
-    def tokens(self) -> Path:
-        """p of validation tokens before and after."""
-        return self.path / "tokens.npz"
-
-    @property
-    def capability(self) -> Path:
-        """What the model knew before."""
-        return self.path / "capability.json"
-
-    @property
-    def report(self) -> Path:
-        """The page about the run."""
-        return self.path / "report.html"
 
     @property
     def in_use(self) -> bool:

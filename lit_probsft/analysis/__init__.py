@@ -1,1 +1,1 @@
-"""What models and runs turn out to be like."""
+"""What a model knows before training, and what training did."""

@@ -9,7 +9,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from lit_probsft.analysis import pictures
+from lit_probsft.analysis import charts
 from lit_probsft.analysis.page import escape, facts_table, figure, missing, page, table, told, write_page
 from lit_probsft.analysis.tokens import Moved, Tokens
 from lit_probsft.errors import UserError
@@ -117,7 +117,7 @@ def _forgetting(record: Mapping[str, Any]) -> list[str]:
             cells.append(_change(metrics[metric], good) if metric in metrics else "")
         rows.append(cells)
     body = [table(("set", "NLL (nats)", "mean p", "ECE"), rows)]
-    body.append(figure(pictures.gains(changes), "Change of the NLL by set; below 0 the model has learnt."))
+    body.append(figure(charts.gains(changes), "Change of the NLL by set; below 0 the model has learnt."))
     if set(changes) == {"validation"}:
         body.append(missing("other sets, which would show what was lost; data.watch names them."))
     return body
@@ -132,17 +132,17 @@ def _change(change: Mapping[str, float | None], good: int) -> str:
 
 
 def _capability(run: RunFolder) -> list[str]:
-    found = _read_json(run.capability)
+    found = _read_json(run.path / "capability.json")
     if found is None:
         return [missing(NO_CAPABILITY)]
     advice, by_source = found.pop("advice", None), found.pop("by_source", None)
     body = [f"<p>{escape(line)}</p>" for line in ([advice] if isinstance(advice, str) else advice or [])]
     if isinstance(mean := found.get("mean_prob"), int | float):
         caption = "Mean p of the training tokens before training, with its interval, on the scale of the three levels."
-        body.append(figure(pictures.capability_scale(mean, found.get("interval"), by_source), caption))
-    drawing = run.capability.with_suffix(".svg")
+        body.append(figure(charts.capability_scale(mean, found.get("interval"), by_source), caption))
+    drawing = run.path / "capability.png"
     if drawing.exists():
-        body.append(figure(pictures.embedded(drawing), "The picture of the probe itself."))
+        body.append(figure(charts.embedded(drawing), "The picture of the probe itself."))
     body.append(facts_table(found))
     if by_source:
         body.append("<h3>By source</h3>" + _by_source(by_source))
@@ -164,7 +164,7 @@ def _weight(tokens: Tokens | None) -> list[str]:
         return [missing(NOT_OF_P)]
     body = [
         figure(
-            pictures.weight_curve(tokens),
+            charts.weight_curve(tokens),
             "The objective's weight W(p), the pull on the target's logit, over p of the target.",
         )
     ]
@@ -172,7 +172,7 @@ def _weight(tokens: Tokens | None) -> list[str]:
         caption = (
             "Gradient mass: W summed over the tokens of each bin of p, per token. Where it is high, training worked."
         )
-        body.append(figure(pictures.pull_by_bin(tokens), caption))
+        body.append(figure(charts.pull_by_bin(tokens), caption))
     return body
 
 
@@ -184,7 +184,7 @@ def _changes(tokens: Tokens | None, record: Mapping[str, Any]) -> list[str]:
         f"<p>{told(facts.get('followed'))} of {told(facts.get('supervised'))} supervised tokens of the validation set, "
         f"before training and after step {told(facts.get('step'))}.</p>"
     )
-    body = [intro, figure(pictures.histogram(tokens), "Share of the tokens by p of the target.")]
+    body = [intro, figure(charts.histogram(tokens), "Share of the tokens by p of the target.")]
     body += [
         missing(text) for when, text in (("before", NOT_BEFORE), ("after", NOT_AFTER)) if not tokens.measured(when)
     ]
@@ -192,14 +192,14 @@ def _changes(tokens: Tokens | None, record: Mapping[str, Any]) -> list[str]:
         change = tokens.change()
         body += [
             figure(
-                pictures.change_by_bin(change),
+                charts.change_by_bin(change),
                 "Change of log p by p before training: mean, and the span of the middle half. Empty bins have no bar.",
             ),
-            figure(pictures.before_after(change), "Mean p after training against mean p before, by bin of p before."),
+            figure(charts.before_after(change), "Mean p after training against mean p before, by bin of p before."),
         ]
     if any(tokens.calibration(when) is not None for when in ("before", "after")):
         caption = "Share of right top-1 predictions by their p; below the diagonal the model trusts itself too much."
-        body.append(figure(pictures.reliability(tokens), caption))
+        body.append(figure(charts.reliability(tokens), caption))
     return body
 
 
@@ -233,7 +233,7 @@ def _shown(token: Moved, kind: str) -> list[str]:
 def _curves(path: Path) -> list[str]:
     if not path.exists():
         return [missing("metrics.csv.")]
-    drawn = pictures.curves(pictures.read_metrics(path))
+    drawn = charts.curves(charts.read_metrics(path))
     return [figure(svg, caption) for svg, caption in drawn] or [missing("rows in metrics.csv.")]
 
 

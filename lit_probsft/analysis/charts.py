@@ -74,12 +74,12 @@ def capability_scale(mean: float, interval: Any, by_source: Any) -> str:
 
 
 def embedded(path: Path) -> str:
-    """A picture from a file, in the page itself; what stands in it is not run."""
+    """A PNG from a file, in the page itself."""
     try:
         content = base64.b64encode(path.read_bytes()).decode()
     except OSError as error:
         raise UserError(f"{path}: cannot be read: {error.strerror or error}") from error
-    return f'<img alt="" src="data:image/svg+xml;base64,{content}"/>'
+    return f'<img alt="" src="data:image/png;base64,{content}"/>'
 
 
 def weight_curve(tokens: Tokens) -> str:
