@@ -28,7 +28,8 @@ table.wide td:last-child { width: 65%; padding-right: 0; } .number { white-space
 .text { font: 13px/1.45 ui-monospace, "DejaVu Sans Mono", monospace; white-space: pre-wrap; }
 .text b { background: #d9eedd; } .text b.loss { background: #fbe3d6; }
 figure { display: inline-block; margin: .5em 1em .5em 0; vertical-align: top; width: 440px; max-width: 100%; }
-figcaption { font-size: 13px; color: #555; } svg { max-width: 100%; height: auto; }
+figcaption { font-size: 13px; color: #555; } figure.wide { width: 100%; } img { max-width: 100%; }
+svg { max-width: 100%; height: auto; }
 """
 
 
@@ -77,9 +78,10 @@ def table(heads: Sequence[str], rows: Iterable[Sequence[str]], kind: str = "") -
     return f'<table class="{kind}"><tr>{head}</tr>{body}</table>'
 
 
-def figure(svg: str, caption: str) -> str:
-    """A picture and what it shows, a text."""
-    return f"<figure>{svg}<figcaption>{escape(caption)}</figcaption></figure>"
+def figure(svg: str, caption: str, *, wide: bool = False) -> str:
+    """A picture and what it shows, a text; over the whole width if it is `wide`."""
+    kind = ' class="wide"' if wide else ""
+    return f"<figure{kind}>{svg}<figcaption>{escape(caption)}</figcaption></figure>"
 
 
 def missing(reason: str) -> str:

@@ -135,26 +135,37 @@ def _capability(run: RunFolder) -> list[str]:
     found = _read_json(run.path / "capability.json")
     if found is None:
         return [missing(NO_CAPABILITY)]
-    advice, by_source = found.pop("advice", None), found.pop("by_source", None)
-    body = [f"<p>{escape(line)}</p>" for line in ([advice] if isinstance(advice, str) else advice or [])]
+    body = [f"<p>{escape(line)}</p>" for line in _lines(found.pop("advice", None))]
     if isinstance(mean := found.get("mean_prob"), int | float):
         caption = "Mean p of the training tokens before training, with its interval, on the scale of the three levels."
-        body.append(figure(charts.capability_scale(mean, found.get("interval"), by_source), caption))
+        body.append(figure(charts.capability_scale(mean, found.get("interval"), found.get("by_source")), caption))
     drawing = run.path / "capability.png"
     if drawing.exists():
-        body.append(figure(charts.embedded(drawing), "The picture of the probe itself."))
-    body.append(facts_table(found))
-    if by_source:
-        body.append("<h3>By source</h3>" + _by_source(by_source))
-    return body
+        body.append(figure(charts.embedded(drawing), "The probe's own picture.", wide=True))
+    tables = {name: value for name, value in found.items() if _rows(value)}
+    body.append(facts_table({name: value for name, value in found.items() if name not in tables}))
+    return body + [f"<h3>{escape(name)}</h3>{_rows(value)}" for name, value in tables.items()]
 
 
-def _by_source(found: Mapping[str, Any]) -> str:
-    if not all(isinstance(facts, Mapping) for facts in found.values()):
-        return facts_table(found)
-    heads = list(dict.fromkeys(name for facts in found.values() for name in facts))
-    rows = [[name, *(told(facts[head]) if head in facts else "" for head in heads)] for name, facts in found.items()]
-    return table(["source", *heads], [list(map(escape, row)) for row in rows])
+def _lines(advice: Any) -> list[str]:
+    """Texts, from wherever they stand in it."""
+    if isinstance(advice, Mapping):
+        return [line for value in advice.values() for line in _lines(value)]
+    if isinstance(advice, list):
+        return [line for value in advice for line in _lines(value)]
+    return [] if advice is None else [told(advice)]
+
+
+def _rows(value: Any) -> str:
+    """Facts of several things, as a table; empty where it is something else."""
+    named: list[tuple[Any, Any]] = list(value.items()) if isinstance(value, Mapping) else []
+    if isinstance(value, list):
+        named = [("", part) for part in value]
+    if not named or not all(isinstance(facts, Mapping) for _, facts in named):
+        return ""
+    heads = list(dict.fromkeys(head for _, facts in named for head in facts))
+    rows = [[str(name), *(told(facts[head]) if head in facts else "" for head in heads)] for name, facts in named]
+    return table(["", *heads], [list(map(escape, row)) for row in rows])
 
 
 def _weight(tokens: Tokens | None) -> list[str]:
