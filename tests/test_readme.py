@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from lit_probsft import objectives
-from lit_probsft.cli import main
+from lit_probsft.cli import _OTHERS, TRAINING, main
 from tests import tiny
 
 ROOT = Path(__file__).parent.parent
@@ -79,7 +79,7 @@ def test_every_command_of_the_readme_exists() -> None:
     overview = main(["--help"]) or ""
     for command in COMMANDS:
         for match in re.finditer(r"python -m lit_probsft (\w+)", command):
-            assert match[1] in ("fit", "validate", "test", "predict", "preview", "export"), overview
+            assert match[1] in {*TRAINING, *_OTHERS}, overview
         for path in re.findall(r"configs/[\w./]+\.yaml", command):
             assert (ROOT / path).exists(), path
 
