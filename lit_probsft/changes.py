@@ -56,7 +56,7 @@ class TokenChanges(Callback):
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Decide, once, which tokens are followed."""
         datamodule = datamodule_of(trainer)
-        if trainer.state.fn != "fit" or not hasattr(datamodule, "documents"):
+        if trainer.state.fn != "fit" or "validation" not in getattr(datamodule, "report", {}):
             return
         if self._followed is None:
             documents = datamodule.documents("validation")

@@ -542,6 +542,10 @@ class ProbSFTModule(L.LightningModule):
         self.watched = getattr(self._datamodule(), "watched", ()) if stage in ("fit", "validate") else ()
         self.watch_means = nn.ModuleList(TokenMeans(self.objective) for _ in self.watched)
         self.watch_calibrations = nn.ModuleList(Calibration() for _ in self.watched)
+        if self.watched:
+            # Lightning would print all metrics once for each loader, though their names say what they are of.
+            loop, show = self.trainer.validate_loop, self.trainer.validate_loop._print_results
+            loop._print_results = lambda results, stage: show(results[:1], stage)  # type: ignore[method-assign]
         if str(self.trainer.precision).startswith("16"):
             raise UserError(
                 f"trainer.precision: expected 32-true, bf16-mixed or bf16-true, got {self.trainer.precision}"

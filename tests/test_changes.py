@@ -100,6 +100,18 @@ def test_what_is_wrong_with_a_watched_set_names_it(files: dict[str, Path], tmp_p
         module.setup("fit")
 
 
+def test_validation_alone_measures_watched_sets_too_and_prints_each_metric_once(
+    files: dict[str, Path], capsys: pytest.CaptureFixture[str]
+) -> None:
+    data = tiny.data(files["train"], validation=rows(files["validation"]), watch={"other": rows(files["other"])})
+    trainer = tiny.trainer()
+    trainer.validate(ProbSFTModule(tiny.model(), NLL()), datamodule=data)
+    assert "val/other/ece" in trainer.callback_metrics
+    assert "DataLoader 1" not in capsys.readouterr().out
+    trainer.test(ProbSFTModule(tiny.model(), NLL()), datamodule=tiny.data(files["train"], test=rows(files["other"])))
+    assert {"test/ece", "test/entropy"} <= trainer.callback_metrics.keys()
+
+
 def test_what_is_gained_and_lost_is_told_where_both_ends_are_known() -> None:
     initial = {"val/nll": 2.0, "val/mean_p": 0.25, "val/a/nll": 1.0, "val/b/nll": 1.0, "val/nll/a": 5.0}
     final = {"val/nll": 1.5, "val/mean_p": 0.5, "val/a/nll": 1.25, "val/nll/a": 5.0, "train/nll": 1.0}
@@ -195,6 +207,20 @@ def test_what_was_not_measured_is_not_made_up(files: dict[str, Path], tmp_path: 
     assert tokens.pull("after") is None  # EAFT reads an entropy
     assert changes.write(tmp_path / "none.npz", tiny.trainer(), module) is not None
     assert TokenChanges().write(tmp_path / "none.npz", trainer, module) is None
+
+
+def test_values_of_another_validation_set_are_forgotten(files: dict[str, Path]) -> None:
+    changes = TokenChanges()
+    state = {"before": torch.zeros(3), "after": torch.zeros(3), "step": 3, "calibration": {}, "fingerprint": "another"}
+    changes.load_state_dict(state)
+    data = tiny.data(files["train"], validation=rows(files["validation"]))
+    tiny.trainer(max_steps=1, callbacks=[changes], val_check_interval=1).fit(
+        ProbSFTModule(tiny.model(), NLL(), tiny.adamw), datamodule=data
+    )
+    assert changes.before is None
+    assert changes.after is not None
+    assert len(changes.after) == data.report["validation"]["supervised_tokens"]
+    assert changes.state_dict()["fingerprint"] == data.report["validation"]["fingerprint"]
 
 
 def test_a_schedule_has_a_weight_at_the_start_and_one_at_the_end(files: dict[str, Path], tmp_path: Path) -> None:

@@ -67,6 +67,15 @@ def test_rows_are_packed_as_the_readme_says(tmp_path: Path, monkeypatch: pytest.
     assert record["packs"] < record["kept"]
 
 
+def test_sets_are_watched_and_shown_as_the_readme_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (command,) = [command for command in COMMANDS if "--data.watch" in command]
+    run(command, "--data.train.count=10", "--data.validation.count=2")
+    (command,) = [command for command in COMMANDS if "runs/watched" in command]
+    main(shlex.split(command)[3:])
+    assert "val/others/nll" in (tmp_path / "runs" / "watched" / "report.html").read_text()
+
+
 def run(command: str, *more: str):
     args = shlex.split(command.replace("configs/", f"{ROOT}/configs/"))
     assert args[:3] == ["python", "-m", "lit_probsft"]
