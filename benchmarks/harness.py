@@ -381,7 +381,7 @@ def _cpu_model() -> str:
 
 def _versions() -> dict[str, str]:
     found = {"python": platform.python_version()}
-    for name in ("torch", "lightning", "transformers", "trl", "accelerate"):
+    for name in ("torch", "lightning", "transformers", "tokenizers", "datasets", "trl", "accelerate"):
         try:
             found[name] = metadata.version(name)
         except metadata.PackageNotFoundError:

@@ -58,7 +58,7 @@ def main(args: Sequence[str] | None = None) -> Any:
 
 def run() -> NoReturn:
     """`main` for the shell, where an error is told once, by the rank where it happened first: a user's in one message
-    without a traceback, with exit status 2, any other as its traceback, with 1; 143 after a signal."""
+    without a traceback, with exit status 2, any other as its traceback, with 1; after a signal 143, or 130."""
     # Threads that spin while they wait make a small model several times slower on a busy machine; read once, by torch.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     together = True  # do all ranks end here?
@@ -67,13 +67,18 @@ def run() -> NoReturn:
         status = 0
     except UserError as error:
         status, together = _report(error, 2, f"lit_probsft: error: {error}"), False
-    except SystemExit as stop:  # on a signal
+    except SystemExit as stop:  # on a signal; or Lightning's way of passing an interruption on
         status = stop.code if isinstance(stop.code, int) else 1
+        status = 130 if isinstance(stop.__context__, KeyboardInterrupt) else status
         message, together = f"lit_probsft: {getattr(stop, 'message', 'interrupted')}", getattr(stop, "together", True)
         if not together:
             status = _report(stop, status, message)
         elif first_rank():
             print(message, file=sys.stderr)
+    except KeyboardInterrupt:
+        status, together = 130, False
+        if first_rank():
+            print("lit_probsft: interrupted", file=sys.stderr)
     except Exception as error:
         status, together = _report(error, 1, None), False
     signals = sys.modules.get("lit_probsft.parallel.signals")
@@ -116,6 +121,34 @@ def export(args: Sequence[str]) -> None:
     transformers.utils.logging.disable_progress_bar()
     export_checkpoint(options.checkpoint, options.out, overwrite=options.overwrite)
     print(f"{options.out}: ready for transformers.AutoModelForCausalLM.from_pretrained")
+
+
+def configs(args: Sequence[str]) -> None:
+    """`configs list | show NAME | copy NAME [OUT]`: what comes with the package."""
+    parser = _Parser(prog="python -m lit_probsft configs", description=_OTHERS["configs"][1])
+    commands = parser.add_subparsers(dest="what", required=True, metavar="list | show NAME | copy NAME [OUT]")
+    commands.add_parser("list", help="names, and what each trains")
+    show, copy = (
+        commands.add_parser(name, help=text)
+        for name, text in (("show", "print one"), ("copy", "write one, and the parts it is made of, to a folder"))
+    )
+    for one in (show, copy):
+        one.add_argument("name", metavar="NAME", help="as `configs list` says it")
+    copy.add_argument("out", metavar="OUT", nargs="?", type=Path, default=Path("configs"), help="a folder (./configs)")
+    copy.add_argument("--overwrite", action="store_true", help="replace files that differ")
+    options = parser.parse_args(args)
+    from lit_probsft import recipes
+
+    if options.what == "list":
+        found = recipes.names()
+        width = max(map(len, found))
+        print("\n".join(f"{name:<{width}}  {text}" for name, text in found.items()))
+    elif options.what == "show":
+        print(recipes.path_of(options.name).read_text(encoding="utf-8"), end="")
+    else:
+        written = recipes.copy(options.name, options.out, overwrite=options.overwrite)
+        print("\n".join(map(str, written)))
+        print(f"\npython -m lit_probsft fit --config {written[0]}")
 
 
 def preview(args: Sequence[str]) -> Any:
@@ -167,6 +200,7 @@ class _Parser(argparse.ArgumentParser):
 
 
 _OTHERS: dict[str, tuple[Callable[[Sequence[str]], Any], str]] = {
+    "configs": (configs, "list, show or copy the configurations that come with the package"),
     "preview": (preview, "show rows as they will be learnt, and what is wrong with others; loads no model"),
     "export": (export, "write the Hugging Face folder of a checkpoint; needs nothing but the checkpoint"),
     "report": (report, "write one page about a run: what it has learnt and forgotten, and which tokens it moved"),

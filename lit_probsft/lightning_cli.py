@@ -32,7 +32,7 @@ from lit_probsft.parallel.checkpoints import CheckpointOptions, Checkpoints, whe
 from lit_probsft.parallel.signals import GracefulStop, Launcher, follow_parent
 from lit_probsft.parallel.storage import WholeFileIO, damage
 from lit_probsft.parallel.strategies import FSDP2, DeepSpeed, settled
-from lit_probsft.parsing import explain, with_own_defaults
+from lit_probsft.parsing import explain, values_as_typed, with_own_defaults
 from lit_probsft.record import MetricsCSV, RunRecord
 from lit_probsft.runs import RunFolder, write_json
 
@@ -72,7 +72,8 @@ class Parser(LightningArgumentParser):
         jsonargparse would hand it the old one's arguments of the same name: alpha = 10 of a Power in the config would
         silently become the alpha of whatever class is named after it.
         """
-        return super().parse_args(None if args is None else with_own_defaults(list(args)), *rest, **options)
+        with values_as_typed():
+            return super().parse_args(None if args is None else with_own_defaults(list(args)), *rest, **options)
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
         """Raise what jsonargparse says; parsers within parsers keep its own way, and only the outermost knows the
@@ -324,7 +325,8 @@ class ProbSFTCLI(LightningCLI):
             context={"seed": config.seed_everything},
             export=options.export,
         )
-        ours += [Throughput(), TokenChanges(), record, GracefulStop()]
+        again = f"python -m lit_probsft fit --config {self.run.config} --resume"
+        ours += [Throughput(), TokenChanges(), record, GracefulStop(again)]
         if any(isinstance(callback, ModelCheckpoint) for callback in given):
             raise UserError(
                 "trainer.callbacks: expected no ModelCheckpoint: --checkpoints.every_n_steps, keep_last and export say "

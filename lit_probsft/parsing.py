@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import inspect
 import json
 import re
 from abc import ABC
+from collections.abc import Iterator
 from importlib import import_module
 from typing import Any
 
@@ -90,6 +92,31 @@ def explain(message: str, known_flags: list[str]) -> str:
 
 
 _NAMES_AN_OBJECTIVE = re.compile(r"--model\.(init_args\.)?objective(\.(init_args\.)?base)*")
+
+
+@contextlib.contextmanager
+def values_as_typed() -> Iterator[None]:
+    """Within this block a flag's value reaches the option that it names as it was typed.
+
+    On the way to an option of a class within a class (`--data.train.prompt`) jsonargparse reads the value as YAML at
+    each level, and hands down Python's spelling of what that gave: `null` arrived as the text "None", and a prompt
+    `Question: {question}` as a mapping, which was refused.
+    """
+    from jsonargparse import _typehints  # there is no public way
+
+    read, nested = getattr(_typehints, "parse_value_or_config", None), getattr(_typehints, "NestedArg", None)
+    if read is None or nested is None:  # another version of the library, which may not need it
+        yield
+        return
+
+    def read_at_its_place(value: Any, *args: Any, **options: Any) -> Any:
+        return (value, None) if isinstance(value, nested) else read(value, *args, **options)
+
+    _typehints.parse_value_or_config = read_at_its_place
+    try:
+        yield
+    finally:
+        _typehints.parse_value_or_config = read
 
 
 def with_own_defaults(args: list[str]) -> list[str]:

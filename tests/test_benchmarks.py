@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from benchmarks import gsm8k, harness, head, packing, step
+from benchmarks import gsm8k, harness, head, packing, step, tokenization
 
 
 def call_a():
@@ -176,3 +176,21 @@ def test_packing_is_measured_on_the_same_lengths_for_all(tmp_path, monkeypatch, 
         assert len(ours["rounds"]) == 2
         assert facts["resume"].keys() == {"first", "last"}
     assert "share full" in capsys.readouterr().out
+
+
+def test_tokenization_is_measured_on_the_same_tokens_for_all(tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr(harness, "in_fresh_process", lambda function, *arguments: function(*arguments))
+    variants = {name: make for name, make in tokenization.variants().items() if name != "trl"}  # which takes its time
+    monkeypatch.setattr(tokenization, "variants", lambda: variants)
+    flags = f"--rows 12 --rounds 2 --processes 1 --tokenizers byte --results {tmp_path}"
+    path = tokenization.run(tokenization.parse(flags.split()))
+    data = json.loads(path.read_text())["data"]
+    assert data.keys() == {"single, byte, 1", "multi, byte, 1"}
+    for facts in data.values():
+        assert facts["agree"]
+        assert 0 < facts["supervised"] < facts["tokens"]
+        assert facts["variants"].keys() == variants.keys() == facts["time_ratios"].keys()
+        assert all(len(numbers["rounds"]["cpu_seconds"]) == 2 for numbers in facts["variants"].values())
+    assert data["single, byte, 1"]["documents"] == 12
+    assert data["multi, byte, 1"]["documents"] == 3
+    assert "rows/s per core" in capsys.readouterr().out

@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import nn
 
+from benchmarks import architectures
 from lit_probsft.errors import UserError
 from lit_probsft.head import HeadRequest, ObjectiveHead
 from lit_probsft.model import PretrainedCausalLM, RandomCausalLM, forward_with_objective, install_head
@@ -81,6 +82,14 @@ def test_loss_and_gradients_are_those_of_the_models_own_logits(name: str, object
     assert model.get_output_embeddings() is head
     # and outside of a request it is the model that it was, soft cap included
     torch.testing.assert_close(plain(model, ids, labels, objective), expected, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("name", architectures.OBJECTIVES)
+@pytest.mark.parametrize("family", architectures.FAMILIES)
+def test_every_family_has_the_loss_and_gradients_of_its_own_logits(family: str, name: str) -> None:
+    loss, gradient = architectures.errors(family, architectures.OBJECTIVES[name])
+    assert loss < 1e-6
+    assert gradient < 1e-5
 
 
 def test_padding_on_the_right_changes_nothing() -> None:

@@ -75,7 +75,7 @@ def cached_store(
         recipe,
         counts,
         without=lambda document: (
-            "data.duplicates: it is in data.validation too" if digest(*document[1:3]) in others else None
+            "data.duplicates: it is in data.validation too" if others and digest(*document[1:3]) in others else None
         ),
         num_proc=num_proc,
         progress=progress,

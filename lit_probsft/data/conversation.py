@@ -286,8 +286,9 @@ def missing_column(name: str, columns: Sequence[str]) -> str:
 
 
 def listed(columns: Iterable[str]) -> str:
-    """Names for an error."""
-    return ", ".join(repr(column) for column in columns) or "(none)"
+    """Names for an error, the first twenty of them."""
+    names = [repr(column) for column in columns]
+    return ", ".join(names[:20]) + (f" and {len(names) - 20} more" if len(names) > 20 else "") or "(none)"
 
 
 def shown_value(value: Any) -> str:

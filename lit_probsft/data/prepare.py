@@ -2,6 +2,10 @@
 
 from __future__ import annotations
 
+import multiprocessing
+import os
+import pickle
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -236,24 +240,44 @@ class Work:
 
 
 def _in_processes(work: Work, indices: Sequence[int], num_proc: int) -> Iterator[Outcome]:
-    import multiprocessing
+    from concurrent.futures import ProcessPoolExecutor
+    from concurrent.futures.process import BrokenProcessPool
 
     chunks = [list(indices[start : start + _CHUNK]) for start in range(0, len(indices), _CHUNK)]
     # Each process reads the source anew: that is cheaper than sending rows, which may be made on demand. And it is a
     # fresh process, since a tokenizer's threads do not survive a fork.
     unread = LoadedSource(work.loaded.source, work.loaded.argument, skips=work.loaded.skips)
-    arguments = (Work(unread, work.tokenizer, work.recipe),)
-    with multiprocessing.get_context("spawn").Pool(num_proc, _begin, arguments) as pool:
-        for outcomes in pool.imap(_chunk, chunks):
-            yield from outcomes
+    # As bytes: a process that unpickles a tokenizer imports transformers first, and the next is not started before this
+    # one has read all that is sent to it.
+    arguments = (pickle.dumps(Work(unread, work.tokenizer, work.recipe)),)
+    spawn = multiprocessing.get_context("spawn")
+    try:
+        with ProcessPoolExecutor(num_proc, spawn, initializer=_begin, initargs=arguments) as executor:
+            for outcomes in executor.map(_chunk, chunks):
+                yield from outcomes
+    except BrokenProcessPool as error:
+        raise UserError(
+            "data.num_proc: a process that tokenizes could not start, or has ended before its time: it may have been "
+            "out of memory, or could not import what the source or its row function needs (its own message is above); "
+            "without num_proc all is done in this process"
+        ) from error
 
 
 _worker: Work
 
 
-def _begin(work: Work) -> None:
+def _begin(work: bytes) -> None:
     global _worker
-    _worker = work
+    threading.Thread(target=_end_with_parent, daemon=True).start()
+    _worker = pickle.loads(work)
+
+
+def _end_with_parent() -> None:
+    """Where the parent is killed, nobody is left to end this process."""
+    parent = multiprocessing.parent_process()
+    assert parent is not None
+    parent.join()
+    os._exit(1)
 
 
 def _chunk(indices: list[int]) -> list[Outcome]:

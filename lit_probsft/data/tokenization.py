@@ -84,7 +84,7 @@ def tokenize_conversation(
     if reasoning == "mask":
         spans = _without_thoughts(text, spans)
     input_ids, labels = _masked(tokenizer, text, spans)
-    supervised = sum(label != IGNORED for label in labels)
+    supervised = len(labels) - labels.count(IGNORED)
     if supervised in (0, len(labels)):
         raise UserError(
             f"{'messages' if plain_text else 'chat_template'}: the mask supervises "
@@ -208,13 +208,12 @@ def _tokenize_pieces(
     if not pieces:
         return []
     if _cuts_anywhere(tokenizer):
-        encoded = _encode(tokenizer, [text[start:end] for start, end, _ in pieces])["input_ids"]
-        return [(ids, learnt) for ids, (_, _, learnt) in zip(encoded, pieces, strict=True)]
+        return [(_ids(tokenizer, text[start:end]), learnt) for start, end, learnt in pieces]
     # This tokenizer writes something before every text it is given, such as a blank, so the whole is tokenized at once
     # and each token belongs to the piece in which it starts.
-    encoding = _encode(tokenizer, [text], return_offsets_mapping=True)
+    encoding = _encode(tokenizer, text, return_offsets_mapping=True)
     result, position = [], 0
-    ids, offsets = encoding["input_ids"][0], encoding["offset_mapping"][0]
+    ids, offsets = encoding["input_ids"], encoding["offset_mapping"]
     for _, end, learnt in pieces:
         first = position
         while position < len(ids) and (offsets[position][0] < end or end == len(text)):
@@ -228,15 +227,45 @@ def _tokenize_pieces(
     return result
 
 
-def _encode(tokenizer: Any, texts: list[str], **options: Any) -> Any:
+def _ids(tokenizer: Any, text: str) -> list[int]:
+    """The ids of a text with nothing put before or behind it."""
+    backend = tokenizer.backend_tokenizer
+    untouched = (
+        _only_calls_backend(tokenizer)
+        # Where the last call, or the tokenizer's file, has left something switched on, transformers switches it off.
+        and backend.truncation is None
+        and backend.padding is None
+        and backend.encode_special_tokens == tokenizer.split_special_tokens
+    )
+    if untouched:
+        # `fast` leaves out the offsets, which nobody reads. And one text at a time: a list is spread over threads,
+        # which costs more than the few pieces of a row can gain.
+        ids: list[int] = backend.encode_batch_fast([text], add_special_tokens=False)[0].ids
+    else:
+        ids = _encode(tokenizer, text)["input_ids"]
+    return ids
+
+
+def _encode(tokenizer: Any, text: str, **options: Any) -> Any:
     # `verbose=False`: the warning about texts longer than the model's context is given once for the data set, by
     # length.
-    return tokenizer(texts, add_special_tokens=False, return_attention_mask=False, verbose=False, **options)
+    return tokenizer(text, add_special_tokens=False, return_attention_mask=False, verbose=False, **options)
+
+
+@functools.lru_cache(maxsize=16)
+def _only_calls_backend(tokenizer: Any) -> bool:
+    """Whether this tokenizer gives a text the ids of its backend: some have code of their own between the two (Code
+    Llama's, for what is to be filled in)."""
+    from transformers import PreTrainedTokenizerFast
+
+    between = ("__call__", "_switch_to_input_mode", "_encode_plus", "_convert_encoding")
+    kind = type(tokenizer)
+    return all(getattr(kind, name, None) is getattr(PreTrainedTokenizerFast, name, None) for name in between)
 
 
 @functools.lru_cache(maxsize=16)
 def _cuts_anywhere(tokenizer: Any) -> bool:
     """Whether the ids of two texts, put together, are ids of the two texts put together."""
-    ids = [token for part in _encode(tokenizer, ["x", "y"])["input_ids"] for token in part]
+    ids = _ids(tokenizer, "x") + _ids(tokenizer, "y")
     text: str = tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
     return text == "xy"

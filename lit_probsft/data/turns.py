@@ -146,7 +146,7 @@ class _Finder:
         upto = self.text if last else self.render(self.messages[: index + 1], False)
         if self.text.startswith(before) and upto.startswith(before):
             # Some templates add the end of the text behind the last turn only; the two may part after the turn's end.
-            span = len(before), len(os.path.commonprefix([upto, self.text]))  # noqa: RUF071 (by character)
+            span = len(before), _common_end(upto, self.text, len(before))
             end = _find_end(self.text, span, self.messages[index], self.special)
             if end is not None or self.text.startswith(upto):
                 return _trimmed(self.text, span, self.messages[index], self.special)
@@ -185,9 +185,16 @@ class _Finder:
         (asked_at, asking), (said_at, ending) = places
         if not self.text.startswith(asking, asked_at):
             return None
-        stop = said_at + len(os.path.commonprefix([ending, self.text[said_at:]]))  # noqa: RUF071 (by character)
+        stop = said_at + _common_end(ending, self.text[said_at:])
         token = self.special.search(self.text, said_at, stop)
         return asked_at + len(asking), said_at if token is None else token.end()
+
+
+def _common_end(one: str, other: str, start: int = 0) -> int:
+    """How far two texts are the same that are so up to `start`."""
+    if other.startswith(one):  # nearly always, and the search below goes by the character
+        return len(one)
+    return start + len(os.path.commonprefix([one[start:], other[start:]]))  # noqa: RUF071 (by character)
 
 
 def _with_probe(message: Mapping[str, Any], probe: str) -> dict[str, Any]:
@@ -224,8 +231,9 @@ def _check_context(text: str, messages: Messages) -> None:
     """Refuse a text that leaves out what the others say: the assistant would learn to answer what it has not read."""
     for index, message in enumerate(messages):
         content = message["content"].strip()
-        quoted = json.dumps(content, ensure_ascii=False)[1:-1]
-        if message["role"] != "assistant" and content not in text and quoted not in text:
+        if message["role"] == "assistant" or content in text:
+            continue
+        if json.dumps(content, ensure_ascii=False)[1:-1] not in text:
             raise UserError(
                 f"chat_template: it leaves out or changes turn {index}, of {message['role']}, {content[:80]!r}; "
                 f"it gives:\n{shown(text, [])}"

@@ -26,8 +26,10 @@ from lit_probsft.parallel.checkpoints import Checkpoints, at_boundary, epoch_end
 
 STOPPED = 143
 """Exit status of a run that a signal has stopped, 128 + SIGTERM: what schedulers take for "not finished"."""
+INTERRUPTED = 130
+"""Exit status of a run that Ctrl-C has stopped, 128 + SIGINT, as shells expect it."""
 
-_SIGNALS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGUSR1") if hasattr(signal, name))
+_SIGNALS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGUSR1", "SIGINT") if hasattr(signal, name))
 _PATIENCE = 30.0
 """Seconds that ranks are given to end by themselves after one of them has failed."""
 
@@ -38,22 +40,28 @@ class StoppedBySignal(SystemExit):
     Args:
         message: why, for the user.
         together: do all ranks end at this point?
+        number: of the signal.
     """
 
-    def __init__(self, message: str, *, together: bool) -> None:
-        super().__init__(STOPPED)
+    def __init__(self, message: str, *, together: bool, number: int = signal.SIGTERM) -> None:
+        super().__init__(INTERRUPTED if number == signal.SIGINT else STOPPED)
         self.message, self.together = message, together
 
 
 class GracefulStop(Callback):
-    """SIGTERM or SIGUSR1 to any rank, to all, or to the process that launched them: the ranks agree at the end of the
-    optimizer step, write a checkpoint, and end with exit status 143.
+    """SIGTERM, SIGUSR1 or Ctrl-C to any rank, to all, or to the process that launched them: the ranks agree at the end
+    of the optimizer step, write a checkpoint, and end with exit status 143 (130 after Ctrl-C). A second Ctrl-C ends at
+    once.
 
     It takes the place of Lightning's handlers, which run a collective inside the handler and wait for each other for
     ever when more than one rank is signalled. Under SLURM, SIGUSR1 also puts the job back into the queue.
+
+    Args:
+        resume: the command that continues the run.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, resume: str = "--resume") -> None:
+        self._resume = resume
         self._received = 0
         self._training = False
 
@@ -67,6 +75,13 @@ class GracefulStop(Callback):
             trainer._signal_connector.register_signal_handlers()
 
     def _handle(self, number: int, _: Any) -> None:
+        if number == signal.SIGINT:
+            if self._received == number or not self._training:
+                raise KeyboardInterrupt
+            if first_rank():
+                print(
+                    "\nlit_probsft: stopping after this optimizer step; Ctrl-C again to stop at once", file=sys.stderr
+                )
         self._received = number
         if not self._training:  # nothing to be saved yet
             if number == getattr(signal, "SIGUSR1", None) and first_rank():
@@ -106,12 +121,12 @@ class GracefulStop(Callback):
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, Checkpoints):
                 # No export: there may be little time, and it is made up for when the run continues.
-                saved = f"all of it is in {callback.flush(trainer, export=False)}; --resume continues"
+                saved = f"all of it is in {callback.flush(trainer, export=False)}; to continue: {self._resume}"
         if trainer.is_global_zero and number == getattr(signal, "SIGUSR1", None):
             _requeue()
         name = signal.Signals(number).name
         message = f"stopped by {name} after optimizer step {trainer.global_step}: {saved}"
-        raise StoppedBySignal(message, together=True)
+        raise StoppedBySignal(message, together=True, number=number)
 
 
 def _number(trainer: L.Trainer, value: int) -> torch.Tensor:
@@ -193,7 +208,7 @@ def _observe(processes: list[subprocess.Popen[Any]]) -> None:
         with contextlib.suppress(OSError):
             process.kill()
     sys.stderr.flush()
-    os._exit(code if 0 < code < 128 or code == STOPPED else 1)
+    os._exit(code if 0 < code < 128 or code in (STOPPED, INTERRUPTED) else 1)
 
 
 def follow_parent() -> None:

@@ -1,4 +1,4 @@
-"""SIGTERM and SIGUSR1 end a run with a checkpoint, whoever gets them; ranks end together, and one of them says why."""
+"""Signals end a run with a checkpoint, whoever gets them; ranks end together, and one of them says why."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from lit_probsft.parallel.signals import STOPPED
+from lit_probsft.parallel.signals import INTERRUPTED, STOPPED
 from lit_probsft.parallel.storage import damage, steps
 from tests.crash.scene import Scene, documents, losses
 from tests.crash.server import Run, Server
@@ -33,7 +33,7 @@ def assert_stopped(scene: Scene, name: str, run: Run, number: int, ranks: int = 
     said = [line for line in run.said.splitlines() if "stopped by" in line]
     assert len(said) == 1, run.said[-3000:]
     assert signal.Signals(number).name in said[0]
-    assert "--resume continues" in said[0]
+    assert said[0].endswith(f"; to continue: python -m lit_probsft fit --config runs/{name}/config.yaml --resume")
     assert "Traceback" not in run.said, run.said[-3000:]
     step, newest = steps(scene.checkpoints(name))[-1]
     assert f"after optimizer step {step}:" in said[0]
@@ -55,11 +55,11 @@ def assert_nothing_lost(scene: Scene, name: str, ranks: int) -> None:
 def test_one_process(server: Server, tmp_path: Path, asynchronous: bool) -> None:
     scene = Scene(server, tmp_path, pause=0.03, trainer__max_epochs=5, checkpoints__asynchronous=asynchronous)
     scene.fit("whole")
-    for step, number in ((3, signal.SIGTERM), (8, signal.SIGUSR1)):
+    for step, number in ((3, signal.SIGTERM), (6, signal.SIGINT), (9, signal.SIGUSR1)):
         run = scene.start("run", *["--resume"] * (step > 3))
         scene.wait_until_trained(run, "run", step)
         run.signal(number, 0)
-        assert run.wait(PATIENCE) == STOPPED, run.said
+        assert run.wait(PATIENCE) == (INTERRUPTED if number == signal.SIGINT else STOPPED), run.said
         assert_stopped(scene, "run", run, number)
     scene.fit("run", "--resume")
     assert_nothing_lost(scene, "run", 1)
@@ -69,16 +69,31 @@ def test_one_process(server: Server, tmp_path: Path, asynchronous: bool) -> None
 def test_two_processes_whichever_of_them_is_told(server: Server, tmp_path: Path, strategy: str) -> None:
     scene = two(server, tmp_path, strategy)
     scene.fit("whole")
-    told = ((2, 0, signal.SIGTERM), (6, 1, signal.SIGUSR1), (10, None, signal.SIGTERM))
+    told = ((2, 0, signal.SIGTERM), (6, 1, signal.SIGUSR1), (10, None, signal.SIGINT))
     for step, rank, number in told:
         run = scene.start("run", *["--resume"] * (step > 2))
         scene.wait_until_trained(run, "run", step)
         run.signal(number, rank)
-        assert run.wait(PATIENCE) == STOPPED, run.said
+        assert run.wait(PATIENCE) == (INTERRUPTED if number == signal.SIGINT else STOPPED), run.said
         assert run.gone(), run.processes()
         assert_stopped(scene, "run", run, number, ranks=2)
     scene.fit("run", "--resume")
     assert_nothing_lost(scene, "run", 2)
+
+
+@pytest.mark.parametrize("times", [1, 2])
+def test_a_second_interruption_does_not_wait_for_the_step(server: Server, tmp_path: Path, times: int) -> None:
+    """The first one waits for the end of a step that takes seconds, and has its checkpoint."""
+    scene = Scene(server, tmp_path, pause=3, trainer__max_epochs=5)
+    run = scene.start("run")
+    scene.wait_until_trained(run, "run", 1)
+    for _ in range(times):
+        time.sleep(0.5)
+        run.signal(signal.SIGINT, 0)
+    assert run.wait(PATIENCE) == INTERRUPTED, run.said
+    assert "Ctrl-C again to stop at once" in run.said
+    assert "Traceback" not in run.said
+    assert bool(steps(scene.checkpoints("run"))) == (times == 1)
 
 
 def test_a_worker_of_torchrun(server: Server, tmp_path: Path) -> None:

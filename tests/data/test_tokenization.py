@@ -100,6 +100,47 @@ def test_plain_text_is_the_turns_with_an_end_after_each_answer(bpe_tokenizer, pa
     assert tokens["input_ids"][: len(prompt)] == prompt
 
 
+@settings(max_examples=80, deadline=None)
+@given(st.lists(texts, min_size=2, max_size=4).filter(lambda contents: len(contents) % 2 == 0))
+def test_ids_are_those_that_the_tokenizer_itself_gives_each_piece(byte_tokenizer, bpe_tokenizer, contents):
+    messages = [
+        {"role": ("user", "assistant")[place % 2], "content": content} for place, content in enumerate(contents)
+    ]
+    for tokenizer in (byte_tokenizer, bpe_tokenizer):
+        pieces = [piece for q, a in zip(contents[::2], contents[1::2], strict=True) for piece in (q, f"{a}<|im_end|>")]
+        expected = [token for piece in pieces for token in tokenizer(piece, add_special_tokens=False)["input_ids"]]
+        assert tokenize_conversation(tokenizer, messages, plain_text=True)["input_ids"] == expected
+
+
+@pytest.mark.parametrize(
+    "leave_behind",
+    [
+        lambda tokenizer: tokenizer("ab", truncation=True, max_length=4),
+        lambda tokenizer: tokenizer("ab", padding="max_length", max_length=99),
+        lambda tokenizer: tokenizer("ab", split_special_tokens=True),
+        lambda tokenizer: tokenizer.backend_tokenizer.enable_truncation(4),
+    ],
+    ids=["truncation", "padding", "special tokens split", "truncation in the file"],
+)
+def test_nothing_that_an_earlier_call_switched_on_changes_the_tokens(byte_tokenizer, leave_behind):
+    from copy import deepcopy
+
+    tokenizer = deepcopy(byte_tokenizer)
+    expected = tokenize_conversation(tokenizer, MULTI)
+    leave_behind(tokenizer)
+    assert tokenize_conversation(tokenizer, MULTI) == expected
+
+
+def test_a_tokenizer_with_code_of_its_own_is_asked_itself(byte_tokenizer):
+    class Shouting(type(byte_tokenizer)):
+        def _encode_plus(self, text, **options):
+            return super()._encode_plus(text.upper(), **options)
+
+    tokenizer = Shouting(tokenizer_object=byte_tokenizer.backend_tokenizer, pad_token="<|pad|>", eos_token="<|im_end|>")
+    tokens = tokenize_conversation(tokenizer, SINGLE, plain_text=True)
+    assert decode(tokenizer, tokens["input_ids"]) == "2 + 2 = ?IT IS 4.<|IM_END|>"
+
+
 def test_no_token_straddles_the_edge_of_a_turn(bpe_tokenizer):
     messages = [{"role": "user", "content": "How many app"}, {"role": "assistant", "content": "les are left?"}]
     tokens = tokenize_conversation(bpe_tokenizer, messages, plain_text=True)
