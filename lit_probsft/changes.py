@@ -148,7 +148,7 @@ class TokenChanges(Callback):
         arrays["moved_text"] = np.array(texts, dtype=str).reshape(len(moved), 3)
         with told("--runs_dir", path), beside(path) as partial:
             with partial.open("wb") as file:
-                np.savez(file, **arrays)
+                np.savez_compressed(file, **arrays)
             sync_file(partial)
         both = change.isfinite()
         facts: dict[str, Any] = {"supervised": self._followed.total, "followed": int(both.sum()), "step": self.step}

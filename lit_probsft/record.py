@@ -286,8 +286,12 @@ class RunRecord(Callback):
             metrics=metrics,
             forgetting=forgetting(pl_module.initial_metrics, metrics, pl_module.watched),
         )
-        if changes and (tokens := changes.write(self.run.tokens, trainer, pl_module)):
-            self.content["tokens"] = tokens
+        try:
+            tokens = changes.write(self.run.tokens, trainer, pl_module) if changes else None
+        except UserError as error:  # a full disk: the record and the model still have a chance
+            rank_zero_warn(f"what training did to single tokens is not kept: {error}")
+        else:
+            self.content.update({} if tokens is None else {"tokens": tokens})
         write_json(self.run.record, self.content)
 
     def state_dict(self) -> dict[str, Any]:

@@ -233,6 +233,23 @@ def test_a_schedule_has_a_weight_at_the_start_and_one_at_the_end(files: dict[str
     np.testing.assert_allclose(arrays["weight_after"], p * (1 - p), rtol=1e-9)
 
 
+def test_a_run_whose_tokens_cannot_be_written_says_so_and_ends_well(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+
+    def full(*_: Any, **__: Any) -> None:
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr("lit_probsft.changes.np.savez_compressed", full)
+    with pytest.warns(UserWarning, match="is not kept: --runs_dir: .*tokens.npz could not be written: No space left"):
+        main(["fit", "--config", str(config(tmp_path))])
+    run = tmp_path / "runs" / "tiny"
+    assert json.loads((run / "run.json").read_text())["status"] == "completed"
+    assert not (run / "tokens.npz").exists()
+    assert (run / "hf").is_dir()
+
+
 def test_a_run_that_is_continued_knows_how_it_began(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     tiny.write_rows(tmp_path / "other.jsonl", 4, seed=5)
