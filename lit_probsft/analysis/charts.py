@@ -173,8 +173,10 @@ def read_metrics(path: Path) -> dict[str, list[tuple[float, float]]]:
 
 
 def curves(metrics: Mapping[str, Sequence[tuple[float, float]]]) -> list[tuple[str, str]]:
-    """Pictures of metrics over steps, with captions; panels without a metric are left out."""
+    """Pictures of metrics over steps, with captions; panels without a metric are left out. A set has one colour in all
+    of them."""
     drawn = []
+    colours: dict[str, str] = {}
     for title, y, wanted in _PANELS:
         chosen = {
             name: _thinned(points) for pattern in wanted for name, points in metrics.items() if _fits(name, pattern)
@@ -183,9 +185,10 @@ def curves(metrics: Mapping[str, Sequence[tuple[float, float]]]) -> list[tuple[s
             continue
         steps, values = ([point[axis] for points in chosen.values() for point in points] for axis in (0, 1))
         plot = Plot(title, "step", y, (min(steps), max(steps)), extent(values))
-        for place, (name, points) in enumerate(chosen.items()):
-            colour = COLOURS[place % len(COLOURS)]
-            plot.line([x for x, _ in points], [value for _, value in points], colour, name)
+        for name, points in chosen.items():
+            label = name.rpartition("/")[0]
+            colour = colours.setdefault(label, COLOURS[len(colours) % len(COLOURS)])
+            plot.line([x for x, _ in points], [value for _, value in points], colour, label)
         stretches = max(len(metrics[name]) for name in chosen) > _MOST_POINTS
         drawn.append((plot.render(), f"Means of up to {_MOST_POINTS} stretches." if stretches else ""))
     return drawn

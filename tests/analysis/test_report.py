@@ -241,8 +241,8 @@ def test_curves_read_what_a_run_has_logged_and_thin_it_by_means(tmp_path: Path) 
     ((svg, caption),) = curves(metrics)
     assert "300" in caption
     assert svg.count("L") < 310
-    labels = [text for text in re.findall(r">([^<>]+)</text>", svg) if "/" in text]
-    assert labels == ["train/nll", "val/nll", "val/a/nll"]
+    labels = [text for text in re.findall(r">([^<>]+)</text>", svg) if re.match("train|val", text)]
+    assert labels == ["train", "val", "val/a"]
 
 
 @pytest.mark.parametrize(("low", "high"), [(0, 1), (-3e-7, 5e-7), (0.1, 0.9), (2, 97654), (-5, -4.9), (3, 3)])
