@@ -183,6 +183,17 @@ def _apart(args: list[str], names: Sequence[str]) -> tuple[list[str], list[str]]
     return own, rest
 
 
+def report(args: Sequence[str]) -> Any:
+    """`report RUN`: what a run has left behind, as one page."""
+    parser = _Parser(prog="python -m lit_probsft report", description=_OTHERS["report"][1])
+    parser.add_argument("run", metavar="RUN", type=Path, help="the folder of a run, such as runs/quickstart")
+    parser.add_argument("--html", type=Path, help="where the page is written to (report.html in that folder)")
+    options = parser.parse_args(args)
+    from lit_probsft.analysis.report import run_report
+
+    return run_report(options)
+
+
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{message} (usage: {' '.join(self.format_usage().split()[1:])})")
@@ -192,6 +203,7 @@ _OTHERS: dict[str, tuple[Callable[[Sequence[str]], Any], str]] = {
     "configs": (configs, "list, show or copy the configurations that come with the package"),
     "preview": (preview, "show rows as they will be learnt, and what is wrong with others; loads no model"),
     "export": (export, "write the Hugging Face folder of a checkpoint; needs nothing but the checkpoint"),
+    "report": (report, "write one page about a run: what it has learnt and forgotten, and which tokens it moved"),
 }
 
 

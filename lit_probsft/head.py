@@ -42,6 +42,10 @@ class HeadOutput:
     """(N,), f of each token, before weight and normalizer."""
     correct: Tensor
     """(N,), bool: no other token has a larger logit."""
+    top_prob: Tensor
+    """(N,), p of the most probable token."""
+    entropy: Tensor | None = None
+    """(N,), entropy of the model's distribution in nats, where the objective needs it."""
 
 
 def objective_loss(
@@ -105,10 +109,10 @@ def objective_loss(
         token_weight = token_weight.to(torch.float64 if hidden.dtype == torch.float64 else torch.float32)
     work = _Work(objective, labels, token_weight, context, logit_scale, soft_cap, chunk)
     wanted = torch.is_grad_enabled()
-    total, log_probs, losses, correct = _HeadFunction.apply(hidden, weight, bias, normalizer, work, wanted)  # type: ignore[no-untyped-call]
+    total, *stats = _HeadFunction.apply(hidden, weight, bias, normalizer, work, wanted)  # type: ignore[no-untyped-call]
     if not all_kept:
-        log_probs, losses, correct = (x.new_zeros(count).index_copy(0, kept, x) for x in (log_probs, losses, correct))
-    return HeadOutput(total, log_probs, losses, correct)
+        stats = [values.new_zeros(count).index_copy(0, kept, values) for values in stats]
+    return HeadOutput(total, *stats)
 
 
 @dataclass(frozen=True)
@@ -142,7 +146,10 @@ class _HeadFunction(torch.autograd.Function):
         def empty(*shape: int, dtype: torch.dtype = fp) -> Tensor:
             return torch.empty(shape, dtype=dtype, device=hidden.device)
 
-        log_probs, losses, correct = empty(n), empty(n), empty(n, dtype=torch.bool)
+        losses = empty(n)
+        of_tokens = [empty(n), losses, empty(n, dtype=torch.bool), empty(n)]
+        if "entropy" in work.objective.needs:
+            of_tokens.append(empty(n))
         d_hidden = empty(n, size) if need_hidden else None
         d_weight = empty(vocabulary, size).zero_() if need_weight else None
         d_bias = empty(vocabulary).zero_() if need_bias else None
@@ -165,7 +172,7 @@ class _HeadFunction(torch.autograd.Function):
                 through_logits = "logits" in work.objective.needs
                 gradient = _gradient_through_logits if through_logits else _gradient_through_log_probs
                 d_logits, scale, *stats = gradient(logits, rows, work, need_hidden or need_weight or need_bias)
-                for target, value in zip((log_probs, losses, correct), stats, strict=True):
+                for target, value in zip(of_tokens, stats, strict=True):
                     target[rows] = value
                 # d_logits is to be multiplied by `scale` per row; it is cheaper done on (N, H) than on (N, V).
                 scale = scale * work.logit_scale
@@ -180,7 +187,7 @@ class _HeadFunction(torch.autograd.Function):
                     d_hidden[rows] *= scale.unsqueeze(-1)
                 if d_weight is not None:
                     _add_product(d_weight, d_logits.t(), (h * scale.unsqueeze(-1)).to(operand))
-        ctx.mark_non_differentiable(log_probs, losses, correct)
+        ctx.mark_non_differentiable(*of_tokens)
         ctx.gradients = d_hidden, d_weight, d_bias
         ctx.dtypes = hidden.dtype, weight.dtype, None if bias is None else bias.dtype
         ctx.normalizer = normalizer
@@ -188,7 +195,7 @@ class _HeadFunction(torch.autograd.Function):
         wide = torch.float32 if device == "mps" else torch.float64
         weighted = losses.to(wide) if work.token_weight is None else losses.to(wide) * work.token_weight
         total = (weighted.sum() / normalizer).to(fp)
-        return total, log_probs, losses, correct
+        return total, *of_tokens
 
     @staticmethod
     @once_differentiable
@@ -206,10 +213,9 @@ class _HeadFunction(torch.autograd.Function):
         return *scaled, None, None, None
 
 
-def _gradient_through_log_probs(
-    logits: Tensor, rows: slice, work: _Work, wanted: bool
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """For an f that differentiates log p alone: (d_logits but for a factor per row, that factor, log p, f, correct).
+def _gradient_through_log_probs(logits: Tensor, rows: slice, work: _Work, wanted: bool) -> tuple[Tensor, ...]:
+    """For an f that differentiates log p alone: (d_logits but for a factor per row, that factor, log p, f, correct, top
+    p), and the entropy where it is needed.
 
     `logits` (C, V) are overwritten. With e = exp(logits - max), S their sum and R that sum without the target's,
     softmax - onehot is (e, and -R at the target) / S: the target's entry and log p keep their digits where p is near 1.
@@ -249,7 +255,7 @@ def _gradient_through_log_probs(
         fields["log_complement"] = others.log() - total.log()
     if not wanted:  # inside inference mode nothing could be differentiated
         losses = _losses(work, log_probs=log_probs, **fields)
-        return logits, log_probs, log_probs, losses, gap == 0
+        return logits, log_probs, log_probs, losses, gap == 0, *_top_prob_and_entropy(total.reciprocal(), fields)
     with torch.enable_grad():
         log_probs = log_probs.requires_grad_()
         losses = _losses(work, log_probs=log_probs, **fields)
@@ -257,12 +263,12 @@ def _gradient_through_log_probs(
     if work.token_weight is not None:
         steepness = steepness * work.token_weight[rows]
     logits.scatter_(-1, labels, -others.unsqueeze(-1))
-    return logits, steepness / total, log_probs.detach(), losses.detach(), gap == 0
+    of_tokens = log_probs.detach(), losses.detach(), gap == 0
+    # The largest term of the sum is 1.
+    return logits, steepness / total, *of_tokens, *_top_prob_and_entropy(total.reciprocal(), fields)
 
 
-def _gradient_through_logits(
-    logits: Tensor, rows: slice, work: _Work, wanted: bool
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+def _gradient_through_logits(logits: Tensor, rows: slice, work: _Work, wanted: bool) -> tuple[Tensor, ...]:
     """The same for a loss of the whole distribution, by autograd on a chunk's logits."""
     labels = work.labels[rows].unsqueeze(-1)
     with torch.set_grad_enabled(wanted):
@@ -283,8 +289,14 @@ def _gradient_through_logits(
         weighted = losses if work.token_weight is None else losses * work.token_weight[rows]
         d_logits = derivative(weighted, logits) if wanted else logits
     logits = logits.detach()
-    correct = logits.gather(-1, labels).squeeze(-1) >= logits.amax(-1)
-    return d_logits, logits.new_ones(logits.shape[0]), log_probs.detach(), losses.detach(), correct
+    log_probs, target, peak = log_probs.detach(), logits.gather(-1, labels).squeeze(-1), logits.amax(-1)
+    of_tokens = log_probs, losses.detach(), target >= peak
+    top_prob = (log_probs + (peak - target)).exp()
+    return d_logits, logits.new_ones(logits.shape[0]), *of_tokens, *_top_prob_and_entropy(top_prob, fields)
+
+
+def _top_prob_and_entropy(top_prob: Tensor, fields: Mapping[str, Any]) -> tuple[Tensor, ...]:
+    return (top_prob, fields["entropy"]) if "entropy" in fields else (top_prob,)
 
 
 def _entropy(mass: Tensor) -> Tensor:

@@ -23,6 +23,7 @@ from lightning.pytorch.utilities import rank_zero_info
 
 import lit_probsft.data.mixture  # noqa: F401  by its short name the parser finds only what is imported
 from lit_probsft.callbacks import PredictionWriter, ProgressBar, Throughput
+from lit_probsft.changes import TokenChanges
 from lit_probsft.checks import check_config_files, check_trainer, first_line, read_checkpoint, with_prefix
 from lit_probsft.data import InstructionDataModule
 from lit_probsft.errors import UserError
@@ -324,7 +325,8 @@ class ProbSFTCLI(LightningCLI):
             context={"seed": config.seed_everything},
             export=options.export,
         )
-        ours += [Throughput(), record, GracefulStop(f"python -m lit_probsft fit --config {self.run.config} --resume")]
+        again = f"python -m lit_probsft fit --config {self.run.config} --resume"
+        ours += [Throughput(), TokenChanges(), record, GracefulStop(again)]
         if any(isinstance(callback, ModelCheckpoint) for callback in given):
             raise UserError(
                 "trainer.callbacks: expected no ModelCheckpoint: --checkpoints.every_n_steps, keep_last and export say "
@@ -359,12 +361,17 @@ class ProbSFTCLI(LightningCLI):
         if before is not None and "val/nll" in metrics:
             after, mean_p = float(metrics["val/nll"]), float(metrics["val/mean_p"])
             lines.append(f"val/nll {before:.3f} -> {after:.3f} nats, mean p {mean_p:.3f}")
+        for name, change in self.record.content.get("forgetting", {}).items():
+            if name != "validation":
+                lines.append(f"val/{name}/nll {change['nll']['initial']:.3f} -> {change['nll']['final']:.3f} nats")
         lines += [
             f"model:   {self.run.hf}  (transformers.AutoModelForCausalLM.from_pretrained loads it as it is)",
             f"record:  {self.run.record}, {self.run.metrics}, {self.run.checkpoints}/",
             "next:    the same run with another objective, under another name:",
             f"         python -m lit_probsft fit --config {self.run.config} --name {self.run.path.name}-power "
             "--model.objective Power --model.objective.alpha 0.5",
+            "         a page about this one:",
+            f"         python -m lit_probsft report {self.run.path}",
             "         answers of the trained model:",
             f"         python -m lit_probsft predict --config {self.run.config}",
         ]

@@ -19,7 +19,7 @@ from lit_probsft.callbacks import NonFiniteGuard
 from lit_probsft.errors import UserError
 from lit_probsft.head import IGNORE_INDEX, HeadOutput, HeadRequest
 from lit_probsft.lora import LoRA
-from lit_probsft.metrics import TokenMeans
+from lit_probsft.metrics import Calibration, TokenMeans
 from lit_probsft.model import (
     ModelSource,
     check_head,
@@ -127,6 +127,13 @@ class ProbSFTModule(L.LightningModule):
         self.skipped_steps = 0
         """Optimizer steps so far that were skipped because loss or gradient was not finite."""
         self.last_step_skipped = False
+        self.eval_calibration = Calibration()
+        self.calibration: Tensor | None = None
+        """Of the last evaluation, as `Calibration` gives its `bins`."""
+        self.watched: tuple[str, ...] = ()
+        """Names of the sets that are validated on beside the validation set."""
+        self.watch_means = nn.ModuleList()
+        self.watch_calibrations = nn.ModuleList()
         self.batch_mean_p = 0.0
         """Mean p over the last optimizer step's supervised tokens on all ranks, where the objective needs it."""
         self.initial_metrics: dict[str, float] = {}
@@ -199,6 +206,10 @@ class ProbSFTModule(L.LightningModule):
     def token_loss(self, tokens: TokenStats) -> Tensor:
         """The loss of each token, (N,): the objective's. Override it for an objective in place."""
         return self.objective.loss(tokens)
+
+    def gradient_weight(self, tokens: TokenStats) -> Tensor:
+        """(N,), the pull W of `token_loss` on each target's logit (see `Objective.gradient_weight`)."""
+        return _TokenLoss(self, measures=False).gradient_weight(tokens)
 
     def compute(
         self, batch: dict[str, Any], normalizer: float | None = None
@@ -337,24 +348,40 @@ class ProbSFTModule(L.LightningModule):
 
     # --- evaluation
 
-    def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
-        """Add a batch to the means."""
-        self.eval_means.update(self.compute(batch)[0], _sources(batch))
+    def validation_step(self, batch: dict[str, Any], batch_idx: int, dataloader_idx: int = 0) -> dict[str, Tensor]:
+        """Add a batch to the means of its set: the validation set comes first, those that are watched behind it.
+
+        Returns:
+            `log_probs` (N,) of the batch's supervised tokens in row-major order, nats.
+        """
+        output = self.compute(batch)[0]
+        means, calibration = self.eval_means, self.eval_calibration
+        if dataloader_idx:
+            means, calibration = self._of_watched(dataloader_idx - 1)
+        means.update(output, _sources(batch))
+        calibration.update(output)
+        return {"log_probs": output.log_probs}
+
+    def _of_watched(self, index: int) -> tuple[TokenMeans, Calibration]:
+        means, calibration = self.watch_means[index], self.watch_calibrations[index]
+        assert isinstance(means, TokenMeans)
+        assert isinstance(calibration, Calibration)
+        return means, calibration
 
     def on_validation_epoch_end(self) -> None:
-        """Log `val/nll` and the others over all tokens of all ranks."""
+        """Log `val/nll` and the others over all tokens of all ranks, and `val/SET/nll` of the sets that are watched."""
         self._log_evaluation("val")
 
-    def test_step(self, batch: dict[str, Any], batch_idx: int) -> None:
+    def test_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Tensor]:
         """As validation."""
-        self.validation_step(batch, batch_idx)
+        return self.validation_step(batch, batch_idx)
 
     def on_test_epoch_end(self) -> None:
         """As validation."""
         self._log_evaluation("test")
 
     def _log_evaluation(self, stage: str) -> None:
-        means = self.eval_means.compute()
+        means = self.eval_means.compute() | self._beside_the_means()
         self.eval_means.reset()
         if (
             self.trainer.sanity_checking
@@ -367,6 +394,18 @@ class ProbSFTModule(L.LightningModule):
             return
         self.log_dict({f"{stage}/{name}": value for name, value in means.items() if name != "nll"}, rank_zero_only=True)
         self.log(f"{stage}/nll", means["nll"], prog_bar=True, rank_zero_only=True)
+
+    def _beside_the_means(self) -> dict[str, Tensor]:
+        """Calibration and entropy, and what is measured of the sets that are watched; forgets them."""
+        measured = self.eval_calibration.compute()
+        self.calibration = measured.pop("bins")
+        self.eval_calibration.reset()
+        for index, name in enumerate(self.watched):
+            for metric, wanted in zip(self._of_watched(index), (("nll", "mean_p"), ("ece",)), strict=True):
+                found = metric.compute()
+                measured |= {f"{name}/{key}": found[key] for key in wanted}
+                metric.reset()
+        return measured
 
     def predict_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Tensor]:
         """Answers to prompts padded on the left: `documents` (B,) and `answers` (B, T'), token ids after the prompt."""
@@ -504,6 +543,13 @@ class ProbSFTModule(L.LightningModule):
         sources_of = getattr(self._datamodule(), "sources_of", lambda split: ())
         self.train_means.tell_apart(sources_of("train"))
         self.eval_means.tell_apart(sources_of("test" if stage == "test" else "validation"))
+        self.watched = getattr(self._datamodule(), "watched", ()) if stage in ("fit", "validate") else ()
+        self.watch_means = nn.ModuleList(TokenMeans(self.objective) for _ in self.watched)
+        self.watch_calibrations = nn.ModuleList(Calibration() for _ in self.watched)
+        if self.watched:
+            # Lightning would print all metrics once for each loader, though their names say what they are of.
+            loop, show = self.trainer.validate_loop, self.trainer.validate_loop._print_results
+            loop._print_results = lambda results, stage: show(results[:1], stage)  # type: ignore[method-assign]
         if str(self.trainer.precision).startswith("16"):
             raise UserError(
                 f"trainer.precision: expected 32-true, bf16-mixed or bf16-true, got {self.trainer.precision}"
@@ -518,12 +564,14 @@ class ProbSFTModule(L.LightningModule):
 class _TokenLoss(Objective):
     """The module's `token_loss` as the head sees it: an override there reaches the head, needs and interval stay."""
 
-    def __init__(self, module: ProbSFTModule) -> None:
+    def __init__(self, module: ProbSFTModule, measures: bool = True) -> None:
         self._module = module
+        # A pass over the logits that training does not pay for.
+        self._measured = frozenset({"entropy"} if measures and not module.training else ())
 
     @property
     def needs(self) -> frozenset[str]:
-        return self._module.objective.needs
+        return self._module.objective.needs | self._measured
 
     @property
     def top_k(self) -> int:

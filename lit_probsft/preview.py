@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import argparse
-import html
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
+from lit_probsft.analysis.page import escape, facts_table, page, visible, write_page
 from lit_probsft.errors import UserError
 
 if TYPE_CHECKING:
@@ -17,19 +17,12 @@ if TYPE_CHECKING:
 MEASURED = 2000
 """At most so many rows are tokenized for the counts; fewer are shown."""
 
-_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
 _LOST = {
     "dropped": "dropped",
     "skipped": "cannot be used, where fit stops unless `data.on_bad_row: skip` is set",
 }
 _CUT = "the end of an answer is cut off by data.max_length, so that it is not learnt to stop there"
 _STYLES = {"masked": "dim", "learnt": "bold green", "end": "black on green"}
-_CSS = """
-body { font: 15px/1.5 system-ui, sans-serif; max-width: 60em; margin: 2em auto; padding: 0 1em; }
-pre { white-space: pre-wrap; overflow-wrap: anywhere; background: #f6f6f4; padding: 1em; }
-.masked { color: #888; } .learnt { color: #05682f; font-weight: 600; } .end { color: #fff; background: #05682f; }
-.wrong { color: #a40000; } td, th { text-align: left; padding-right: 1.5em; }
-"""
 
 
 @dataclass(frozen=True)
@@ -60,7 +53,7 @@ class Problem:
 
     def told(self, measured: int) -> str:
         """In a line."""
-        return f"{self.rows} of {measured} rows, from row {self.first} on: {_visible(self.what)}"
+        return f"{self.rows} of {measured} rows, from row {self.first} on: {visible(self.what)}"
 
 
 @dataclass
@@ -173,19 +166,19 @@ def html_page(preview: Preview) -> str:
     """A preview as one page that needs nothing else."""
     rows = []
     for shown in preview.shown:
-        pieces = "".join(f'<span class="{kind}">{html.escape(piece)}</span>' for piece, kind in shown.pieces)
-        rows.append(f"<h2>{html.escape(_title(shown))}</h2>\n<pre>{pieces}</pre>")
-    facts = "".join(f"<tr><th>{name}</th><td>{html.escape(value)}</td></tr>" for name, value in preview.facts().items())
+        pieces = "".join(f'<span class="{kind}">{escape(piece)}</span>' for piece, kind in shown.pieces)
+        rows.append(f"<h2>{escape(_title(shown))}</h2>\n<pre>{pieces}</pre>")
     problems = "".join(
-        f'<li class="wrong">{html.escape(problem.told(preview.measured))}</li>' for problem in preview.problems
+        f'<li class="wrong">{escape(problem.told(preview.measured))}</li>' for problem in preview.problems
     )
-    return (
-        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"><title>data.{preview.split}</title>'
-        f"<style>{_CSS}</style></head><body>\n<h1>data.{preview.split}</h1>\n<table>{facts}</table>\n"
-        f"<ul>{problems or '<li>nothing wrong was found</li>'}</ul>\n"
+    body = [
+        facts_table(preview.facts()),
+        f"<ul>{problems or '<li>nothing wrong was found</li>'}</ul>",
         '<p><span class="masked">masked</span> <span class="learnt">supervised</span> '
-        '<span class="end">end of turn</span></p>\n' + "\n".join(rows) + "\n</body></html>\n"
-    )
+        '<span class="end">end of turn</span></p>',
+        *rows,
+    ]
+    return page(f"data.{preview.split}", body)
 
 
 def run_preview(options: argparse.Namespace, rest: Sequence[str]) -> Preview:
@@ -209,10 +202,7 @@ def run_preview(options: argparse.Namespace, rest: Sequence[str]) -> Preview:
     preview = make_preview(data_of(rest), options.split, options.rows)
     print_preview(preview, Console(highlight=False))
     if options.html is not None:
-        try:
-            options.html.write_text(html_page(preview), encoding="utf-8")
-        except OSError as error:
-            raise UserError(f"--html: cannot write {str(options.html)!r}: {error.strerror or error}") from error
+        write_page(options.html, html_page(preview), "--html")
         print(f"{options.html}: the same as a page")
     if not preview.tokens:
         raise UserError(f"data.{options.split}: expected at least one row that can be used, got none of those above")
@@ -230,7 +220,7 @@ def _pieces(tokenizer: Any, ids: list[int], labels: list[int], special: set[int]
     for place in range(1, len(ids) + 1):
         if place == len(ids) or kinds[place] != kinds[start]:
             text = tokenizer.decode(ids[start:place], skip_special_tokens=False, clean_up_tokenization_spaces=False)
-            pieces.append((_visible(text), kinds[start]))
+            pieces.append((visible(text), kinds[start]))
             start = place
     return pieces
 
@@ -250,8 +240,3 @@ def _general(reason: str) -> str:
     first = re.sub(r" \(row \d+ of [\w.]+, counted from 0\)", "", reason)
     first = re.sub(r"\b\d+ tokens, at most", "too many tokens, at most", first)
     return re.sub(r"tokens, got \d+", "tokens, got more", first)
-
-
-def _visible(text: str) -> str:
-    """Control characters as pictures: a row must not steer the terminal."""
-    return _CONTROL.sub(lambda match: chr(0x2400 + ord(match[0])) if match[0] < " " else "␡", text)

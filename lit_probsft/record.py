@@ -22,6 +22,7 @@ from lightning.pytorch.loggers.csv_logs import ExperimentWriter
 from lightning.pytorch.utilities import rank_zero_warn
 
 from lit_probsft.callbacks import Throughput, datamodule_of
+from lit_probsft.changes import TokenChanges, forgetting
 from lit_probsft.disk import told
 from lit_probsft.errors import UserError
 from lit_probsft.export import CHECKPOINT_KEY, checkpoint_entry, export_checkpoint, export_model
@@ -269,6 +270,8 @@ class RunRecord(Callback):
 
     def _finish(self, trainer: L.Trainer, pl_module: ProbSFTModule, status: str) -> None:
         self._list_losses(getattr(datamodule_of(trainer), "losses", {}))  # of a stream they are known only now
+        metrics = {**(self.content.get("metrics") or {}), **self._metrics, **_metrics(trainer)}
+        changes = next((c for c in trainer.callbacks if isinstance(c, TokenChanges)), None)  # type: ignore[attr-defined]
         throughput = next((c for c in trainer.callbacks if isinstance(c, Throughput)), None)  # type: ignore[attr-defined]
         self.content.update(
             status=status,
@@ -280,8 +283,15 @@ class RunRecord(Callback):
                 "skipped_steps": pl_module.skipped_steps,
             },
             initial_metrics=pl_module.initial_metrics,
-            metrics={**(self.content.get("metrics") or {}), **self._metrics, **_metrics(trainer)},
+            metrics=metrics,
+            forgetting=forgetting(pl_module.initial_metrics, metrics, pl_module.watched),
         )
+        try:
+            tokens = changes.write(self.run.tokens, trainer, pl_module) if changes else None
+        except UserError as error:  # a full disk: the record and the model still have a chance
+            rank_zero_warn(f"what training did to single tokens is not kept: {error}")
+        else:
+            self.content.update({} if tokens is None else {"tokens": tokens})
         write_json(self.run.record, self.content)
 
     def state_dict(self) -> dict[str, Any]:

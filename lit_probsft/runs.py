@@ -9,6 +9,8 @@ runs/<name>/
   hf-steps/           the same after each checkpoint, with `checkpoints.export: every`
   predictions.jsonl   answers of `predict`
   .lock               held by the process that trains
+  tokens.npz          p of validation tokens before and after
+  report.html         what `report` makes of all this
   skipped.jsonl       rows that were not used, with the reason: split, row, what, reason; none where all were
 """
 
@@ -43,6 +45,16 @@ class RunFolder:
     def metrics(self) -> Path:
         """Logged metrics."""
         return self.path / "metrics.csv"
+
+    @property
+    def tokens(self) -> Path:
+        """p of validation tokens before and after."""
+        return self.path / "tokens.npz"
+
+    @property
+    def report(self) -> Path:
+        """The page about the run."""
+        return self.path / "report.html"
 
     @property
     def record(self) -> Path:
@@ -129,7 +141,7 @@ class RunFolder:
                 tidy(folder)
             if not resume:
                 mine = (self.config, self.record, self.metrics, self.predictions, self.skipped)
-                for path in (*mine, self.checkpoints, self.hf, self.hf_steps):
+                for path in (*mine, self.tokens, self.report, self.checkpoints, self.hf, self.hf_steps):
                     if path.is_symlink() and path.is_dir():  # to a larger disk, say, which will be wanted again
                         for child in path.iterdir():
                             remove(child)

@@ -69,7 +69,7 @@ def rows_of(path: Path) -> list[dict[str, str]]:
 def test_fit_leaves_what_it_promises(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     cli = fit(config(tmp_path), "--model.objective", "Threshold", "--model.objective.min_prob", "0.001")
     run = tmp_path / "runs" / "tiny"
-    names = {".lock", "config.yaml", "metrics.csv", "run.json", "checkpoints", "hf"}
+    names = {".lock", "config.yaml", "metrics.csv", "run.json", "tokens.npz", "checkpoints", "hf"}
     assert {p.name for p in run.iterdir()} == names
     assert {p.name for p in (run / "checkpoints").iterdir()} == {"best.ckpt", "last.ckpt", "step-00000003.ckpt"}
 

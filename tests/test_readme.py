@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from lit_probsft import objectives
-from lit_probsft.cli import main
+from lit_probsft.cli import _OTHERS, TRAINING, main
 from tests import tiny
 
 ROOT = Path(__file__).parent.parent
@@ -67,6 +67,15 @@ def test_rows_are_packed_as_the_readme_says(tmp_path: Path, monkeypatch: pytest.
     assert record["packs"] < record["kept"]
 
 
+def test_sets_are_watched_and_shown_as_the_readme_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (command,) = [command for command in COMMANDS if "--data.watch" in command]
+    run(command, "--data.train.count=10", "--data.validation.count=2")
+    (command,) = [command for command in COMMANDS if "runs/watched" in command]
+    main(shlex.split(command)[3:])
+    assert "val/others/nll" in (tmp_path / "runs" / "watched" / "report.html").read_text()
+
+
 def run(command: str, *more: str):
     args = shlex.split(command.replace("configs/", f"{ROOT}/configs/"))
     assert args[:3] == ["python", "-m", "lit_probsft"]
@@ -79,7 +88,7 @@ def test_every_command_of_the_readme_exists() -> None:
     overview = main(["--help"]) or ""
     for command in COMMANDS:
         for match in re.finditer(r"python -m lit_probsft (\w+)", command):
-            assert match[1] in ("fit", "validate", "test", "predict", "preview", "export"), overview
+            assert match[1] in {*TRAINING, *_OTHERS}, overview
         for path in re.findall(r"configs/[\w./]+\.yaml", command):
             assert (ROOT / path).exists(), path
 

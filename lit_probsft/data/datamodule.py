@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -33,9 +34,19 @@ from lit_probsft.errors import UserError, near_matches
 
 _STAGES = {"fit": ("train", "validation"), "validate": ("validation",), "test": ("test",), "predict": ("predict",)}
 
+_WATCHED_IN = ("fit", "validate")
+_SET_NAME = re.compile(r"[\w.\-]+")
+_NOT_A_SET = ("validation", "loss", "nll", "mean_p", "accuracy", "inside", "ece", "entropy")
+"""Names that mean something else where metrics are called val/SET/nll."""
+
 _LENGTH_POOL = 50
 _PROBED = 100  # rows of a stream among which one that can be used is looked for at the start
 _SHUFFLE_BUFFER = 10_000
+
+
+def watch_split(name: str) -> str:
+    """The split of a watched set: what its rows, counts and errors are listed under."""
+    return f"watch.{name}"
 
 
 class InstructionDataModule(LightningDataModule):
@@ -46,6 +57,8 @@ class InstructionDataModule(LightningDataModule):
         validation: rows to watch during training.
         validation_fraction: in place of `validation`, the share of the training rows to hold out; which ones depends on
             `seed` alone.
+        watch: other sets to validate on beside `validation`, by name (letters, digits, `_`, `-`, `.`): what training
+            makes the model forget, or learn along. Metrics are val/NAME/nll, val/NAME/mean_p and val/NAME/ece.
         test: rows for the `test` stage.
         predict: rows whose prompts are answered in the `predict` stage; by default those of `test`, else of validation.
         tokenizer: a `TokenizerSource`; a text stands for `PretrainedTokenizer(text)`. From Python also a loaded
@@ -95,6 +108,7 @@ class InstructionDataModule(LightningDataModule):
         train: Source | str | None = None,
         validation: Source | str | None = None,
         validation_fraction: float = 0.0,
+        watch: dict[str, Source | str] | None = None,
         test: Source | str | None = None,
         predict: Source | str | None = None,
         tokenizer: TokenizerSource | str | None = None,
@@ -144,6 +158,16 @@ class InstructionDataModule(LightningDataModule):
             raise UserError("data.validation_fraction: expected it or data.validation, got both")
         if validation_fraction and train is None:
             raise UserError("data.validation_fraction: expected data.train to take the rows from, got none")
+        for name in watch or {}:
+            if not _SET_NAME.fullmatch(name):
+                raise UserError(f"data.watch: expected names of letters, digits, `_`, `-` and `.`, got {name!r}")
+            if name in _NOT_A_SET:
+                raise UserError(f"data.watch: expected a name that no metric has, got {name!r}")
+        if watch and validation is None and not validation_fraction:
+            raise UserError(
+                "data.watch: expected data.validation or data.validation_fraction beside it, which say what is gained, "
+                "got neither"
+            )
         if format == "plain" and chat_template is not None:
             raise UserError("data.chat_template: expected none with `data.format: plain`, which uses no template")
 
@@ -171,6 +195,11 @@ class InstructionDataModule(LightningDataModule):
             rows = self._splits["train"].loaded
             self._splits["train"] = Split(rows, "kept", validation_fraction, seed)
             self._splits["validation"] = Split(rows, "held_out", validation_fraction, seed)
+        self.watched = tuple(watch or ())
+        """Names of the other sets that are validated on."""
+        for name, value in (watch or {}).items():
+            argument = watch_split(name)
+            self._splits[argument] = Split(LoadedSource(as_source(value), argument, skips=on_bad_row == "skip"))
         if predict is None and (fallback := self._splits.get("test") or self._splits.get("validation")):
             self._splits["predict"] = fallback
         self.validation_fraction, self.seed = validation_fraction, seed
@@ -280,6 +309,10 @@ class InstructionDataModule(LightningDataModule):
     def sources_of(self, split: str) -> tuple[str, ...]:
         """Names of the sources that split `split` is made of; empty when it has one, or is not there."""
         return self._splits[split].loaded.source.parts if split in self._splits else ()
+
+    def documents(self, split: str) -> TokenStore:
+        """The tokenized documents of split `split` (`watch.NAME` for a set that is watched), not of a stream."""
+        return self._store(split)
 
     def describe(self) -> dict[str, Any]:
         """Sources and options as plain data, for the record of a run."""
@@ -424,8 +457,13 @@ class InstructionDataModule(LightningDataModule):
         )
 
     def val_dataloader(self) -> Any:
-        """Micro-batches of every validation document, once; an empty list without validation rows."""
-        return self._evaluation_loader("validation") if "validation" in self._splits else []
+        """Micro-batches of every validation document, once; with `watch` a list of such, one for each set behind that
+        of validation; an empty list without validation rows."""
+        if "validation" not in self._splits:
+            return []
+        loader = self._evaluation_loader("validation")
+        others = [self._evaluation_loader(watch_split(name)) for name in self.watched]
+        return [loader, *others] if others else loader
 
     def test_dataloader(self) -> PlanLoader:
         """Micro-batches of every test document, once."""
@@ -441,6 +479,8 @@ class InstructionDataModule(LightningDataModule):
         if stage is None:
             return list(self._splits)
         first, *others = _STAGES[stage]
+        if stage in _WATCHED_IN:
+            others += map(watch_split, self.watched)
         self._split(first)
         return [first, *(name for name in others if name in self._splits)]
 

@@ -5,9 +5,11 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
+from lit_probsft.analysis.tokens import Tokens
 from lit_probsft.parallel.storage import damage, format_of, steps
 from tests import tiny
 from tests.crash.scene import Scene, exported, metrics
@@ -20,8 +22,12 @@ SGD = {"class_path": "torch.optim.SGD", "init_args": {"lr": 0.1}}
 @pytest.fixture(scope="module")
 def single(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Scene:
     """A run in one process."""
+    folder = tmp_path_factory.mktemp("smoke")
+    path = str(tiny.write_rows(folder / "watched.jsonl", 3, seed=2))
+    source = {"class_path": "Rows", "init_args": {"path": path, "prompt": "question", "response": "answer"}}
     changes: dict[str, Any] = {"model__model": PLAIN, "model__optimizer": SGD, "data__length_pool": 0}
-    scene = Scene(server, tmp_path_factory.mktemp("smoke"), data__batch_size=2, **changes)
+    changes["data__watch"] = {"other": source}
+    scene = Scene(server, folder, data__batch_size=2, **changes)
     scene.fit("single", "--data.batch_size=4")
     return scene
 
@@ -53,4 +59,9 @@ def test_two_processes_do_what_one_does(single: Scene, strategy: str, kind: str)
     assert [damage(path) for path in checkpoints] == [None] * 2
     ours, expected = (metrics(single.run(which) / "metrics.csv") for which in (name, "single"))
     assert [row.keys() for row in ours] == [row.keys() for row in expected]
-    assert float(ours[-1]["val/nll"]) == pytest.approx(float(expected[-1]["val/nll"]), rel=1e-4)
+    for name_of in ("val/nll", "val/other/nll", "val/ece", "val/other/ece", "val/entropy"):
+        assert float(ours[-1][name_of]) == pytest.approx(float(expected[-1][name_of]), rel=1e-4), name_of
+    tokens, of_one = (Tokens(single.run(which) / "tokens.npz") for which in (name, "single"))
+    for when in ("before", "after"):
+        assert tokens.measured(when)
+        np.testing.assert_allclose(getattr(tokens, when), getattr(of_one, when), rtol=1e-4)

@@ -1,0 +1,125 @@
+"""The one writer of HTML: a page that needs nothing beside itself and shows texts of users as texts."""
+
+from __future__ import annotations
+
+import html
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from lit_probsft.errors import UserError
+
+_CONTROL = re.compile(r"[\x00-\x08\x0b-\x1f\x7f-\x9f]")
+_NO_CHARACTER = re.compile("[\ud800-\udfff\ufffe\uffff]")
+_CSS = """
+body { font: 15px/1.5 system-ui, "DejaVu Sans", sans-serif; max-width: 62em; margin: 2em auto; padding: 0 1em;
+  color: #1c1c1a; background: #fff; }
+h1 { line-height: 1.2; } h2 { margin: 2em 0 .4em; border-bottom: 1px solid #ddd; } h3 { margin: 1.2em 0 .3em; }
+p { max-width: 48em; margin: .4em 0 .8em; }
+pre { white-space: pre-wrap; overflow-wrap: anywhere; background: #f6f6f4; padding: 1em; }
+table { border-collapse: collapse; margin: .5em 0 1em; }
+td, th { text-align: left; vertical-align: top; padding: .15em 1.5em .15em 0; overflow-wrap: anywhere; }
+table.wide { width: 100%; } table.wide td { border-top: 1px solid #eee; }
+table.wide td:last-child { width: 65%; padding-right: 0; } .number { white-space: nowrap; }
+.masked { color: #888; } .learnt { color: #05682f; font-weight: 600; } .end { color: #fff; background: #05682f; }
+.wrong { color: #a40000; } .missing { color: #666; font-style: italic; } .gain { color: #05682f; }
+.loss { color: #a33b00; }
+.text { font: 13px/1.45 ui-monospace, "DejaVu Sans Mono", monospace; white-space: pre-wrap; }
+.text b { background: #d9eedd; } .text b.loss { background: #fbe3d6; }
+figure { display: inline-block; margin: .5em 1em .5em 0; vertical-align: top; width: 440px; max-width: 100%; }
+figcaption { font-size: 13px; color: #555; } figure.wide { width: 100%; } img { max-width: 100%; }
+svg { max-width: 100%; height: auto; }
+"""
+
+
+def visible(text: str) -> str:
+    """Control characters as pictures, so that a text steers neither a terminal nor a page; what no file can hold is
+    replaced."""
+    text = _CONTROL.sub(lambda match: chr(0x2400 + ord(match[0])) if match[0] < " " else "␡", text)
+    return _NO_CHARACTER.sub("�", text)
+
+
+def escape(text: object) -> str:
+    """Anything as text of a page."""
+    return html.escape(visible(str(text)))
+
+
+def page(title: str, body: Iterable[str]) -> str:
+    """A whole page; it is well-formed XML behind its first line.
+
+    Args:
+        title: a text.
+        body: pieces of HTML.
+    """
+    return (
+        f'<!doctype html>\n<html lang="en"><head><meta charset="utf-8"/><title>{escape(title)}</title>'
+        '<meta name="viewport" content="width=device-width"/>'
+        f"<style>{_CSS}</style></head><body>\n<h1>{escape(title)}</h1>\n" + "\n".join(body) + "\n</body></html>\n"
+    )
+
+
+def facts_table(facts: Mapping[str, Any]) -> str:
+    """Names and values, those of dictionaries in it as `name.key`; both are texts."""
+    rows = "".join(f"<tr><th>{escape(name)}</th><td>{escape(value)}</td></tr>" for name, value in _flat(facts))
+    return f"<table>{rows}</table>" if rows else ""
+
+
+def table(heads: Sequence[str], rows: Iterable[Sequence[str]], kind: str = "") -> str:
+    """A table.
+
+    Args:
+        heads: texts.
+        rows: cells, each a piece of HTML.
+        kind: a class of the style sheet.
+    """
+    head = "".join(f"<th>{escape(name)}</th>" for name in heads)
+    body = "".join("<tr>" + "".join(f"<td>{cell}</td>" for cell in row) + "</tr>" for row in rows)
+    return f'<table class="{kind}"><tr>{head}</tr>{body}</table>'
+
+
+def figure(svg: str, caption: str, *, wide: bool = False) -> str:
+    """A picture and what it shows, a text; over the whole width if it is `wide`."""
+    kind = ' class="wide"' if wide else ""
+    return f"<figure{kind}>{svg}<figcaption>{escape(caption)}</figcaption></figure>"
+
+
+def missing(reason: str) -> str:
+    """In the place of a picture that there is not."""
+    return f'<p class="missing">Missing: {escape(reason)}</p>'
+
+
+def told(value: Any) -> str:
+    """A value of a record as a reader wants it."""
+    if isinstance(value, bool) or value is None:
+        return {True: "yes", False: "no", None: "unknown"}[value]
+    if isinstance(value, float):
+        text = f"{value:.4g}"
+        return f"{value:.10g}" if text == "1" else text  # .99998 is not 1
+    if isinstance(value, int):
+        return f"{value:,}".replace(",", " ")
+    if isinstance(value, Sequence) and not isinstance(value, str):
+        return ", ".join(map(told, value))
+    if isinstance(value, Mapping):
+        return ", ".join(f"{key} {told(part)}" for key, part in value.items())
+    return str(value)
+
+
+def write_page(path: Path, text: str, argument: str) -> None:
+    """Write a page to a file.
+
+    Raises:
+        UserError: it cannot be written; the message names `argument`.
+    """
+    try:
+        path.write_text(text, encoding="utf-8")
+    except OSError as error:
+        raise UserError(f"{argument}: cannot write {str(path)!r}: {error.strerror or error}") from error
+
+
+def _flat(facts: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, str]]:
+    for name, value in facts.items():
+        if isinstance(value, Mapping):
+            yield from _flat(value, f"{prefix}{name}.")
+        else:
+            yield f"{prefix}{name}", told(value)

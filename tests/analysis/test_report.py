@@ -1,0 +1,272 @@
+"""The page about a run: every picture is there, what is missing is said, and nothing of a user's text is run."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree
+
+import numpy as np
+import pytest
+
+from lit_probsft.analysis.charts import curves, read_metrics
+from lit_probsft.analysis.page import escape, told
+from lit_probsft.analysis.svg import Plot, ticks
+from lit_probsft.analysis.tokens import BINS, EDGES, Tokens
+from lit_probsft.cli import main
+from lit_probsft.data import Rows
+from lit_probsft.errors import UserError
+from lit_probsft.preview import html_page, make_preview
+from tests import tiny
+from tests.test_cli import config
+
+HOSTILE = '</b><script>alert("x")</script><img src="https://evil.example/x.png"/>&amp;\x07\x1b[31m\ud800\uffff'
+
+PICTURES = {
+    "Change of the NLL",
+    "Weight of the objective",
+    "Gradient mass by p",
+    "p of the target",
+    "Change of log p by p before",
+    "Likelihood before and after",
+    "Calibration",
+    "NLL",
+    "Mean p of the target",
+    "Accuracy of the top-1 token",
+    "Expected calibration error",
+    "Entropy",
+    "Loss: the objective's own value",
+    "Norm of the gradient",
+    "Learning rate",
+}
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a run with hostile words in its validation rows."""
+    folder = tmp_path_factory.mktemp("run")
+    tiny.write_rows(folder / "other.jsonl", 4, seed=5)
+    columns = {"prompt": "question", "response": "answer"}
+    sources = {
+        name: {"class_path": "Rows", "init_args": {"path": str(folder / f"{name}.jsonl"), **columns}}
+        for name in ("other", "hostile")
+    }
+    path = config(folder, data__watch={"other": sources["other"]}, data__validation=sources["hostile"])
+    text = HOSTILE.encode("utf-8", "ignore").decode()
+    lines = [json.dumps({"question": f"{i} {text}", "answer": f"{text} {i}"}) for i in range(3)]
+    (folder / "hostile.jsonl").write_text("\n".join(lines) + "\n")
+    main(["fit", "--config", str(path), "--runs_dir", str(folder / "runs")])
+    return folder / "runs" / "tiny"
+
+
+def parsed(text: str) -> ElementTree.Element:
+    """The page as XML, which a browser reads as well."""
+    assert text.startswith("<!doctype html>\n")
+    return ElementTree.fromstring(text.partition("\n")[2])
+
+
+def titles(page: ElementTree.Element) -> list[str]:
+    return [
+        svg.findtext("{http://www.w3.org/2000/svg}title") or "" for svg in page.iter("{http://www.w3.org/2000/svg}svg")
+    ]
+
+
+def test_the_page_of_a_run_has_every_picture_and_needs_nothing_else(run: Path) -> None:
+    path = main(["report", str(run)])
+    assert path == run / "report.html"
+    text = path.read_text(encoding="utf-8")
+    page = parsed(text)
+    assert set(titles(page)) == PICTURES
+    assert len(titles(page)) == len(PICTURES)
+    for element in page.iter():
+        assert element.tag.rpartition("}")[2] not in ("script", "link", "iframe", "object", "base", "form")
+        for name, value in element.attrib.items():
+            assert not name.startswith("on")
+            assert name not in ("href", "src")
+            assert not name.startswith("{"), value
+    assert not re.search(r"url\(|@import", text)
+    for svg in page.iter("{http://www.w3.org/2000/svg}svg"):
+        for value in re.findall(r"-?[\d.]+|nan|inf", " ".join(e.get("d", "") for e in svg.iter())):
+            assert -1 <= float(value) <= 450, value  # inside the picture
+    shown = "".join(page.itertext())
+    assert "other" in shown
+    assert "Missing: capability.json" in shown
+    assert shown.count("Missing") == 1
+
+
+def test_words_of_users_stay_words(run: Path) -> None:
+    page = parsed(main(["report", str(run)]).read_text(encoding="utf-8"))
+    moved = [span for span in page.iter("span") if span.get("class") == "text"]
+    assert moved
+    assert any("<script>alert" in "".join(span.itertext()) for span in moved)
+    assert {element.tag for span in moved for element in span} == {"b"}
+    assert ElementTree.fromstring(f"<p>{escape(HOSTILE)}</p>").text == HOSTILE.replace("\x07", "␇").replace(
+        "\x1b", "␛"
+    ).replace("\ud800\uffff", "��")
+
+
+def test_preview_s_page_is_of_the_same_kind(tmp_path: Path) -> None:
+    (tmp_path / "rows.jsonl").write_text(json.dumps({"question": "<i>", "answer": "&\x07"}) + "\n")
+    data = tiny.data(
+        tmp_path / "rows.jsonl", train=Rows(str(tmp_path / "rows.jsonl"), prompt="question", response="answer")
+    )
+    parsed(html_page(make_preview(data)))
+
+
+CAPABILITY: dict[str, Any] = {
+    "mean_prob": 0.6,
+    "interval": [0.55, 0.65],
+    "level": "intermediate",
+    "advice": {"objective": None, "reason": "Nothing prevails <i>.", "commands": ["python -m x"], "warnings": []},
+    "quantiles": {"0.9": {"prob": 0.99998, "one_minus_prob": 2e-5}},
+    "by_source": {"<b>maths": {"mean_prob": 0.7, "interval": [0.6, 0.8]}, "code": {"mean_prob": 0.5}},
+    "by_position": [{"from": 0, "mean_prob": 0.3}],
+}
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        CAPABILITY,
+        {"mean_prob": 0.03, "advice": ["NLL fits.", "Watch it."], "interval": None, "by_source": {"a": 0.1}},
+        {"level": "weak", "advice": "NLL", "by_source": None},
+        {},
+    ],
+)
+def test_a_capability_is_shown_whatever_it_holds(run: Path, tmp_path: Path, content: dict[str, Any]) -> None:
+    for name in ("run.json", "tokens.npz", "metrics.csv"):
+        (tmp_path / name).write_bytes((run / name).read_bytes())
+    (tmp_path / "capability.json").write_text(json.dumps(content))
+    (tmp_path / "capability.png").write_bytes(b"png")
+    page = parsed(main(["report", str(tmp_path), "--html", str(tmp_path / "x.html")]).read_text(encoding="utf-8"))
+    shown = "".join(page.itertext())
+    assert ("Mean p before training" in titles(page)) == ("mean_prob" in content)
+    assert [image.get("src") for image in page.iter("img")] == ["data:image/png;base64,cG5n"]
+    assert "Missing" not in shown
+    if content is CAPABILITY:
+        for word in ("Nothing prevails <i>.", "python -m x", "<b>maths", "0.99998", "by_position"):
+            assert word in shown, word
+
+
+def test_what_a_run_has_not_left_is_said_to_be_missing(tmp_path: Path, run: Path) -> None:
+    (tmp_path / "run.json").write_text('{"status": "running"}')
+    shown = "".join(parsed(main(["report", str(tmp_path)]).read_text()).itertext())
+    for word in ("metrics before and after", "capability.json", "tokens.npz", "metrics.csv"):
+        assert re.search(rf"Missing: [^.]*{re.escape(word)}", shown), word
+    with np.load(run / "tokens.npz") as file:
+        arrays = dict(file)
+    arrays["before"][:] = np.nan
+    arrays = {k: v for k, v in arrays.items() if not k.startswith(("weight", "pull", "calibration"))}
+    np.savez(
+        tmp_path / "tokens.npz", **{**arrays, "moved": arrays["moved"][:0], "moved_text": arrays["moved_text"][:0]}
+    )
+    (tmp_path / "metrics.csv").write_text("step,train/nll\n")
+    page = parsed(main(["report", str(tmp_path)]).read_text())
+    shown = "".join(page.itertext())
+    assert titles(page) == ["p of the target"]
+    for word in ("p before training", "the objective's weight reads more than p", "values before and after", "rows in"):
+        assert f"Missing: {word}" in shown, word
+
+
+@pytest.mark.parametrize(
+    ("content", "flags", "message"),
+    [
+        (None, [], r"^RUN: expected the folder of a run, such as runs/quickstart, got 'r'"),
+        ({}, [], r"^RUN: expected a folder that fit has written to, got 'r' without a run.json"),
+        ({"run.json": "{"}, [], r"^r/run.json: expected JSON, which cannot be read"),
+        ({"run.json": "[]"}, [], r"^r/run.json: expected a JSON object, got list"),
+        ({"run.json": "{}", "tokens.npz": "x"}, [], r"^r/tokens.npz: expected the tokens of a run"),
+        (
+            {"run.json": "{}", "metrics.csv": "step,a\n1,x\n"},
+            [],
+            r"^r/metrics.csv: expected a table with a column step",
+        ),
+        ({"run.json": "{}", "metrics.csv": "a\n1\n"}, [], r"^r/metrics.csv: expected a table with a column step"),
+        ({"run.json": "{}", "capability.json": "x"}, [], r"^r/capability.json: expected JSON"),
+        ({"run.json": "{}"}, ["--html", "no/x.html"], r"^--html: expected a file in a folder that exists"),
+        ({"run.json": "{}"}, ["--html", "r"], r"^--html: cannot write 'r': Is a directory"),
+    ],
+)
+def test_what_a_user_gets_wrong_is_one_message(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: dict[str, str] | None, flags: list[str], message: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name, text in (content or {}).items() if content is not None else ():
+        (tmp_path / "r").mkdir(exist_ok=True)
+        (tmp_path / "r" / name).write_text(text)
+    if content == {}:
+        (tmp_path / "r").mkdir()
+    with pytest.raises(UserError, match=message):
+        main(["report", "r", *flags])
+
+
+def test_bins_are_those_of_a_plain_loop(tmp_path: Path) -> None:
+    rng = np.random.default_rng(0)
+    odds = rng.normal(2, 6, (2, 300))
+    odds[0, :3] = 800.0  # p = 1
+    before, after = -np.logaddexp(0, -odds)
+    after[3] = np.nan  # not measured
+    pull = rng.random(300)
+    np.savez(tmp_path / "t.npz", before=before, after=after, pull_before=pull)
+    tokens, kept = Tokens(tmp_path / "t.npz"), [i for i in range(300) if i != 3]
+
+    def place(value: float) -> int:
+        inside = [index for index in range(BINS) if EDGES[index] <= value < EDGES[index + 1]]
+        return inside[0] if inside else 0 if value < 0 else BINS - 1
+
+    histogram, mass, moves = np.zeros(BINS), np.zeros(BINS), {index: [] for index in range(BINS)}
+    for i in kept:
+        histogram[place(odds[0, i])] += 1 / len(kept)
+        mass[place(odds[0, i])] += pull[i] / len(kept)
+        moves[place(odds[0, i])].append(after[i] - before[i])
+    np.testing.assert_allclose(tokens.histogram("before"), histogram)
+    np.testing.assert_allclose(tokens.pull("before"), mass)
+    change = tokens.change()
+    assert change.tokens.tolist() == [len(found) for found in moves.values()]
+    for index, found in moves.items():
+        assert change.mean[index] == pytest.approx(np.mean(found) if found else math.nan, nan_ok=True)
+        assert change.low[index] == pytest.approx(np.quantile(found, 0.25) if found else math.nan, nan_ok=True)
+
+
+def test_curves_read_what_a_run_has_logged_and_thin_it_by_means(tmp_path: Path) -> None:
+    lines = ["step,train/nll,val/nll,val/a/nll,val/nll/a", "0,,3.5,2.5,1"]
+    lines += [f"{step},{step / 1000},,," for step in range(1, 1201)]
+    (tmp_path / "m.csv").write_text("\n".join([*lines, "1201,0.5"]))  # the last line was cut off
+    metrics = read_metrics(tmp_path / "m.csv")
+    assert metrics["val/a/nll"] == [(0.0, 2.5)]
+    assert len(metrics["train/nll"]) == 1200
+    ((svg, caption),) = curves(metrics)
+    assert "300" in caption
+    assert svg.count("L") < 310
+    labels = [text for text in re.findall(r">([^<>]+)</text>", svg) if re.match("train|val", text)]
+    assert labels == ["train", "val", "val/a"]
+
+
+@pytest.mark.parametrize(("low", "high"), [(0, 1), (-3e-7, 5e-7), (0.1, 0.9), (2, 97654), (-5, -4.9), (3, 3)])
+def test_ticks_are_round_inside_and_few(low: float, high: float) -> None:
+    found = ticks(low, high)
+    assert 1 <= len(found) <= 7
+    assert all(low - 1e-9 * abs(low) <= value <= high + 1e-9 * abs(high) for value in found)
+
+
+def test_a_picture_of_one_point_or_none_is_one() -> None:
+    for values in ([], [0.5], [math.nan, math.inf]):
+        plot = Plot("<t>", "x", "y", (1, 1), (0.5, 0.5))
+        plot.line(values, values, "#000", "a<b")
+        assert "nan" not in plot.render()
+        ElementTree.fromstring(plot.render())
+
+
+def test_p_near_1_is_told_apart_from_1() -> None:
+    assert [told(value) for value in (0.99998, 1.0, 0.5, True, None, 12345, [0.1, "a"])] == [
+        "0.99998",
+        "1",
+        "0.5",
+        "yes",
+        "unknown",
+        "12 345",
+        "0.1, a",
+    ]
