@@ -247,6 +247,8 @@ def _gradient_through_log_probs(
         fields["top_entropy"] = sums["top_entropy"]
     if "log_complement" in needs:
         fields["log_complement"] = others.log() - total.log()
+    if "top_log_prob" in needs:
+        fields["top_log_prob"] = -total.log()
     if not wanted:  # inside inference mode nothing could be differentiated
         losses = _losses(work, log_probs=log_probs, **fields)
         return logits, log_probs, log_probs, losses, gap == 0
@@ -279,6 +281,8 @@ def _gradient_through_logits(
             fields["top_entropy"] = _entropy(constant.topk(min(work.objective.top_k, constant.shape[1])).values.exp())
         if "log_complement" in needs:
             fields["log_complement"] = constant.scatter(-1, labels, -torch.inf).logsumexp(-1)
+        if "top_log_prob" in needs:
+            fields["top_log_prob"] = constant.amax(-1)
         losses = _losses(work, log_probs=log_probs, logits=logits, labels=labels.squeeze(-1), **fields)
         weighted = losses if work.token_weight is None else losses * work.token_weight[rows]
         d_logits = derivative(weighted, logits) if wanted else logits

@@ -57,6 +57,7 @@ def obvious(
         logits=logits,
         labels=target[:, 0],
         top_entropy=entropy_of_the_largest(constant.exp(), objective.top_k),
+        top_log_prob=constant.amax(-1),
         **CONTEXT,
     )
     losses = objective.loss(tokens)
