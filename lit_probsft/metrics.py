@@ -28,13 +28,16 @@ class TokenMeans(Metric):
 
     def __init__(self, objective: Objective, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        low, high = objective.interval
-        self._interval = Threshold(min_prob=low, max_prob=high)
+        self.watch(objective.interval)
         # fp32 stops counting at 2^24 tokens, but Apple's GPUs have nothing wider.
         self._wide = torch.float32 if torch.backends.mps.is_available() else torch.float64
         self.sources: tuple[str, ...] = ()
         self.add_state("sums", torch.zeros(len(self.NAMES) + 1, dtype=self._wide), dist_reduce_fx="sum")
         self.add_state("of_sources", torch.zeros(0, 3, dtype=self._wide), dist_reduce_fx="sum")
+
+    def watch(self, interval: tuple[float, float]) -> None:
+        """From now on `inside` counts the tokens whose p lies in this closed interval."""
+        self._interval = Threshold(min_prob=interval[0], max_prob=interval[1])
 
     def tell_apart(self, sources: Sequence[str]) -> None:
         """From now on keep the sums of these sources apart; forgets what was added so far."""
