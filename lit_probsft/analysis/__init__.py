@@ -1,0 +1,1 @@
+"""What a model knows before training, and what training did."""
