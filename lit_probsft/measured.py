@@ -77,7 +77,7 @@ class Fitted:
     """What an objective that fits itself to the model reads: kept here, equal on all ranks, part of a checkpoint.
 
     Args:
-        objective: may name a `source` of the capability; without one it has to be measured.
+        objective: may name a `source` of the capability; without one (an empty one) it has to be measured.
 
     Raises:
         UserError: the source is none, or there are two.
@@ -93,10 +93,10 @@ class Fitted:
         self.running_mean_p: float | None = None
         found = {part.source for part in parts(objective) if part.needs & READ and hasattr(part, "source")}
         if len(found) > 1:
-            told = ", ".join(sorted(str(source) for source in found))
+            told = ", ".join(sorted(source or "none" for source in found))
             raise UserError(f"model.objective.source: expected the same for all parts of the objective, got {told}")
-        self.source: str | None = found.pop() if found else None
-        if self.wanted and self.source is not None:
+        self.source: str = found.pop() if found else ""
+        if self.wanted and self.source:
             self.set(Capability.read(self.source))
 
     @property

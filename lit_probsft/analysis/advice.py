@@ -77,13 +77,13 @@ class Command:
     Attributes:
         flags: those of the configuration, without the name.
         name: of the run.
-        steps: optimizer steps of a pilot.
+        pilot: flags that make a run short, and validate it at its end.
         source: where the capability lies.
     """
 
     flags: Sequence[str]
     name: str
-    steps: int
+    pilot: Sequence[str]
     source: str
 
     def fit(self, suffix: str, *flags: str) -> str:
@@ -100,8 +100,7 @@ class Command:
             "neg-p": ["NegP"],
             "running": ["RunningPower", "--model.objective.source", self.source],
         }
-        steps = ["--trainer.max_steps", str(self.steps)]
-        return [self.fit(f"pilot-{k}", "--model.objective", *words, *steps) for k, words in objectives.items()]
+        return [self.fit(f"pilot-{k}", "--model.objective", *words, *self.pilot) for k, words in objectives.items()]
 
 
 def advise(mean_prob: float, share_above: float, command: Command) -> dict[str, Any]:

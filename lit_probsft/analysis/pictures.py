@@ -78,7 +78,8 @@ def _places(axis: Any, result: dict[str, Any]) -> None:
     labels = [f"{e['from'] + 1}" if e["from"] == e["to"] else f"{e['from'] + 1}-{e['to'] + 1}" for e in entries]
     axis.plot(labels, [e["mean_prob"] for e in entries], "o-", color=_BLUE, label="mean p")
     axis.plot(labels, [e["accuracy"] for e in entries], "s--", color=_ORANGE, label="accuracy")
-    axis.set(ylim=(0, 1), xlabel="place in the answer (tokens)")
+    highest = max(max(e["mean_prob"], e["accuracy"]) for e in entries)
+    axis.set(ylim=(0, min(1.15 * highest, 1) or 1), xlabel="place in the answer (tokens)")
     axis.tick_params(axis="x", rotation=30)
     axis.legend(frameon=False)
 

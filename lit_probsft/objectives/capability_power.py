@@ -18,11 +18,11 @@ class CapabilityPower(Objective):
     So the peak of W, alpha / (1 + alpha), lies at p0. No paper's: a rule of this project, tried on tiny models only.
 
     Args:
-        source: the capability.json, or its run's folder, that tells p0; None measures it at the start.
+        source: the capability.json, or its run's folder, that tells p0; by default it is measured at the start.
         max_alpha: largest alpha, above 0.
     """
 
-    source: str | None = None
+    source: str = ""
     max_alpha: float = 10.0
 
     def __post_init__(self) -> None:
@@ -60,11 +60,11 @@ class RunningPower(Objective):
 
     Args:
         exponent: 1 for alpha = m; 2 rises later, which cost less on clean data that is learnt in few steps.
-        source: the capability.json, or its run's folder, that tells p0; None measures it at the start.
+        source: the capability.json, or its run's folder, that tells p0; by default it is measured at the start.
     """
 
     exponent: float = 1.0
-    source: str | None = None
+    source: str = ""
 
     def __post_init__(self) -> None:
         if not 0 < self.exponent < 1e3:

@@ -24,13 +24,13 @@ class QuantileThreshold(Wrapper):
         base: the objective inside the interval.
         keep: share of the tokens that are inside at the start, .001 to .999 in steps of .001.
         side: `top` keeps the most probable tokens, `bottom` the least probable ones.
-        source: the capability.json, or its run's folder, that tells the quantiles; None measures them at the start.
+        source: the capability.json, or its run's folder, that tells the quantiles; by default they are measured.
     """
 
     base: Objective = field(default_factory=NLL)
     keep: float = 0.9
     side: Literal["top", "bottom"] = "top"
-    source: str | None = None
+    source: str = ""
 
     def __post_init__(self) -> None:
         if not 1 <= self.keep * 1000 <= 999 or abs(self.keep * 1000 - round(self.keep * 1000)) > 1e-6:
