@@ -30,6 +30,8 @@ class Capability:
 
     mean_prob: float
     log_odds: tuple[float, ...]
+    origin: dict[str, Any] = dataclasses.field(default_factory=dict, compare=False)
+    """`model` and `data_fingerprint` of what was measured, where a file says so."""
 
     @classmethod
     def of(cls, mean_prob: float, counts: Tensor) -> Capability:
@@ -48,7 +50,8 @@ class Capability:
         expected = "model.objective.source: expected a capability.json, as `python -m lit_probsft capability` writes it"
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
-            found = cls(float(content["mean_prob"]), tuple(float(value) for value in content["permilles"]))
+            origin = {name: content.get(name) for name in ("model", "data_fingerprint")}
+            found = cls(float(content["mean_prob"]), tuple(float(value) for value in content["permilles"]), origin)
         except OSError as error:
             raise UserError(f"{expected}, got {source!r}: {error.strerror or error}") from error
         except (ValueError, KeyError, TypeError) as error:
@@ -118,6 +121,19 @@ class Fitted:
         if self.running_mean_p is not None and math.isfinite(mean_p):
             self.running_mean_p = self.MEMORY * self.running_mean_p + (1 - self.MEMORY) * mean_p
 
+    def strangers(self, **now: str | None) -> list[str]:
+        """What the source was measured on, where that is not what is trained now.
+
+        Args:
+            now: `model` and `data_fingerprint`; None where nobody knows.
+        """
+        before = {} if self.capability is None else self.capability.origin
+        return [
+            f"{name} {before[name]}, now {value}"
+            for name, value in now.items()
+            if value is not None and before.get(name) not in (None, value)
+        ]
+
     def context(self) -> dict[str, Any]:
         """What the objective is handed in, by name."""
         known = {"capability": self.capability, "running_mean_p": self.running_mean_p}
@@ -127,7 +143,8 @@ class Fitted:
         """Plain data; None where the objective reads nothing of it."""
         if self.capability is None:
             return None
-        return {**dataclasses.asdict(self.capability), "running_mean_p": self.running_mean_p}
+        known = {"mean_prob": self.capability.mean_prob, "log_odds": list(self.capability.log_odds)}
+        return {**known, "running_mean_p": self.running_mean_p}
 
     def load_state_dict(self, state: dict[str, Any] | None) -> None:
         """What was known then, whatever a source says today."""

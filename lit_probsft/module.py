@@ -535,6 +535,10 @@ class ProbSFTModule(L.LightningModule):
                 f"model.objective: {type(self.objective).__name__} needs {needs}, which is measured over the rows of "
                 "an InstructionDataModule; give it one, or name a `source`"
             )
+        name = None if self.source is None else self.source.name
+        fingerprint = getattr(self._datamodule(), "fingerprint", None) if stage == "fit" else None
+        for stranger in self.fitted.strangers(model=name, data_fingerprint=fingerprint):
+            rank_zero_warn(f"model.objective.source: {self.fitted.source} was measured with another {stranger}")
         sources_of = getattr(self._datamodule(), "sources_of", lambda split: ())
         self.train_means.tell_apart(sources_of("train"))
         self.eval_means.tell_apart(sources_of("test" if stage == "test" else "validation"))

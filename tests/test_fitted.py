@@ -106,6 +106,25 @@ def test_a_source_stands_for_the_measurement(rows: Path, source: str, monkeypatc
         torch.testing.assert_close(value, tiny.weights(same)[name], rtol=0, atol=1e-7)
 
 
+def test_a_source_of_another_model_or_other_rows_is_warned_of(
+    rows: Path, source: str, recwarn: pytest.WarningsRecorder
+) -> None:
+    path, data = Path(source) / "capability.json", tiny.data(rows)
+    content = json.loads(path.read_text())
+    data.setup("fit")
+    for model, fingerprint, expected in (
+        (tiny.source().name, data.fingerprint, []),
+        ("another", "other", ["model another, now llama from", f"data_fingerprint other, now {data.fingerprint}"]),
+    ):
+        path.write_text(json.dumps({**content, "model": model, "data_fingerprint": fingerprint}))
+        recwarn.clear()
+        trainer = tiny.trainer(max_steps=1)
+        trainer.fit(ProbSFTModule(tiny.source(), CapabilityPower(source=source)), datamodule=tiny.data(rows))
+        said = [str(w.message) for w in recwarn if "was measured with another" in str(w.message)]
+        assert len(said) == len(expected)
+        assert all(words in text for words, text in zip(expected, said, strict=True))
+
+
 def test_the_running_mean_starts_at_the_capability_and_follows_the_steps(rows: Path, source: str) -> None:
     module = fit(rows, RunningPower(exponent=2.0, source=source))
     expected, m = [], 0.25
