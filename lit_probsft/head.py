@@ -227,9 +227,11 @@ def _gradient_through_log_probs(
         peak = part.amax(-1, keepdim=True)
         part -= peak
         gap[start : start + step] = part.gather(-1, target).squeeze(-1)
+        # e^-200 is nothing beside the largest, 1; a logit of -inf would give 0 times infinity.
+        exponent = part.clamp(min=-200) if "entropy" in needs else None
         part.exp_()
-        if "entropy" in needs:
-            sums["entropy"][start : start + step] = torch.special.entr(part).sum(-1)
+        if exponent is not None:  # a third of the time of `entr`, which takes a logarithm of what was an exponent
+            sums["entropy"][start : start + step] = -exponent.mul_(part).sum(-1)
         if "collision" in needs:
             sums["collision"][start : start + step] = part.square().sum(-1)
         if "top_entropy" in needs:

@@ -87,6 +87,13 @@ def test_the_capability_is_measured_before_the_first_step(rows: Path) -> None:
         assert module.fitted.capability.log_odds[permille - 1] == pytest.approx(expected.item(), abs=1e-3)
 
 
+def test_a_stream_is_measured_by_its_first_rows(rows: Path) -> None:
+    data = tiny.data(rows, streaming=True)
+    module = Diary(tiny.model(), CapabilityPower(), optimizer=tiny.adamw, probe_rows=20)
+    tiny.trainer(max_epochs=-1, max_steps=1).fit(module, datamodule=data)
+    assert module.fitted.capability.mean_prob == pytest.approx(by_hand(rows)[0], rel=1e-5)
+
+
 @pytest.mark.parametrize(("side", "inside"), [("top", 0.7), ("bottom", 0.7)])
 def test_a_quantile_keeps_its_share_at_the_start_and_stays_where_it_is(rows: Path, side: Any, inside: float) -> None:
     module = fit(rows, QuantileThreshold(NLL(), keep=0.7, side=side), max_epochs=1, accumulate_grad_batches=3)
