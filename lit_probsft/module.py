@@ -36,6 +36,7 @@ from lit_probsft.packs import Packs, check_packing, takes_boundaries
 from lit_probsft.parallel.resuming import count_in, derived_seed
 from lit_probsft.parallel.sharding import Sharding
 from lit_probsft.parallel.strategies import DeepSpeed, check_supported, sharding_of
+from lit_probsft.probing import measure
 
 Normalize = Literal["tokens", "sequence", "kept", "micro_batch"]
 
@@ -295,8 +296,6 @@ class ProbSFTModule(L.LightningModule):
             with self.trainer.precision_plugin.forward_context() if rounded else contextlib.nullcontext():
                 check_packing(self.model)
         if self.fitted.missing and not self.trainer.ckpt_path:  # a run that goes on has it in its checkpoint
-            from lit_probsft.probing import measure
-
             self.fitted.set(measure(self, self.probe_rows))
             self._watch_interval()
 

@@ -105,7 +105,7 @@ def test_a_quantile_keeps_its_share_at_the_start_and_stays_where_it_is(rows: Pat
 
 
 def test_a_source_stands_for_the_measurement(rows: Path, source: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lit_probsft.probing.measure", lambda *args: pytest.fail("measured"))
+    monkeypatch.setattr("lit_probsft.module.measure", lambda *args: pytest.fail("measured"))
     module = fit(rows, CapabilityPower(source=source), max_steps=1)
     assert module.logged[0]["train/alpha"] == pytest.approx(1 / 3)
     same = fit(rows, Power(1 / 3), max_steps=1)
