@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import json
 import math
 from collections.abc import Iterator
+from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +19,19 @@ from lit_probsft.objectives import Objective
 
 READ = frozenset({"capability", "running_mean_p"})
 """What an objective needs that cannot be known before a model was run."""
+
+
+_READS = ContextVar("_READS", default=True)
+
+
+@contextlib.contextmanager
+def unread() -> Iterator[None]:
+    """Inside, an objective's source is left alone: whoever measures a capability is about to write it."""
+    token = _READS.set(False)
+    try:
+        yield
+    finally:
+        _READS.reset(token)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,7 +114,7 @@ class Fitted:
             told = ", ".join(sorted(source or "none" for source in found))
             raise UserError(f"model.objective.source: expected the same for all parts of the objective, got {told}")
         self.source: str = found.pop() if found else ""
-        if self.wanted and self.source:
+        if self.wanted and self.source and _READS.get():
             self.set(Capability.read(self.source))
 
     @property

@@ -23,6 +23,7 @@ from lit_probsft.data.store import Documents
 from lit_probsft.disk import beside, told
 from lit_probsft.errors import UserError
 from lit_probsft.lightning_cli import ProbSFTCLI, run_training_command
+from lit_probsft.measured import unread
 from lit_probsft.metrics import ProbHistogram
 from lit_probsft.module import ProbSFTModule
 from lit_probsft.objectives import Objective
@@ -136,7 +137,8 @@ class CapabilityCLI(ProbSFTCLI):
 
     def instantiate_classes(self) -> None:
         """What the configuration names, and ours around it."""
-        super().instantiate_classes()
+        with unread():
+            super().instantiate_classes()
         self.model = Probe(self.model)
         self.datamodule = TrainingRows(self.datamodule, self.sample)
 

@@ -139,7 +139,10 @@ def test_the_command_says_what_a_plain_loop_says(
 
 
 def test_a_sample_is_drawn_at_random_and_says_whether_it_is_enough(tmp_path: Path) -> None:
-    path = config(tmp_path, model__model=MODEL, data__batch_size=3)
+    objective = {"class_path": "QuantileThreshold", "init_args": {"source": "runs/other"}}  # what is written here
+    path = config(tmp_path, model__model=MODEL, model__objective=objective, data__batch_size=3)
+    with pytest.raises(UserError, match="model.objective.source: .* got 'runs/other'"):
+        main(["fit", "--config", str(path)])
     cli = main(["capability", "--config", str(path), "--sample", "10", "--name=other"])
     result = json.loads((tmp_path / "runs" / "other" / "capability.json").read_text())
     rows = cli.datamodule.documents.rows.tolist()
@@ -149,6 +152,7 @@ def test_a_sample_is_drawn_at_random_and_says_whether_it_is_enough(tmp_path: Pat
     assert (result["sample"]["of"], result["sample"]["drawn"]) == (24, "at random")
     expected = np.concatenate([tokens["p"] for tokens in tokens_of(cli)]).mean()
     assert result["mean_prob"] == pytest.approx(expected, rel=1e-6)
+    assert result["objectives"][0]["objective"].startswith("Threshold(base=NLL(), min_prob=0.00")
 
 
 def test_a_stream_is_measured_by_its_first_rows_and_sources_apart(tmp_path: Path) -> None:
@@ -184,7 +188,7 @@ def test_a_stream_is_measured_by_its_first_rows_and_sources_apart(tmp_path: Path
         (["--resume"], "--resume and --overwrite: expected only with fit"),
         (["--data.train", "null"], "^data.train: expected a source of rows"),
         (["--data.train.path", "no.jsonl"], "^data.train.*no.jsonl"),
-        (["--model.objective", "CapabilityPower", "--model.objective.source", "x"], "objective.source: .* got 'x'"),
+        (["--model.objective", "CapabilityPower", "--model.objective.max_alpha", "-1"], "CapabilityPower.max_alpha"),
         (["--name", "a/b"], "^--name: expected a folder's name"),
         (["--runs_dir", "train.jsonl"], "^--runs_dir: expected a folder"),
     ],
