@@ -170,6 +170,24 @@ def preview(args: Sequence[str]) -> Any:
     return run_preview(parser.parse_args(own), rest)
 
 
+def capability(args: Sequence[str]) -> Any:
+    """`capability --config C`: what the model knows of the training rows; all other flags are those of validate."""
+    parser = _Parser(prog="python -m lit_probsft capability", description=_OTHERS["capability"][1], allow_abbrev=False)
+    parser.add_argument("--sample", type=int, metavar="N", help="run over N rows drawn at random, or a stream's first")
+    parser.add_argument(
+        "--weights", dest="unused", metavar="FOLDER", help="a model's folder in place of the base model (base)"
+    )
+    parser.add_argument(
+        "--config", dest="unused", metavar="FILE", help="the configuration of a run; more flags as validate's"
+    )
+    if any(arg in ("-h", "--help") for arg in args):
+        parser.parse_args(["--help"])
+    own, rest = _apart(list(args), ("--sample",))
+    from lit_probsft.analysis.capability import run_capability
+
+    return run_capability(parser.parse_args(own).sample, rest)
+
+
 def _apart(args: list[str], names: Sequence[str]) -> tuple[list[str], list[str]]:
     """The flags in `names` with their values, and all others."""
     own: list[str] = []
@@ -202,6 +220,7 @@ class _Parser(argparse.ArgumentParser):
 _OTHERS: dict[str, tuple[Callable[[Sequence[str]], Any], str]] = {
     "configs": (configs, "list, show or copy the configurations that come with the package"),
     "preview": (preview, "show rows as they will be learnt, and what is wrong with others; loads no model"),
+    "capability": (capability, "what the model knows of the training rows, and which objective fits that"),
     "export": (export, "write the Hugging Face folder of a checkpoint; needs nothing but the checkpoint"),
     "report": (report, "write one page about a run: what it has learnt and forgotten, and which tokens it moved"),
 }

@@ -426,11 +426,11 @@ def data_of(args: Sequence[str]) -> InstructionDataModule:
     return datamodule
 
 
-def run_training_command(args: Sequence[str]) -> ProbSFTCLI:
-    """Run fit, validate, test or predict with its flags."""
+def run_training_command(args: Sequence[str], kind: type[ProbSFTCLI] = ProbSFTCLI) -> ProbSFTCLI:
+    """Run fit, validate, test or predict with its flags, or what a subclass makes of one of them."""
     follow_parent()
     _quieten()
-    return ProbSFTCLI(args)
+    return kind(args)
 
 
 def _quieten() -> None:

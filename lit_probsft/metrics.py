@@ -1,7 +1,8 @@
-"""What is always measured beside the objective, as sums over supervised tokens and all ranks."""
+"""What is measured beside the objective, as sums over supervised tokens and all ranks."""
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -69,13 +70,16 @@ class TokenMeans(Metric):
 
     def __init__(self, objective: Objective, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        low, high = objective.interval
-        self._interval = Threshold(min_prob=low, max_prob=high)
+        self.watch(objective.interval)
         # fp32 stops counting at 2^24 tokens, but Apple's GPUs have nothing wider.
         self._wide = torch.float32 if torch.backends.mps.is_available() else torch.float64
         self.sources: tuple[str, ...] = ()
         self.add_state("sums", torch.zeros(len(self.NAMES) + 1, dtype=self._wide), dist_reduce_fx="sum")
         self.add_state("of_sources", torch.zeros(0, 3, dtype=self._wide), dist_reduce_fx="sum")
+
+    def watch(self, interval: tuple[float, float]) -> None:
+        """From now on `inside` counts the tokens whose p lies in this closed interval."""
+        self._interval = Threshold(min_prob=interval[0], max_prob=interval[1])
 
     def tell_apart(self, sources: Sequence[str]) -> None:
         """From now on keep the sums of these sources apart; forgets what was added so far."""
@@ -128,3 +132,70 @@ class TokenMeans(Metric):
             if tokens > 0:
                 means |= {f"nll/{source}": nll / tokens, f"mean_p/{source}": mean_p / tokens}
         return means
+
+
+class ProbHistogram(Metric):
+    """How often each p was seen, counted in narrow bins of log(p / (1 - p)), the log-odds.
+
+    In p itself a strong model's tokens would all fall into the last bins; in log-odds .9999 and .99998 are 1.6 apart.
+    Histograms add up: over batches, over ranks, over files. A bin is 2^-10 wide and stands for its centre, so that
+    log-odds read from it are right to 2^-11. Beyond -64 and 64 they are counted in the last bin of that side.
+    """
+
+    full_state_update = False
+    counts: Tensor
+    """(131072,), int64."""
+
+    EDGE = 64
+    PER_UNIT = 1024
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(**kwargs)
+        self.add_state("counts", torch.zeros(2 * self.EDGE * self.PER_UNIT, dtype=torch.int64), dist_reduce_fx="sum")
+
+    def update(self, log_probs: Tensor, log_complement: Tensor | None = None) -> None:
+        """Count tokens.
+
+        Args:
+            log_probs: (N,), log p in nats.
+            log_complement: (N,), log(1 - p) from the mass of the other tokens (`TokenStats.log_complement`). Without it
+                1 - p is taken from log p, which tells apart only what fp32 does near 0.
+        """
+        if log_complement is None:
+            log_complement = torch.log(-torch.expm1(log_probs))
+        bins = ((log_probs - log_complement).clamp(-self.EDGE, self.EDGE) + self.EDGE) * self.PER_UNIT
+        bins = bins.long().clamp_(max=len(self.counts) - 1)
+        self.counts.index_add_(0, bins, torch.ones_like(bins))
+
+    def compute(self) -> Tensor:
+        """(131072,), int64: the counts of all ranks."""
+        return self.counts
+
+    @classmethod
+    def centres(cls) -> Tensor:
+        """(131072,), fp64: the log-odds that each bin stands for."""
+        bins = torch.arange(2 * cls.EDGE * cls.PER_UNIT, dtype=torch.float64)
+        return (bins + 0.5) / cls.PER_UNIT - cls.EDGE
+
+
+def quantiles(counts: Tensor, shares: Sequence[float]) -> list[float]:
+    """Log-odds below or at which these shares of the tokens of a `ProbHistogram` lie; NaN without tokens.
+
+    The q-quantile of n tokens is the ceil(q n)-th smallest of them (the first for q = 0).
+    """
+    summed = counts.cpu().cumsum(0)
+    total = int(summed[-1])
+    if not total:
+        return [math.nan] * len(shares)
+    # Rounded before the ceiling: .3 x 10 is a little above 3 in binary.
+    ranks = [min(max(math.ceil(round(share * total, 6)), 1), total) for share in shares]
+    places = torch.searchsorted(summed, torch.tensor(ranks))
+    return [float(value) for value in ProbHistogram.centres()[places]]
+
+
+def share_above(counts: Tensor, p: float) -> float:
+    """The share of the tokens of a `ProbHistogram` whose probability is above `p`, to within a bin; NaN without
+    tokens."""
+    counts = counts.cpu()
+    total, edge = int(counts.sum()), math.log(p / (1 - p))
+    return float(counts[ProbHistogram.centres() > edge].sum()) / total if total else math.nan

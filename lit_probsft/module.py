@@ -19,6 +19,7 @@ from lit_probsft.callbacks import NonFiniteGuard
 from lit_probsft.errors import UserError
 from lit_probsft.head import IGNORE_INDEX, HeadOutput, HeadRequest
 from lit_probsft.lora import LoRA
+from lit_probsft.measured import Fitted
 from lit_probsft.metrics import Calibration, TokenMeans
 from lit_probsft.model import (
     ModelSource,
@@ -35,6 +36,7 @@ from lit_probsft.packs import Packs, check_packing, takes_boundaries
 from lit_probsft.parallel.resuming import count_in, derived_seed
 from lit_probsft.parallel.sharding import Sharding
 from lit_probsft.parallel.strategies import DeepSpeed, check_supported, sharding_of
+from lit_probsft.probing import measure
 
 Normalize = Literal["tokens", "sequence", "kept", "micro_batch"]
 
@@ -91,6 +93,8 @@ class ProbSFTModule(L.LightningModule):
         lora: train low-rank adapters in place of the weights.
         generation: how `predict` writes answers.
         logits_budget_mb: memory for the logits of a chunk in MiB; None takes the default of the device.
+        probe_rows: how many training documents, drawn at random, the model is run over before the first step where the
+            objective reads its capability and names no source.
     """
 
     def __init__(
@@ -103,8 +107,11 @@ class ProbSFTModule(L.LightningModule):
         lora: LoRA | None = None,
         generation: Generation = Generation(),
         logits_budget_mb: float | None = None,
+        probe_rows: int = 2000,
     ) -> None:
         super().__init__()
+        if probe_rows < 1:
+            raise UserError(f"model.probe_rows: expected at least 1, got {probe_rows}")
         if logits_budget_mb is not None and not logits_budget_mb > 0:
             raise UserError(f"model.logits_budget_mb: expected more than 0 MiB, got {logits_budget_mb}")
         if unknown := sorted(objective.needs - NEEDS):
@@ -122,8 +129,12 @@ class ProbSFTModule(L.LightningModule):
         self.lora = lora
         self.generation = generation
         self.logits_budget_mb = logits_budget_mb
+        self.probe_rows = probe_rows
+        self.fitted = Fitted(objective)
+        """What the objective reads of the model before training, and of its running mean p."""
         self.train_means = TokenMeans(objective)
         self.eval_means = TokenMeans(objective)
+        self._watch_interval()
         self.skipped_steps = 0
         """Optimizer steps so far that were skipped because loss or gradient was not finite."""
         self.last_step_skipped = False
@@ -141,6 +152,7 @@ class ProbSFTModule(L.LightningModule):
         self.stop_wanted = False
         """Was the trainer asked to stop in the midst of a window, at whose end it will?"""
         self._chosen: list[dict[str, Any]] = []
+        self._readings: dict[str, float] = {}
         self._grad_norm: Tensor | None = None
         self._lr = math.nan
         self._seed = int(os.environ.get("PL_GLOBAL_SEED") or torch.initial_seed() % 2**32)
@@ -216,11 +228,15 @@ class ProbSFTModule(L.LightningModule):
     ) -> tuple[HeadOutput, Tensor, Tensor | None]:
         """Head output, loss and auxiliary loss of a micro-batch; `normalizer` None divides by its own supervised
         tokens."""
-        context = {}
+        context = self.fitted.context()
         if "progress" in self.objective.needs:
             context["progress"] = self.global_step / max(self.total_steps, 1)
         if "batch_mean_p" in self.objective.needs:
             context["batch_mean_p"] = self.batch_mean_p
+        # A model that is validated alone was not probed: what is asked of it, all but the loss, is known without.
+        objective: Objective = NLL() if self.fitted.missing else _TokenLoss(self)
+        if self.training and not self.fitted.missing:
+            self._readings = self.objective.readings(TokenStats(torch.zeros(0), **context))
         weight, packs = None, Packs.of(batch)
         if self.normalize == "sequence":
             supervised = batch["labels"] != IGNORE_INDEX
@@ -229,7 +245,7 @@ class ProbSFTModule(L.LightningModule):
             weight = (1 / counts.clamp(min=1)).expand_as(batch["labels"])
         if (of_rows := batch.get("token_weight")) is not None:
             weight = of_rows if weight is None else weight * of_rows
-        request = HeadRequest(batch["labels"], _TokenLoss(self), normalizer, weight, context)
+        request = HeadRequest(batch["labels"], objective, normalizer, weight, context)
         return forward_with_objective(self.model, batch["input_ids"], request, batch.get("attention_mask"), packs)
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
@@ -290,6 +306,13 @@ class ProbSFTModule(L.LightningModule):
             rounded = takes_boundaries(self.model.config.get_text_config())
             with self.trainer.precision_plugin.forward_context() if rounded else contextlib.nullcontext():
                 check_packing(self.model)
+        if self.fitted.missing and not self.trainer.ckpt_path:  # a run that goes on has it in its checkpoint
+            self.fitted.set(measure(self, self.probe_rows))
+            self._watch_interval()
+
+    def _watch_interval(self) -> None:
+        for means in (self.train_means, self.eval_means):
+            means.watch(self.fitted.interval)
 
     def on_train_start(self) -> None:
         """Validate, and so save, between two optimizer steps only: a window cut in two could not be resumed."""
@@ -316,9 +339,10 @@ class ProbSFTModule(L.LightningModule):
         super().optimizer_step(*args, **kwargs)
         if self.trainer.fit_loop._should_accumulate():
             return
-        if "batch_mean_p" in self.objective.needs:  # before a callback writes a checkpoint
+        if self.objective.needs & {"batch_mean_p", "running_mean_p"}:  # before a callback writes a checkpoint
             mean = float(self.train_means.compute()["mean_p"])
             self.batch_mean_p = mean if math.isfinite(mean) else self.batch_mean_p
+            self.fitted.follow(mean)
         strategy = self.trainer.strategy
         if isinstance(strategy, DeepSpeed):
             self._grad_norm = torch.tensor(strategy.grad_norm)
@@ -343,6 +367,7 @@ class ProbSFTModule(L.LightningModule):
         self.train_means.reset()
         shown["lr"] = torch.tensor(self._lr)
         self.log_dict(shown, prog_bar=True)
+        means |= {f"train/{name}": torch.tensor(value) for name, value in self._readings.items()}
         self.log_dict({**means, "train/grad_norm": self._grad_norm, "train/skipped_steps": float(self.skipped_steps)})
         self._grad_norm = None
 
@@ -383,6 +408,9 @@ class ProbSFTModule(L.LightningModule):
     def _log_evaluation(self, stage: str) -> None:
         means = self.eval_means.compute() | self._beside_the_means()
         self.eval_means.reset()
+        if self.fitted.missing:
+            for name in ("loss", "inside"):
+                means.pop(name)
         if (
             self.trainer.sanity_checking
         ):  # Lightning logs nothing then, but what the model knows at the start is worth a row
@@ -435,6 +463,7 @@ class ProbSFTModule(L.LightningModule):
         checkpoint["progress"] = {
             "skipped_steps": self.skipped_steps,
             "batch_mean_p": self.batch_mean_p,
+            "fitted": self.fitted.state_dict(),
             "initial_metrics": self.initial_metrics,
             "seed": self._seed,
             "accumulate": self.trainer.accumulate_grad_batches,
@@ -457,6 +486,8 @@ class ProbSFTModule(L.LightningModule):
         self._seed = progress.get("seed", self._seed)
         self.skipped_steps = progress.get("skipped_steps", 0)
         self.batch_mean_p = progress.get("batch_mean_p", 0.0)
+        self.fitted.load_state_dict(progress.get("fitted"))
+        self._watch_interval()
         self.initial_metrics = progress.get("initial_metrics", {})
 
     def _identity(self) -> dict[str, Any]:
@@ -540,6 +571,16 @@ class ProbSFTModule(L.LightningModule):
 
     def setup(self, stage: str) -> None:
         """Refuse what would silently train something else; tell the sources of the data apart."""
+        if stage == "fit" and self.fitted.missing and not hasattr(self._datamodule(), "inspect"):
+            needs = ", ".join(sorted(self.fitted.wanted))
+            raise UserError(
+                f"model.objective: {type(self.objective).__name__} needs {needs}, which is measured over the rows of "
+                "an InstructionDataModule; give it one, or name a `source`"
+            )
+        name = None if self.source is None else self.source.name
+        fingerprint = getattr(self._datamodule(), "fingerprint", None) if stage == "fit" else None
+        for stranger in self.fitted.strangers(model=name, data_fingerprint=fingerprint):
+            rank_zero_warn(f"model.objective.source: {self.fitted.source} was measured with another {stranger}")
         sources_of = getattr(self._datamodule(), "sources_of", lambda split: ())
         self.train_means.tell_apart(sources_of("train"))
         self.eval_means.tell_apart(sources_of("test" if stage == "test" else "validation"))

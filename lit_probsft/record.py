@@ -335,6 +335,9 @@ def describe_objective(module: ProbSFTModule) -> dict[str, Any]:
         config["lean"] = module.objective.lean()
     except (ValueError, ArithmeticError):  # no function of p alone, or its mass is beyond numbers
         config["lean"] = None
+    if module.fitted.capability is not None:
+        config["mean_prob"] = module.fitted.capability.mean_prob  # before training
+        config["fitted"] = module.objective.fitted(module.fitted.capability).as_config()
     if type(module).token_loss is not ProbSFTModule.token_loss:
         config["token_loss"] = f"{type(module).__module__}.{type(module).__qualname__}.token_loss"
     return config

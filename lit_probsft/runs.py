@@ -8,6 +8,8 @@ runs/<name>/
   hf/                 the trained model as a Hugging Face folder
   hf-steps/           the same after each checkpoint, with `checkpoints.export: every`
   predictions.jsonl   answers of `predict`
+  capability.json     what the model made of its training rows before training (`capability`, which needs no run);
+                      capability.png is its picture, capability_examples.csv has every row
   .lock               held by the process that trains
   tokens.npz          p of validation tokens before and after
   report.html         what `report` makes of all this
@@ -89,6 +91,21 @@ class RunFolder:
     def skipped(self) -> Path:
         """Rows that were dropped or skipped."""
         return self.path / "skipped.jsonl"
+
+    @property
+    def capability(self) -> Path:
+        """What `capability` has measured."""
+        return self.path / "capability.json"
+
+    @property
+    def capability_examples(self) -> Path:
+        """The same by rows."""
+        return self.path / "capability_examples.csv"
+
+    @property
+    def capability_picture(self) -> Path:
+        """The same to look at."""
+        return self.path / "capability.png"
 
     @property
     def in_use(self) -> bool:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from lit_probsft.measured import Capability
 from lit_probsft.objectives import (
     DEFT,
     DFT,
@@ -14,6 +15,7 @@ from lit_probsft.objectives import (
     SCE,
     Balanced,
     Brier,
+    CapabilityPower,
     Cayley,
     ChordPhi,
     Focal,
@@ -26,6 +28,8 @@ from lit_probsft.objectives import (
     Poly1,
     Power,
     PowerSchedule,
+    QuantileThreshold,
+    RunningPower,
     Threshold,
     TokenStats,
     TrSFT,
@@ -38,12 +42,13 @@ class EntropyWeighted(Objective):
 
     def loss(self, tokens: TokenStats):
         return (
-            -tokens.log_probs * (1 + tokens.entropy) * tokens.collision - tokens.log_complement.exp() * tokens.log_probs
+            -tokens.log_probs * (1 + tokens.entropy) * tokens.collision
+            - (tokens.log_complement.exp() + tokens.top_log_prob.exp()) * tokens.log_probs
         )
 
     @property
     def needs(self):
-        return frozenset({"entropy", "collision", "log_complement"})
+        return frozenset({"entropy", "collision", "log_complement", "top_log_prob"})
 
 
 @dataclass(frozen=True)
@@ -100,7 +105,22 @@ WITH_STATISTICS = [
     IDFT(),
     Balanced(Brier(), mean_weight=0.1),
 ]
-HANDED_IN = [Cayley(), Scheduled(), PowerSchedule()]
+HANDED_IN = [
+    Cayley(),
+    Scheduled(),
+    PowerSchedule(),
+    QuantileThreshold(),
+    Balanced(QuantileThreshold(DEFT(), keep=0.6, side="bottom"), mean_weight=0.1),
+    CapabilityPower(),
+    RunningPower(),
+    RunningPower(exponent=2.0),
+]
 ALL = [*OF_P_ALONE, *WITH_LOGITS, *WITH_STATISTICS, *HANDED_IN]
-CONTEXT = {"progress": 0.3, "batch_mean_p": 0.4}
+QUANTILES = tuple((place - 500) / 100 for place in range(1, 1000))
+CONTEXT = {
+    "progress": 0.3,
+    "batch_mean_p": 0.4,
+    "capability": Capability(0.3, QUANTILES),
+    "running_mean_p": 0.4,
+}
 """What only the caller of the head knows, for tests in which nothing is trained."""

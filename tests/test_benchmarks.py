@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from benchmarks import gsm8k, harness, head, packing, step, tokenization
+from benchmarks import capability, gsm8k, harness, head, packing, step, tokenization
 
 
 def call_a():
@@ -127,6 +127,30 @@ def tiny_step(tmp_path):
     small = {"hidden_size": 16, "intermediate_size": 32, "num_hidden_layers": 1, "num_attention_heads": 2}
     options.model, options.vocab, options.sequences = {**options.model, **small}, 700, 4
     return options
+
+
+def test_the_probe_sees_every_token_once_in_a_pass(tiny_step):
+    class Gate:
+        def __init__(self):
+            self.tokens, self.steps = 0, 0
+
+        def open(self):
+            pass
+
+        def step(self, counts):
+            self.tokens, self.steps = self.tokens + counts["tokens"], self.steps + 1
+            if self.steps == 6:  # of four rows each
+                raise EOFError
+
+    data = step.make_data(tiny_step, 0)
+    gate = Gate()
+    threads = torch.get_num_threads()
+    try:
+        with pytest.raises(EOFError):
+            capability.probe_loop(gate, tiny_step)
+    finally:
+        torch.set_num_threads(threads)
+    assert gate.tokens == data.report["train"]["tokens"]
 
 
 def test_our_loss_is_transformers_loss_and_every_plain_loop_steps(tiny_step, monkeypatch):

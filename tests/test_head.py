@@ -12,6 +12,7 @@ from torch import Tensor
 from lit_probsft.errors import UserError
 from lit_probsft.head import HeadRequest, ObjectiveHead, _chunk_rows, objective_loss
 from lit_probsft.objectives import EAFT, GEM, NLL, LabelSmoothing, NegP, Objective, Power, Threshold, TokenStats
+from lit_probsft.probing import Recorder
 from tests.members import ALL, CONTEXT, OF_P_ALONE, Scheduled
 
 N, H, V = 37, 12, 29
@@ -57,6 +58,7 @@ def obvious(
         logits=logits,
         labels=target[:, 0],
         top_entropy=entropy_of_the_largest(constant.exp(), objective.top_k),
+        top_log_prob=constant.amax(-1),
         **CONTEXT,
     )
     losses = objective.loss(tokens)
@@ -382,3 +384,16 @@ def test_threshold_counts_every_supervised_token_in_the_normalizer() -> None:
     out = objective_loss(hidden, weight, labels, Threshold(NLL(), 0.5))
     kept = out.log_probs[(labels != -100) & (out.log_probs >= math.log(0.5))]
     torch.testing.assert_close(out.loss, -kept.sum() / (labels != -100).sum())
+
+
+def test_the_entropy_is_finite_where_a_token_cannot_be() -> None:
+    hidden, weight, labels, bias, _ = inputs()
+    bias = bias.detach().clone()
+    labels[labels == 3] = 4
+    bias[3] = -torch.inf
+    recorder = Recorder("entropy")
+    with torch.no_grad():
+        objective_loss(hidden, weight, labels, recorder, bias=bias)
+    log_p = (hidden @ weight.t() + bias)[labels != -100].log_softmax(-1)
+    expected = torch.special.entr(log_p.exp()).sum(-1)
+    torch.testing.assert_close(recorder.seen("entropy", labels), expected.detach())

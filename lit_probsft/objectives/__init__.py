@@ -3,6 +3,7 @@
 from lit_probsft.objectives.balanced import Balanced
 from lit_probsft.objectives.base import Objective, TokenStats
 from lit_probsft.objectives.brier import Brier
+from lit_probsft.objectives.capability_power import CapabilityPower, RunningPower
 from lit_probsft.objectives.cayley import Cayley
 from lit_probsft.objectives.chord_phi import ChordPhi
 from lit_probsft.objectives.deft import DEFT
@@ -18,6 +19,7 @@ from lit_probsft.objectives.log_one_minus_p import LogOneMinusP
 from lit_probsft.objectives.poly1 import Poly1
 from lit_probsft.objectives.power import NLL, NegP, Power
 from lit_probsft.objectives.power_schedule import PowerSchedule
+from lit_probsft.objectives.quantile_threshold import QuantileThreshold
 from lit_probsft.objectives.sce import SCE
 from lit_probsft.objectives.threshold import Threshold
 from lit_probsft.objectives.trsft import TrSFT
@@ -32,6 +34,7 @@ __all__ = [
     "SCE",
     "Balanced",
     "Brier",
+    "CapabilityPower",
     "Cayley",
     "ChordPhi",
     "Focal",
@@ -44,6 +47,8 @@ __all__ = [
     "Poly1",
     "Power",
     "PowerSchedule",
+    "QuantileThreshold",
+    "RunningPower",
     "Threshold",
     "TokenStats",
     "TrSFT",

@@ -6,7 +6,7 @@ import dataclasses
 import math
 from abc import ABC, abstractmethod
 from itertools import pairwise
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -16,6 +16,17 @@ from lit_probsft.errors import UserError
 # Dyadic panels towards p = 0: the last one begins at 2^-40, where a power law has long shown itself.
 _PANELS = 40
 _NODES = 24
+
+
+class Capability(Protocol):
+    """What an objective reads of the model before training (see `lit_probsft.measured`)."""
+
+    @property
+    def mean_prob(self) -> float:
+        """Mean p over the training tokens."""
+
+    def prob_at(self, permille: int) -> float:
+        """Their quantile at `permille` / 1000."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,6 +50,8 @@ class TokenStats:
     top_entropy: Tensor | None = None
     """(N,), entropy in nats of the objective's `top_k` most probable tokens among themselves, 0 to log k; no
     gradient."""
+    top_log_prob: Tensor | None = None
+    """(N,), log p of the most probable token in nats, whichever it is; no gradient."""
     logits: Tensor | None = None
     """(N, V), the logits of a chunk of tokens, after scale and soft cap; carries the gradient when it is there."""
     labels: Tensor | None = None
@@ -47,6 +60,10 @@ class TokenStats:
     """Share of the training that is done, 0 to 1."""
     batch_mean_p: float | None = None
     """Mean p over the supervised tokens of the previous optimizer step, on all ranks; 0 before the first one."""
+    capability: Capability | None = None
+    """What the model made of the training tokens before it was trained on them."""
+    running_mean_p: float | None = None
+    """Running mean of p over the optimizer steps so far, from the capability's mean on."""
     frozen_log_probs: Tensor | None = None
     """(N,), stands for the stop-gradient of `log_probs` where a numerical derivative has to hold it fixed."""
     frozen_logits: Tensor | None = None
@@ -66,10 +83,10 @@ class TokenStats:
         return dataclasses.replace(self, **changes)
 
 
-STATISTICS = frozenset({"entropy", "collision", "log_complement", "top_entropy"})
+STATISTICS = frozenset({"entropy", "collision", "log_complement", "top_entropy", "top_log_prob"})
 """What the head computes from a chunk's distribution on request, without a gradient."""
 
-HANDED_IN = frozenset({"progress", "batch_mean_p"})
+HANDED_IN = frozenset({"progress", "batch_mean_p", "capability", "running_mean_p"})
 """What only the caller of the head can know; it comes through `context`."""
 
 NEEDS = STATISTICS | HANDED_IN | {"logits"}
@@ -111,6 +128,18 @@ class Objective(ABC):
         """The closed interval of p outside which a token has neither loss nor gradient; (0, 1) means every token
         counts."""
         return (0.0, 1.0)
+
+    def fitted(self, capability: Capability) -> Objective:
+        """This objective with the numbers in it that it takes from the capability; a wrapper fits its base too."""
+        return self
+
+    def readings(self, tokens: TokenStats) -> dict[str, float]:
+        """Numbers that change or were measured, such as alpha, to be logged of each step by their names.
+
+        Args:
+            tokens: only what is handed in is there.
+        """
+        return {}
 
     @abstractmethod
     def loss(self, tokens: TokenStats) -> Tensor:
@@ -231,6 +260,16 @@ class Wrapper(Objective, ABC):
     def interval(self) -> tuple[float, float]:
         """The base's."""
         return self.base.interval
+
+    def fitted(self, capability: Capability) -> Objective:
+        """Around the base with its numbers."""
+        kind: Any = self
+        fitted: Objective = dataclasses.replace(kind, base=self.base.fitted(capability))
+        return fitted
+
+    def readings(self, tokens: TokenStats) -> dict[str, float]:
+        """The base's."""
+        return self.base.readings(tokens)
 
 
 class _OneMinusExp(torch.autograd.Function):

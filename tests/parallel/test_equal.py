@@ -13,7 +13,7 @@ import pytest
 import torch
 
 from lit_probsft.module import ProbSFTModule
-from lit_probsft.objectives import EAFT, NLL, Cayley, LabelSmoothing, NegP, Threshold
+from lit_probsft.objectives import EAFT, NLL, Cayley, LabelSmoothing, NegP, QuantileThreshold, RunningPower, Threshold
 from lit_probsft.optim import Schedule
 from tests import tiny
 from tests.members import ALL
@@ -25,7 +25,7 @@ TOLERANCE = {"float64": 1e-9, "float32": 1e-5}
 CLIP = 0.03
 """Below the gradient of every objective at some step, so that it bites."""
 
-IN_FLOAT = [NLL(), NegP(), LabelSmoothing(0.1), EAFT(), Cayley()]
+IN_FLOAT = [NLL(), NegP(), LabelSmoothing(0.1), EAFT(), Cayley(), RunningPower(), QuantileThreshold()]
 """What is trained in single precision too, which is all that DeepSpeed knows: one of each way to the statistics."""
 
 

@@ -1,0 +1,171 @@
+"""Which objective fits a model, from what it makes of its training tokens, and what to try where nobody can say."""
+
+from __future__ import annotations
+
+import math
+import shlex
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from lit_probsft.metrics import ProbHistogram
+from lit_probsft.objectives import NLL, LogOneMinusP, NegP, Objective, Power, TokenStats
+
+PAPER: dict[str, Any] = {
+    "source": "Li et al. 2025, arXiv 2510.00526",
+    "mean_prob": {
+        "strong: math": [0.76, 0.81],
+        "intermediate: medicine": [0.50, 0.59],
+        "weak: figlet puzzles": [0.01, 0.07],
+    },
+    "share_above_0.55 (math)": {
+        "LLaMA-3.1-8B": 0.728,
+        "DeepSeekMath-7B": 0.767,
+        "Qwen2.5-Math-1.5B": 0.806,
+        "Qwen2.5-Math-7B": 0.812,
+    },
+    "quantiles (math, Qwen2.5-Math-1.5B)": {
+        "0.05": 0.03807,
+        "0.1": 0.17539,
+        "0.2": 0.58584,
+        "0.3": 0.86903,
+        "0.4": 0.97006,
+        "0.5": 0.99360,
+        "0.6": 0.99856,
+        "0.7": 0.999644,
+        "0.8": 0.9999082,
+        "0.9": 0.99998045,
+    },
+}
+"""What the paper reports of its base models."""
+
+DEAD = 0.05
+"""A weight below this share of its largest value counts as none."""
+
+_EDGES = ((0.10, "at most"), (0.45, "below"), (0.65, "at most"), (0.75, "below"))
+_LEVELS = ("weak", "between", "intermediate", "between", "strong")
+
+
+def band(mean_prob: float) -> int:
+    """0 to 4: at most .1, up to .45, from .45 to .65, up to .75, from .75 on."""
+    over = [mean_prob > edge if kind == "at most" else mean_prob >= edge for edge, kind in _EDGES]
+    return sum(over)
+
+
+def level(mean_prob: float) -> str:
+    """`weak` (mean p at most .1), `intermediate` (.45 to .65), `strong` (at least .75), otherwise `between`."""
+    return _LEVELS[band(mean_prob)]
+
+
+def enough(mean_prob: float, interval: tuple[float, float] | None, rows: int) -> dict[str, Any]:
+    """Does the interval lie within one level? If not, how many rows it would probably take, if that can be said."""
+    if interval is None:
+        return {"enough": False, "rows_needed": None}
+    if band(interval[0]) == band(interval[1]):
+        return {"enough": True, "rows_needed": None}
+    half, gap = (interval[1] - interval[0]) / 2, min(abs(mean_prob - edge) for edge, _ in _EDGES)
+    return {"enough": False, "rows_needed": math.ceil(rows * (half / gap) ** 2) if gap > 0 else None}
+
+
+@dataclass(frozen=True)
+class Command:
+    """How the user has called, from which other calls are made.
+
+    Attributes:
+        flags: those of the configuration, without the name.
+        name: of the run.
+        pilot: flags that make a run short, and validate it at its end.
+        source: where the capability lies.
+    """
+
+    flags: Sequence[str]
+    name: str
+    pilot: Sequence[str]
+    source: str
+
+    def fit(self, suffix: str, *flags: str) -> str:
+        """A line for a shell."""
+        return shlex.join(
+            ["python", "-m", "lit_probsft", "fit", *self.flags, "--name", f"{self.name}-{suffix}", *flags]
+        )
+
+    def pilots(self) -> list[str]:
+        """Short runs, alike but for the objective."""
+        objectives = {
+            "nll": ["NLL"],
+            "power": ["Power", "--model.objective.alpha", "0.5"],
+            "neg-p": ["NegP"],
+            "running": ["RunningPower", "--model.objective.source", self.source],
+        }
+        return [self.fit(f"pilot-{k}", "--model.objective", *words, *self.pilot) for k, words in objectives.items()]
+
+
+def advise(mean_prob: float, share_above: float, command: Command) -> dict[str, Any]:
+    """`objective` (None where none prevails), `reason` and `commands`."""
+    measured = f"mean p {mean_prob:.3f} over the supervised tokens, {share_above:.1%} of them above .55"
+    if level(mean_prob) == "weak":
+        return {
+            "objective": "NLL",
+            "reason": f"{measured}: the model knows little. The pull of -log p is largest where p is small, that of "
+            "objectives that trust the model vanishes there: in the paper figlet puzzles (.01 to .07) are learnt with "
+            "NLL and not at all with -p.",
+            "commands": [command.fit("nll", "--model.objective", "NLL")],
+        }
+    if level(mean_prob) == "strong":
+        return {
+            "objective": "NegP",
+            "reason": f"{measured}: the model knows most of it, so what it finds unlikely is often noise. In the paper "
+            "-p wins on math (.76 to .81): 10.56 against 6.49 with NLL for LLaMA-3.1-8B, 32.75 against 17.00 for "
+            "Qwen2.5-Math-1.5B.",
+            "commands": [command.fit("neg-p", "--model.objective", "NegP")],
+        }
+    where = "in the intermediate band" if level(mean_prob) == "intermediate" else "between the paper's bands"
+    return {
+        "objective": None,
+        "reason": f"{measured}: {where}, where no single objective prevails. In the paper's medical runs (.50 to .59) "
+        "NLL and -p differ by at most 1.7 points, in either direction. Run the pilots, each of them short, and choose "
+        "by right answers on held-out rows (`predict`), or by val/accuracy; not by val/loss, whose values cannot be "
+        "compared. RunningPower adapts by itself; its evidence is from tiny models alone.",
+        "commands": command.pilots(),
+    }
+
+
+def weights(objective: Objective, counts: Tensor) -> dict[str, float] | None:
+    """How an objective's weight W lies over the tokens of a `ProbHistogram`: its `mean`, and `dead`, the share of what
+    is left to learn (the sum of 1 - p) where W is below `DEAD` of its largest value over 0 < p < 1.
+
+    None where W is no non-negative function of p alone.
+    """
+    if objective.signed or objective.needs - {"log_complement"}:
+        return None
+    odds = ProbHistogram.centres()
+    log_probs, log_complement = torch.nn.functional.logsigmoid(torch.stack([odds, -odds]))
+    weight = objective.gradient_weight(TokenStats(log_probs, log_complement=log_complement)).double()
+    seen = counts.double().cpu()
+    left = seen * log_complement.exp()
+    dead = left[weight < DEAD * weight.max()].sum() / left.sum()
+    return {"mean": float((seen * weight).sum() / seen.sum()), "dead": float(dead)}
+
+
+def compare(chosen: Objective, counts: Tensor) -> list[dict[str, Any]]:
+    """`weights` of the configuration's objective, which stands first, and of those that the advice speaks of."""
+    others = (NLL(), Power(0.5), NegP(), Power(10.0), LogOneMinusP())
+    found = []
+    for objective in (chosen, *(other for other in others if other != chosen)):
+        told = weights(objective, counts) or {}
+        lies = {name: told.get(name) for name in ("mean", "dead")}
+        found.append({"objective": repr(objective), **lies, "chosen": objective is chosen})
+    return found
+
+
+def warnings(compared: Sequence[dict[str, Any]]) -> list[str]:
+    """Of objectives whose weight vanishes over most of what is left to learn."""
+    return [
+        f"dead zone: {'the objective of this configuration, ' if entry['chosen'] else ''}{entry['objective']}, hardly "
+        f"pulls on {entry['dead']:.0%} of what is left to learn: its weight is below {DEAD:.0%} of its largest there"
+        for entry in compared
+        if entry["dead"] is not None and entry["dead"] > 0.5
+    ]

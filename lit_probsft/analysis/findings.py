@@ -1,0 +1,172 @@
+"""From the sums of a survey to what is written, and said, of a model's capability."""
+
+from __future__ import annotations
+
+import csv
+import io
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from torch import Tensor
+
+from lit_probsft.analysis.advice import PAPER, Command, advise, compare, enough, level, warnings
+from lit_probsft.analysis.survey import calibration, clustered_interval, means
+from lit_probsft.data.store import Documents
+from lit_probsft.measured import Capability
+from lit_probsft.metrics import ProbHistogram, share_above
+from lit_probsft.objectives import Objective
+
+QUANTILES = (0.01, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99)
+_LISTED = 10
+"""So many examples with the smallest and the largest mean p are named in the JSON; the table has all."""
+
+
+@dataclass(frozen=True)
+class Findings:
+    """What was added up, and of what.
+
+    Attributes:
+        sums: of `Survey`.
+        counts: of `ProbHistogram`.
+        documents: that were measured.
+        total: how many there were to choose from; None in a stream.
+        streaming: are they a stream's first rows?
+        sources: names of the parts of their source.
+        locate: which row of its part a row of the whole source is.
+    """
+
+    sums: Mapping[str, NDArray[np.float64]]
+    counts: Tensor
+    documents: Documents
+    total: int | None
+    streaming: bool
+    sources: Sequence[str]
+    locate: Callable[[int], int]
+
+    def result(self, chosen: Objective, command: Command) -> dict[str, Any]:
+        """The content of capability.json, but for what describes the run.
+
+        Args:
+            chosen: the configuration's objective.
+            command: from which the advice makes others.
+        """
+        examples = self.sums["of_examples"]
+        rows = len(examples)
+        tokens, p, nll, correct, entropy = examples.sum(0).tolist()
+        mean = p / tokens
+        interval = clustered_interval(examples[:, 0], examples[:, 1])
+        capability = Capability.of(mean, self.counts)
+        above = share_above(self.counts, 0.55)
+        compared = compare(chosen.fitted(capability), self.counts)
+        return {
+            "mean_prob": mean,
+            "interval": interval,
+            "level": level(mean),
+            "advice": {**advise(mean, above, command), "warnings": warnings(compared)},
+            "sample": {
+                "rows": rows,
+                "of": self.total,
+                "drawn": "the first" if self.streaming else "at random" if rows != self.total else "all",
+                **enough(mean, interval, rows),
+            },
+            "rows": rows,
+            "tokens": int(tokens),
+            "share_above_0.55": above,
+            "nll": nll / tokens,
+            "accuracy": correct / tokens,
+            "entropy": entropy / tokens,
+            "quantiles": {str(q): _of_odds(capability.log_odds[round(1000 * q) - 1]) for q in QUANTILES},
+            "calibration": calibration(self.sums["of_confidences"]),
+            "by_source": self._by_source(),
+            "by_position": [
+                {"from": 2**k - 1, "to": 2 ** (k + 1) - 2, **entry}
+                for k, entry in enumerate(means(self.sums["of_places"], ("mean_prob", "accuracy")))
+                if entry["tokens"]
+            ],
+            "by_tenth": means(self.sums["of_tenths"], ("mean_prob", "accuracy")),
+            "by_example": self._by_example(),
+            "objectives": compared,
+            "paper": PAPER,
+            "permilles": list(capability.log_odds),
+        }
+
+    def in_bins(self) -> list[tuple[float, int]]:
+        """The histogram in log-odds, coarse: centre and tokens of bins of a quarter."""
+        coarse = self.counts.reshape(-1, ProbHistogram.PER_UNIT // 4).sum(-1).tolist()
+        return [(-ProbHistogram.EDGE + (place + 0.5) / 4, count) for place, count in enumerate(coarse)]
+
+    def table(self) -> str:
+        """Every example, as CSV."""
+        text = io.StringIO()
+        found = [self._example(index) for index in range(len(self.documents))]
+        writer = csv.DictWriter(text, list(found[0]), lineterminator="\n")
+        writer.writeheader()
+        writer.writerows(found)
+        return text.getvalue()
+
+    def _by_source(self) -> dict[str, Any]:
+        found = {}
+        for number, name in enumerate(self.sources):
+            chosen = self.sums["of_examples"][self.documents.sources == number]
+            (entry,) = means(chosen.sum(0, keepdims=True), ("mean_prob", "nll", "accuracy", "entropy"))
+            interval = clustered_interval(chosen[:, 0], chosen[:, 1])
+            found[name] = {"rows": len(chosen), **entry, "interval": interval}
+        return found
+
+    def _by_example(self) -> dict[str, Any]:
+        examples = self.sums["of_examples"]
+        used = np.flatnonzero(examples[:, 0])
+        mean = examples[used, 1] / examples[used, 0]
+        order = used[np.argsort(mean, kind="stable")].tolist()
+        return {
+            "quantiles_of_mean_prob": {str(q): float(np.quantile(mean, q)) for q in QUANTILES},
+            "lowest": [self._example(index) for index in order[:_LISTED]],
+            "highest": [self._example(index) for index in order[: -_LISTED - 1 : -1]],
+        }
+
+    def _example(self, index: int) -> dict[str, Any]:
+        row, source = int(self.documents.rows[index]), {}
+        if self.documents.sources is not None:
+            source = {"source": self.sources[int(self.documents.sources[index])]}
+            row = row if self.streaming else self.locate(row)
+        tokens, p, nll, *_ = self.sums["of_examples"][index].tolist()
+        mean = {"mean_prob": p / tokens, "nll": nll / tokens} if tokens else {"mean_prob": None, "nll": None}
+        return {"row": row, **source, "tokens": int(tokens), **mean}
+
+
+def _of_odds(odds: float) -> dict[str, float]:
+    """Log-odds, which are at most 64 in size, as p and as 1 - p: neither loses its digits."""
+    return {"prob": 1 / (1 + math.exp(-odds)), "one_minus_prob": 1 / (1 + math.exp(odds)), "log_odds": odds}
+
+
+def in_words(result: dict[str, Any]) -> list[str]:
+    """A result in a few lines."""
+    sample, interval = result["sample"], result["interval"]
+    band = "no interval from one row" if interval is None else f"95 % interval {interval[0]:.4f} to {interval[1]:.4f}"
+    part = f"{result['rows']} rows" + (f" of {sample['of']}" if sample["drawn"] == "at random" else "")
+    quantiles = {q: result["quantiles"][q] for q in ("0.1", "0.5", "0.9")}
+    shown = ", ".join(
+        f"{q}: {v['prob']:.4g}" if v["prob"] < 0.99 else f"{q}: 1 - {v['one_minus_prob']:.2g}"
+        for q, v in quantiles.items()
+    )
+    lines = [
+        "",
+        f"mean p   {result['mean_prob']:.4f}, {band}; {part}, {result['tokens']} tokens; level: {result['level']}",
+        f"         nll {result['nll']:.3f} nats, accuracy {result['accuracy']:.3f}, entropy {result['entropy']:.3f} "
+        f"nats, calibration error {result['calibration']['error']:.3f}",
+        f"p        quantiles {shown}; {result['share_above_0.55']:.1%} above .55",
+        "paper    mean p " + ", ".join(f"{k} {low:.2f} to {high:.2f}" for k, (low, high) in PAPER["mean_prob"].items()),
+    ]
+    if not sample["enough"]:
+        more = f"; about {sample['rows_needed']} would do" if sample["rows_needed"] else ""
+        lines.append(f"sample   too small: the interval reaches into another level{more}")
+    else:
+        lines.append("sample   large enough: the whole interval lies within one level")
+    advice = result["advice"]
+    lines += [f"advice   {advice['objective'] or 'none prevails: run the pilots'}. {advice['reason']}"]
+    lines += [f"         {command}" for command in advice["commands"]]
+    return lines + [f"warning  {text}" for text in advice["warnings"]]
