@@ -11,6 +11,7 @@ from typing import Any
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.cli import LightningArgumentParser
+from torch import Tensor
 
 from lit_probsft.analysis.advice import Command
 from lit_probsft.analysis.findings import Findings, in_words
@@ -95,12 +96,13 @@ class Probe(ProbSFTModule):
         super().setup(stage)
         self.survey = Survey(len(self._datamodule().documents))
 
-    def validation_step(self, batch: dict[str, Any], batch_idx: int) -> None:
+    def validation_step(self, batch: dict[str, Any], batch_idx: int, dataloader_idx: int = 0) -> dict[str, Tensor]:
         """Add a micro-batch."""
         recorder = Recorder(*Survey.NEEDS)
         output = look(self.model, batch, recorder)
         self.survey.update(batch, output, recorder)
         self.histogram.update(output.log_probs, recorder.seen("log_complement", output.log_probs))
+        return {"log_probs": output.log_probs}
 
     def on_validation_epoch_end(self) -> None:
         """Add up the ranks."""
