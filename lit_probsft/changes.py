@@ -220,11 +220,12 @@ def _largest(change: Tensor) -> list[int]:
 
 def _weight(module: ProbSFTModule, log_p: Tensor, progress: float, mean_p: float) -> Any:
     """The objective's weight at some log p, as an array; None where it is no function of p alone."""
-    if module.objective.needs - {"log_complement", "progress", "batch_mean_p"}:
+    context = module.fitted.context()
+    if module.objective.needs - {"log_complement", "progress", "batch_mean_p", *context}:
         return None
     log_p = log_p.clamp(max=-1e-12)  # of p = 1 some weights have no value
     complement = (-torch.expm1(log_p)).log()
-    stats = TokenStats(log_p, log_complement=complement, progress=progress, batch_mean_p=mean_p)
+    stats = TokenStats(log_p, log_complement=complement, progress=progress, batch_mean_p=mean_p, **context)
     try:
         return module.gradient_weight(stats).numpy()
     except Exception as error:  # of a user's own loss: no picture is worth the run that ends here

@@ -233,8 +233,7 @@ class ProbSFTModule(L.LightningModule):
             context["progress"] = self.global_step / max(self.total_steps, 1)
         if "batch_mean_p" in self.objective.needs:
             context["batch_mean_p"] = self.batch_mean_p
-        # A model that is validated alone was not probed: what is asked of it, all but the loss, is known without.
-        objective: Objective = NLL() if self.fitted.missing else _TokenLoss(self)
+        objective = _TokenLoss(self)
         if self.training and not self.fitted.missing:
             self._readings = self.objective.readings(TokenStats(torch.zeros(0), **context))
         weight, packs = None, Packs.of(batch)
@@ -607,19 +606,21 @@ class _TokenLoss(Objective):
 
     def __init__(self, module: ProbSFTModule, measures: bool = True) -> None:
         self._module = module
+        # A model that is validated alone was not probed: what is asked of it, all but the loss, is known without.
+        self._known = not module.fitted.missing
         # A pass over the logits that training does not pay for.
         self._measured = frozenset({"entropy"} if measures and not module.training else ())
 
     @property
     def needs(self) -> frozenset[str]:
-        return self._module.objective.needs | self._measured
+        return (self._module.objective.needs if self._known else frozenset()) | self._measured
 
     @property
     def top_k(self) -> int:
         return self._module.objective.top_k
 
     def loss(self, tokens: TokenStats) -> Tensor:
-        return self._module.token_loss(tokens)
+        return self._module.token_loss(tokens) if self._known else -tokens.log_probs
 
 
 def _sources(batch: dict[str, Any]) -> Tensor | None:

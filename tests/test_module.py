@@ -27,7 +27,7 @@ from lit_probsft.objectives import (
 )
 from lit_probsft.optim import Schedule
 from tests import tiny
-from tests.members import ALL, EntropyWeighted, Scheduled
+from tests.members import ALL, CONTEXT, EntropyWeighted, Scheduled
 
 
 @pytest.fixture(scope="module")
@@ -335,7 +335,10 @@ def test_validation_counts_every_token_once(rows: Path, tmp_path: Path) -> None:
 
 def test_the_head_is_told_what_the_objective_reads_whatever_wraps_it() -> None:
     for objective in ALL:
-        seen = _TokenLoss(ProbSFTModule("a/model", objective))
+        module = ProbSFTModule("a/model", objective)
+        if module.fitted.missing:
+            module.fitted.set(CONTEXT["capability"])
+        seen = _TokenLoss(module)
         assert (seen.needs, seen.top_k) == (objective.needs, objective.top_k)
     assert _TokenLoss(ProbSFTModule("a/model", Threshold(EAFT(k=3)))).top_k == 3
 
