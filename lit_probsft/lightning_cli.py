@@ -187,6 +187,9 @@ class ProbSFTCLI(LightningCLI):
             return
         rank_zero_info(f"{self.command}: weights and tokenizer of {folder}")
         source = config.model.init_args.model
+        reference = config.model.init_args.get("reference")
+        if isinstance(reference, Namespace) and reference.get("model") is None:
+            reference.model = source  # what was trained is compared with what it began as
         options = source.init_args if isinstance(source, Namespace) else Namespace()
         kept = {k: options[k] for k in ("dtype", "attn_implementation", "trust_remote_code") if k in options}
         config.model.init_args.model = Namespace(

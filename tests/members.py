@@ -4,14 +4,20 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
+
+from lit_probsft.logits import Outputs
 from lit_probsft.objectives import (
+    ASFT,
     DEFT,
     DFT,
     EAFT,
     GEM,
     IDFT,
     NLL,
+    PSFT,
     SCE,
+    Anchored,
     Balanced,
     Brier,
     Cayley,
@@ -101,6 +107,19 @@ WITH_STATISTICS = [
     Balanced(Brier(), mean_weight=0.1),
 ]
 HANDED_IN = [Cayley(), Scheduled(), PowerSchedule()]
-ALL = [*OF_P_ALONE, *WITH_LOGITS, *WITH_STATISTICS, *HANDED_IN]
+WITH_REFERENCE = [
+    Anchored(Threshold(NegP(), 0.1), weight=0.5),
+    Anchored(LabelSmoothing(), weight=0.3, direction="reverse"),
+    ASFT(),
+    PSFT(),
+]
+ALL = [*OF_P_ALONE, *WITH_LOGITS, *WITH_STATISTICS, *HANDED_IN, *WITH_REFERENCE]
 CONTEXT = {"progress": 0.3, "batch_mean_p": 0.4}
 """What only the caller of the head knows, for tests in which nothing is trained."""
+
+
+def reference(count: int, vocabulary: int) -> Outputs:
+    """What another model says about `count` tokens, always the same."""
+    generator = torch.Generator().manual_seed(0)
+    hidden, weight = (torch.randn(n, 5, dtype=torch.float64, generator=generator) for n in (count, vocabulary))
+    return Outputs(hidden, weight, logit_scale=0.8, soft_cap=5.0)

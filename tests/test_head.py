@@ -12,7 +12,7 @@ from torch import Tensor
 from lit_probsft.errors import UserError
 from lit_probsft.head import HeadRequest, ObjectiveHead, _chunk_rows, objective_loss
 from lit_probsft.objectives import EAFT, GEM, NLL, LabelSmoothing, NegP, Objective, Power, Threshold, TokenStats
-from tests.members import ALL, CONTEXT, OF_P_ALONE, Scheduled
+from tests.members import ALL, CONTEXT, OF_P_ALONE, Scheduled, reference
 
 N, H, V = 37, 12, 29
 every_member = pytest.mark.parametrize("objective", ALL, ids=repr)
@@ -49,6 +49,8 @@ def obvious(
     target = labels[kept][:, None]
     log_probs = log_p_all.gather(-1, target)[:, 0]
     constant = log_p_all.detach()
+    other = reference(len(labels), len(weight))
+    reference_logits = 5 * torch.tanh(0.8 * other.hidden[kept] @ other.weight.T / 5)
     tokens = TokenStats(
         log_probs=log_probs,
         entropy=-(constant.exp() * constant).sum(-1),
@@ -57,6 +59,8 @@ def obvious(
         logits=logits,
         labels=target[:, 0],
         top_entropy=entropy_of_the_largest(constant.exp(), objective.top_k),
+        reference_logits=reference_logits,
+        reference_log_probs=reference_logits.log_softmax(-1).gather(-1, target)[:, 0],
         **CONTEXT,
     )
     losses = objective.loss(tokens)
@@ -107,7 +111,9 @@ def test_head_equals_the_plain_computation(objective: Objective, variant: str) -
     if options.pop("weighted", False):
         options["token_weight"] = token_weight
     total, log_probs, losses = obvious(hidden, weight, labels, objective, **options)
-    out = objective_loss(hidden, weight, labels, objective, chunk_size=5, context=CONTEXT, **options)
+    out = objective_loss(
+        hidden, weight, labels, objective, chunk_size=5, context=CONTEXT, reference=reference(N, V), **options
+    )
     close(out.loss, total, torch.float64)
     close(out.log_probs, log_probs, torch.float64)
     close(out.token_losses, losses, torch.float64)
@@ -122,7 +128,7 @@ def test_head_equals_the_plain_computation(objective: Objective, variant: str) -
 def test_narrow_inputs_are_multiplied_without_rounding_the_logits(objective: Objective, dtype: torch.dtype) -> None:
     hidden, weight, labels, _, _ = inputs(dtype)
     total, log_probs, _ = obvious(hidden, weight, labels, objective)
-    out = objective_loss(hidden, weight, labels, objective, chunk_size=8, context=CONTEXT)
+    out = objective_loss(hidden, weight, labels, objective, chunk_size=8, context=CONTEXT, reference=reference(N, V))
     assert out.loss.dtype == out.log_probs.dtype == torch.float32
     close(out.loss, total, torch.float32)
     # bf16 logits would be off by a hundredth
@@ -148,7 +154,9 @@ def test_chunk_size_changes_nothing(objective: Objective) -> None:
     hidden, weight, labels, _, _ = inputs()
     results = []
     for chunk_size in (1, 6, N, 1000, None):
-        out = objective_loss(hidden, weight, labels, objective, chunk_size=chunk_size, context=CONTEXT)
+        out = objective_loss(
+            hidden, weight, labels, objective, chunk_size=chunk_size, context=CONTEXT, reference=reference(N, V)
+        )
         results.append([out.loss, *gradients(out.loss, hidden, weight)])
     for other in results[1:]:
         for one, another in zip(results[0], other, strict=True):
@@ -186,7 +194,8 @@ def test_no_token_gives_a_zero_that_backpropagates(objective: Objective) -> None
     for labels in (torch.full((4,), -100), torch.empty(0, dtype=torch.long)):
         hidden = torch.randn(len(labels), H, requires_grad=True)
         weight = torch.randn(V, H, requires_grad=True)
-        out = objective_loss(hidden, weight, labels, objective, context=CONTEXT)
+        other = reference(len(labels), V)
+        out = objective_loss(hidden, weight, labels, objective, context=CONTEXT, reference=other)
         assert out.loss.item() == 0
         for gradient, leaf in zip(gradients(out.loss, hidden, weight), (hidden, weight), strict=True):
             assert gradient.shape == leaf.shape
@@ -314,10 +323,10 @@ def test_autocast_does_not_reach_the_head() -> None:
 @every_member
 def test_every_member_is_evaluated_in_inference_mode(objective: Objective) -> None:
     hidden, weight, labels, _, _ = inputs()
-    expected = objective_loss(hidden, weight, labels, objective, context=CONTEXT)
+    expected = objective_loss(hidden, weight, labels, objective, context=CONTEXT, reference=reference(N, V))
     for mode in (torch.inference_mode, torch.no_grad):
         with mode():
-            out = objective_loss(hidden, weight, labels, objective, context=CONTEXT)
+            out = objective_loss(hidden, weight, labels, objective, context=CONTEXT, reference=reference(N, V))
         torch.testing.assert_close(out.loss, expected.loss)
         torch.testing.assert_close(out.log_probs, expected.log_probs)
 

@@ -47,6 +47,11 @@ class TokenStats:
     """Share of the training that is done, 0 to 1."""
     batch_mean_p: float | None = None
     """Mean p over the supervised tokens of the previous optimizer step, on all ranks; 0 before the first one."""
+    reference_log_probs: Tensor | None = None
+    """(N,), log p of the target tokens under a frozen model, by default the one that training began with; no
+    gradient."""
+    reference_logits: Tensor | None = None
+    """(N, V), that model's logits; no gradient."""
     frozen_log_probs: Tensor | None = None
     """(N,), stands for the stop-gradient of `log_probs` where a numerical derivative has to hold it fixed."""
     frozen_logits: Tensor | None = None
@@ -72,7 +77,10 @@ STATISTICS = frozenset({"entropy", "collision", "log_complement", "top_entropy"}
 HANDED_IN = frozenset({"progress", "batch_mean_p"})
 """What only the caller of the head can know; it comes through `context`."""
 
-NEEDS = STATISTICS | HANDED_IN | {"logits"}
+REFERENCE = frozenset({"reference_log_probs", "reference_logits"})
+"""What a second, frozen model says about the same tokens; the module holds it, the head multiplies it out."""
+
+NEEDS = STATISTICS | HANDED_IN | REFERENCE | {"logits"}
 """Every name that `Objective.needs` may hold."""
 
 
