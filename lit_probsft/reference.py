@@ -122,15 +122,20 @@ def load_reference(
         dtype: of the reference.
         sharding: of the trainer's strategy.
     """
+    model = without_training(source, dtype).load(tokenizer, trained, sharding)
+    model = (model if sharding is None else sharding.whole(model)).to(dtype)
+    install_head(model)
+    return FrozenModel(model)
+
+
+def without_training(source: ModelSource, dtype: torch.dtype) -> ModelSource:
+    """The same model as it is read for evaluation alone; in `dtype` if it is read from files. Random weights depend on
+    the dtype in which they are drawn, and are the trained model's only if they are cast afterwards."""
     wanted: dict[str, Any] = {"gradient_checkpointing": False, "compile": False}
     if isinstance(source, PretrainedCausalLM):
         wanted["dtype"] = str(dtype).removeprefix("torch.")
     known = {field.name for field in dataclasses.fields(source)}
-    source = dataclasses.replace(source, **{name: value for name, value in wanted.items() if name in known})
-    model = source.load(tokenizer, trained, sharding)
-    model = (model if sharding is None else sharding.whole(model)).to(dtype)
-    install_head(model)
-    return FrozenModel(model)
+    return dataclasses.replace(source, **{name: value for name, value in wanted.items() if name in known})
 
 
 def copied(model: PreTrainedModel, dtype: torch.dtype, sharding: Sharding | None) -> FrozenModel:

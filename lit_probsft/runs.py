@@ -8,6 +8,7 @@ runs/<name>/
   hf/                 the trained model as a Hugging Face folder
   hf-steps/           the same after each checkpoint, with `checkpoints.export: every`
   predictions.jsonl   answers of `predict`
+  divergence.json     of `divergence`
   .lock               held by the process that trains
   skipped.jsonl       rows that were not used, with the reason: split, row, what, reason; none where all were
 """
@@ -79,6 +80,11 @@ class RunFolder:
         return self.path / "skipped.jsonl"
 
     @property
+    def divergence(self) -> Path:
+        """How far the trained model is from another."""
+        return self.path / "divergence.json"
+
+    @property
     def in_use(self) -> bool:
         """Has a run left something here that another would destroy?"""
         return any(p.exists() for p in (self.config, self.record, self.checkpoints, self.hf))
@@ -128,7 +134,7 @@ class RunFolder:
             for folder in (self.path, self.hf_steps):
                 tidy(folder)
             if not resume:
-                mine = (self.config, self.record, self.metrics, self.predictions, self.skipped)
+                mine = (self.config, self.record, self.metrics, self.predictions, self.skipped, self.divergence)
                 for path in (*mine, self.checkpoints, self.hf, self.hf_steps):
                     if path.is_symlink() and path.is_dir():  # to a larger disk, say, which will be wanted again
                         for child in path.iterdir():

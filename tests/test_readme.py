@@ -79,7 +79,7 @@ def test_every_command_of_the_readme_exists() -> None:
     overview = main(["--help"]) or ""
     for command in COMMANDS:
         for match in re.finditer(r"python -m lit_probsft (\w+)", command):
-            assert match[1] in ("fit", "validate", "test", "predict", "preview", "export"), overview
+            assert match[1] in ("fit", "validate", "test", "predict", "preview", "export", "divergence"), overview
         for path in re.findall(r"configs/[\w./]+\.yaml", command):
             assert (ROOT / path).exists(), path
 

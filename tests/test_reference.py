@@ -9,6 +9,7 @@ import pytest
 import torch
 from torch import Tensor
 
+from lit_probsft.cli import main
 from lit_probsft.data import ByteTokenizer
 from lit_probsft.errors import UserError
 from lit_probsft.lora import LoRA
@@ -20,6 +21,7 @@ from lit_probsft.parallel.checkpoints import CheckpointOptions, Checkpoints
 from lit_probsft.parallel.strategies import DeepSpeed
 from lit_probsft.reference import FrozenModel, Reference, load_reference
 from tests import tiny
+from tests.test_cli import config
 
 EXACT = Reference(dtype="float64")
 IDS = torch.tensor([[5, 6, 7, 8, 9, 10], [20, 3, 44, 60, 1, 2]])
@@ -147,7 +149,7 @@ def test_an_anchor_holds_the_model_back(rows: Path) -> None:
     log_q = full_logits(tiny.model()).log_softmax(-1)
     left = []
     for objective in (NLL(), Anchored(NLL(), 100.0)):
-        log_p = full_logits(fitted(rows, objective, max_epochs=6).model).log_softmax(-1)
+        log_p = full_logits(fitted(rows, objective, max_epochs=4).model).log_softmax(-1)
         left.append(float((log_q.exp() * (log_q - log_p)).sum(-1).mean()))
     assert 0 < left[1] < left[0] / 2
 
@@ -243,6 +245,19 @@ def test_another_vocabulary_is_refused(rows: Path) -> None:
         fitted(rows, ASFT(), reference=other)
     with pytest.raises(UserError, match="model.reference.dtype: expected auto, bfloat16, .* got 'int8'"):
         Reference(dtype="int8")  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize("lora", [(), pytest.param(("--model.lora", "LoRA"), marks=pytest.mark.slow)])
+def test_what_was_trained_is_validated_against_what_it_began_as(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lora: tuple[str, ...]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    anchored = {"class_path": "Anchored", "init_args": {"base": {"class_path": "NegP"}, "weight": 500.0}}
+    path = str(config(tmp_path, model__objective=anchored, model__reference={"dtype": "float32"}))
+    after = main(["fit", "--config", path, *lora]).trainer.callback_metrics
+    again = main(["validate", "--config", path, *lora]).trainer.callback_metrics
+    assert float(after["val/loss"]) > 1 - float(after["val/mean_p"]) + 1e-2
+    assert float(again["val/loss"]) == pytest.approx(float(after["val/loss"]), rel=1e-5)
 
 
 def test_the_head_alone_says_what_it_misses() -> None:
