@@ -219,6 +219,15 @@ class ProbSFTModule(L.LightningModule):
             self._frozen.model.to(device)
         self._frozen_fingerprint = self._frozen.fingerprint(device)
 
+    def describe_reference(self) -> dict[str, Any]:
+        """The frozen model as plain data, for the run's record; empty where there is none."""
+        if self._frozen is None:
+            return {}
+        source = self.reference.source_beside(self.source)
+        name = "the model handed in" if source is None else source.name
+        dtype = str(self._frozen.model.dtype).removeprefix("torch.")
+        return {"name": name, "dtype": dtype, "weights": self._frozen_fingerprint}
+
     def _datamodule(self) -> Any:
         return getattr(self._trainer, "datamodule", None) if self._trainer is not None else None
 
@@ -312,7 +321,8 @@ class ProbSFTModule(L.LightningModule):
             # Exact where it can be; flash attention takes nothing but 16 bits.
             rounded = takes_boundaries(self.model.config.get_text_config())
             with self.trainer.precision_plugin.forward_context() if rounded else contextlib.nullcontext():
-                check_packing(self.model)
+                for model in dict.fromkeys([self.model, *([self._frozen.model] if self._frozen else [])]):
+                    check_packing(model)
 
     def on_train_start(self) -> None:
         """Validate, and so save, between two optimizer steps only: a window cut in two could not be resumed."""

@@ -11,7 +11,20 @@ from torch import Tensor
 
 from lit_probsft.errors import UserError
 from lit_probsft.head import HeadRequest, ObjectiveHead, _chunk_rows, objective_loss
-from lit_probsft.objectives import EAFT, GEM, NLL, LabelSmoothing, NegP, Objective, Power, Threshold, TokenStats
+from lit_probsft.logits import Outputs
+from lit_probsft.objectives import (
+    EAFT,
+    GEM,
+    NLL,
+    PSFT,
+    Anchored,
+    LabelSmoothing,
+    NegP,
+    Objective,
+    Power,
+    Threshold,
+    TokenStats,
+)
 from tests.members import ALL, CONTEXT, OF_P_ALONE, Scheduled, reference
 
 N, H, V = 37, 12, 29
@@ -232,11 +245,26 @@ def test_what_needs_no_gradient_costs_no_product(frozen: str, monkeypatch: pytes
     assert calls == ["mm"]
 
 
+@pytest.mark.parametrize(("objective", "more"), [(NegP(), []), (PSFT(), ["ref"]), (Anchored(), ["ref"])], ids=repr)
+def test_a_reference_costs_one_product_where_it_is_read(
+    objective: Objective, more: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from lit_probsft import head, logits
+
+    calls: list[str] = []
+    for place, name, word in ((head, "_multiply", "mm"), (head, "_add_product", "add"), (logits, "multiply", "ref")):
+        real = getattr(place, name)
+        monkeypatch.setattr(place, name, lambda *a, r=real, w=word, **k: (calls.append(w), r(*a, **k))[1])
+    hidden, weight, labels, _, _ = inputs()
+    objective_loss(hidden, weight, labels, objective, reference=reference(N, V), chunk_size=N).loss.backward()
+    assert sorted(calls) == sorted(["mm", "mm", "add", *more])
+
+
 def test_nothing_of_the_size_of_all_logits_is_alive() -> None:
     """The largest tensor is a chunk of logits or the gradient of the weight, never N x V."""
     n, vocabulary, chunk = 64, 500, 8
     hidden, weight = torch.randn(n, 4, requires_grad=True), torch.randn(vocabulary, 4, requires_grad=True)
-    for objective in (NegP(), LabelSmoothing(0.1), EAFT(), GEM()):
+    for objective in (NegP(), LabelSmoothing(0.1), EAFT(), GEM(), Anchored(), PSFT()):
         largest = 0
 
         class Watch(torch.utils._python_dispatch.TorchDispatchMode):
@@ -249,7 +277,8 @@ def test_nothing_of_the_size_of_all_logits_is_alive() -> None:
                 return result
 
         with Watch():
-            objective_loss(hidden, weight, torch.randint(vocabulary, (n,)), objective, chunk_size=chunk).loss.backward()
+            labels, other = torch.randint(vocabulary, (n,)), Outputs(hidden.detach(), weight.detach() + 1)
+            objective_loss(hidden, weight, labels, objective, reference=other, chunk_size=chunk).loss.backward()
         assert largest <= chunk * vocabulary
     gc.collect()
 

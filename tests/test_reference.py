@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import json
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
+from transformers import AutoModelForCausalLM
 
 from lit_probsft.cli import main
 from lit_probsft.data import ByteTokenizer
+from lit_probsft.disk import remove
 from lit_probsft.errors import UserError
 from lit_probsft.lora import LoRA
 from lit_probsft.model import ModelSource, PretrainedCausalLM
@@ -21,6 +24,7 @@ from lit_probsft.parallel.checkpoints import CheckpointOptions, Checkpoints
 from lit_probsft.parallel.strategies import DeepSpeed
 from lit_probsft.reference import FrozenModel, Reference, load_reference
 from tests import tiny
+from tests.parallel.launch import launch
 from tests.test_cli import config
 
 EXACT = Reference(dtype="float64")
@@ -256,6 +260,9 @@ def test_what_was_trained_is_validated_against_what_it_began_as(
     path = str(config(tmp_path, model__objective=anchored, model__reference={"dtype": "float32"}))
     after = main(["fit", "--config", path, *lora]).trainer.callback_metrics
     again = main(["validate", "--config", path, *lora]).trainer.callback_metrics
+    if not lora:
+        record = json.loads((tmp_path / "runs/tiny/run.json").read_text())["reference"]
+        assert (record["name"], record["dtype"]) == ("llama from random weights (seed 0)", "float32")
     assert float(after["val/loss"]) > 1 - float(after["val/mean_p"]) + 1e-2
     assert float(again["val/loss"]) == pytest.approx(float(after["val/loss"]), rel=1e-5)
 
@@ -279,3 +286,27 @@ def test_a_bf16_reference_is_close(rows: Path) -> None:
 def test_random_weights_are_those_of_the_trained_model_whatever_the_dtype() -> None:
     frozen = load_reference(tiny.source(), ByteTokenizer().load(list), torch.float32, torch.float64, None)
     assert torch.equal(frozen.model.lm_head.weight, tiny.model().lm_head.weight.double())
+
+
+@pytest.mark.slow
+def test_slices_of_a_reference_have_the_fingerprint_of_the_whole(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A run under FSDP2 goes on in another number of processes; and is refused from another model."""
+    monkeypatch.chdir(tmp_path)
+    anchored = {"class_path": "ASFT", "init_args": {"weight": 0.5}}
+    path = config(tmp_path, model__objective=anchored, checkpoints={"every_n_steps": 1, "keep_last": 9})
+    command = ["fit", "--config", str(path), "--trainer.strategy", "fsdp2", "--trainer.max_epochs=2"]
+    two = ["--data.batch_size=4", "--trainer.devices=2"]
+    launch(["-m", "lit_probsft", *command, *two], timeout=240, cwd=tmp_path)
+    folder = tmp_path / "runs" / "tiny"
+    whole = AutoModelForCausalLM.from_pretrained(folder / "hf").state_dict()
+    for step in (4, 5, 6):
+        remove(folder / "checkpoints" / f"step-{step:08d}.ckpt")
+    one = ["-m", "lit_probsft", *command, "--resume", "--trainer.devices=1"]
+    with pytest.raises(AssertionError, match="--resume: expected the reference's weights as in the checkpoint"):
+        launch([*one, "--model.model.init_args.seed=1"], timeout=240, cwd=tmp_path)
+    launch(one, timeout=240, cwd=tmp_path)
+    resumed = AutoModelForCausalLM.from_pretrained(folder / "hf").state_dict()
+    for name, value in whole.items():
+        torch.testing.assert_close(resumed[name], value, rtol=1e-4, atol=1e-5)
