@@ -72,7 +72,7 @@ def run() -> NoReturn:
         message, together = f"lit_probsft: {getattr(stop, 'message', 'interrupted')}", getattr(stop, "together", True)
         if not together:
             status = _report(stop, status, message)
-        elif first_rank():
+        elif first_rank() and status:  # --help ends with 0
             print(message, file=sys.stderr)
     except Exception as error:
         status, together = _report(error, 1, None), False
