@@ -18,6 +18,7 @@ _HOMES = {
     "objective_loss": "head",
     "PretrainedCausalLM": "model",
     "RandomCausalLM": "model",
+    "Reference": "reference",
     "Schedule": "optim",
     "Generation": "module",
     "UserError": "errors",
@@ -31,6 +32,7 @@ __all__ = [
     "PretrainedCausalLM",
     "ProbSFTModule",
     "RandomCausalLM",
+    "Reference",
     "Schedule",
     "TokenStats",
     "UserError",
@@ -47,6 +49,7 @@ if TYPE_CHECKING:
     from lit_probsft.module import Generation, ProbSFTModule
     from lit_probsft.objectives import Objective, TokenStats
     from lit_probsft.optim import Schedule
+    from lit_probsft.reference import Reference
 
 
 def __getattr__(name: str) -> Any:

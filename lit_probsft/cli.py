@@ -73,7 +73,7 @@ def run() -> NoReturn:
         message, together = f"lit_probsft: {getattr(stop, 'message', 'interrupted')}", getattr(stop, "together", True)
         if not together:
             status = _report(stop, status, message)
-        elif first_rank():
+        elif first_rank() and status:  # --help ends with 0
             print(message, file=sys.stderr)
     except KeyboardInterrupt:
         status, together = 130, False
@@ -188,6 +188,30 @@ def capability(args: Sequence[str]) -> Any:
     return run_capability(parser.parse_args(own).sample, rest)
 
 
+def divergence(args: Sequence[str]) -> Any:
+    """`divergence --config C`: two models compared on a split's supervised tokens; all other flags are those of fit."""
+    parser = _Parser(prog="python -m lit_probsft divergence", description=_OTHERS["divergence"][1], allow_abbrev=False)
+    what = "a folder, a hub id, `base` for the configuration's model, `run` for what its run has exported"
+    parser.add_argument("--model-a", default="base", metavar="MODEL", help=f"{what} (base)")
+    parser.add_argument("--model-b", default="run", metavar="MODEL", help="the same (run)")
+    splits = ("train", "validation", "test")
+    parser.add_argument("--split", choices=splits, default="validation", help="of which rows (validation)")
+    parser.add_argument(
+        "--dtype", choices=("bfloat16", "float32", "float64"), default="float32", help="of both models (float32)"
+    )
+    parser.add_argument("--out", type=Path, help="the file to write (runs/NAME/divergence.json)")
+    parser.add_argument(
+        "--config", dest="unused", metavar="FILE", help="the configuration of a run; more flags as fit's"
+    )
+    if any(arg in ("-h", "--help") for arg in args):
+        parser.parse_args(["--help"])
+    own, rest = _apart(list(args), ("--model-a", "--model-b", "--split", "--dtype", "--out"))
+    options = parser.parse_args(own)
+    from lit_probsft.analysis.divergence import run_divergence
+
+    return run_divergence(options, rest)
+
+
 def _apart(args: list[str], names: Sequence[str]) -> tuple[list[str], list[str]]:
     """The flags in `names` with their values, and all others."""
     own: list[str] = []
@@ -221,6 +245,7 @@ _OTHERS: dict[str, tuple[Callable[[Sequence[str]], Any], str]] = {
     "configs": (configs, "list, show or copy the configurations that come with the package"),
     "preview": (preview, "show rows as they will be learnt, and what is wrong with others; loads no model"),
     "capability": (capability, "what the model knows of the training rows, and which objective fits that"),
+    "divergence": (divergence, "how far two models are apart on the rows of a configuration: KL both ways, JS"),
     "export": (export, "write the Hugging Face folder of a checkpoint; needs nothing but the checkpoint"),
     "report": (report, "write one page about a run: what it has learnt and forgotten, and which tokens it moved"),
 }

@@ -21,12 +21,11 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from lit_probsft.errors import UserError
-from lit_probsft.objectives.base import HANDED_IN, NEEDS, Objective, TokenStats, derivative
+from lit_probsft.logits import Outputs, chunk_rows, operand_dtype, result_dtype
+from lit_probsft.logits import multiply as _multiply
+from lit_probsft.objectives.base import HANDED_IN, NEEDS, REFERENCE, Objective, TokenStats, derivative
 
 IGNORE_INDEX = -100
-
-LOGITS_BUDGET = {"cpu": 32 * 2**20, "cuda": 2**30}
-"""Bytes of fp32 logits alive at once. Large chunks read and write dWeight less often, small ones are leaner."""
 
 
 @dataclass(frozen=True)
@@ -60,6 +59,7 @@ def objective_loss(
     normalizer: float | Tensor | None = None,
     token_weight: Tensor | None = None,
     context: Mapping[str, Any] | None = None,
+    reference: Outputs | None = None,
     chunk_size: int | None = None,
 ) -> HeadOutput:
     """The loss of N tokens under an objective, with gradients on `hidden`, `weight` and `bias`, without an (N, V)
@@ -80,6 +80,8 @@ def objective_loss(
         normalizer: what the sum is divided by; None is the number of labels that are not -100 (at least 1).
         token_weight: (N,), a constant factor of each token in the sum; it does not enter the normalizer.
         context: fields of `TokenStats` that only the caller knows, such as `progress`.
+        reference: what a frozen model says about the same N tokens, for an objective that reads `reference_log_probs`
+            or `reference_logits`; one more matrix product.
         chunk_size: rows of logits alive at once; None derives it from `LOGITS_BUDGET` of the device.
 
     Returns:
@@ -94,11 +96,13 @@ def objective_loss(
         if value is not None and value <= 0:
             raise ValueError(f"objective_loss: expected {name} above 0, got {value}")
     context = _checked_context(objective, context)
+    reference = _checked_reference(objective, reference, hidden, weight)
     count = labels.shape[0]
     kept = (labels != IGNORE_INDEX).nonzero().squeeze(-1)
     all_kept = kept.numel() == count
     if not all_kept:
         hidden, labels = hidden.index_select(0, kept), labels[kept]
+        reference = None if reference is None else reference.of(kept)
         token_weight = None if token_weight is None else token_weight[kept]
     _check_labels(labels, weight.shape[0])
     if normalizer is None:
@@ -107,7 +111,8 @@ def objective_loss(
     chunk = chunk_size or _chunk_rows(weight.shape[0], hidden.device.type, objective)
     if token_weight is not None:
         token_weight = token_weight.to(torch.float64 if hidden.dtype == torch.float64 else torch.float32)
-    work = _Work(objective, labels, token_weight, context, logit_scale, soft_cap, chunk)
+    reference = None if reference is None else reference.ready()
+    work = _Work(objective, labels, token_weight, context, logit_scale, soft_cap, chunk, reference)
     wanted = torch.is_grad_enabled()
     total, *stats = _HeadFunction.apply(hidden, weight, bias, normalizer, work, wanted)  # type: ignore[no-untyped-call]
     if not all_kept:
@@ -126,6 +131,7 @@ class _Work:
     logit_scale: float
     soft_cap: float | None
     chunk: int
+    reference: Outputs | None
 
 
 class _HeadFunction(torch.autograd.Function):
@@ -137,8 +143,8 @@ class _HeadFunction(torch.autograd.Function):
     ) -> Any:
         need_hidden, need_weight, need_bias = (wanted and need for need in ctx.needs_input_grad[:3])
         device = hidden.device.type
-        operand = _operand_dtype(hidden, weight)
-        fp = torch.float64 if operand == torch.float64 else torch.float32
+        operand = operand_dtype(hidden, weight)
+        fp = result_dtype(operand)
         h_all, w = hidden.detach().to(operand), weight.detach().to(operand)
         b = None if bias is None else bias.detach().to(fp)
         (n, size), vocabulary = hidden.shape, weight.shape[0]
@@ -257,6 +263,8 @@ def _gradient_through_log_probs(logits: Tensor, rows: slice, work: _Work, wanted
         fields["log_complement"] = others.log() - total.log()
     if "top_log_prob" in needs:
         fields["top_log_prob"] = -total.log()
+    if work.reference is not None:
+        fields["reference_log_probs"] = _reference_log_probs(work.reference.logits(rows), labels).to(log_probs.dtype)
     if not wanted:  # inside inference mode nothing could be differentiated
         losses = _losses(work, log_probs=log_probs, **fields)
         return logits, log_probs, log_probs, losses, gap == 0, *_top_prob_and_entropy(total.reciprocal(), fields)
@@ -291,6 +299,9 @@ def _gradient_through_logits(logits: Tensor, rows: slice, work: _Work, wanted: b
             fields["log_complement"] = constant.scatter(-1, labels, -torch.inf).logsumexp(-1)
         if "top_log_prob" in needs:
             fields["top_log_prob"] = constant.amax(-1)
+        if work.reference is not None:
+            fields["reference_logits"] = work.reference.logits(rows).to(logits.dtype)
+            fields["reference_log_probs"] = _reference_log_probs(fields["reference_logits"], labels)
         losses = _losses(work, log_probs=log_probs, logits=logits, labels=labels.squeeze(-1), **fields)
         weighted = losses if work.token_weight is None else losses * work.token_weight[rows]
         d_logits = derivative(weighted, logits) if wanted else logits
@@ -303,6 +314,11 @@ def _gradient_through_logits(logits: Tensor, rows: slice, work: _Work, wanted: b
 
 def _top_prob_and_entropy(top_prob: Tensor, fields: Mapping[str, Any]) -> tuple[Tensor, ...]:
     return (top_prob, fields["entropy"]) if "entropy" in fields else (top_prob,)
+
+
+def _reference_log_probs(logits: Tensor, labels: Tensor) -> Tensor:
+    """(C,), log p of the labels (C, 1) under logits (C, V), without a second tensor of their size."""
+    return logits.gather(-1, labels).squeeze(-1) - logits.logsumexp(-1)
 
 
 def _entropy(mass: Tensor) -> Tensor:
@@ -322,23 +338,6 @@ def _losses(work: _Work, **fields: Any) -> Tensor:
     return losses
 
 
-def _operand_dtype(hidden: Tensor, weight: Tensor) -> torch.dtype:
-    device = hidden.device.type
-    dtype = torch.promote_types(hidden.dtype, weight.dtype)
-    if dtype == torch.float64:
-        return dtype
-    if device == "cuda":
-        return torch.get_autocast_dtype(device) if torch.is_autocast_enabled(device) else dtype
-    return torch.float32  # a narrower product would round its result, and only CUDA multiplies bf16 into fp32
-
-
-def _multiply(left: Tensor, right: Tensor, *, out: Tensor) -> None:
-    if left.dtype == out.dtype:
-        torch.mm(left, right, out=out)
-    else:
-        out.copy_(torch.mm(left, right, out_dtype=out.dtype))
-
-
 def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
     if left.dtype == total.dtype:
         total.addmm_(left, right)
@@ -347,10 +346,11 @@ def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
 
 
 def _chunk_rows(vocabulary: int, device: str, objective: Objective) -> int:
-    budget = LOGITS_BUDGET.get(device, LOGITS_BUDGET["cuda"])
     # Autograd on the logits keeps the log-softmax, its gradient and what the objective makes of them.
     copies = 4 if "logits" in objective.needs else 1
-    return max(16, budget // (4 * vocabulary * copies))
+    if objective.needs & REFERENCE:  # the reference's, and what is made of both
+        copies += 4 if "reference_logits" in objective.needs else 1
+    return chunk_rows(vocabulary, device, copies)
 
 
 def _check_shapes(
@@ -393,6 +393,36 @@ def _checked_context(objective: Objective, context: Mapping[str, Any] | None) ->
     return context
 
 
+def _checked_reference(
+    objective: Objective, reference: Outputs | None, hidden: Tensor, weight: Tensor
+) -> Outputs | None:
+    """The reference where the objective reads it, else none: nothing is computed that nobody asked for."""
+    needs = objective.needs & REFERENCE
+    if not needs:
+        return None
+    name = type(objective).__name__
+    if reference is None:
+        raise ValueError(f"{name} needs {', '.join(sorted(needs))}, for which objective_loss takes a `reference`")
+    if "reference_logits" in needs and "logits" not in objective.needs:
+        raise ValueError(f"{name}.needs: expected `logits` beside `reference_logits`, got {sorted(objective.needs)}")
+    if (len(reference.hidden), reference.vocabulary) != (hidden.shape[0], weight.shape[0]):
+        raise ValueError(
+            f"objective_loss: expected a reference of {hidden.shape[0]} tokens over a vocabulary of {weight.shape[0]}, "
+            f"got {len(reference.hidden)} over {reference.vocabulary}"
+        )
+    return reference
+
+
+@dataclass
+class HiddenRequest:
+    """Hand out the hidden states of supervised positions, in place of logits."""
+
+    labels: Tensor
+    """(B, T), unshifted; -100 is ignored."""
+    outputs: Outputs | None = None
+    """Set by the head, rows in row-major order. The weight is the layer's own, for as long as it is gathered."""
+
+
 @dataclass
 class HeadRequest:
     """What the head computes while a model's forward runs, in place of logits."""
@@ -404,6 +434,8 @@ class HeadRequest:
     token_weight: Tensor | None = None
     """(B, T), at the place of the label that it weighs."""
     context: Mapping[str, Any] | None = None
+    reference: Outputs | None = None
+    """What a frozen model says about the supervised positions, in row-major order."""
     output: HeadOutput | None = None
     """Set by the head: rows are the supervised positions in row-major order."""
 
@@ -420,7 +452,7 @@ class ObjectiveHead(nn.Linear):
     logit_scale: float
     soft_cap: float | None
     chunk_size: int | None
-    _request: HeadRequest | None
+    _request: HeadRequest | HiddenRequest | None
 
     @classmethod
     def replacing(cls, layer: nn.Linear, *, logit_scale: float = 1.0, soft_cap: float | None = None) -> Self:
@@ -442,11 +474,11 @@ class ObjectiveHead(nn.Linear):
         return head
 
     @contextlib.contextmanager
-    def answering(self, request: HeadRequest) -> Iterator[HeadRequest]:
+    def answering(self, request: HeadRequest | HiddenRequest) -> Iterator[None]:
         """While the context lasts, forward answers `request` instead of returning logits."""
         self._request = request
         try:
-            yield request
+            yield
         finally:
             self._request = None
 
@@ -457,6 +489,10 @@ class ObjectiveHead(nn.Linear):
             return super().forward(input)
         targets = request.labels[:, 1:]
         supervised = targets != IGNORE_INDEX
+        if isinstance(request, HiddenRequest):
+            hidden = input[:, :-1][supervised]
+            request.outputs = Outputs(hidden, self.weight, self.bias, self.logit_scale, self.soft_cap)
+            return input.new_zeros(1, 1, 1)
         weights = None if request.token_weight is None else request.token_weight[:, 1:][supervised]
         request.output = objective_loss(
             input[:, :-1][supervised],
@@ -469,6 +505,7 @@ class ObjectiveHead(nn.Linear):
             normalizer=request.normalizer,
             token_weight=weights,
             context=request.context,
+            reference=request.reference,
             chunk_size=self.chunk_size,
         )
         return request.output.loss.reshape(1, 1, 1)

@@ -189,6 +189,9 @@ class ProbSFTCLI(LightningCLI):
             return
         rank_zero_info(f"{self.command}: weights and tokenizer of {folder}")
         source = config.model.init_args.model
+        reference = config.model.init_args.get("reference")
+        if isinstance(reference, Namespace) and reference.get("model") is None:
+            reference.model = source  # what was trained is compared with what it began as
         options = source.init_args if isinstance(source, Namespace) else Namespace()
         kept = {k: options[k] for k in ("dtype", "attn_implementation", "trust_remote_code") if k in options}
         config.model.init_args.model = Namespace(
@@ -413,6 +416,38 @@ class _DataOnly(ProbSFTCLI):
 
     def _run_subcommand(self, subcommand: str) -> None:
         pass
+
+
+class _Parts(_DataOnly):
+    """Builds the module too, whose model is not loaded, and says where the run lies."""
+
+    def before_instantiate_classes(self) -> None:
+        """The run's folder is looked into at most."""
+        config = self.config[self.command]
+        self.run = RunFolder(Path(config.runs_dir).expanduser() / _run_name(config))
+        if "init_args" not in config.model or config.model.init_args.get("model") is None:
+            raise UserError("model.model: expected a model (a hub id, a folder, or RandomCausalLM), got none")
+        super().before_instantiate_classes()
+
+    def instantiate_classes(self) -> None:
+        """Data module and module, with what a constructor refuses told as fit tells it."""
+        super().instantiate_classes()
+        config = self.config[self.command]
+        try:
+            self.model = self._parser(self.command).instantiate_classes(Namespace(model=config.model)).model
+        except ValueError as error:
+            raise _cause(error, config) from None
+
+
+def parts_of(args: Sequence[str]) -> tuple[ProbSFTModule, InstructionDataModule, RunFolder, Namespace]:
+    """Module (its model not loaded), data module (not set up), run folder and the trainer's flags of a configuration.
+
+    Raises:
+        UserError: a flag or a value is wrong.
+    """
+    _quieten()
+    cli = _Parts(["fit", *args])
+    return cli.model, cli.datamodule, cli.run, cli.config[cli.command].trainer
 
 
 def data_of(args: Sequence[str]) -> InstructionDataModule:

@@ -129,6 +129,25 @@ def _looking_whole(model: nn.Module) -> Iterator[None]:
             module._parameters["weight"] = weight
 
 
+@contextlib.contextmanager
+def adapters_off(model: nn.Module) -> Iterator[None]:
+    """While it lasts `model` computes what it did without adapters.
+
+    peft's own switch would also change which parameters take a gradient, which sharding strategies have taken note of.
+    """
+    from peft.tuners.tuners_utils import BaseTunerLayer
+
+    layers = [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
+    before = [layer._disable_adapters for layer in layers]
+    for layer in layers:
+        layer._disable_adapters = True
+    try:
+        yield
+    finally:
+        for layer, state in zip(layers, before, strict=True):
+            layer._disable_adapters = state
+
+
 def merged(weights: Mapping[str, Tensor], scaling: float, transposed: Collection[str] = ()) -> dict[str, Tensor]:
     """The state dict of the model without adapters: each adapted W becomes W + scaling * B A, summed in fp32 at least.
 

@@ -8,13 +8,14 @@ import pickle
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
 
 from lit_probsft.errors import UserError, near_matches
-from lit_probsft.head import HeadOutput, HeadRequest, ObjectiveHead
+from lit_probsft.head import HeadOutput, HeadRequest, HiddenRequest, ObjectiveHead
+from lit_probsft.logits import Outputs
 from lit_probsft.packs import Packs
 from lit_probsft.parallel.sharding import Sharding, decoder_layers, draw_weights, fill, global_numel, is_partitioned
 
@@ -304,6 +305,41 @@ def forward_with_objective(
         The head's output, the loss as it left the model (the same value, with hooks of sharding strategies on it), and
         the auxiliary loss of a mixture of experts times its coefficient, or None.
     """
+    request, output = _answered(model, input_ids, request, attention_mask, packs)
+    assert request.output is not None
+    auxiliary = getattr(output, "aux_loss", None)
+    if auxiliary is not None:
+        auxiliary = auxiliary * getattr(model.config.get_text_config(), "router_aux_loss_coef", 0.0)
+    return request.output, output.logits.reshape(()) / model.get_output_embeddings().logit_scale, auxiliary
+
+
+@torch.no_grad()
+def outputs_of(
+    model: PreTrainedModel,
+    input_ids: Tensor,
+    labels: Tensor,
+    attention_mask: Tensor | None = None,
+    packs: Packs | None = None,
+) -> Outputs:
+    """What a model says about the supervised positions, in row-major order, before it is multiplied out; without
+    gradient and without dropout. Arguments as `forward_with_objective`, with labels (B, T)."""
+    training = model.training
+    model.eval()
+    try:
+        request, _ = _answered(model, input_ids, HiddenRequest(labels), attention_mask, packs)
+    finally:
+        model.train(training)
+    assert request.outputs is not None
+    return request.outputs
+
+
+_Request = TypeVar("_Request", HeadRequest, HiddenRequest)
+
+
+def _answered(
+    model: PreTrainedModel, input_ids: Tensor, request: _Request, attention_mask: Tensor | None, packs: Packs | None
+) -> tuple[_Request, Any]:
+    """The request, answered, and what came out of the model's forward."""
     head = install_head(model)
     config = model.config.get_text_config()
     router = bool(getattr(config, "output_router_logits", False))
@@ -312,18 +348,14 @@ def forward_with_objective(
     elif router and attention_mask is not None:
         # A mask would undo the division into documents: a mixture of experts is given no padding in the first place.
         real = attention_mask.bool()
-        weight = None if request.token_weight is None else request.token_weight[real].unsqueeze(0)
-        request = replace(request, labels=request.labels[real].unsqueeze(0), token_weight=weight)
+        request = replace(request, labels=request.labels[real].unsqueeze(0))
+        if isinstance(request, HeadRequest) and request.token_weight is not None:
+            request.token_weight = request.token_weight[real].unsqueeze(0)
         input_ids, packs = input_ids[real].unsqueeze(0), packs.without_padding(real)
     if packs is not None:
         arguments = packs.arguments(config)
     with head.answering(request), _uncapped(config):
-        output = model(input_ids=input_ids, **arguments)
-    assert request.output is not None
-    auxiliary = getattr(output, "aux_loss", None)
-    if auxiliary is not None:
-        auxiliary = auxiliary * getattr(config, "router_aux_loss_coef", 0.0)
-    return request.output, output.logits.reshape(()) / head.logit_scale, auxiliary
+        return request, model(input_ids=input_ids, **arguments)
 
 
 @contextlib.contextmanager

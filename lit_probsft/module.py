@@ -30,13 +30,14 @@ from lit_probsft.model import (
     stop_generation_at,
 )
 from lit_probsft.objectives import NLL, Objective, TokenStats
-from lit_probsft.objectives.base import NEEDS
+from lit_probsft.objectives.base import NEEDS, REFERENCE
 from lit_probsft.optim import OptimizerFactory, Schedule, parameter_groups
 from lit_probsft.packs import Packs, check_packing, takes_boundaries
 from lit_probsft.parallel.resuming import count_in, derived_seed
 from lit_probsft.parallel.sharding import Sharding
 from lit_probsft.parallel.strategies import DeepSpeed, check_supported, sharding_of
 from lit_probsft.probing import measure
+from lit_probsft.reference import FrozenModel, Reference, check_reference, copied, load_reference
 
 Normalize = Literal["tokens", "sequence", "kept", "micro_batch"]
 
@@ -95,6 +96,7 @@ class ProbSFTModule(L.LightningModule):
         logits_budget_mb: memory for the logits of a chunk in MiB; None takes the default of the device.
         probe_rows: how many training documents, drawn at random, the model is run over before the first step where the
             objective reads its capability and names no source.
+        reference: the frozen model that the objective is compared with, where it needs one.
     """
 
     def __init__(
@@ -108,6 +110,7 @@ class ProbSFTModule(L.LightningModule):
         generation: Generation = Generation(),
         logits_budget_mb: float | None = None,
         probe_rows: int = 2000,
+        reference: Reference = Reference(),  # noqa: B008  frozen
     ) -> None:
         super().__init__()
         if probe_rows < 1:
@@ -132,6 +135,9 @@ class ProbSFTModule(L.LightningModule):
         self.probe_rows = probe_rows
         self.fitted = Fitted(objective)
         """What the objective reads of the model before training, and of its running mean p."""
+        self.reference = reference
+        self._frozen: FrozenModel | None = None  # no submodule: neither trained nor saved
+        self._frozen_fingerprint: str | None = None
         self.train_means = TokenMeans(objective)
         self.eval_means = TokenMeans(objective)
         self._watch_interval()
@@ -166,12 +172,14 @@ class ProbSFTModule(L.LightningModule):
         datamodule = self._datamodule()
         check_supported(self.trainer.strategy)
         sharding = sharding_of(self.trainer.strategy)
+        dtype = torch.bfloat16 if str(self.trainer.precision) == "bf16-true" else torch.float32
         if self.source is not None and self.model is None:
-            dtype = torch.bfloat16 if str(self.trainer.precision) == "bf16-true" else torch.float32
             model = self.source.load(getattr(datamodule, "tokenizer", None), dtype, sharding)
             self.model = self._with_head(model, sharding)
-        elif sharding is not None:
-            self.model = sharding.whole(self.model)
+            self._load_reference(dtype, sharding)
+        else:
+            self._load_reference(dtype, sharding)  # a copy of the model, before that is cut
+            self.model = self.model if sharding is None else sharding.whole(self.model)
         if (end := getattr(datamodule, "end_of_turn_id", None)) is not None:
             stop_generation_at(self.model, end)
         report = getattr(datamodule, "report", {})
@@ -210,6 +218,35 @@ class ProbSFTModule(L.LightningModule):
             head.chunk_size = max(1, int(self.logits_budget_mb * 2**20 / (4 * head.out_features)))
         return model
 
+    def _load_reference(self, dtype: torch.dtype = torch.float32, sharding: Sharding | None = None) -> None:
+        """The frozen model, where the objective needs one and none is there: before a checkpoint is read."""
+        trainer = self._trainer
+        if not self.objective.needs & REFERENCE or self._frozen or (trainer and trainer.state.fn == "predict"):
+            return
+        strategy = None if trainer is None else trainer.strategy
+        source, wanted = self.reference.source_beside(self.source), self.reference.dtype_beside(self.model.dtype)
+        if self.lora is not None and self.reference.model is None:
+            self._frozen = FrozenModel(self.model, adapted=True)
+        elif source is None:
+            self._frozen = copied(self.model, wanted, sharding)
+        else:
+            tokenizer = getattr(self._datamodule(), "tokenizer", None)
+            self._frozen = load_reference(source, tokenizer, dtype, wanted, sharding)
+        check_reference(self._frozen.model, self.model)
+        device = self.device if strategy is None else strategy.root_device
+        if self._frozen.model is not self.model and not getattr(strategy, "cpu_offload", False):
+            self._frozen.model.to(device)
+        self._frozen_fingerprint = self._frozen.fingerprint(device)
+
+    def describe_reference(self) -> dict[str, Any]:
+        """The frozen model as plain data, for the run's record; empty where there is none."""
+        if self._frozen is None:
+            return {}
+        source = self.reference.source_beside(self.source)
+        name = "the model handed in" if source is None else source.name
+        dtype = str(self._frozen.model.dtype).removeprefix("torch.")
+        return {"name": name, "dtype": dtype, "weights": self._frozen_fingerprint}
+
     def _datamodule(self) -> Any:
         return getattr(self._trainer, "datamodule", None) if self._trainer is not None else None
 
@@ -245,7 +282,13 @@ class ProbSFTModule(L.LightningModule):
         if (of_rows := batch.get("token_weight")) is not None:
             weight = of_rows if weight is None else weight * of_rows
         request = HeadRequest(batch["labels"], objective, normalizer, weight, context)
-        return forward_with_objective(self.model, batch["input_ids"], request, batch.get("attention_mask"), packs)
+        ids, mask = batch["input_ids"], batch.get("attention_mask")
+        self._load_reference()  # without a trainer
+        with (
+            self._frozen.saying(ids, batch["labels"], mask, packs) if self._frozen else contextlib.nullcontext() as said
+        ):
+            request.reference = said
+            return forward_with_objective(self.model, ids, request, mask, packs)
 
     def training_step(self, batch: dict[str, Any], batch_idx: int) -> Tensor:
         """The loss of a micro-batch, scaled so that Lightning's and DDP's means add up to the window's."""
@@ -304,7 +347,8 @@ class ProbSFTModule(L.LightningModule):
             # Exact where it can be; flash attention takes nothing but 16 bits.
             rounded = takes_boundaries(self.model.config.get_text_config())
             with self.trainer.precision_plugin.forward_context() if rounded else contextlib.nullcontext():
-                check_packing(self.model)
+                for model in dict.fromkeys([self.model, *([self._frozen.model] if self._frozen else [])]):
+                    check_packing(model)
         if self.fitted.missing and not self.trainer.ckpt_path:  # a run that goes on has it in its checkpoint
             self.fitted.set(measure(self, self.probe_rows))
             self._watch_interval()
@@ -501,6 +545,7 @@ class ProbSFTModule(L.LightningModule):
             "model.objective": json.dumps(self.objective.as_config()),
             "model.normalize": self.normalize,
             "model.lora": json.dumps(self.lora and asdict(self.lora)),
+            **({"the reference's weights": self._frozen_fingerprint} if self._frozen else {}),
             "the data's fingerprint": datamodule.fingerprint,
             **{f"the plan's {name}": value for name, value in plan.items()},
             **({} if plan.get("stream") else {"the number of steps in an epoch": self._steps_in_epoch()}),
@@ -594,11 +639,21 @@ class ProbSFTModule(L.LightningModule):
             raise UserError(
                 f"trainer.precision: expected 32-true, bf16-mixed or bf16-true, got {self.trainer.precision}"
             )
+        if (needed := self.objective.needs & REFERENCE) and getattr(self.trainer.strategy, "zero_stage_3", False):
+            raise UserError(
+                f"model.objective: {type(self.objective).__name__} needs {', '.join(sorted(needed))} of a second "
+                "model, which ZeRO-3 would cut without ever putting it together again; use fsdp2, or stage 1 or 2"
+            )
         if isinstance(self.trainer.strategy, DeepSpeed) and self.normalize == "kept":
             raise UserError(
                 "model.normalize: kept is not possible with DeepSpeed, whose engine keeps the gradients to itself; use "
                 "tokens, or fsdp2"
             )
+
+    def teardown(self, stage: str) -> None:
+        """Let go of a reference that can be loaded again."""
+        if self.source is not None or self.reference.model is not None:
+            self._frozen = None
 
 
 class _TokenLoss(Objective):

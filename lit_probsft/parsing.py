@@ -176,7 +176,7 @@ def _default_flags(flag: str, name: str) -> list[str]:
         value = field.default
         if field.default_factory is not dataclasses.MISSING:
             value = field.default_factory()
-        if value is not dataclasses.MISSING:
+        if field.init and value is not dataclasses.MISSING:
             plain = value.as_config() if isinstance(value, Objective) else value
             flags.append(f"{flag}.{field.name}={plain if isinstance(plain, str) else json.dumps(plain)}")
     return flags

@@ -144,6 +144,7 @@ class RunRecord(Callback):
             },
             "objective": describe_objective(pl_module),
             "model": {"name": model_name(pl_module), **describe(pl_module.model)},
+            **({"reference": reference} if (reference := pl_module.describe_reference()) else {}),
             "data": dict(getattr(datamodule_of(trainer), "report", {})),
             "data_fingerprint": getattr(datamodule_of(trainer), "fingerprint", None),
             "recipe": recipe(trainer, pl_module),

@@ -10,6 +10,7 @@ runs/<name>/
   predictions.jsonl   answers of `predict`
   capability.json     what the model made of its training rows before training (`capability`, which needs no run);
                       capability.png is its picture, capability_examples.csv has every row
+  divergence.json     of `divergence`
   .lock               held by the process that trains
   tokens.npz          p of validation tokens before and after
   report.html         what `report` makes of all this
@@ -108,6 +109,11 @@ class RunFolder:
         return self.path / "capability.png"
 
     @property
+    def divergence(self) -> Path:
+        """How far the trained model is from another."""
+        return self.path / "divergence.json"
+
+    @property
     def in_use(self) -> bool:
         """Has a run left something here that another would destroy?"""
         return any(p.exists() for p in (self.config, self.record, self.checkpoints, self.hf))
@@ -157,7 +163,7 @@ class RunFolder:
             for folder in (self.path, self.hf_steps):
                 tidy(folder)
             if not resume:
-                mine = (self.config, self.record, self.metrics, self.predictions, self.skipped)
+                mine = (self.config, self.record, self.metrics, self.predictions, self.skipped, self.divergence)
                 for path in (*mine, self.tokens, self.report, self.checkpoints, self.hf, self.hf_steps):
                     if path.is_symlink() and path.is_dir():  # to a larger disk, say, which will be wanted again
                         for child in path.iterdir():

@@ -4,15 +4,21 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+import torch
+
+from lit_probsft.logits import Outputs
 from lit_probsft.measured import Capability
 from lit_probsft.objectives import (
+    ASFT,
     DEFT,
     DFT,
     EAFT,
     GEM,
     IDFT,
     NLL,
+    PSFT,
     SCE,
+    Anchored,
     Balanced,
     Brier,
     CapabilityPower,
@@ -115,7 +121,13 @@ HANDED_IN = [
     RunningPower(),
     RunningPower(exponent=2.0),
 ]
-ALL = [*OF_P_ALONE, *WITH_LOGITS, *WITH_STATISTICS, *HANDED_IN]
+WITH_REFERENCE = [
+    Anchored(Threshold(NegP(), 0.1), weight=0.5),
+    Anchored(LabelSmoothing(), weight=0.3, direction="reverse"),
+    ASFT(),
+    PSFT(),
+]
+ALL = [*OF_P_ALONE, *WITH_LOGITS, *WITH_STATISTICS, *HANDED_IN, *WITH_REFERENCE]
 QUANTILES = tuple((place - 500) / 100 for place in range(1, 1000))
 CONTEXT = {
     "progress": 0.3,
@@ -124,3 +136,10 @@ CONTEXT = {
     "running_mean_p": 0.4,
 }
 """What only the caller of the head knows, for tests in which nothing is trained."""
+
+
+def reference(count: int, vocabulary: int) -> Outputs:
+    """What another model says about `count` tokens, always the same."""
+    generator = torch.Generator().manual_seed(0)
+    hidden, weight = (torch.randn(n, 5, dtype=torch.float64, generator=generator) for n in (count, vocabulary))
+    return Outputs(hidden, weight, logit_scale=0.8, soft_cap=5.0)

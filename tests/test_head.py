@@ -11,9 +11,22 @@ from torch import Tensor
 
 from lit_probsft.errors import UserError
 from lit_probsft.head import HeadRequest, ObjectiveHead, _chunk_rows, objective_loss
-from lit_probsft.objectives import EAFT, GEM, NLL, LabelSmoothing, NegP, Objective, Power, Threshold, TokenStats
+from lit_probsft.logits import Outputs
+from lit_probsft.objectives import (
+    EAFT,
+    GEM,
+    NLL,
+    PSFT,
+    Anchored,
+    LabelSmoothing,
+    NegP,
+    Objective,
+    Power,
+    Threshold,
+    TokenStats,
+)
 from lit_probsft.probing import Recorder
-from tests.members import ALL, CONTEXT, OF_P_ALONE, Scheduled
+from tests.members import ALL, CONTEXT, OF_P_ALONE, Scheduled, reference
 
 N, H, V = 37, 12, 29
 every_member = pytest.mark.parametrize("objective", ALL, ids=repr)
@@ -50,6 +63,8 @@ def obvious(
     target = labels[kept][:, None]
     log_probs = log_p_all.gather(-1, target)[:, 0]
     constant = log_p_all.detach()
+    other = reference(len(labels), len(weight))
+    reference_logits = 5 * torch.tanh(0.8 * other.hidden[kept] @ other.weight.T / 5)
     tokens = TokenStats(
         log_probs=log_probs,
         entropy=-(constant.exp() * constant).sum(-1),
@@ -59,6 +74,8 @@ def obvious(
         labels=target[:, 0],
         top_entropy=entropy_of_the_largest(constant.exp(), objective.top_k),
         top_log_prob=constant.amax(-1),
+        reference_logits=reference_logits,
+        reference_log_probs=reference_logits.log_softmax(-1).gather(-1, target)[:, 0],
         **CONTEXT,
     )
     losses = objective.loss(tokens)
@@ -109,7 +126,9 @@ def test_head_equals_the_plain_computation(objective: Objective, variant: str) -
     if options.pop("weighted", False):
         options["token_weight"] = token_weight
     total, log_probs, losses = obvious(hidden, weight, labels, objective, **options)
-    out = objective_loss(hidden, weight, labels, objective, chunk_size=5, context=CONTEXT, **options)
+    out = objective_loss(
+        hidden, weight, labels, objective, chunk_size=5, context=CONTEXT, reference=reference(N, V), **options
+    )
     close(out.loss, total, torch.float64)
     close(out.log_probs, log_probs, torch.float64)
     close(out.token_losses, losses, torch.float64)
@@ -124,7 +143,7 @@ def test_head_equals_the_plain_computation(objective: Objective, variant: str) -
 def test_narrow_inputs_are_multiplied_without_rounding_the_logits(objective: Objective, dtype: torch.dtype) -> None:
     hidden, weight, labels, _, _ = inputs(dtype)
     total, log_probs, _ = obvious(hidden, weight, labels, objective)
-    out = objective_loss(hidden, weight, labels, objective, chunk_size=8, context=CONTEXT)
+    out = objective_loss(hidden, weight, labels, objective, chunk_size=8, context=CONTEXT, reference=reference(N, V))
     assert out.loss.dtype == out.log_probs.dtype == torch.float32
     close(out.loss, total, torch.float32)
     # bf16 logits would be off by a hundredth
@@ -150,7 +169,9 @@ def test_chunk_size_changes_nothing(objective: Objective) -> None:
     hidden, weight, labels, _, _ = inputs()
     results = []
     for chunk_size in (1, 6, N, 1000, None):
-        out = objective_loss(hidden, weight, labels, objective, chunk_size=chunk_size, context=CONTEXT)
+        out = objective_loss(
+            hidden, weight, labels, objective, chunk_size=chunk_size, context=CONTEXT, reference=reference(N, V)
+        )
         results.append([out.loss, *gradients(out.loss, hidden, weight)])
     for other in results[1:]:
         for one, another in zip(results[0], other, strict=True):
@@ -188,7 +209,8 @@ def test_no_token_gives_a_zero_that_backpropagates(objective: Objective) -> None
     for labels in (torch.full((4,), -100), torch.empty(0, dtype=torch.long)):
         hidden = torch.randn(len(labels), H, requires_grad=True)
         weight = torch.randn(V, H, requires_grad=True)
-        out = objective_loss(hidden, weight, labels, objective, context=CONTEXT)
+        other = reference(len(labels), V)
+        out = objective_loss(hidden, weight, labels, objective, context=CONTEXT, reference=other)
         assert out.loss.item() == 0
         for gradient, leaf in zip(gradients(out.loss, hidden, weight), (hidden, weight), strict=True):
             assert gradient.shape == leaf.shape
@@ -225,11 +247,26 @@ def test_what_needs_no_gradient_costs_no_product(frozen: str, monkeypatch: pytes
     assert calls == ["mm"]
 
 
+@pytest.mark.parametrize(("objective", "more"), [(NegP(), []), (PSFT(), ["ref"]), (Anchored(), ["ref"])], ids=repr)
+def test_a_reference_costs_one_product_where_it_is_read(
+    objective: Objective, more: list[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from lit_probsft import head, logits
+
+    calls: list[str] = []
+    for place, name, word in ((head, "_multiply", "mm"), (head, "_add_product", "add"), (logits, "multiply", "ref")):
+        real = getattr(place, name)
+        monkeypatch.setattr(place, name, lambda *a, r=real, w=word, **k: (calls.append(w), r(*a, **k))[1])
+    hidden, weight, labels, _, _ = inputs()
+    objective_loss(hidden, weight, labels, objective, reference=reference(N, V), chunk_size=N).loss.backward()
+    assert sorted(calls) == sorted(["mm", "mm", "add", *more])
+
+
 def test_nothing_of_the_size_of_all_logits_is_alive() -> None:
     """The largest tensor is a chunk of logits or the gradient of the weight, never N x V."""
     n, vocabulary, chunk = 64, 500, 8
     hidden, weight = torch.randn(n, 4, requires_grad=True), torch.randn(vocabulary, 4, requires_grad=True)
-    for objective in (NegP(), LabelSmoothing(0.1), EAFT(), GEM()):
+    for objective in (NegP(), LabelSmoothing(0.1), EAFT(), GEM(), Anchored(), PSFT()):
         largest = 0
 
         class Watch(torch.utils._python_dispatch.TorchDispatchMode):
@@ -242,7 +279,8 @@ def test_nothing_of_the_size_of_all_logits_is_alive() -> None:
                 return result
 
         with Watch():
-            objective_loss(hidden, weight, torch.randint(vocabulary, (n,)), objective, chunk_size=chunk).loss.backward()
+            labels, other = torch.randint(vocabulary, (n,)), Outputs(hidden.detach(), weight.detach() + 1)
+            objective_loss(hidden, weight, labels, objective, reference=other, chunk_size=chunk).loss.backward()
         assert largest <= chunk * vocabulary
     gc.collect()
 
@@ -316,10 +354,10 @@ def test_autocast_does_not_reach_the_head() -> None:
 @every_member
 def test_every_member_is_evaluated_in_inference_mode(objective: Objective) -> None:
     hidden, weight, labels, _, _ = inputs()
-    expected = objective_loss(hidden, weight, labels, objective, context=CONTEXT)
+    expected = objective_loss(hidden, weight, labels, objective, context=CONTEXT, reference=reference(N, V))
     for mode in (torch.inference_mode, torch.no_grad):
         with mode():
-            out = objective_loss(hidden, weight, labels, objective, context=CONTEXT)
+            out = objective_loss(hidden, weight, labels, objective, context=CONTEXT, reference=reference(N, V))
         torch.testing.assert_close(out.loss, expected.loss)
         torch.testing.assert_close(out.log_probs, expected.log_probs)
 

@@ -14,9 +14,11 @@ from lightning.pytorch.callbacks import ModelCheckpoint
 from lit_probsft.errors import UserError
 from lit_probsft.module import Generation, ProbSFTModule, _TokenLoss
 from lit_probsft.objectives import (
+    ASFT,
     EAFT,
     GEM,
     NLL,
+    PSFT,
     Cayley,
     LabelSmoothing,
     NegP,
@@ -59,7 +61,7 @@ def test_a_step_is_the_same_however_it_is_cut_into_micro_batches(
 
 
 # In the default suite one member stands for each way in which a loss comes to what it reads.
-FAST = [NLL(), NegP(), Power(0.5), LabelSmoothing(0.1), GEM(), EAFT(), Cayley(), Scheduled()]
+FAST = [NLL(), NegP(), Power(0.5), LabelSmoothing(0.1), GEM(), EAFT(), Cayley(), Scheduled(), ASFT(), PSFT()]
 FAST += [member for member in ALL if isinstance(member, Threshold | EntropyWeighted)]
 SLOW = [member for member in ALL if member not in FAST]
 

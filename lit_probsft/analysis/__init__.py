@@ -1,1 +1,1 @@
-"""What a model knows before training, and what training did."""
+"""What models know and what training did to them, measured over the rows of a configuration."""

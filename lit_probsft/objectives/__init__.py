@@ -1,5 +1,6 @@
 """The objectives f(p): one abstract idea in `base`, one short file per member; README.md is their table."""
 
+from lit_probsft.objectives.anchored import ASFT, Anchored
 from lit_probsft.objectives.balanced import Balanced
 from lit_probsft.objectives.base import Objective, TokenStats
 from lit_probsft.objectives.brier import Brier
@@ -19,19 +20,23 @@ from lit_probsft.objectives.log_one_minus_p import LogOneMinusP
 from lit_probsft.objectives.poly1 import Poly1
 from lit_probsft.objectives.power import NLL, NegP, Power
 from lit_probsft.objectives.power_schedule import PowerSchedule
+from lit_probsft.objectives.psft import PSFT
 from lit_probsft.objectives.quantile_threshold import QuantileThreshold
 from lit_probsft.objectives.sce import SCE
 from lit_probsft.objectives.threshold import Threshold
 from lit_probsft.objectives.trsft import TrSFT
 
 __all__ = [
+    "ASFT",
     "DEFT",
     "DFT",
     "EAFT",
     "GEM",
     "IDFT",
     "NLL",
+    "PSFT",
     "SCE",
+    "Anchored",
     "Balanced",
     "Brier",
     "CapabilityPower",

@@ -64,6 +64,11 @@ class TokenStats:
     """What the model made of the training tokens before it was trained on them."""
     running_mean_p: float | None = None
     """Running mean of p over the optimizer steps so far, from the capability's mean on."""
+    reference_log_probs: Tensor | None = None
+    """(N,), log p of the target tokens under a frozen model, by default the one that training began with; no
+    gradient."""
+    reference_logits: Tensor | None = None
+    """(N, V), that model's logits; no gradient."""
     frozen_log_probs: Tensor | None = None
     """(N,), stands for the stop-gradient of `log_probs` where a numerical derivative has to hold it fixed."""
     frozen_logits: Tensor | None = None
@@ -89,7 +94,10 @@ STATISTICS = frozenset({"entropy", "collision", "log_complement", "top_entropy",
 HANDED_IN = frozenset({"progress", "batch_mean_p", "capability", "running_mean_p"})
 """What only the caller of the head can know; it comes through `context`."""
 
-NEEDS = STATISTICS | HANDED_IN | {"logits"}
+REFERENCE = frozenset({"reference_log_probs", "reference_logits"})
+"""What a second, frozen model says about the same tokens; the module holds it, the head multiplies it out."""
+
+NEEDS = STATISTICS | HANDED_IN | REFERENCE | {"logits"}
 """Every name that `Objective.needs` may hold."""
 
 

@@ -16,13 +16,16 @@ from jsonargparse import ArgumentParser
 from lit_probsft import objectives
 from lit_probsft.errors import UserError
 from lit_probsft.objectives import (
+    ASFT,
     DEFT,
     DFT,
     EAFT,
     GEM,
     IDFT,
     NLL,
+    PSFT,
     SCE,
+    Anchored,
     Balanced,
     Brier,
     CapabilityPower,
@@ -45,7 +48,7 @@ from lit_probsft.objectives import (
     TrSFT,
 )
 from lit_probsft.parsing import with_own_defaults
-from tests.members import ALL, CONTEXT, OF_P_ALONE
+from tests.members import ALL, CONTEXT, OF_P_ALONE, reference
 
 of_p_alone = pytest.mark.parametrize("objective", OF_P_ALONE, ids=repr)
 every_member = pytest.mark.parametrize("objective", ALL, ids=repr)
@@ -90,6 +93,7 @@ def stats(log_probs: torch.Tensor, **fields) -> TokenStats:
             "log_complement": torch.log(-torch.expm1(log_probs.detach().clamp(max=-1e-6))),
             "top_entropy": torch.full_like(log_probs, 0.7).detach(),
             "top_log_prob": torch.full_like(log_probs, -0.3).detach(),
+            "reference_log_probs": (1.2 * log_probs - 0.1).detach(),
             **CONTEXT,
             **fields,
         },
@@ -99,7 +103,12 @@ def stats(log_probs: torch.Tensor, **fields) -> TokenStats:
 def with_logits(n: int, vocabulary: int, dtype: torch.dtype) -> TokenStats:
     logits = (torch.randn(n, vocabulary, dtype=torch.float64) * 3).to(dtype).requires_grad_()
     labels = torch.randint(vocabulary, (n,))
-    return stats(logits.log_softmax(-1).gather(-1, labels[:, None])[:, 0], logits=logits, labels=labels)
+    log_probs = logits.log_softmax(-1).gather(-1, labels[:, None])[:, 0]
+    return stats(log_probs, logits=logits, labels=labels, reference_logits=reference_logits(n, vocabulary).to(dtype))
+
+
+def reference_logits(n: int, vocabulary: int) -> torch.Tensor:
+    return reference(n, vocabulary).logits(slice(None))
 
 
 @every_member
@@ -177,6 +186,7 @@ def test_gradcheck_in_double_with_stop_gradient_weights_frozen(objective: Object
                 log_probs=log_probs,
                 logits=logits,
                 labels=labels,
+                reference_logits=reference_logits(3, vocabulary),
                 frozen_log_probs=frozen.log_probs,
                 frozen_logits=fixed,
             )
@@ -232,8 +242,28 @@ WITH_STATISTICS_CLOSED_FORMS = [
     (QuantileThreshold(NegP(), 0.3, "bottom"), lambda p, t: p * (1 - p) * (p.logit() <= -2)),
     (PowerSchedule(-1.0, 2.0), lambda p, t: p**-0.1 * (1 - p)),
     (Brier(), lambda p, t: 2 * p * (1 - 2 * p + t.logits.softmax(-1).square().sum(-1))),
+    (ASFT(0.3), lambda p, t: p * (1 - p) + 0.3 * (reference_p(t) - p)),
+    (Anchored(NLL(), 0.3), lambda p, t: 1 - p + 0.3 * (reference_p(t) - p)),
+    (
+        Anchored(NegP(), 0.3, "reverse"),
+        lambda p, t: p * (1 - p) + 0.3 * p * (divergence(t) - p.log() + reference_p(t).log()),
+    ),
+    (
+        PSFT(0.2),
+        lambda p, t: torch.where(p < 1.2 * t.reference_log_probs.exp(), p / t.reference_log_probs.exp() * (1 - p), 0),
+    ),
     (GEM(0.5), lambda p, t: 1 - (2 * t.logits).softmax(-1).gather(-1, t.labels[:, None])[:, 0]),
 ]
+
+
+def reference_p(tokens: TokenStats) -> torch.Tensor:
+    return tokens.reference_logits.softmax(-1).gather(-1, tokens.labels[:, None])[:, 0]
+
+
+def divergence(tokens: TokenStats) -> torch.Tensor:
+    """KL(p || q) by its definition."""
+    p, q = tokens.logits.softmax(-1), tokens.reference_logits.softmax(-1)
+    return (p * (p / q).log()).sum(-1)
 
 
 def idft_weight(p: torch.Tensor, gamma: torch.Tensor) -> torch.Tensor:
@@ -305,6 +335,8 @@ def test_label_smoothing_equals_torch() -> None:
         (PowerSchedule(0.0, 1.0), Power(0.3)),
         (PowerSchedule(2.0, 2.0), Power(2.0)),
         (Balanced(NLL()), NLL()),
+        (ASFT(0.2), Anchored(DFT(), 0.2)),
+        *[(Anchored(member, 0.0), member) for member in ALL],
         (Balanced(Power(1.0)), Balanced(NegP())),
         *[(Balanced(member, 0.3, 0.3), member) for member in ALL],
         *[(Threshold(member, 0, 1), member) for member in ALL],
@@ -315,6 +347,40 @@ def test_special_cases_are_the_same_objective(one: Objective, other: Objective) 
     tokens = with_logits(31, 11, torch.float64)
     torch.testing.assert_close(one.loss(tokens), other.loss(tokens), rtol=1e-14, atol=1e-14)
     torch.testing.assert_close(one.gradient_weight(tokens), other.gradient_weight(tokens), rtol=1e-14, atol=1e-14)
+
+
+@pytest.mark.parametrize("direction", ["forward", "reverse"])
+def test_an_anchor_costs_and_pulls_nothing_where_the_model_is_the_reference(direction: str) -> None:
+    tokens = with_logits(31, 11, torch.float64)
+    tokens = tokens.replace(reference_logits=tokens.logits.detach() + 3)  # the same distribution
+    anchored = Anchored(NegP(), 2.0, direction)
+    torch.testing.assert_close(anchored.loss(tokens), NegP().loss(tokens), rtol=0, atol=1e-14)
+    torch.testing.assert_close(anchored.gradient_weight(tokens), NegP().gradient_weight(tokens), rtol=0, atol=1e-14)
+
+
+def test_directions_of_an_anchor_are_those_of_torch() -> None:
+    tokens = with_logits(31, 11, torch.float64)
+    log_p, log_q = tokens.logits.log_softmax(-1), tokens.reference_logits.log_softmax(-1)
+    for direction, input, target in (("forward", log_p, log_q), ("reverse", log_q, log_p)):
+        expected = torch.nn.functional.kl_div(input, target, log_target=True, reduction="none").sum(-1)
+        got = Anchored(NLL(), 1.0, direction).loss(tokens) - NLL().loss(tokens)
+        torch.testing.assert_close(got, expected)
+
+
+def test_psft_is_ppos_clipped_ratio_with_the_advantage_one() -> None:
+    tokens = with_logits(200, 5, torch.float64)
+    ratio = (tokens.log_probs - tokens.reference_log_probs).exp()
+    expected = -torch.minimum(ratio, ratio.clamp(0.7, 1.3))
+    torch.testing.assert_close(PSFT(0.3).loss(tokens), expected)
+    assert 0 < (PSFT(0.3).gradient_weight(tokens) == 0).double().mean() < 1
+
+
+def test_psft_stays_finite_where_the_reference_had_all_but_excluded_a_token() -> None:
+    log_probs = torch.tensor([-1e4, -1.0, 0.0], requires_grad=True)
+    loss = PSFT().loss(TokenStats(log_probs, reference_log_probs=torch.tensor([-1.0, -1e4, -1e4])))
+    loss.sum().backward()
+    assert loss.isfinite().all()
+    assert log_probs.grad.tolist() == [0, 0, 0]
 
 
 def test_dft_has_the_gradient_of_neg_p_at_another_loss() -> None:
@@ -474,6 +540,10 @@ def test_switching_the_class_on_the_command_line_gives_the_new_class_with_its_ow
         (lambda: EAFT(alpha=-1.0), "EAFT.alpha"),
         (lambda: IDFT(min_gamma=3.0), "IDFT: .*min_gamma=3.0"),
         (lambda: PowerSchedule(end=math.inf), "PowerSchedule.end"),
+        (lambda: Anchored(NLL(), -1.0), "Anchored.weight"),
+        (lambda: ASFT(math.inf), "ASFT.weight"),
+        (lambda: ASFT(direction="sideways"), "ASFT.direction: expected forward or reverse, got 'sideways'"),
+        (lambda: PSFT(0.0), "PSFT.clip"),
         (lambda: Balanced(NegP(), -0.1), r"Balanced.mean_weight: .* above 0, got -0.1"),
         (
             lambda: Balanced(Power(-2.0)),

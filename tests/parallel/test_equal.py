@@ -13,7 +13,17 @@ import pytest
 import torch
 
 from lit_probsft.module import ProbSFTModule
-from lit_probsft.objectives import EAFT, NLL, Cayley, LabelSmoothing, NegP, QuantileThreshold, RunningPower, Threshold
+from lit_probsft.objectives import (
+    ASFT,
+    EAFT,
+    NLL,
+    Cayley,
+    LabelSmoothing,
+    NegP,
+    QuantileThreshold,
+    RunningPower,
+    Threshold,
+)
 from lit_probsft.optim import Schedule
 from tests import tiny
 from tests.members import ALL
@@ -81,6 +91,8 @@ def cases_of(strategy: str, base: Fit) -> dict[str, Case]:
             replace(packed, normalize="sequence", batch_size=4, accumulate=1),
         ),
         "broken": Case(replace(short, broken=2)),
+        "anchored": Case(replace(short, objective=ALL.index(ASFT()))),
+        "anchored, lora": Case(replace(short, objective=ALL.index(ASFT()), lora=True, recompute=True)),
     }
     if strategy == "fsdp2":
         single = replace(short, dtype="float32")
@@ -144,7 +156,12 @@ def alone(fit: Fit) -> dict[str, Any]:
 
 
 STRATEGIES = ("ddp", "fsdp2", "zero1", "zero2", "zero3")
-SPECIAL = {"kept": ("zero2", "zero3"), "bf16": ("fsdp2",)}
+SPECIAL = {
+    "kept": ("zero2", "zero3"),
+    "anchored": ("zero3",),
+    "anchored, lora": ("zero3",),
+    "bf16": ("fsdp2",),
+}
 """Cases with a test of their own."""
 
 
@@ -198,6 +215,12 @@ def test_a_step_that_is_not_finite_on_one_rank_is_skipped_on_all(launch: Launch,
 def test_deepspeed_refuses_to_normalize_by_kept_tokens(launch: Launch, name: str) -> None:
     for rank in launch.ranks(name):
         assert "model.normalize: kept is not possible with DeepSpeed" in rank["refused"]
+
+
+@named(lambda s: ["anchored", "anchored, lora"] if s == "zero3" else [])
+def test_zero_3_refuses_a_second_model(launch: Launch, name: str) -> None:
+    for rank in launch.ranks(name):
+        assert "model.objective: ASFT needs reference_logits of a second model, which ZeRO-3" in rank["refused"]
 
 
 @named(lambda s: ["bf16"] if s == "fsdp2" else [])
