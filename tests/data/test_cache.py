@@ -82,7 +82,7 @@ DO_NOT_MATTER = {
     "num_workers": {"num_workers": 1},
     "num_proc": {"num_proc": 2},
     "cache_dir": {"cache_dir": "elsewhere"},
-    "watch": {"watch": {"other": "elsewhere.jsonl"}},
+    "watch": {"validation": "two", "watch": {"other": "elsewhere.jsonl"}},
 }
 
 
