@@ -43,9 +43,10 @@ def gains(changes: Mapping[str, Mapping[str, Mapping[str, float | None]]]) -> st
     found = {name: (metrics.get("nll") or {}).get("difference") for name, metrics in changes.items()}
     values = {name: value for name, value in found.items() if value is not None}
     low, high = extent(list(values.values()), start=0.0)
-    room = 0.3 * (high - low or 1)  # for the names
-    span = (low - room if low < 0 else low, high + room if high > 0 else high)
-    plot = Plot("Change of the NLL", "nats", "", span, (len(values), 0), (440, 86 + 26 * len(values)))
+    room = 0.3 * (high - low or 1)  # for the names on one side of zero, the numbers on the other
+    plot = Plot(
+        "Change of the NLL", "nats", "", (low - room, high + room), (len(values), 0), (440, 86 + 26 * len(values))
+    )
     for place, (name, value) in enumerate(values.items()):
         plot.row(place, value, GAIN if value < 0 else LOSS)
         side = "end" if value > 0 else "start"
