@@ -135,9 +135,9 @@ class TokenChanges(Callback):
         arrays: dict[str, Any] = {**self._followed.arrays(), **{name: value.numpy() for name, value in log_p.items()}}
         arrays["weight_p"] = _GRID.numpy()
         for progress, (name, value) in enumerate(log_p.items()):
-            mean_p = float(value.exp().nanmean())
+            mean_p, nll = float(value.exp().nanmean()), -float(value.nanmean())
             for key, points in (("weight", _GRID.log()), ("pull", value.double())):
-                if (weight := _weight(module, points, float(progress), mean_p)) is not None:
+                if (weight := _weight(module, points, float(progress), mean_p, nll)) is not None:
                     arrays[f"{key}_{name}"] = weight
             if name in self.calibration:
                 arrays[f"calibration_{name}"] = self.calibration[name].numpy()
@@ -218,14 +218,15 @@ def _largest(change: Tensor) -> list[int]:
     return [place for place in order if change[place] > 0]
 
 
-def _weight(module: ProbSFTModule, log_p: Tensor, progress: float, mean_p: float) -> Any:
+def _weight(module: ProbSFTModule, log_p: Tensor, progress: float, mean_p: float, nll: float) -> Any:
     """The objective's weight at some log p, as an array; None where it is no function of p alone."""
     context = module.fitted.context()
-    if module.objective.needs - {"log_complement", "progress", "batch_mean_p", *context}:
+    if module.objective.needs - {"log_complement", "progress", "batch_mean_p", "batch_nll", *context}:
         return None
     log_p = log_p.clamp(max=-1e-12)  # of p = 1 some weights have no value
     complement = (-torch.expm1(log_p)).log()
-    stats = TokenStats(log_p, log_complement=complement, progress=progress, batch_mean_p=mean_p, **context)
+    context |= {"progress": progress, "batch_mean_p": mean_p, "batch_nll": nll}
+    stats = TokenStats(log_p, log_complement=complement, **context)
     try:
         return module.gradient_weight(stats).numpy()
     except Exception as error:  # of a user's own loss: no picture is worth the run that ends here

@@ -153,6 +153,8 @@ class ProbSFTModule(L.LightningModule):
         self.watch_calibrations = nn.ModuleList()
         self.batch_mean_p = 0.0
         """Mean p over the last optimizer step's supervised tokens on all ranks, where the objective needs it."""
+        self.batch_nll = 0.0
+        """The same of the NLL, in nats."""
         self.initial_metrics: dict[str, float] = {}
         """Validation metrics before the first step, where the trainer's sanity check runs over the whole set."""
         self.stop_wanted = False
@@ -270,6 +272,8 @@ class ProbSFTModule(L.LightningModule):
             context["progress"] = self.global_step / max(self.total_steps, 1)
         if "batch_mean_p" in self.objective.needs:
             context["batch_mean_p"] = self.batch_mean_p
+        if "batch_nll" in self.objective.needs:
+            context["batch_nll"] = self.batch_nll
         objective = _TokenLoss(self)
         if self.training and not self.fitted.missing:
             self._readings = self.objective.readings(TokenStats(torch.zeros(0), **context))
@@ -382,9 +386,11 @@ class ProbSFTModule(L.LightningModule):
         super().optimizer_step(*args, **kwargs)
         if self.trainer.fit_loop._should_accumulate():
             return
-        if self.objective.needs & {"batch_mean_p", "running_mean_p"}:  # before a callback writes a checkpoint
-            mean = float(self.train_means.compute()["mean_p"])
-            self.batch_mean_p = mean if math.isfinite(mean) else self.batch_mean_p
+        if self.objective.needs & {"batch_mean_p", "batch_nll", "running_mean_p"}:  # before a checkpoint is written
+            means = self.train_means.compute()
+            mean, nll = float(means["mean_p"]), float(means["nll"])
+            if math.isfinite(mean) and math.isfinite(nll):
+                self.batch_mean_p, self.batch_nll = mean, nll
             self.fitted.follow(mean)
         strategy = self.trainer.strategy
         if isinstance(strategy, DeepSpeed):
@@ -506,6 +512,7 @@ class ProbSFTModule(L.LightningModule):
         checkpoint["progress"] = {
             "skipped_steps": self.skipped_steps,
             "batch_mean_p": self.batch_mean_p,
+            "batch_nll": self.batch_nll,
             "fitted": self.fitted.state_dict(),
             "initial_metrics": self.initial_metrics,
             "seed": self._seed,
@@ -528,7 +535,7 @@ class ProbSFTModule(L.LightningModule):
             count_in(checkpoint, progress.get("accumulate"), self.trainer.accumulate_grad_batches)
         self._seed = progress.get("seed", self._seed)
         self.skipped_steps = progress.get("skipped_steps", 0)
-        self.batch_mean_p = progress.get("batch_mean_p", 0.0)
+        self.batch_mean_p, self.batch_nll = (progress.get(name, 0.0) for name in ("batch_mean_p", "batch_nll"))
         self.fitted.load_state_dict(progress.get("fitted"))
         self._watch_interval()
         self.initial_metrics = progress.get("initial_metrics", {})

@@ -18,6 +18,7 @@ from lit_probsft.objectives import (
     NLL,
     PSFT,
     SCE,
+    TALR,
     Anchored,
     Balanced,
     Brier,
@@ -98,6 +99,7 @@ OF_P_ALONE = [
     ChordPhi(),
     InfoSFT(),
     Cayley(floor=0.0),
+    TALR(tau=0.7),
     Balanced(NegP()),
     Balanced(Threshold(TrSFT(), 0.05, 1.0), mean_weight=0.2, target=0.4),
 ]
@@ -113,6 +115,7 @@ WITH_STATISTICS = [
 ]
 HANDED_IN = [
     Cayley(),
+    TALR(),
     Scheduled(),
     PowerSchedule(),
     QuantileThreshold(),
@@ -132,6 +135,7 @@ QUANTILES = tuple((place - 500) / 100 for place in range(1, 1000))
 CONTEXT = {
     "progress": 0.3,
     "batch_mean_p": 0.4,
+    "batch_nll": 1.5,
     "capability": Capability(0.3, QUANTILES),
     "running_mean_p": 0.4,
 }

@@ -19,6 +19,7 @@ from lit_probsft.objectives import (
     GEM,
     NLL,
     PSFT,
+    TALR,
     Cayley,
     LabelSmoothing,
     NegP,
@@ -359,25 +360,38 @@ def test_an_objective_may_read_the_progress_of_training(rows: Path) -> None:
 
 
 class Diary(ProbSFTModule):
-    """Remembers the batch's mean p that its objective was given, and the mean p of each step."""
+    """Remembers what its objective was given of the step before, and that mean of each step.
 
-    def __init__(self, *args: Any, **options: Any) -> None:
+    Args:
+        names: of the field and of the metric.
+    """
+
+    def __init__(self, names: tuple[str, str], *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
+        self.field, self.metric = names
         self.given: list[float] = []
         self.means: list[float] = []
 
     def token_loss(self, tokens: TokenStats) -> torch.Tensor:
-        self.given.append(tokens.batch_mean_p)
+        self.given.append(getattr(tokens, self.field))
         return super().token_loss(tokens)
 
     def on_train_batch_end(self, *args: Any) -> None:
         super().on_train_batch_end(*args)
-        self.means.append(float(self.trainer.callback_metrics["train/mean_p"]))
+        self.means.append(float(self.trainer.callback_metrics[self.metric]))
 
 
-def test_an_objective_may_read_the_mean_p_of_the_step_before_also_after_a_restart(rows: Path, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("objective", "names"),
+    [(Cayley(), ("batch_mean_p", "train/mean_p")), (TALR(), ("batch_nll", "train/nll"))],
+    ids=repr,
+)
+def test_an_objective_may_read_means_of_the_step_before_also_after_a_restart(
+    rows: Path, tmp_path: Path, objective: Objective, names: tuple[str, str]
+) -> None:
     def fit(**options: Any) -> Diary:
-        module = Diary(tiny.model(torch.float64), Cayley(), optimizer=tiny.sgd, schedule=Schedule("constant", warmup=0))
+        constant = Schedule("constant", warmup=0)
+        module = Diary(names, tiny.model(torch.float64), objective, optimizer=tiny.sgd, schedule=constant)
         saved = ModelCheckpoint(tmp_path, "{step}", save_top_k=-1, every_n_train_steps=1)
         run = tiny.trainer(enable_checkpointing=True, callbacks=[saved])
         run.fit(module, datamodule=tiny.data(rows, batch_size=8), **options)

@@ -23,6 +23,7 @@ from lit_probsft.objectives.power_schedule import PowerSchedule
 from lit_probsft.objectives.psft import PSFT
 from lit_probsft.objectives.quantile_threshold import QuantileThreshold
 from lit_probsft.objectives.sce import SCE
+from lit_probsft.objectives.talr import TALR
 from lit_probsft.objectives.threshold import Threshold
 from lit_probsft.objectives.trsft import TrSFT
 
@@ -36,6 +37,7 @@ __all__ = [
     "NLL",
     "PSFT",
     "SCE",
+    "TALR",
     "Anchored",
     "Balanced",
     "Brier",

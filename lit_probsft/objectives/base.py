@@ -60,6 +60,8 @@ class TokenStats:
     """Share of the training that is done, 0 to 1."""
     batch_mean_p: float | None = None
     """Mean p over the supervised tokens of the previous optimizer step, on all ranks; 0 before the first one."""
+    batch_nll: float | None = None
+    """Mean NLL over the same tokens, in nats; 0 before the first step."""
     capability: Capability | None = None
     """What the model made of the training tokens before it was trained on them."""
     running_mean_p: float | None = None
@@ -91,7 +93,7 @@ class TokenStats:
 STATISTICS = frozenset({"entropy", "collision", "log_complement", "top_entropy", "top_log_prob"})
 """What the head computes from a chunk's distribution on request, without a gradient."""
 
-HANDED_IN = frozenset({"progress", "batch_mean_p", "capability", "running_mean_p"})
+HANDED_IN = frozenset({"progress", "batch_mean_p", "batch_nll", "capability", "running_mean_p"})
 """What only the caller of the head can know; it comes through `context`."""
 
 REFERENCE = frozenset({"reference_log_probs", "reference_logits"})

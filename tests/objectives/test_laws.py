@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import pytest
 import torch
 import yaml
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from jsonargparse import ArgumentParser
 
@@ -25,6 +25,7 @@ from lit_probsft.objectives import (
     NLL,
     PSFT,
     SCE,
+    TALR,
     Anchored,
     Balanced,
     Brier,
@@ -78,6 +79,7 @@ CLOSED_FORMS = [
     (TrSFT(0.1), lambda p, q: (p / 0.1).clamp(max=1) * q),
     (ChordPhi(), lambda p, q: p * q**2),
     (InfoSFT(0.9), lambda p, q: p * q * (1 - logit(p, q) / math.log(9)).clamp(min=0)),
+    (TALR(0.7, 0.2), lambda p, q: (p ** (1 / 0.7)).clamp(min=0.2) * q),
     (Cayley(0.0), lambda p, q: p ** (p / (2 - p)).clamp(min=1e-3) * q),
     (Balanced(NegP()), lambda p, q: 3 * p * q),
     (Balanced(NegP(), 0.2, 0.3), lambda p, q: 1.5 * p * q),
@@ -146,7 +148,7 @@ def test_negative_power_is_constant_beyond_its_clamp(alpha: float) -> None:
 
 
 # With a factor that is held constant only the gradient counts, and the value is no loss of p.
-HELD_CONSTANT = re.compile("DFT|ChordPhi|InfoSFT")
+HELD_CONSTANT = re.compile("DFT|ChordPhi|InfoSFT|TALR")
 
 
 @pytest.mark.parametrize("objective", [m for m in OF_P_ALONE if not HELD_CONSTANT.search(repr(m))], ids=repr)
@@ -233,6 +235,7 @@ WITH_STATISTICS_CLOSED_FORMS = [
     (DEFT(), lambda p, t: p**t.collision * (1 - p)),
     (EAFT(k=4, alpha=2.0), lambda p, t: (t.top_entropy / math.log(4)) ** 2 * (1 - p)),
     (IDFT(0.5, 0.2, 3.0), lambda p, t: idft_weight(p, ((p * t.entropy.exp()) ** -2).clamp(0.2, 3.0))),
+    (TALR(), lambda p, t: (p ** (1 / 1.5)).clamp(min=0.01) * (1 - p)),
     (Cayley(0.5), lambda p, t: p ** (0.2 + 0.8 * p / (2 - p)) * (1 - p)),
     (CapabilityPower(), lambda p, t: p ** (3 / 7) * (1 - p)),
     (CapabilityPower(max_alpha=0.2), lambda p, t: p**0.2 * (1 - p)),
@@ -389,6 +392,7 @@ def test_dft_has_the_gradient_of_neg_p_at_another_loss() -> None:
     assert not torch.allclose(DFT().loss(TokenStats(p.log())), NegP().loss(TokenStats(p.log())))
 
 
+@settings(deadline=None)
 @given(alpha=st.floats(-1e-6, 1e-6), log_p=st.floats(-1e4, -1e-9))
 def test_power_is_smooth_through_zero(alpha: float, log_p: float) -> None:
     """(1 - e^x) / alpha = -log p (1 + x/2 + x^2/6 + ...), x = alpha log p: no jump where the code changes its
@@ -535,6 +539,8 @@ def test_switching_the_class_on_the_command_line_gives_the_new_class_with_its_ow
         (lambda: TrSFT(0.0), "TrSFT.alpha"),
         (lambda: InfoSFT(0.5), "InfoSFT.max_prob"),
         (lambda: Cayley(math.nan), "Cayley.floor"),
+        (lambda: TALR(-1.0), "TALR.tau"),
+        (lambda: TALR(floor=1.5), "TALR.floor"),
         (lambda: GEM(1.5), "GEM.beta"),
         (lambda: EAFT(k=1), "EAFT.k"),
         (lambda: EAFT(alpha=-1.0), "EAFT.alpha"),
