@@ -55,10 +55,14 @@ class TokenChanges(Callback):
 
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Decide, once, which tokens are followed."""
-        datamodule = datamodule_of(trainer)
-        if trainer.state.fn != "fit" or "validation" not in getattr(datamodule, "report", {}):
+        if trainer.state.fn != "fit" or not self._follow(datamodule_of(trainer)):
             return
-        if self._followed is None:
+        assert self._followed is not None
+        self._sums = torch.zeros(2, len(self._followed.numbers), dtype=torch.float32, device=pl_module.device)
+
+    def _follow(self, datamodule: Any) -> bool:
+        """Decide which tokens are followed; is there a validation set?"""
+        if self._followed is None and "validation" in getattr(datamodule, "report", {}):
             documents = datamodule.documents("validation")
             self._followed = _Followed(documents, self.most)
             fingerprint = str(documents.meta["fingerprint"])
@@ -66,7 +70,7 @@ class TokenChanges(Callback):
                 self.before = self.after = None
                 self.calibration = {}
             self._fingerprint = fingerprint
-        self._sums = torch.zeros(2, len(self._followed.numbers), dtype=torch.float32, device=pl_module.device)
+        return self._followed is not None
 
     def on_validation_batch_end(
         self,
@@ -125,8 +129,10 @@ class TokenChanges(Callback):
         Raises:
             UserError: it cannot be written.
         """
-        if self._followed is None or (self.before is None and self.after is None):
+        # A run that had nothing left to train has validated nothing, and has all of it from its checkpoint.
+        if not self._follow(datamodule_of(trainer)) or (self.before is None and self.after is None):
             return None
+        assert self._followed is not None
         datamodule, nothing = datamodule_of(trainer), torch.full((len(self._followed.numbers),), torch.nan)
         log_p = {
             "before": nothing if self.before is None else self.before,

@@ -91,7 +91,8 @@ def cases_of(strategy: str, base: Fit) -> dict[str, Case]:
             replace(packed, normalize="sequence", batch_size=4, accumulate=1),
         ),
         "broken": Case(replace(short, broken=2)),
-        "anchored": Case(replace(short, objective=ALL.index(ASFT()))),
+        # Its pull on random weights is small.
+        "anchored": Case(replace(short, objective=ALL.index(ASFT()), clip=0.3)),
         "anchored, lora": Case(replace(short, objective=ALL.index(ASFT()), lora=True, recompute=True)),
     }
     if strategy == "fsdp2":
