@@ -261,8 +261,6 @@ def _gradient_through_log_probs(logits: Tensor, rows: slice, work: _Work, wanted
         fields["top_entropy"] = sums["top_entropy"]
     if "log_complement" in needs:
         fields["log_complement"] = others.log() - total.log()
-    if "top_log_prob" in needs:
-        fields["top_log_prob"] = -total.log()
     if work.reference is not None:
         fields["reference_log_probs"] = _reference_log_probs(work.reference.logits(rows), labels).to(log_probs.dtype)
     if not wanted:  # inside inference mode nothing could be differentiated
@@ -297,8 +295,6 @@ def _gradient_through_logits(logits: Tensor, rows: slice, work: _Work, wanted: b
             fields["top_entropy"] = _entropy(constant.topk(min(work.objective.top_k, constant.shape[1])).values.exp())
         if "log_complement" in needs:
             fields["log_complement"] = constant.scatter(-1, labels, -torch.inf).logsumexp(-1)
-        if "top_log_prob" in needs:
-            fields["top_log_prob"] = constant.amax(-1)
         if work.reference is not None:
             fields["reference_logits"] = work.reference.logits(rows).to(logits.dtype)
             fields["reference_log_probs"] = _reference_log_probs(fields["reference_logits"], labels)

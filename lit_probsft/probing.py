@@ -11,8 +11,6 @@ import torch
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
-from lit_probsft.data.loader import PlanLoader
-from lit_probsft.data.plan import Plan
 from lit_probsft.data.store import Documents, InMemory
 from lit_probsft.errors import UserError
 from lit_probsft.head import HeadOutput, HeadRequest
@@ -91,7 +89,7 @@ def training_documents(datamodule: InstructionDataModule, most: int | None) -> D
         UserError: no row can be used, or the stream has one that cannot while the data's `on_bad_row` is `error`.
     """
     if not datamodule.streaming:
-        store = datamodule._store("train")
+        store = datamodule.documents("train")
         if most is None or most >= len(store):
             return store
         chosen = np.random.default_rng([datamodule.seed, 1]).choice(len(store), most, replace=False)
@@ -99,7 +97,7 @@ def training_documents(datamodule: InstructionDataModule, most: int | None) -> D
     assert most is not None
     found = []
     for outcome in datamodule.inspect("train", most)[2]:
-        if outcome.lost == "skipped" and datamodule._recipe.on_bad_row == "error":
+        if outcome.lost == "skipped" and datamodule.on_bad_row == "error":
             raise UserError(f"data.train: {outcome.reason}")
         if outcome.document is not None:
             found.append(outcome.document)
@@ -108,29 +106,13 @@ def training_documents(datamodule: InstructionDataModule, most: int | None) -> D
     return InMemory(found, parts=bool(datamodule.sources_of("train")))
 
 
-def loader_of(documents: Documents, datamodule: InstructionDataModule) -> PlanLoader:
-    """This rank's micro-batches of them, sorted by length; the trainer is the data module's."""
-    world_size, rank = datamodule._ranks()
-    plan = Plan(
-        documents.lengths,
-        documents.supervised,
-        batch_size=datamodule.eval_batch_size,
-        world_size=world_size,
-        seed=datamodule.seed,
-        shuffle=False,
-    )
-    store: Any = documents
-    pad = datamodule.tokenizer.pad_token_id
-    return PlanLoader(store, plan, rank=rank, pad_token_id=pad, num_workers=datamodule.num_workers, fixed_epoch=True)
-
-
 def measure(module: ProbSFTModule, most: int) -> Capability:
     """What the module's model makes of (a sample of) the training rows; all ranks together, inside `fit`."""
     trainer = module.trainer
     datamodule: Any = trainer.datamodule  # type: ignore[attr-defined]
     documents = training_documents(datamodule, most)
     means, histogram = TokenMeans(NLL()).to(module.device), ProbHistogram().to(module.device)
-    batches: Iterable[dict[str, Any]] = loader_of(documents, datamodule)
+    batches: Iterable[dict[str, Any]] = datamodule.loader_over(documents)
     rank_zero_info(f"model.objective: measuring p over {len(documents)} training documents")
     training = module.model.training
     module.model.eval()

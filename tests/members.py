@@ -49,13 +49,12 @@ class EntropyWeighted(Objective):
 
     def loss(self, tokens: TokenStats):
         return (
-            -tokens.log_probs * (1 + tokens.entropy) * tokens.collision
-            - (tokens.log_complement.exp() + tokens.top_log_prob.exp()) * tokens.log_probs
+            -tokens.log_probs * (1 + tokens.entropy) * tokens.collision - tokens.log_complement.exp() * tokens.log_probs
         )
 
     @property
     def needs(self):
-        return frozenset({"entropy", "collision", "log_complement", "top_log_prob"})
+        return frozenset({"entropy", "collision", "log_complement"})
 
 
 @dataclass(frozen=True)

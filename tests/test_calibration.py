@@ -49,6 +49,14 @@ def test_ece_is_that_of_a_plain_loop(tokens: list[tuple[float, bool, float]]) ->
     assert float(found["bins"][:, 0].sum()) == len(tokens)
 
 
+@pytest.mark.parametrize(("right", "ece"), [(49, 0.0), (19, 0.2)])
+def test_a_model_that_is_right_as_often_as_it_is_sure_is_calibrated(right: int, ece: float) -> None:
+    metric = Calibration()
+    metric.update(output([0.25] * 100 + [0.98] * 50, [i < 25 for i in range(100)] + [i < right for i in range(50)]))
+    assert float(metric.compute()["ece"]) == pytest.approx(ece, abs=1e-6)
+    assert metric.compute()["bins"][14].tolist() == pytest.approx([50, 49, right], abs=1e-5)
+
+
 @settings(max_examples=30, deadline=None)
 @given(TOKENS, TOKENS)
 def test_sums_of_two_ranks_are_those_of_one_to_the_bit(one: list, other: list) -> None:

@@ -73,7 +73,6 @@ def obvious(
         logits=logits,
         labels=target[:, 0],
         top_entropy=entropy_of_the_largest(constant.exp(), objective.top_k),
-        top_log_prob=constant.amax(-1),
         reference_logits=reference_logits,
         reference_log_probs=reference_logits.log_softmax(-1).gather(-1, target)[:, 0],
         **CONTEXT,

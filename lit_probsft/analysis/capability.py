@@ -28,7 +28,7 @@ from lit_probsft.measured import unread
 from lit_probsft.metrics import ProbHistogram
 from lit_probsft.module import ProbSFTModule
 from lit_probsft.objectives import Objective
-from lit_probsft.probing import Recorder, loader_of, look, training_documents
+from lit_probsft.probing import Recorder, look, training_documents
 from lit_probsft.record import model_name, versions
 from lit_probsft.runs import write_json, write_text
 
@@ -80,7 +80,7 @@ class TrainingRows(LightningDataModule):
 
     def val_dataloader(self) -> PlanLoader:
         """This rank's share."""
-        return loader_of(self.documents, self.data)
+        return self.data.loader_over(self.documents)
 
 
 class Probe(ProbSFTModule):
@@ -98,15 +98,17 @@ class Probe(ProbSFTModule):
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int, dataloader_idx: int = 0) -> dict[str, Tensor]:
         """Add a micro-batch."""
-        recorder = Recorder(*Survey.NEEDS)
+        recorder = Recorder("log_complement", "entropy")
         output = look(self.model, batch, recorder)
-        self.survey.update(batch, output, recorder)
+        self.survey.update(batch, output)
+        self.eval_calibration.update(output)
         self.histogram.update(output.log_probs, recorder.seen("log_complement", output.log_probs))
         return {"log_probs": output.log_probs}
 
     def on_validation_epoch_end(self) -> None:
         """Add up the ranks."""
         self.sums, self.counts = self.survey.compute(), self.histogram.compute().cpu()
+        self.calibrated = {name: value.cpu() for name, value in self.eval_calibration.compute().items()}
 
 
 class _Bar(ProgressBar):
@@ -158,11 +160,12 @@ class CapabilityCLI(ProbSFTCLI):
         found = Findings(
             self.model.sums,
             self.model.counts,
+            self.model.calibrated,
             self.datamodule.documents,
             total=self.datamodule.total,
             streaming=self.datamodule.streaming,
             sources=self.datamodule.sources_of("train"),
-            locate=lambda row: self.datamodule.data._split("train").loaded.locate(row)[1],
+            locate=lambda row: self.datamodule.data.locate("train", row)[1],
         )
         self.result = result = {
             **found.result(self.model.configured_objective, self._command()),

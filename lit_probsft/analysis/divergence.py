@@ -190,7 +190,8 @@ def _batches(datamodule: InstructionDataModule, split: str) -> tuple[Any, Any]:
     if split == "train" and datamodule.streaming:
         raise UserError("--split: expected validation or test with data.streaming, which has no end, got 'train'")
     datamodule.setup({"train": "fit", "validation": "validate", "test": "test"}[split])
-    return datamodule._evaluation_loader(split), datamodule._store(split).rows
+    documents = datamodule.documents(split)
+    return datamodule.loader_over(documents), documents.rows
 
 
 def _device(accelerator: str) -> torch.device:

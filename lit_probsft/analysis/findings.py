@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 
 from lit_probsft.analysis.advice import PAPER, Command, advise, compare, enough, level, warnings
-from lit_probsft.analysis.survey import calibration, clustered_interval, means
+from lit_probsft.analysis.survey import clustered_interval, means
 from lit_probsft.data.store import Documents
 from lit_probsft.measured import Capability
 from lit_probsft.metrics import ProbHistogram, share_above
@@ -32,6 +32,7 @@ class Findings:
     Attributes:
         sums: of `Survey`.
         counts: of `ProbHistogram`.
+        calibration: of `Calibration`.
         documents: that were measured.
         total: how many there were to choose from; None in a stream.
         streaming: are they a stream's first rows?
@@ -41,6 +42,7 @@ class Findings:
 
     sums: Mapping[str, NDArray[np.float64]]
     counts: Tensor
+    calibration: Mapping[str, Tensor]
     documents: Documents
     total: int | None
     streaming: bool
@@ -80,7 +82,10 @@ class Findings:
             "accuracy": correct / tokens,
             "entropy": entropy / tokens,
             "quantiles": {str(q): _of_odds(capability.log_odds[round(1000 * q) - 1]) for q in QUANTILES},
-            "calibration": calibration(self.sums["of_confidences"]),
+            "calibration": {
+                "error": float(self.calibration["ece"]),
+                "bins": [b for b in means(self.calibration["bins"].numpy(), ("confidence", "accuracy")) if b["tokens"]],
+            },
             "by_source": self._by_source(),
             "by_position": [
                 {"from": 2**k - 1, "to": 2 ** (k + 1) - 2, **entry}

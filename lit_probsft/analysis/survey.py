@@ -13,21 +13,17 @@ from torch import Tensor
 from torchmetrics import Metric
 
 from lit_probsft.head import IGNORE_INDEX, HeadOutput
-from lit_probsft.probing import Recorder
 
-PLACES, TENTHS, CONFIDENCES = 24, 10, 15
-"""Groups of tokens: by place in the answer, doubling in width; by share of the answer; by the largest p."""
+PLACES, TENTHS = 24, 10
+"""Groups of tokens: by place in the answer, doubling in width; by share of the answer."""
 
 
 class Survey(Metric):
-    """Sums by example, by place in the answer and by confidence; the module's histogram has the rest.
+    """Sums by example and by place in the answer; the probe's histogram and its calibration have the rest.
 
     Args:
         examples: how many there are.
     """
-
-    NEEDS = ("log_complement", "entropy", "top_log_prob")
-    """What the recorder must have seen."""
 
     full_state_update = False
     of_examples: Tensor
@@ -36,14 +32,12 @@ class Survey(Metric):
     """(PLACES, 3): tokens, p, correct. Group k has the places from 2^k - 1 on, counted from 0."""
     of_tenths: Tensor
     """(TENTHS, 3): the same by tenths of the answer."""
-    of_confidences: Tensor
-    """(CONFIDENCES, 3): tokens, largest p, correct."""
 
     def __init__(self, examples: int, **kwargs: Any) -> None:
         super().__init__(**kwargs)
         self._wide = torch.float32 if torch.backends.mps.is_available() else torch.float64
         sizes = {"examples": (examples, 5), "places": (PLACES, 3), "tenths": (TENTHS, 3)}
-        for name, size in {**sizes, "confidences": (CONFIDENCES, 3)}.items():
+        for name, size in sizes.items():
             self.add_state(f"of_{name}", torch.zeros(size, dtype=self._wide), dist_reduce_fx="sum")
 
     def _apply(self, fn: Any, exclude_state: Any = ()) -> Any:
@@ -53,27 +47,24 @@ class Survey(Metric):
             setattr(self, name, getattr(self, name).to(self._wide))
         return applied
 
-    def update(self, batch: dict[str, Any], output: HeadOutput, recorder: Recorder) -> None:
+    def update(self, batch: dict[str, Any], output: HeadOutput) -> None:
         """Add a micro-batch.
 
         Args:
             batch: as `collate` makes it, without packs; `documents` count from 0 to the number of examples.
-            output: of its N supervised tokens.
-            recorder: which has seen them.
+            output: of its N supervised tokens, with their entropy.
         """
+        assert output.entropy is not None
         supervised = batch["labels"][:, 1:] != IGNORE_INDEX
         rows, _ = supervised.nonzero(as_tuple=True)
         place = (supervised.cumsum(-1) - 1)[supervised]
         length = supervised.sum(-1)[rows]
         p, correct = output.log_probs.exp(), output.correct
-        top = recorder.seen("top_log_prob", p).exp()
-        entropy = recorder.seen("entropy", p)
         ones = torch.ones_like(p)
-        self._add("examples", batch["documents"][rows], ones, p, -output.log_probs, correct, entropy)
+        self._add("examples", batch["documents"][rows], ones, p, -output.log_probs, correct, output.entropy)
         group = (place + 1).log2().floor().long().clamp(max=PLACES - 1)
         self._add("places", group, ones, p, correct)
         self._add("tenths", place * TENTHS // length.clamp(min=1), ones, p, correct)
-        self._add("confidences", (top * CONFIDENCES).long().clamp(0, CONFIDENCES - 1), ones, top, correct)
 
     def _add(self, name: str, groups: Tensor, *values: Tensor) -> None:
         sums: Tensor = getattr(self, f"of_{name}")
@@ -124,18 +115,3 @@ def means(sums: NDArray[np.float64], names: Sequence[str]) -> list[dict[str, flo
         }
         for row in sums
     ]
-
-
-def calibration(sums: NDArray[np.float64]) -> dict[str, Any]:
-    """How right the model is where it is how sure: the largest p of each token against how often that token was the
-    target.
-
-    Args:
-        sums: (CONFIDENCES, 3), as `Survey.of_confidences`.
-
-    Returns:
-        `error`, the expected calibration error (0 to 1), and the `bins`.
-    """
-    total = sums[:, 0].sum()
-    error = float(np.abs(sums[:, 1] - sums[:, 2]).sum() / total) if total else math.nan
-    return {"error": error, "bins": [b for b in means(sums, ("confidence", "accuracy")) if b["tokens"]]}

@@ -25,7 +25,7 @@ from lit_probsft.data.prepare import Outcome, Recipe, Work
 from lit_probsft.data.rendering import read_template
 from lit_probsft.data.sources import Source, as_source
 from lit_probsft.data.splits import Item, LoadedSource, Split, located
-from lit_probsft.data.store import TokenStore
+from lit_probsft.data.store import Documents, TokenStore
 from lit_probsft.data.streaming import StreamLoader, StreamPlan
 from lit_probsft.data.tokenization import IGNORED, Reasoning, Turns, tokenize_conversation
 from lit_probsft.data.tokenizers import TokenizerSource, as_tokenizer_source, checked_tokenizer, tokenizer_fingerprint
@@ -218,7 +218,7 @@ class InstructionDataModule(LightningDataModule):
             reasoning=reasoning,
             on_bad_row=on_bad_row,
         )
-        self.duplicates = duplicates
+        self.duplicates, self.on_bad_row = duplicates, on_bad_row
         self._cache = Path(cache_dir or os.environ.get("LIT_PROBSFT_CACHE") or "~/.cache/lit_probsft").expanduser()
         self._tokenizer_source = as_tokenizer_source(tokenizer)
         if streaming and getattr(self._tokenizer_source, "learns", False):
@@ -313,6 +313,35 @@ class InstructionDataModule(LightningDataModule):
     def documents(self, split: str) -> TokenStore:
         """The tokenized documents of split `split` (`watch.NAME` for a set that is watched), not of a stream."""
         return self._store(split)
+
+    def loader_over(self, documents: Documents, *, prompts: bool = False) -> PlanLoader:
+        """This rank's micro-batches of some documents, each once and in a row of its own, by length.
+
+        Args:
+            documents: of a split, or some of them.
+            prompts: padded on the left, for generation.
+        """
+        world_size, rank = self._ranks()
+        return PlanLoader(
+            documents,
+            Plan(
+                documents.lengths,
+                documents.supervised,
+                batch_size=self.eval_batch_size,
+                world_size=world_size,
+                seed=self.seed,
+                shuffle=False,
+            ),
+            rank=rank,
+            pad_token_id=self.tokenizer.pad_token_id,
+            prompts=prompts,
+            num_workers=self.num_workers,
+            fixed_epoch=True,
+        )
+
+    def locate(self, split: str, row: int) -> tuple[int, int]:
+        """Which part of a split's source row `row` is of, and which of that part's rows it is."""
+        return self._split(split).loaded.locate(row)
 
     def describe(self) -> dict[str, Any]:
         """Sources and options as plain data, for the record of a run."""
@@ -435,7 +464,14 @@ class InstructionDataModule(LightningDataModule):
         overfit = self.trainer is not None and self.trainer.overfit_batches > 0  # type: ignore[attr-defined]
         plan = self.plan
         if isinstance(plan, Plan):
-            return self._loader("train", plan, fixed_epoch=overfit)
+            return PlanLoader(
+                self._store("train"),
+                plan,
+                rank=self._ranks()[1],
+                pad_token_id=self.tokenizer.pad_token_id,
+                num_workers=self.num_workers,
+                fixed_epoch=overfit,
+            )
         if overfit:
             raise UserError("trainer.overfit_batches: expected 0 with data.streaming; a `limit` of rows does the same")
         validation = self._store("validation") if "validation" in self._splits else None
@@ -461,17 +497,17 @@ class InstructionDataModule(LightningDataModule):
         of validation; an empty list without validation rows."""
         if "validation" not in self._splits:
             return []
-        loader = self._evaluation_loader("validation")
-        others = [self._evaluation_loader(watch_split(name)) for name in self.watched]
+        loader = self.loader_over(self._store("validation"))
+        others = [self.loader_over(self._store(watch_split(name))) for name in self.watched]
         return [loader, *others] if others else loader
 
     def test_dataloader(self) -> PlanLoader:
         """Micro-batches of every test document, once."""
-        return self._evaluation_loader("test")
+        return self.loader_over(self._store("test"))
 
     def predict_dataloader(self) -> PlanLoader:
         """Prompts, padded on the left; `documents` says whose (see `prediction_row`)."""
-        return self._evaluation_loader("predict", prompts=True)
+        return self.loader_over(self._store("predict"), prompts=True)
 
     # How it comes about.
 
@@ -501,22 +537,6 @@ class InstructionDataModule(LightningDataModule):
         except (AttributeError, AssertionError):  # one device, or processes not set up yet
             return self.trainer.world_size, self.trainer.global_rank
         return int(kwargs["num_replicas"]), int(kwargs["rank"])
-
-    def _loader(self, name: str, plan: Plan, **options: Any) -> PlanLoader:
-        pad, rank = self.tokenizer.pad_token_id, self._ranks()[1]
-        return PlanLoader(self._store(name), plan, rank=rank, pad_token_id=pad, num_workers=self.num_workers, **options)
-
-    def _evaluation_loader(self, name: str, *, prompts: bool = False) -> PlanLoader:
-        store = self._store(name)
-        plan = Plan(
-            store.lengths,
-            store.supervised,
-            batch_size=self.eval_batch_size,
-            world_size=self._ranks()[0],
-            seed=self.seed,
-            shuffle=False,
-        )
-        return self._loader(name, plan, prompts=prompts, fixed_epoch=True)
 
     def _stream_source(self) -> LoadedSource:
         """The training rows, none of them loaded."""

@@ -18,7 +18,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 
 from lit_probsft.data.collate import collate
 from lit_probsft.data.plan import MicroBatch, Plan
-from lit_probsft.data.store import TokenStore
+from lit_probsft.data.store import Documents
 
 
 def end_with_reader(worker: int) -> None:
@@ -58,7 +58,7 @@ class PlanLoader:
 
     def __init__(
         self,
-        store: TokenStore,
+        store: Documents,
         plan: Plan,
         *,
         rank: int = 0,
@@ -165,7 +165,7 @@ class _PlanSampler(Sampler[MicroBatch]):
 class _Batches(Dataset[dict[str, Any]]):
     """Indexed by a micro-batch, gives its tensors."""
 
-    def __init__(self, store: TokenStore, pad_token_id: int, prompts: bool) -> None:
+    def __init__(self, store: Documents, pad_token_id: int, prompts: bool) -> None:
         self.store, self.pad_token_id, self.prompts = store, pad_token_id, prompts
 
     def __getitem__(self, micro_batch: MicroBatch) -> dict[str, Any]:

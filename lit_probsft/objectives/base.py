@@ -50,8 +50,6 @@ class TokenStats:
     top_entropy: Tensor | None = None
     """(N,), entropy in nats of the objective's `top_k` most probable tokens among themselves, 0 to log k; no
     gradient."""
-    top_log_prob: Tensor | None = None
-    """(N,), log p of the most probable token in nats, whichever it is; no gradient."""
     logits: Tensor | None = None
     """(N, V), the logits of a chunk of tokens, after scale and soft cap; carries the gradient when it is there."""
     labels: Tensor | None = None
@@ -90,7 +88,7 @@ class TokenStats:
         return dataclasses.replace(self, **changes)
 
 
-STATISTICS = frozenset({"entropy", "collision", "log_complement", "top_entropy", "top_log_prob"})
+STATISTICS = frozenset({"entropy", "collision", "log_complement", "top_entropy"})
 """What the head computes from a chunk's distribution on request, without a gradient."""
 
 HANDED_IN = frozenset({"progress", "batch_mean_p", "batch_nll", "capability", "running_mean_p"})

@@ -15,7 +15,7 @@ import torch
 
 from lit_probsft.analysis import advice
 from lit_probsft.analysis.advice import Command, advise, compare, enough, level, warnings, weights
-from lit_probsft.analysis.survey import calibration, clustered_interval
+from lit_probsft.analysis.survey import clustered_interval
 from lit_probsft.cli import main
 from lit_probsft.errors import UserError
 from lit_probsft.metrics import ProbHistogram
@@ -312,12 +312,3 @@ def test_the_interval_covers_the_mean_in_nineteen_of_twenty_samples_although_tok
         naive += abs(sums.sum() / tokens.sum() - 0.4) <= half
     assert 0.93 < covered / 2000 < 0.97
     assert naive / 2000 < 0.6
-
-
-def test_a_model_that_is_right_as_often_as_it_is_sure_is_calibrated() -> None:
-    sums = np.zeros((15, 3))
-    sums[3], sums[14] = (100, 25, 25), (50, 49, 49)
-    assert calibration(sums)["error"] == 0
-    sums[14, 2] = 19
-    assert calibration(sums)["error"] == pytest.approx(0.2)
-    assert calibration(sums)["bins"][1] == {"tokens": 50, "confidence": 0.98, "accuracy": 0.38}

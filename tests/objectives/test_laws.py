@@ -94,7 +94,6 @@ def stats(log_probs: torch.Tensor, **fields) -> TokenStats:
             "collision": torch.full_like(log_probs, 0.5).detach(),
             "log_complement": torch.log(-torch.expm1(log_probs.detach().clamp(max=-1e-6))),
             "top_entropy": torch.full_like(log_probs, 0.7).detach(),
-            "top_log_prob": torch.full_like(log_probs, -0.3).detach(),
             "reference_log_probs": (1.2 * log_probs - 0.1).detach(),
             **CONTEXT,
             **fields,
