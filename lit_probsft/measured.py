@@ -20,6 +20,9 @@ from lit_probsft.objectives import Objective
 READ = frozenset({"capability", "running_mean_p"})
 """What an objective needs that cannot be known before a model was run."""
 
+FOLLOWED = frozenset({"batch_mean_p", "batch_nll", "running_mean_p"})
+"""What it needs of the optimizer steps so far."""
+
 
 _READS = ContextVar("_READS", default=True)
 
@@ -92,7 +95,8 @@ def parts(objective: Objective) -> Iterator[Objective]:
 
 
 class Fitted:
-    """What an objective that fits itself to the model reads: kept here, equal on all ranks, part of a checkpoint.
+    """What an objective reads of the model before training and of the steps so far: kept here, equal on all ranks, part
+    of a checkpoint.
 
     Args:
         objective: may name a `source` of the capability; without one (an empty one) it has to be measured.
@@ -109,6 +113,8 @@ class Fitted:
         self.wanted = objective.needs & READ
         self.capability: Capability | None = None
         self.running_mean_p: float | None = None
+        self.batch_mean_p = self.batch_nll = 0.0
+        """Means over the last optimizer step's supervised tokens on all ranks; 0 before the first."""
         found = {part.source for part in parts(objective) if part.needs & READ and hasattr(part, "source")}
         if len(found) > 1:
             told = ", ".join(sorted(source or "none" for source in found))
@@ -131,8 +137,15 @@ class Fitted:
         """From now on this is known."""
         self.capability, self.running_mean_p = capability, capability.mean_prob
 
-    def follow(self, mean_p: float) -> None:
-        """The mean p of an optimizer step's tokens; NaN, of a step without any, changes nothing."""
+    @property
+    def follows(self) -> bool:
+        """Does the objective read something of the steps so far?"""
+        return bool(self.objective.needs & FOLLOWED)
+
+    def follow(self, mean_p: float, nll: float) -> None:
+        """The means of an optimizer step's tokens; what is not finite, of a step without any, changes nothing."""
+        if math.isfinite(mean_p) and math.isfinite(nll):
+            self.batch_mean_p, self.batch_nll = mean_p, nll
         if self.running_mean_p is not None and math.isfinite(mean_p):
             self.running_mean_p = self.MEMORY * self.running_mean_p + (1 - self.MEMORY) * mean_p
 
@@ -151,18 +164,20 @@ class Fitted:
 
     def context(self) -> dict[str, Any]:
         """What the objective is handed in, by name."""
-        known = {"capability": self.capability, "running_mean_p": self.running_mean_p}
-        return {name: known[name] for name in sorted(self.wanted) if known[name] is not None}
+        known = {name: getattr(self, name) for name in sorted(self.objective.needs & (READ | FOLLOWED))}
+        return {name: value for name, value in known.items() if value is not None}
 
-    def state_dict(self) -> dict[str, Any] | None:
-        """Plain data; None where the objective reads nothing of it."""
-        if self.capability is None:
-            return None
-        known = {"mean_prob": self.capability.mean_prob, "log_odds": list(self.capability.log_odds)}
-        return {**known, "running_mean_p": self.running_mean_p}
+    def state_dict(self) -> dict[str, Any]:
+        """Plain data."""
+        state: dict[str, Any] = {"batch_mean_p": self.batch_mean_p, "batch_nll": self.batch_nll}
+        if self.capability is not None:
+            state |= {"mean_prob": self.capability.mean_prob, "log_odds": list(self.capability.log_odds)}
+            state["running_mean_p"] = self.running_mean_p
+        return state
 
-    def load_state_dict(self, state: dict[str, Any] | None) -> None:
+    def load_state_dict(self, state: dict[str, Any]) -> None:
         """What was known then, whatever a source says today."""
-        if state is not None:
+        self.batch_mean_p, self.batch_nll = state["batch_mean_p"], state["batch_nll"]
+        if "mean_prob" in state:
             self.set(Capability(state["mean_prob"], tuple(state["log_odds"])))
             self.running_mean_p = state["running_mean_p"]

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torchmetrics import Metric
 
 from lit_probsft.head import HeadOutput
@@ -132,6 +132,31 @@ class TokenMeans(Metric):
             if tokens > 0:
                 means |= {f"nll/{source}": nll / tokens, f"mean_p/{source}": mean_p / tokens}
         return means
+
+
+class Evaluation(nn.Module):
+    """What is measured of one set of rows.
+
+    Args:
+        objective: whose loss and interval count.
+    """
+
+    def __init__(self, objective: Objective) -> None:
+        super().__init__()
+        self.means = TokenMeans(objective)
+        self.calibration = Calibration()
+
+    def update(self, output: HeadOutput, sources: Tensor | None = None) -> None:
+        """Add the tokens of a head's output, as `TokenMeans.update`."""
+        self.means.update(output, sources)
+        self.calibration.update(output)
+
+    def take(self) -> dict[str, Tensor]:
+        """What `TokenMeans` and `Calibration` compute, over all ranks; forgets it."""
+        found = self.means.compute() | self.calibration.compute()
+        self.means.reset()
+        self.calibration.reset()
+        return found
 
 
 class ProbHistogram(Metric):

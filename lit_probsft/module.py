@@ -7,7 +7,7 @@ import json
 import math
 import os
 from dataclasses import asdict, dataclass
-from typing import Any, Literal
+from typing import Any, Literal, cast
 
 import lightning as L
 import torch
@@ -20,7 +20,7 @@ from lit_probsft.errors import UserError
 from lit_probsft.head import IGNORE_INDEX, HeadOutput, HeadRequest
 from lit_probsft.lora import LoRA
 from lit_probsft.measured import Fitted
-from lit_probsft.metrics import Calibration, TokenMeans
+from lit_probsft.metrics import Evaluation, TokenMeans
 from lit_probsft.model import (
     ModelSource,
     check_head,
@@ -134,27 +134,21 @@ class ProbSFTModule(L.LightningModule):
         self.logits_budget_mb = logits_budget_mb
         self.probe_rows = probe_rows
         self.fitted = Fitted(objective)
-        """What the objective reads of the model before training, and of its running mean p."""
+        """What the objective reads of the model before training, and of the steps so far."""
         self.reference = reference
         self._frozen: FrozenModel | None = None  # no submodule: neither trained nor saved
         self._frozen_fingerprint: str | None = None
         self.train_means = TokenMeans(objective)
-        self.eval_means = TokenMeans(objective)
+        self.evaluations = nn.ModuleList([Evaluation(objective)])
+        """Of the validation (or test) set, and of each set that is watched beside it."""
         self._watch_interval()
         self.skipped_steps = 0
         """Optimizer steps so far that were skipped because loss or gradient was not finite."""
         self.last_step_skipped = False
-        self.eval_calibration = Calibration()
         self.calibration: Tensor | None = None
         """Of the last evaluation, as `Calibration` gives its `bins`."""
         self.watched: tuple[str, ...] = ()
         """Names of the sets that are validated on beside the validation set."""
-        self.watch_means = nn.ModuleList()
-        self.watch_calibrations = nn.ModuleList()
-        self.batch_mean_p = 0.0
-        """Mean p over the last optimizer step's supervised tokens on all ranks, where the objective needs it."""
-        self.batch_nll = 0.0
-        """The same of the NLL, in nats."""
         self.initial_metrics: dict[str, float] = {}
         """Validation metrics before the first step, where the trainer's sanity check runs over the whole set."""
         self.stop_wanted = False
@@ -270,10 +264,6 @@ class ProbSFTModule(L.LightningModule):
         context = self.fitted.context()
         if "progress" in self.objective.needs:
             context["progress"] = self.global_step / max(self.total_steps, 1)
-        if "batch_mean_p" in self.objective.needs:
-            context["batch_mean_p"] = self.batch_mean_p
-        if "batch_nll" in self.objective.needs:
-            context["batch_nll"] = self.batch_nll
         objective = _TokenLoss(self)
         if self.training and not self.fitted.missing:
             self._readings = self.objective.readings(TokenStats(torch.zeros(0), **context))
@@ -358,8 +348,11 @@ class ProbSFTModule(L.LightningModule):
             self._watch_interval()
 
     def _watch_interval(self) -> None:
-        for means in (self.train_means, self.eval_means):
+        for means in (self.train_means, *(evaluation.means for evaluation in self._evaluations())):
             means.watch(self.fitted.interval)
+
+    def _evaluations(self) -> list[Evaluation]:
+        return cast("list[Evaluation]", list(self.evaluations))
 
     def on_train_start(self) -> None:
         """Validate, and so save, between two optimizer steps only: a window cut in two could not be resumed."""
@@ -386,12 +379,9 @@ class ProbSFTModule(L.LightningModule):
         super().optimizer_step(*args, **kwargs)
         if self.trainer.fit_loop._should_accumulate():
             return
-        if self.objective.needs & {"batch_mean_p", "batch_nll", "running_mean_p"}:  # before a checkpoint is written
+        if self.fitted.follows:  # before a checkpoint is written
             means = self.train_means.compute()
-            mean, nll = float(means["mean_p"]), float(means["nll"])
-            if math.isfinite(mean) and math.isfinite(nll):
-                self.batch_mean_p, self.batch_nll = mean, nll
-            self.fitted.follow(mean)
+            self.fitted.follow(float(means["mean_p"]), float(means["nll"]))
         strategy = self.trainer.strategy
         if isinstance(strategy, DeepSpeed):
             self._grad_norm = torch.tensor(strategy.grad_norm)
@@ -429,18 +419,8 @@ class ProbSFTModule(L.LightningModule):
             `log_probs` (N,) of the batch's supervised tokens in row-major order, nats.
         """
         output = self.compute(batch)[0]
-        means, calibration = self.eval_means, self.eval_calibration
-        if dataloader_idx:
-            means, calibration = self._of_watched(dataloader_idx - 1)
-        means.update(output, _sources(batch))
-        calibration.update(output)
+        self._evaluations()[dataloader_idx].update(output, _sources(batch))
         return {"log_probs": output.log_probs}
-
-    def _of_watched(self, index: int) -> tuple[TokenMeans, Calibration]:
-        means, calibration = self.watch_means[index], self.watch_calibrations[index]
-        assert isinstance(means, TokenMeans)
-        assert isinstance(calibration, Calibration)
-        return means, calibration
 
     def on_validation_epoch_end(self) -> None:
         """Log `val/nll` and the others over all tokens of all ranks, and `val/SET/nll` of the sets that are watched."""
@@ -455,8 +435,12 @@ class ProbSFTModule(L.LightningModule):
         self._log_evaluation("test")
 
     def _log_evaluation(self, stage: str) -> None:
-        means = self.eval_means.compute() | self._beside_the_means()
-        self.eval_means.reset()
+        evaluation, *watched = self._evaluations()
+        means = evaluation.take()
+        self.calibration = means.pop("bins")
+        for name, other in zip(self.watched, watched, strict=True):
+            found = other.take()
+            means |= {f"{name}/{key}": found[key] for key in ("nll", "mean_p", "ece")}
         if self.fitted.missing:
             for name in ("loss", "inside"):
                 means.pop(name)
@@ -471,18 +455,6 @@ class ProbSFTModule(L.LightningModule):
             return
         self.log_dict({f"{stage}/{name}": value for name, value in means.items() if name != "nll"}, rank_zero_only=True)
         self.log(f"{stage}/nll", means["nll"], prog_bar=True, rank_zero_only=True)
-
-    def _beside_the_means(self) -> dict[str, Tensor]:
-        """Calibration and entropy, and what is measured of the sets that are watched; forgets them."""
-        measured = self.eval_calibration.compute()
-        self.calibration = measured.pop("bins")
-        self.eval_calibration.reset()
-        for index, name in enumerate(self.watched):
-            for metric, wanted in zip(self._of_watched(index), (("nll", "mean_p"), ("ece",)), strict=True):
-                found = metric.compute()
-                measured |= {f"{name}/{key}": found[key] for key in wanted}
-                metric.reset()
-        return measured
 
     def predict_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Tensor]:
         """Answers to prompts padded on the left: `documents` (B,) and `answers` (B, T'), token ids after the prompt."""
@@ -511,8 +483,6 @@ class ProbSFTModule(L.LightningModule):
             )
         checkpoint["progress"] = {
             "skipped_steps": self.skipped_steps,
-            "batch_mean_p": self.batch_mean_p,
-            "batch_nll": self.batch_nll,
             "fitted": self.fitted.state_dict(),
             "initial_metrics": self.initial_metrics,
             "seed": self._seed,
@@ -535,8 +505,8 @@ class ProbSFTModule(L.LightningModule):
             count_in(checkpoint, progress.get("accumulate"), self.trainer.accumulate_grad_batches)
         self._seed = progress.get("seed", self._seed)
         self.skipped_steps = progress.get("skipped_steps", 0)
-        self.batch_mean_p, self.batch_nll = (progress.get(name, 0.0) for name in ("batch_mean_p", "batch_nll"))
-        self.fitted.load_state_dict(progress.get("fitted"))
+        if "fitted" in progress:
+            self.fitted.load_state_dict(progress["fitted"])
         self._watch_interval()
         self.initial_metrics = progress.get("initial_metrics", {})
 
@@ -634,10 +604,11 @@ class ProbSFTModule(L.LightningModule):
             rank_zero_warn(f"model.objective.source: {self.fitted.source} was measured with another {stranger}")
         sources_of = getattr(self._datamodule(), "sources_of", lambda split: ())
         self.train_means.tell_apart(sources_of("train"))
-        self.eval_means.tell_apart(sources_of("test" if stage == "test" else "validation"))
+        own = self._evaluations()[0]
+        own.means.tell_apart(sources_of("test" if stage == "test" else "validation"))
         self.watched = getattr(self._datamodule(), "watched", ()) if stage in ("fit", "validate") else ()
-        self.watch_means = nn.ModuleList(TokenMeans(self.objective) for _ in self.watched)
-        self.watch_calibrations = nn.ModuleList(Calibration() for _ in self.watched)
+        self.evaluations = nn.ModuleList([own, *(Evaluation(self.objective) for _ in self.watched)])
+        self._watch_interval()
         if self.watched:
             # Lightning would print all metrics once for each loader, though their names say what they are of.
             loop, show = self.trainer.validate_loop, self.trainer.validate_loop._print_results

@@ -217,5 +217,5 @@ def test_the_numbers_are_put_in_wherever_they_belong() -> None:
 def test_a_step_without_tokens_leaves_the_running_mean_alone() -> None:
     fitted = Fitted(RunningPower())
     fitted.set(Capability(0.2, QUANTILES))
-    fitted.follow(math.nan)
+    fitted.follow(math.nan, math.nan)
     assert fitted.running_mean_p == 0.2

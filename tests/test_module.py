@@ -284,7 +284,7 @@ def test_validation_and_so_saving_waits_for_the_end_of_a_window(rows: Path, tmp_
 def test_metrics_are_summed_in_double_whatever_the_models_dtype(rows: Path) -> None:
     module = ProbSFTModule(tiny.source(), NLL(), optimizer=tiny.sgd)
     tiny.trainer(precision="bf16-true").fit(module, datamodule=tiny.data(rows))
-    for means in (module.train_means, module.eval_means):
+    for means in (module.train_means, module.evaluations[0].means):
         assert means.sums.dtype == torch.float64
         means.reset()
         assert means.sums.dtype == torch.float64

@@ -25,7 +25,7 @@ from lit_probsft.disk import beside, told
 from lit_probsft.errors import UserError
 from lit_probsft.lightning_cli import ProbSFTCLI, run_training_command
 from lit_probsft.measured import unread
-from lit_probsft.metrics import ProbHistogram
+from lit_probsft.metrics import Calibration, ProbHistogram
 from lit_probsft.module import ProbSFTModule
 from lit_probsft.objectives import Objective
 from lit_probsft.probing import Recorder, look, training_documents
@@ -89,7 +89,7 @@ class Probe(ProbSFTModule):
     def __init__(self, configured: ProbSFTModule) -> None:
         super().__init__(configured.source or configured.model, logits_budget_mb=configured.logits_budget_mb)
         self.configured_objective: Objective = configured.objective
-        self.histogram = ProbHistogram()
+        self.histogram, self.calibrated = ProbHistogram(), Calibration()
 
     def setup(self, stage: str) -> None:
         """As many examples as there are."""
@@ -101,14 +101,14 @@ class Probe(ProbSFTModule):
         recorder = Recorder("log_complement", "entropy")
         output = look(self.model, batch, recorder)
         self.survey.update(batch, output)
-        self.eval_calibration.update(output)
+        self.calibrated.update(output)
         self.histogram.update(output.log_probs, recorder.seen("log_complement", output.log_probs))
         return {"log_probs": output.log_probs}
 
     def on_validation_epoch_end(self) -> None:
         """Add up the ranks."""
         self.sums, self.counts = self.survey.compute(), self.histogram.compute().cpu()
-        self.calibrated = {name: value.cpu() for name, value in self.eval_calibration.compute().items()}
+        self.bins = {name: value.cpu() for name, value in self.calibrated.compute().items()}
 
 
 class _Bar(ProgressBar):
@@ -160,7 +160,7 @@ class CapabilityCLI(ProbSFTCLI):
         found = Findings(
             self.model.sums,
             self.model.counts,
-            self.model.calibrated,
+            self.model.bins,
             self.datamodule.documents,
             total=self.datamodule.total,
             streaming=self.datamodule.streaming,
