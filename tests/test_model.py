@@ -10,23 +10,13 @@ import torch
 from torch import nn
 
 from benchmarks import architectures
+from benchmarks.architectures import SMALL
 from lit_probsft.errors import UserError
 from lit_probsft.head import HeadRequest, ObjectiveHead
 from lit_probsft.model import PretrainedCausalLM, RandomCausalLM, forward_with_objective, install_head
 from lit_probsft.objectives import NLL, LabelSmoothing, Objective
 from tests import tiny
 
-SMALL = {
-    "vocab_size": 61,
-    "hidden_size": 16,
-    "intermediate_size": 32,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "num_key_value_heads": 2,
-    "pad_token_id": 0,
-    "bos_token_id": 1,
-    "eos_token_id": 2,
-}
 GPT2 = {
     "vocab_size": 61,
     "n_embd": 16,
