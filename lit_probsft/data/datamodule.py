@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import hashlib
 import json
 import os
-import re
 from collections.abc import Iterator
 from dataclasses import asdict, replace
 from pathlib import Path
@@ -13,35 +11,31 @@ from typing import Any, Literal
 
 import numpy as np
 from lightning.pytorch import LightningDataModule
-from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_info
 
+from lit_probsft.data.arguments import LENGTH_POOL, SHUFFLE_BUFFER, check_arguments
+from lit_probsft.data.beginning import check_beginning, first_rows, stream_fingerprint, unread
 from lit_probsft.data.blocks import Reading
-from lit_probsft.data.cache import cached_store, cached_tokenizer, digests, overlap
+from lit_probsft.data.cache import cached_store, cached_tokenizer, digests
 from lit_probsft.data.formats import Conversation
 from lit_probsft.data.loader import PlanLoader
 from lit_probsft.data.packing import PackedPlan
 from lit_probsft.data.plan import Plan
 from lit_probsft.data.prepare import Outcome, Recipe, Work
 from lit_probsft.data.rendering import read_template
+from lit_probsft.data.reporting import report_overlap, report_packs, report_skipped, report_sources, report_split
 from lit_probsft.data.sources import Source, as_source
-from lit_probsft.data.splits import Item, LoadedSource, Split, located
+from lit_probsft.data.splits import LoadedSource, Split, located
 from lit_probsft.data.store import Documents, TokenStore
 from lit_probsft.data.streaming import StreamLoader, StreamPlan
 from lit_probsft.data.tokenization import IGNORED, Reasoning, Turns, tokenize_conversation
-from lit_probsft.data.tokenizers import TokenizerSource, as_tokenizer_source, checked_tokenizer, tokenizer_fingerprint
+from lit_probsft.data.tokenizers import TokenizerSource, as_tokenizer_source, checked_tokenizer
 from lit_probsft.data.visits import Visits
-from lit_probsft.errors import UserError, near_matches
+from lit_probsft.errors import UserError
 
 _STAGES = {"fit": ("train", "validation"), "validate": ("validation",), "test": ("test",), "predict": ("predict",)}
 
 _WATCHED_IN = ("fit", "validate")
-_SET_NAME = re.compile(r"[\w.\-]+")
-_NOT_A_SET = ("validation", "loss", "nll", "mean_p", "accuracy", "inside", "ece", "entropy")
-"""Names that mean something else where metrics are called val/SET/nll."""
-
-_LENGTH_POOL = 50
-_PROBED = 100  # rows of a stream among which one that can be used is looked for at the start
-_SHUFFLE_BUFFER = 10_000
 
 
 def watch_split(name: str) -> str:
@@ -125,68 +119,15 @@ class InstructionDataModule(LightningDataModule):
         eval_batch_size: int | None = None,
         packing: bool = False,
         streaming: bool = False,
-        shuffle_buffer: int = _SHUFFLE_BUFFER,
-        length_pool: int = _LENGTH_POOL,
+        shuffle_buffer: int = SHUFFLE_BUFFER,
+        length_pool: int = LENGTH_POOL,
         seed: int = 0,
         num_workers: int = 0,
         num_proc: int | None = None,
         cache_dir: str | None = None,
     ) -> None:
+        check_arguments(locals())
         super().__init__()
-        for argument, number, least in (
-            *(("max_length", max_length, 2), ("batch_size", batch_size, 1), ("eval_batch_size", eval_batch_size, 1)),
-            *(("length_pool", length_pool, 0), ("seed", seed, 0), ("num_workers", num_workers, 0)),
-            *(("num_proc", num_proc, 1), ("shuffle_buffer", shuffle_buffer, 1)),
-        ):
-            if number is not None and number < least:
-                raise UserError(f"data.{argument}: expected at least {least}, got {number}")
-        for argument, word, known in (
-            ("format", format, ("chat", "plain")),
-            ("turns", turns, ("all", "first", "last")),
-            ("reasoning", reasoning, ("learn", "mask", "drop")),
-            ("on_bad_row", on_bad_row, ("error", "skip")),
-            ("overflow", overflow, ("error", "truncate", "drop")),
-            ("duplicates", duplicates, ("keep", "remove")),
-        ):
-            if word not in known:
-                raise UserError(
-                    f"data.{argument}: expected one of {', '.join(known)}, got {word!r}.{near_matches(word, known)}"
-                )
-        if not 0 <= validation_fraction < 1:
-            raise UserError(f"data.validation_fraction: expected at least 0 and less than 1, got {validation_fraction}")
-        if validation_fraction and validation is not None:
-            raise UserError("data.validation_fraction: expected it or data.validation, got both")
-        if validation_fraction and train is None:
-            raise UserError("data.validation_fraction: expected data.train to take the rows from, got none")
-        for name in watch or {}:
-            if not _SET_NAME.fullmatch(name):
-                raise UserError(f"data.watch: expected names of letters, digits, `_`, `-` and `.`, got {name!r}")
-            if name in _NOT_A_SET:
-                raise UserError(f"data.watch: expected a name that no metric has, got {name!r}")
-        if watch and validation is None and not validation_fraction:
-            raise UserError(
-                "data.watch: expected data.validation or data.validation_fraction beside it, which say what is gained, "
-                "got neither"
-            )
-        if format == "plain" and chat_template is not None:
-            raise UserError("data.chat_template: expected none with `data.format: plain`, which uses no template")
-
-        if packing and max_length is None:
-            raise UserError("data.packing: expected data.max_length, the tokens of a pack, got none")
-        if packing and length_pool != _LENGTH_POOL:
-            raise UserError(
-                "data.length_pool: expected it left alone with data.packing, whose rows are all of one length, "
-                f"got {length_pool}"
-            )
-
-        if not streaming and shuffle_buffer != _SHUFFLE_BUFFER:
-            raise UserError(f"data.shuffle_buffer: expected it with data.streaming only, got {shuffle_buffer}")
-        if streaming and validation_fraction:
-            raise UserError(
-                "data.validation_fraction: expected none with data.streaming, which does not know the number of rows "
-                f"(name a data.validation), got {validation_fraction}"
-            )
-
         self._splits: dict[str, Split] = {}
         for name, value in (("train", train), ("validation", validation), ("test", test), ("predict", predict)):
             if value is not None:
@@ -397,21 +338,16 @@ class InstructionDataModule(LightningDataModule):
         """
         split = self._split(name)
         split = replace(split, loaded=LoadedSource(split.loaded.source, split.loaded.argument, skips=True))
-        if self.streaming and name == "train":
-            return self._inspect_stream(split.loaded, most)
         recipe = replace(self._recipe, on_bad_row="skip", prompts=name == "predict")
         work = Work(split.loaded, self.tokenizer, recipe)
         work.check()
+        if self.streaming and name == "train":
+            items = first_rows(split.loaded, most)
+            return None, list(range(len(items))), (work.of(item, row) for row, item in enumerate(items))
         indices = split.indices()
         step = max(len(indices) / most, 1.0)
         chosen = [indices[int(place * step)] for place in range(min(len(indices), most))]
         return len(indices), chosen, map(work.one, chosen)
-
-    def _inspect_stream(self, loaded: LoadedSource, most: int) -> tuple[None, list[int], Iterator[Outcome]]:
-        work = Work(loaded, self.tokenizer, replace(self._recipe, on_bad_row="skip"))
-        work.check()
-        items = self._first_rows(loaded, most)
-        return None, list(range(len(items))), (work.of(item, row) for row, item in enumerate(items))
 
     # Lightning's hooks.
 
@@ -430,34 +366,18 @@ class InstructionDataModule(LightningDataModule):
             if self.streaming and name == "train":
                 self._begin_stream()
                 continue
-            meta = self._store(name).meta
-            self.report[name] = {
-                key: value for key, value in meta.items() if key not in ("max_token_id", "losses", "sources")
-            }
-            self.losses[name] = meta["losses"]
-            rank_zero_info(
-                f"data.{name}: {meta['kept']} of {meta['rows']} rows ({meta['dropped']} dropped, {meta['truncated']} "
-                f"truncated, {meta['skipped']} skipped), {meta['tokens']} tokens, {meta['supervised_tokens']} of them "
-                f"supervised, at most {meta['max_length']} in a row"
+            store = self._store(name)
+            self.report[name], self.losses[name] = report_split(name, store), store.meta["losses"]
+            plan = self.plan if name == "train" else None
+            self.report[name] |= report_sources(
+                name, store, self.sources_of(name), plan if isinstance(plan, Plan) else None
             )
-            self._report_sources(name)
-            if name == "train" and isinstance(plan := self.packing and self.plan, PackedPlan):
-                self.report[name] |= {"packs": plan.num_rows, "share_full": plan.share_full}
-                rank_zero_info(
-                    f"data.packing: {plan.num_rows} packs of {plan.max_length} tokens, {plan.share_full:.2%} full, "
-                    f"{len(plan.lengths) / plan.num_rows:.1f} documents in each"
-                )
-            for loss in [loss for loss in meta["losses"] if loss["what"] == "skipped"][:3]:
-                rank_zero_warn(f"data.{name}: skipped: {loss['reason']}")
+            if isinstance(plan, PackedPlan):
+                self.report[name] |= report_packs(plan)
+            report_skipped(name, store)
         watched = "train" in self.report and "validation" in self.report and not self.streaming
         if watched and "in_validation" not in self.report["train"]:
-            common = overlap(self._store("train"), self._store("validation"))
-            self.report["train"]["in_validation"] = common
-            if common:
-                rank_zero_warn(
-                    f"data.train: {common} documents are in data.validation too, so that val/nll is partly of what is "
-                    "trained on; `data.duplicates: remove` leaves them out of training"
-                )
+            self.report["train"] |= report_overlap(self._store("train"), self._store("validation"))
 
     def train_dataloader(self) -> PlanLoader | StreamLoader:
         """This rank's micro-batches; keeps its place in checkpoints."""
@@ -476,7 +396,7 @@ class InstructionDataModule(LightningDataModule):
             raise UserError("trainer.overfit_batches: expected 0 with data.streaming; a `limit` of rows does the same")
         validation = self._store("validation") if "validation" in self._splits else None
         reading = Reading(
-            Work(self._stream_source(), self.tokenizer, self._recipe),
+            Work(unread(self._split("train").loaded), self.tokenizer, self._recipe),
             plan.block_size,
             known=frozenset() if validation is None else digests(validation),
             remove=self.duplicates == "remove",
@@ -538,22 +458,6 @@ class InstructionDataModule(LightningDataModule):
             return self.trainer.world_size, self.trainer.global_rank
         return int(kwargs["num_replicas"]), int(kwargs["rank"])
 
-    def _stream_source(self) -> LoadedSource:
-        """The training rows, none of them loaded."""
-        loaded = self._split("train").loaded
-        return LoadedSource(loaded.source, loaded.argument, skips=loaded.skips)
-
-    def _first_rows(self, loaded: LoadedSource, most: int) -> list[Item]:
-        """The first rows of a stream, at most one pass of it."""
-        items: list[Item] = []
-        try:
-            stream = loaded.source.stream()
-            while len(items) < most and (following := stream.next()).passes == 0:
-                items.append(Item(following.row(), following.source, following.number))
-        except UserError as error:
-            raise located(error, f"data.{loaded.argument}") from error
-        return items
-
     def _begin_stream(self) -> None:
         """Refuse a stream that cannot be trained on, by its first rows, before a model is loaded."""
         if self.trainer is not None and self.trainer.max_steps < 1:
@@ -561,20 +465,10 @@ class InstructionDataModule(LightningDataModule):
                 "trainer.max_steps: expected the number of optimizer steps with data.streaming, since a stream has no "
                 f"end, got {self.trainer.max_steps}"
             )
-        loaded = self._stream_source()
-        work = Work(loaded, self.tokenizer, self._recipe)
-        work.check()
-        for row, item in enumerate(self._first_rows(loaded, _PROBED)):
-            if work.of(item, row).document is not None:
-                break
+        work = Work(unread(self._split("train").loaded), self.tokenizer, self._recipe)
+        check_beginning(work)
         names = ("validation_fraction", "seed", "shuffle_buffer", "duplicates")
-        try:
-            identity = loaded.source.identity()
-        except UserError as error:
-            raise located(error, f"data.{loaded.argument}") from error
-        parts = [identity, asdict(self._recipe), tokenizer_fingerprint(self.tokenizer)]
-        parts += [getattr(self, name) for name in names]
-        fingerprint = hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()
+        fingerprint = stream_fingerprint(work, {name: getattr(self, name) for name in names})
         self.report["train"], self.losses["train"] = {"stream": True, "fingerprint": fingerprint}, []
         rank_zero_info(f"data.train: a stream, shuffled in blocks of {self.plan.describe()['block_size']} rows")
 
@@ -598,28 +492,6 @@ class InstructionDataModule(LightningDataModule):
         if all(quotas.get(part, 0) == counts[part] for part in parts):
             return None
         return Visits(store.lengths, store.sources, [quotas.get(part, 0) for part in parts], seed=self.seed)
-
-    def _report_sources(self, name: str) -> None:
-        """What came of each source of a mixture, and how often training will see it."""
-        store = self._store(name)
-        if store.sources is None:
-            return
-        visits = self.plan.visits if name == "train" and isinstance(self.plan, Plan) else None
-        places = None if visits is None else visits.quotas
-        report = self.report[name]["sources"] = {}
-        for source, part in enumerate(self.sources_of(name)):
-            chosen = store.sources == source
-            kept = int(chosen.sum())
-            facts = {"kept": kept, "tokens": int(store.lengths[chosen].sum())}
-            report[part] = {**facts, "supervised_tokens": int(store.supervised[chosen].sum())}
-            told = ", ".join(f"{value} {key.replace('_', ' ')}" for key, value in report[part].items())
-            if places is not None and kept:
-                times = places[source] / kept
-                report[part] |= {"documents_per_epoch": places[source], "times_per_epoch": times}
-                told += f"; an epoch visits {places[source]} documents, each {times:.3g} times"
-            rank_zero_info(f"data.{name}.sources.{part}: {told}")
-            if not kept:
-                rank_zero_warn(f"data.{name}.sources.{part}: no document is left")
 
     def _load_tokenizer(self) -> Any:
         source = self._tokenizer_source
