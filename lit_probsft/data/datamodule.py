@@ -54,7 +54,8 @@ class InstructionDataModule(LightningDataModule):
         watch: other sets to validate on beside `validation`, by name (letters, digits, `_`, `-`, `.`): what training
             makes the model forget, or learn along. Metrics are val/NAME/nll, val/NAME/mean_p and val/NAME/ece.
         test: rows for the `test` stage.
-        predict: rows whose prompts are answered in the `predict` stage; by default those of `test`, else of validation.
+        predict: rows whose prompts are answered in the `predict` stage, which need no answers themselves; by default
+            those of `test`, else of validation.
         tokenizer: a `TokenizerSource`; a text stands for `PretrainedTokenizer(text)`. From Python also a loaded
             tokenizer.
         format: `chat` renders by the chat template; `plain` writes prompt, response and end-of-text token.
@@ -131,7 +132,8 @@ class InstructionDataModule(LightningDataModule):
         self._splits: dict[str, Split] = {}
         for name, value in (("train", train), ("validation", validation), ("test", test), ("predict", predict)):
             if value is not None:
-                self._splits[name] = Split(LoadedSource(as_source(value), name, skips=on_bad_row == "skip"))
+                source = as_source(value).asking() if name == "predict" else as_source(value)
+                self._splits[name] = Split(LoadedSource(source, name, skips=on_bad_row == "skip"))
         if validation_fraction:
             rows = self._splits["train"].loaded
             self._splits["train"] = Split(rows, "kept", validation_fraction, seed)
@@ -303,22 +305,23 @@ class InstructionDataModule(LightningDataModule):
 
     def prediction_row(self, document: int) -> dict[str, Any]:
         """What belongs to document `document` of the predict stage: `index` (its row), `prompt` (the last turn of the
-        user), `reference` (the answer of the data), and `source` where there are several.
+        user), `reference` (the answer of the data, None where it has none), and `source` where there are several.
         """
         index = int(self._store("predict").rows[document])
         loaded = self._split("predict").loaded
         example = loaded.example(loaded.item(index))
         assert isinstance(example, Conversation)
         prompt = next(turn["content"] for turn in reversed(example.messages) if turn["role"] == "user")
-        answer = example.messages[-1]
-        calls = [json.dumps(call["function"], ensure_ascii=False) for call in answer.get("tool_calls", [])]
+        last = example.messages[-1]
+        calls = [json.dumps(call["function"], ensure_ascii=False) for call in last.get("tool_calls", [])]
+        answer = "\n".join(filter(None, [last["content"], *calls])) if last["role"] == "assistant" else None
         source, place = loaded.locate(index)
         origin = {"source": loaded.source.parts[source]} if loaded.source.parts else {}
         return {
             **origin,
             "index": place,
             "prompt": prompt,
-            "reference": "\n".join(filter(None, [answer["content"], *calls])),
+            "reference": answer,
         }
 
     def inspect(self, name: str, most: int) -> tuple[int | None, list[int], Iterator[Outcome]]:

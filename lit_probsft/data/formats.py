@@ -80,6 +80,7 @@ class Columns:
         text: the column that holds a text without turns.
         system: a text (or template) that opens every conversation that has no system turn of its own.
         weight: the column that holds the row's weight, a number from 0 on.
+        answered: rows are for training, which needs an answer; otherwise one that is missing, or empty, is no error.
 
     Raises:
         UserError: they contradict each other.
@@ -92,6 +93,7 @@ class Columns:
     text: str | None = None
     system: str | None = None
     weight: str | None = None
+    answered: bool = True
 
     def __post_init__(self) -> None:
         named = {
@@ -106,7 +108,7 @@ class Columns:
                 f"{' and '.join(given)}"
             )
         for argument, value, other in (("prompt", self.prompt, "response"), ("response", self.response, "prompt")):
-            if given == ["prompt"] and value is None:
+            if given == ["prompt"] and value is None and (self.answered or argument == "prompt"):
                 raise UserError(f"{argument}: expected a column or a template, as `{other}` is given; got nothing")
         fitting = {"sharegpt": "messages"}.get(self.format or "", self.format)
         if self.format is not None and given and given != [fitting]:
@@ -124,7 +126,7 @@ class Columns:
         if self.format is not None:
             return self.format
         for name in FORMATS:
-            if all(column in columns for column in _NEEDED[name]):
+            if all(column in columns for column in self._needed(name)):
                 return name
         for name, other in (("response", "prompt"), ("prompt", "response")):
             if name in columns:
@@ -145,8 +147,9 @@ class Columns:
         if self.weight is not None and self.weight not in columns:
             raise UserError(f"weight: {missing_column(self.weight, columns)}")
         if name == "prompt":
-            for argument in ("prompt", "response"):
-                check_template(getattr(self, argument) or argument, columns, argument)
+            check_template(self.prompt or "prompt", columns, "prompt")
+            if self.answered or self.response is not None:
+                check_template(self.response or "response", columns, "response")
             return
         for column in self._used(name):
             if column not in columns:
@@ -172,14 +175,15 @@ class Columns:
         if name == "tokens":
             return _tokens(row["input_ids"], row["labels"])
         if name in ("messages", "sharegpt"):
-            turns = validate_conversation(row[self._used(name)[0]], argument="messages")
+            turns = validate_conversation(row[self._used(name)[0]], argument="messages", answered=self.answered)
         elif name == "alpaca":
-            turns = _alpaca(row)
+            turns = _alpaca(row, self.answered or bool(row.get("output")))
         else:
-            turns = [
-                {"role": "user", "content": fill_template(self.prompt or "prompt", row, argument="prompt")},
-                {"role": "assistant", "content": fill_template(self.response or "response", row, argument="response")},
-            ]
+            turns = [{"role": "user", "content": fill_template(self.prompt or "prompt", row, argument="prompt")}]
+            response = self.response or "response"
+            if self.answered or row.get(response, self.response):  # a template is no column
+                answer = fill_template(response, row, argument="response")
+                turns.append({"role": "assistant", "content": answer})
         if self.system is not None and turns[0]["role"] != "system":
             # A system text is never looked up as a bare column name: "helpful" should not silently mean a column.
             turns.insert(0, {"role": "system", "content": fill_places(self.system, row, argument="system")})
@@ -190,7 +194,11 @@ class Columns:
         """The columns that a row of this format must have."""
         if name in ("messages", "sharegpt") and self.messages is not None:
             return (self.messages,)
-        return (self.text,) if name == "text" and self.text is not None else _NEEDED[name]
+        return (self.text,) if name == "text" and self.text is not None else self._needed(name)
+
+    def _needed(self, name: str) -> tuple[str, ...]:
+        """The columns by which a format is recognized."""
+        return _NEEDED[name] if self.answered or name not in _ANSWERS else _NEEDED[name][:-1]
 
 
 _NEEDED = {
@@ -201,6 +209,8 @@ _NEEDED = {
     "tokens": ("input_ids", "labels"),
     "text": ("text",),
 }
+_ANSWERS = ("prompt", "alpaca")
+"""Formats whose last column is the answer."""
 
 
 def _weight(value: Any, column: str) -> float:
@@ -213,14 +223,14 @@ def _weight(value: Any, column: str) -> float:
     return weight
 
 
-def _alpaca(row: Mapping[str, Any]) -> list[Message]:
+def _alpaca(row: Mapping[str, Any], answered: bool) -> list[Message]:
     """The instruction, its input (which may be empty) after a blank line, and the output."""
     question = text_field(row["instruction"], "instruction")
     given = text_field(row.get("input") or "", "input", empty=True)
-    return [
-        {"role": "user", "content": f"{question}\n\n{given}" if given.strip() else question},
-        {"role": "assistant", "content": text_field(row["output"], "output")},
-    ]
+    turns: list[Message] = [{"role": "user", "content": f"{question}\n\n{given}" if given.strip() else question}]
+    if answered:
+        turns.append({"role": "assistant", "content": text_field(row["output"], "output")})
+    return turns
 
 
 def _tokens(input_ids: Any, labels: Any) -> Tokens:

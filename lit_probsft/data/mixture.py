@@ -9,7 +9,7 @@ import math
 import re
 from bisect import bisect_right
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate
 from typing import Any
 
@@ -113,6 +113,10 @@ class Mixture(Source):
             if not len(loaded[name]):
                 raise UserError(f"sources.{name}: expected at least one row, got an empty data set")
         return _Joined(loaded)
+
+    def asking(self) -> Mixture:
+        """The same, of rows that need no answer."""
+        return replace(self, sources={n: replace(part, source=s.asking()) for n, (s, part) in self._parts.items()})
 
     def stream(self, place: Any = None) -> MixedStream:
         """Rows of all sources, in the shares of their weights from the first row on; each source repeats itself."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import hashlib
 import json
@@ -9,7 +10,7 @@ from abc import ABC, abstractmethod
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from importlib import import_module
-from typing import Any
+from typing import Any, ClassVar
 
 from lit_probsft.data.conversation import Message, validate_conversation, with_nested
 from lit_probsft.data.files import BrokenRow, RowSequence, file_sizes, hash_files, local_paths, read_files
@@ -48,6 +49,10 @@ class Source(ABC):
             UserError: as `conversation`.
         """
         return Conversation(self.conversation(row))
+
+    def asking(self) -> Source:
+        """The same rows for `predict`, where one may be a question without an answer; this default wants answers."""
+        return self
 
     def reader(self, place: Any = None) -> Reader:
         """The rows one by one from a `place` on that another reader was at; this default loads them all.
@@ -139,6 +144,8 @@ class Rows(Source):
     row_function: str | None = None
     limit: int | None = None
 
+    _answered: ClassVar[bool] = True
+
     def __post_init__(self) -> None:
         if self.limit is not None and self.limit < 1:
             raise UserError(f"limit: expected at least 1 row, got {self.limit}")
@@ -174,6 +181,12 @@ class Rows(Source):
         """What the row teaches, by its format."""
         return self._columns.example(row if self.row_function is None else self._made(row))
 
+    def asking(self) -> Rows:
+        """The same rows, which need no answer."""
+        rows = copy.copy(self)  # of a subclass too, whatever its fields
+        object.__setattr__(rows, "_answered", False)
+        return rows
+
     def conversation(self, row: Mapping[str, Any]) -> list[Message]:
         """The row's messages."""
         example = self.example(row)
@@ -201,7 +214,8 @@ class Rows(Source):
 
     @property
     def _columns(self) -> Columns:
-        return Columns(self.format, self.prompt, self.response, self.messages, self.text, self.system, self.weight)
+        named = self.format, self.prompt, self.response, self.messages, self.text, self.system, self.weight
+        return Columns(*named, answered=self._answered)
 
     def _made(self, row: Mapping[str, Any]) -> Mapping[str, Any]:
         """What the row function makes of `row`."""

@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 from lit_probsft.data import ByteTokenizer, InstructionDataModule, Rows
 from lit_probsft.data.conversation import validate_conversation, validate_tools
 from lit_probsft.data.formats import Columns, Conversation, Text, Tokens
+from lit_probsft.data.mixture import Mixture
 from lit_probsft.errors import UserError
 
 USER, ASSISTANT = {"role": "user", "content": "Weather?"}, {"role": "assistant", "content": "Rain."}
@@ -375,6 +376,60 @@ def test_prediction_of_a_conversation_with_tools_gives_its_question_and_answer(t
     assert [module.prediction_row(i)["prompt"] for i in range(2)] == ["Weather?"] * 2
     assert module.prediction_row(0)["reference"] == "Rain."
     assert json.loads(module.prediction_row(1)["reference"]) == CALL["function"]
+
+
+SYSTEM, ANSWER = {"role": "system", "content": "s"}, {"role": "assistant", "content": "a"}
+ASKED = {
+    "messages": ({"messages": [SYSTEM, USER]}, {"messages": [SYSTEM, USER, ANSWER]}, {}),
+    "sharegpt": (
+        {"conversations": [{"from": "human", "value": "q"}]},
+        {"conversations": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]},
+        {},
+    ),
+    "prompt": ({"prompt": "q"}, {"prompt": "q", "response": "a"}, {}),
+    "a null answer": ({"prompt": "q", "response": None}, {"prompt": "q", "response": "a"}, {}),
+    "a template": ({"x": "q"}, {"x": "q", "y": "a"}, {"prompt": "{x}?", "response": "{y}"}),
+    "an empty column": ({"x": "q", "y": ""}, {"x": "q", "y": "a"}, {"prompt": "x", "response": "y"}),
+    "alpaca": ({"instruction": "q", "input": "i"}, {"instruction": "q", "input": "i", "output": "a"}, {}),
+}
+
+
+@pytest.mark.parametrize("mixed", [False, True], ids=["alone", "in a mixture"])
+@pytest.mark.parametrize("kind", ASKED)
+def test_a_question_without_an_answer_is_asked_in_the_words_of_one_with(kind, mixed, tmp_path, jsonl):
+    question, answered, columns = ASKED[kind]
+    asked = columns if kind != "a template" else {"prompt": "{x}?"}
+    sources = Rows(jsonl([question], "q.jsonl"), **asked), Rows(jsonl([answered], "a.jsonl"), **columns)
+    alone, whole = (
+        InstructionDataModule(
+            predict=Mixture({"one": source}) if mixed else source, tokenizer=ByteTokenizer(), cache_dir=str(tmp_path)
+        )
+        for source in sources
+    )
+    for module in (alone, whole):
+        module.setup("predict")
+    assert alone.documents("predict")[0][0].tolist() == whole.documents("predict")[0][0].tolist()
+    assert alone.prediction_row(0) == {**whole.prediction_row(0), "reference": None}
+    assert whole.prediction_row(0)["reference"] == "a"
+
+
+@pytest.mark.parametrize("kind", ASKED)
+def test_no_other_split_takes_a_question_without_an_answer(kind, tmp_path, jsonl):
+    question, _, columns = ASKED[kind]
+    module = InstructionDataModule(
+        test=Rows(jsonl([question]), **columns), tokenizer=ByteTokenizer(), cache_dir=str(tmp_path)
+    )
+    for stage in ("test", "predict"):  # the rows of `test`, which are its too where it has none of its own
+        with pytest.raises(UserError, match=r"^data\.test\."):
+            module.setup(stage)
+
+
+def test_a_column_that_is_named_must_be_there_though_no_answer_is_needed(tmp_path, jsonl):
+    module = InstructionDataModule(
+        predict=Rows(jsonl([{"x": "q"}]), prompt="x", response="anser"), tokenizer=ByteTokenizer()
+    )
+    with pytest.raises(UserError, match=r"^data\.predict\.response: no column 'anser' among 'x'"):
+        module.setup("predict")
 
 
 TOOLS_TEMPLATE = (
