@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 import shlex
+import sys
 from pathlib import Path
 
 import pytest
@@ -14,18 +15,45 @@ from lit_probsft.cli import _OTHERS, TRAINING, main
 from tests import tiny
 
 ROOT = Path(__file__).parent.parent
-README = (ROOT / "README.md").read_text()
-PYTHON = re.findall(r"```python\n(.*?)```", README, re.S)
-COMMANDS = [
-    line.split("#")[0].strip()
-    for line in re.sub(r"\\\n\s*", "", README).splitlines()
-    if line.startswith("    ") and ("python -m" in line or "pip install" in line)
+PAGES = [
+    *ROOT.glob("*.md"),
+    *(path for room in ("lit_probsft", "configs", "benchmarks", "notebooks") for path in (ROOT / room).rglob("*.md")),
 ]
+README = (ROOT / "README.md").read_text()
+OBJECTIVES = ROOT / "lit_probsft/objectives/README.md"
+every_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relative_to(ROOT).as_posix())
+
+
+def blocks(page: Path) -> list[str]:
+    """Lines of a page's blocks of commands, indented or fenced as bash, without their comments."""
+    text = re.sub(r"\\\n\s*", "", page.read_text())
+    fenced = "\n".join(re.findall(r"```bash\n(.*?)```", text, re.S))
+    indented = [line for line in re.sub(r"```.*?```", "", text, flags=re.S).splitlines() if line.startswith("    ")]
+    return [line.split("#")[0].strip() for line in [*indented, *fenced.splitlines()]]
+
+
+def commands(page: Path) -> list[str]:
+    return [line for line in blocks(page) if re.search(r"python -m|pip install|torchrun", line)]
+
+
+COMMANDS = {command for page in PAGES for command in commands(page)}
+
+
+def the_command(word: str) -> str:
+    """The one command of all pages that has this word."""
+    (command,) = [command for command in COMMANDS if word in command]
+    return command
+
+
+def python(page: Path) -> str:
+    """The one block of Python on a page."""
+    (code,) = re.findall(r"```python\n(.*?)```", page.read_text(), re.S)
+    return str(code)
 
 
 def test_ci_installs_and_tests_with_the_readmes_commands() -> None:
     script = (ROOT / ".ci" / "run").read_text()
-    (install_and_test,) = [command for command in COMMANDS if "pytest" in command]
+    (install_and_test,) = [command for command in commands(ROOT / "README.md") if "pytest" in command]
     install, test = install_and_test.split(" && ")
     assert install.removeprefix("pip install ") in script
     assert f"\n{test}\n" in script
@@ -33,47 +61,103 @@ def test_ci_installs_and_tests_with_the_readmes_commands() -> None:
 
 def test_the_ten_lines_of_python_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    code = PYTHON[0]
+    code = python(ROOT / "README.md")
     assert len(code.strip().splitlines()) <= 11
     exec(compile(code, "README.md", "exec"), {})
     assert (tmp_path / "out" / "model.safetensors").exists()
 
 
-def test_the_users_objective_trains_as_the_readme_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_users_objective_trains_as_its_page_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
-    (tmp_path / "mine.py").write_text(PYTHON[1])
-    (command,) = [command for command in COMMANDS if "mine.Shortfall" in command]
-    cli = run(command, "--data.train.count=8", "--data.validation.count=4")
+    monkeypatch.delitem(sys.modules, "mine", raising=False)
+    (tmp_path / "mine.py").write_text(python(OBJECTIVES))
+    cli = run(the_command("mine.Shortfall"), "--data.train.count=8", "--data.validation.count=4")
     assert cli.model.objective.gamma == 3
 
 
 def test_your_own_rows_train_as_the_readme_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     tiny.write_rows(tmp_path / "my.jsonl", 40)
-    (command,) = [command for command in COMMANDS if "my.jsonl" in command]
-    cli = run(command)
+    cli = run(the_command("my.jsonl"))
     assert cli.model.objective == objectives.Threshold(objectives.NegP(), 0.1)
     record = json.loads((tmp_path / "runs" / "mine" / "run.json").read_text())
     assert record["data"]["validation"]["kept"] == 2
 
 
-def test_rows_are_packed_as_the_readme_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_rows_are_packed_as_their_page_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    (command,) = [command for command in COMMANDS if "--data.packing" in command]
-    run(command, "--data.train.count=10", "--data.validation.count=2")
+    run(the_command("--data.packing"), "--data.train.count=10", "--data.validation.count=2")
     record = json.loads((tmp_path / "runs" / "packed" / "run.json").read_text())["data"]["train"]
     assert record["packs"] * 1024 * record["share_full"] == pytest.approx(record["tokens"])
     assert record["packs"] < record["kept"]
 
 
-def test_sets_are_watched_and_shown_as_the_readme_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_sets_are_watched_and_shown_as_their_page_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
-    (command,) = [command for command in COMMANDS if "--data.watch" in command]
-    run(command, "--data.train.count=10", "--data.validation.count=2")
-    (command,) = [command for command in COMMANDS if "runs/watched" in command]
-    main(shlex.split(command)[3:])
+    run(the_command("--data.watch"), "--data.train.count=10", "--data.validation.count=2")
+    main(shlex.split(the_command("runs/watched"))[3:])
     assert "val/others/nll" in (tmp_path / "runs" / "watched" / "report.html").read_text()
+
+
+def test_what_a_users_own_file_may_hold_trains_as_its_page_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "mine", raising=False)
+    (tmp_path / "mine.py").write_text(python(ROOT / "CONTRIBUTING.md") + OTHERS + python(OBJECTIVES))
+    named = re.findall(r"\| `(--[^`]*mine[^`]*)` \|", (ROOT / "CONTRIBUTING.md").read_text())
+    assert len(named) == 8
+    flags = [word for flag in named if "row_function" not in flag for word in shlex.split(flag)]
+    cli = run(the_command("mine.Sums"), *flags, "--data.validation.count=4")
+    own = [cli.model, cli.model.objective, cli.model.source, cli.model.optimizers().optimizer, cli.trainer.callbacks[0]]
+    assert [type(one).__module__ for one in own] == ["mine"] * 5
+    data = cli.config.fit.data.init_args
+    assert (data.train.class_path, data.tokenizer.class_path) == ("mine.Sums", "mine.Tokenizer")
+    assert cli.datamodule.report["train"]["kept"] == 128
+    (tmp_path / "rows.jsonl").write_text('{"a": 1, "b": 2}\n' * 8)
+    cli = run(
+        f"python -m lit_probsft fit --config configs/quickstart.yaml --name function --data.train Rows "
+        f"--data.train.path rows.jsonl {next(flag for flag in named if 'row_function' in flag)}",
+        "--data.validation.count=4",
+    )
+    assert cli.datamodule.report["train"]["kept"] == 8
+
+
+OTHERS = """
+import torch
+from lightning.pytorch import callbacks
+from lit_probsft import ProbSFTModule, RandomCausalLM
+from lit_probsft.data import ByteTokenizer
+
+
+class Module(ProbSFTModule):
+    def token_loss(self, tokens):
+        return super().token_loss(tokens) / 2
+
+
+class Tokenizer(ByteTokenizer):
+    pass
+
+
+class Model(RandomCausalLM):
+    pass
+
+
+class Optimizer(torch.optim.SGD):
+    pass
+
+
+class Callback(callbacks.Callback):
+    pass
+
+
+def row(row):
+    return {"prompt": f"{row['a']} + {row['b']} =", "response": str(row["a"] + row["b"])}
+
+
+"""
 
 
 def run(command: str, *more: str):
@@ -84,13 +168,37 @@ def run(command: str, *more: str):
     )
 
 
-def test_every_command_of_the_readme_exists() -> None:
+@every_page
+def test_every_command_of_a_page_exists(page: Path) -> None:
     overview = main(["--help"]) or ""
-    for command in COMMANDS:
-        for match in re.finditer(r"python -m lit_probsft (\w+)", command):
+    for command in commands(page):
+        for match in re.finditer(r"-m lit_probsft (\w+)", command):
             assert match[1] in {*TRAINING, *_OTHERS}, overview
-        for path in re.findall(r"configs/[\w./]+\.yaml", command):
+        for match in re.finditer(r"-m benchmarks\.(\w+)", command):
+            assert (ROOT / "benchmarks" / f"{match[1]}.py").exists(), command
+        for path in re.findall(r"configs/[\w./]+\.(?:yaml|sh)", command):
             assert (ROOT / path).exists(), path
+
+
+@every_page
+def test_every_flag_of_a_page_is_known(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.delitem(sys.modules, "mine", raising=False)
+    (tmp_path / "mine.py").write_text(python(OBJECTIVES) + python(ROOT / "CONTRIBUTING.md"))
+    flags = [f"fit --config configs/quickstart.yaml {line}" for line in blocks(page) if line.startswith("--")]
+    for command in [*flags, *commands(page)]:
+        args = shlex.split(command.split("-m lit_probsft ")[-1].replace("configs/", f"{ROOT}/configs/"))
+        if args[0] in {*TRAINING, "preview", "capability", "divergence"}:
+            with pytest.raises(SystemExit) as end:
+                main([*args, "--print_config"])  # read as a whole, and nothing is built
+            assert not end.value.code, command
+
+
+@every_page
+def test_every_link_of_a_page_leads_to_a_file(page: Path) -> None:
+    for target in re.findall(r"\]\(([^)#]+)[^)]*\)", page.read_text()):
+        assert target.startswith("https://") or (page.parent / target).exists(), target
 
 
 def test_every_objective_is_named() -> None:
