@@ -89,7 +89,7 @@ def objective_loss(
 
     Raises:
         ValueError: shapes do not fit, a label is outside the vocabulary, or the objective needs a field that is not
-        there.
+            there.
     """
     _check_shapes(hidden, weight, labels, bias, token_weight)
     for name, value in (("chunk_size", chunk_size), ("soft_cap", soft_cap)):

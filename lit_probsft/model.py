@@ -123,7 +123,10 @@ class RandomCausalLM(ModelSource):
         config: fields of the transformers configuration, `model_type` among them. Vocabulary size and special tokens
             are the tokenizer's where they are not given.
         seed: of the weights; the same seed gives the same weights whatever else is random, sharded or not.
-        dtype, attn_implementation, gradient_checkpointing, compile: as in `PretrainedCausalLM`.
+        dtype: as in `PretrainedCausalLM`.
+        attn_implementation: as there.
+        gradient_checkpointing: as there.
+        compile: as there.
     """
 
     config: dict[str, Any] = field(default_factory=dict)

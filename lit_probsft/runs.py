@@ -1,20 +1,21 @@
 """The folder of a run: where everything lies, when it may be written to, and the record `run.json`.
 
-runs/<name>/
-  config.yaml         the whole configuration; `fit --config` on it repeats the run
-  metrics.csv         one row per logged step
-  run.json            versions, seed, objective, data, counts, metrics
-  checkpoints/        step-N.ckpt; last.ckpt and best.ckpt (by val/nll) are two of them
-  hf/                 the trained model as a Hugging Face folder
-  hf-steps/           the same after each checkpoint, with `checkpoints.export: every`
-  predictions.jsonl   answers of `predict`
-  capability.json     what the model made of its training rows before training (`capability`, which needs no run);
-                      capability.png is its picture, capability_examples.csv has every row
-  divergence.json     of `divergence`
-  .lock               held by the process that trains
-  tokens.npz          p of validation tokens before and after
-  report.html         what `report` makes of all this
-  skipped.jsonl       rows that were not used, with the reason: split, row, what, reason; none where all were
+In `runs/<name>/`:
+
+    config.yaml         the whole configuration; `fit --config` on it repeats the run
+    metrics.csv         one row per logged step
+    run.json            versions, seed, objective, data, counts, metrics
+    checkpoints/        step-N.ckpt; last.ckpt and best.ckpt (by val/nll) are two of them
+    hf/                 the trained model as a Hugging Face folder
+    hf-steps/           the same after each checkpoint, with `checkpoints.export: every`
+    predictions.jsonl   answers of `predict`
+    capability.json     what the model made of its training rows before training (`capability`, which needs no run);
+                        capability.png is its picture, capability_examples.csv has every row
+    divergence.json     of `divergence`
+    .lock               held by the process that trains
+    tokens.npz          p of validation tokens before and after
+    report.html         what `report` makes of all this
+    skipped.jsonl       rows that were not used, with the reason: split, row, what, reason; none where all were
 """
 
 from __future__ import annotations

@@ -12,6 +12,7 @@ import pytest
 
 from lit_probsft import objectives
 from lit_probsft.cli import _OTHERS, TRAINING, main
+from lit_probsft.lightning_cli import data_of
 from tests import tiny
 
 ROOT = Path(__file__).parent.parent
@@ -117,12 +118,11 @@ def test_what_a_users_own_file_may_hold_trains_as_its_page_says(
     assert (data.train.class_path, data.tokenizer.class_path) == ("mine.Sums", "mine.Tokenizer")
     assert cli.datamodule.report["train"]["kept"] == 128
     (tmp_path / "rows.jsonl").write_text('{"a": 1, "b": 2}\n' * 8)
-    cli = run(
-        f"python -m lit_probsft fit --config configs/quickstart.yaml --name function --data.train Rows "
-        f"--data.train.path rows.jsonl {next(flag for flag in named if 'row_function' in flag)}",
-        "--data.validation.count=4",
-    )
-    assert cli.datamodule.report["train"]["kept"] == 8
+    (function,) = [flag for flag in named if "row_function" in flag]
+    config = f"--config {ROOT}/configs/quickstart.yaml --data.validation.count 4"
+    datamodule = data_of(shlex.split(f"{config} --data.train Rows --data.train.path rows.jsonl {function}"))
+    datamodule.setup("fit")
+    assert datamodule.report["train"]["kept"] == 8
 
 
 OTHERS = """

@@ -67,7 +67,8 @@ def measure_divergence(a: PreTrainedModel, b: PreTrainedModel, batches: Iterable
     """Compare two models, without dropout, a chunk of tokens at a time.
 
     Args:
-        a, b: on one device, over one vocabulary.
+        a: one of them.
+        b: the other, on the same device and over the same vocabulary.
         batches: micro-batches with a document to a row, as the evaluation loaders give them.
     """
     device = next(a.parameters()).device

@@ -33,10 +33,13 @@ class Plot:
 
     Args:
         title: what it shows, in a few words above it.
-        x, y: names of the axes.
-        x_range, y_range: what they span; widened where it is a single point. A y axis without a name may run downwards.
+        x: name of the axis.
+        y: the same.
+        x_range: what the axis spans; widened where it is a single point.
+        y_range: the same. A y axis without a name may run downwards.
         size: width and height in pixels.
-        x_ticks, y_ticks: places and labels on the axes; by default round numbers.
+        x_ticks: places and labels on the axis; by default round numbers.
+        y_ticks: the same.
     """
 
     def __init__(

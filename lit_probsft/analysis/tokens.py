@@ -1,13 +1,14 @@
 """Reading `tokens.npz`: p of validation tokens before and after training, and what follows from it.
 
 It holds, for n supervised tokens of the validation set, evenly spread over its documents:
-  document, row, position, token    (n,)     which document, its row in the source, the place in it, the token's id
-  before, after                     (n,)     log p in nats; NaN where it was not measured
-  pull_before, pull_after           (n,)     the objective's weight W on them, where that is a function of p alone
-  weight_p                          (k,)     p at which W was taken: weight_before, weight_after (k,)
-  calibration_before, _after        (15, 3)  tokens, sum of top p, right ones, by bin of top p, of the whole set
-  moved                             (m,)     those that moved most in log p, first upwards, then downwards
-  moved_text                        (m, 3)   the text before them, theirs, and the text behind
+
+    document, row, position, token    (n,)     which document, its row in the source, the place in it, the token's id
+    before, after                     (n,)     log p in nats; NaN where it was not measured
+    pull_before, pull_after           (n,)     the objective's weight W on them, where that is a function of p alone
+    weight_p                          (k,)     p at which W was taken: weight_before, weight_after (k,)
+    calibration_before, _after        (15, 3)  tokens, sum of top p, right ones, by bin of top p, of the whole set
+    moved                             (m,)     those that moved most in log p, first upwards, then downwards
+    moved_text                        (m, 3)   the text before them, theirs, and the text behind
 """
 
 from __future__ import annotations

@@ -98,9 +98,14 @@ class PackedPlan(Plan):
     window is filled up with empty packs.
 
     Args:
-        lengths, supervised, accumulate, world_size, seed, visits: as in `Plan`.
+        lengths: as in `Plan`.
+        supervised: as there.
         max_length: most tokens of a pack; no document is longer.
         batch_size: packs in a full micro-batch.
+        accumulate: as there.
+        world_size: as there.
+        seed: as there.
+        visits: as there.
     """
 
     def __init__(

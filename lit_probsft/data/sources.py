@@ -119,8 +119,9 @@ class Rows(Source):
         format: `messages` (OpenAI's turns, also with tool calls), `sharegpt` (a column `conversations`), `prompt` (with
             `response`), `alpaca` (`instruction`, `input`, `output`), `tokens` (`input_ids`, `labels`) or `text`;
             recognized from the columns, in this order, where neither it nor a column is named.
-        prompt, response: columns (`extra_info.question` for a field of a nested one), or templates such as
-            `{question}\nThink step by step.`
+        prompt: a column (`extra_info.question` for a field of a nested one), or a template such as
+            `{question}\\nThink step by step.`
+        response: the same.
         messages: the column that holds whole conversations.
         text: the column that holds texts without turns, which are learnt whole.
         system: a system text (or template) for every conversation that has none.
@@ -276,9 +277,11 @@ class FigletPuzzles(Source):
     (`start=40000, count=5000`) its test rows. Costs about 1.4 ms a row.
 
     Args:
-        start, count: which puzzles.
+        start: the first puzzle.
+        count: how many there are.
         seed: of the generator.
-        min_word_len, max_word_len: letters in a word.
+        min_word_len: letters in a word, at least.
+        max_word_len: letters in a word, at most.
         space_letters: put blanks between the letters.
     """
 

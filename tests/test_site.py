@@ -1,0 +1,70 @@
+"""The site has every page, and its reference every promised name; links and docstrings are checked by the build."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.util
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+
+ROOT = Path(__file__).parent.parent
+PACKAGES = ("lit_probsft", "lit_probsft.data", "lit_probsft.objectives", "lit_probsft.parallel")
+
+
+@pytest.fixture(scope="module")
+def site() -> Any:
+    spec = importlib.util.spec_from_file_location("site_hook", ROOT / ".ci" / "site.py")
+    assert spec is not None
+    assert spec.loader is not None
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture(scope="module")
+def modules(site: Any) -> list[str]:
+    """The modules that stand in the reference, in order."""
+    return re.findall(r"^::: (\S+)$", "\n".join(site.reference().values()), re.M)
+
+
+def test_every_page_is_in_the_navigation(site: Any) -> None:
+    text = (ROOT / "mkdocs.yml").read_text().split("\nnav:\n")[1].split("\ntheme:")[0]
+    named = re.findall(r": (\S+\.md)$", text, re.M)
+    assert sorted(named) == sorted(path.relative_to(ROOT).as_posix() for path in site.PAGES)
+
+
+def test_every_module_has_one_place_in_the_reference(modules: list[str]) -> None:
+    files = [path for path in (ROOT / "lit_probsft").rglob("*.py") if path.parent.name != "configs"]
+    names = {".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__") for path in files}
+    assert sorted(modules) == sorted(names - {"lit_probsft", "lit_probsft.__main__"})
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_every_promised_name_is_in_the_reference(package: str, site: Any, modules: list[str]) -> None:
+    promised = importlib.import_module(package)
+    pages = "\n".join(site.reference().values())
+    for name in promised.__all__:
+        home = getattr(promised, name)
+        assert home.__module__ in modules, name
+        assert not name.startswith("_")
+        assert home.__doc__, name  # what has none is not shown
+        assert f"[`{name}`][{package}.{name}]" in pages
+
+
+def test_links_to_what_is_no_page_lead_to_the_reference_or_name_the_file(site: Any) -> None:
+    text = "[a](../head.py) [b](../../configs/quickstart.yaml) [c](README.md#x) [configs/](nowhere) [d](https://x.org)"
+    assert site.relinked(text, "lit_probsft/data/README.md", ["lit_probsft/data/README.md"]) == (
+        "[a][lit_probsft.head] b (`configs/quickstart.yaml`) [c](README.md#x) [configs/](nowhere) [d](https://x.org)"
+    )
+
+
+def test_the_site_needs_no_network() -> None:
+    text = (ROOT / "mkdocs.yml").read_text()
+    assert "\n  font: false\n" in text
+    assert "http" not in text
+    names = yaml.safe_load(text.split("\nplugins:\n")[1].split("\nmarkdown_extensions")[0])
+    assert [name if isinstance(name, str) else next(iter(name)) for name in names] == ["search", "mkdocstrings"]
