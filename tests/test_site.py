@@ -12,7 +12,12 @@ import pytest
 import yaml
 
 ROOT = Path(__file__).parent.parent
-PACKAGES = ("lit_probsft", "lit_probsft.data", "lit_probsft.objectives", "lit_probsft.parallel")
+PACKAGES = [
+    ".".join(path.relative_to(ROOT).parent.parts)
+    for path in sorted((ROOT / "lit_probsft").rglob("__init__.py"))
+    if "\n__all__ = " in path.read_text()
+]
+"""Those that promise names."""
 
 
 @pytest.fixture(scope="module")
