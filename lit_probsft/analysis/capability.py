@@ -94,7 +94,7 @@ class Probe(ProbSFTModule):
     def setup(self, stage: str) -> None:
         """As many examples as there are."""
         super().setup(stage)
-        self.survey = Survey(len(self._datamodule().documents))
+        self.survey = Survey(len(self.datamodule.documents))
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int, dataloader_idx: int = 0) -> dict[str, Tensor]:
         """Add a micro-batch."""

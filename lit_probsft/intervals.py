@@ -1,0 +1,53 @@
+"""How long a run is, in optimizer steps and epochs."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import lightning as L
+
+from lit_probsft.errors import UserError
+
+
+def total_steps(trainer: L.Trainer) -> int:
+    """Optimizer steps of the whole run, from the data's plan.
+
+    Raises:
+        UserError: nothing says when it ends.
+    """
+    in_epoch = steps_in_epoch(trainer)
+    steps = trainer.max_steps if trainer.max_steps >= 0 else math.inf
+    if trainer.max_epochs is not None and trainer.max_epochs >= 0 and in_epoch is not None:
+        steps = min(steps, in_epoch * trainer.max_epochs)
+    if math.isinf(steps):
+        raise UserError("trainer: expected max_steps, or max_epochs with an InstructionDataModule, got neither")
+    return int(steps)
+
+
+def steps_in_epoch(trainer: L.Trainer) -> int | None:
+    """Optimizer steps of an epoch; None if the data do not say.
+
+    Raises:
+        UserError: the trainer's limit would cut a window in two.
+    """
+    datamodule: Any = getattr(trainer, "datamodule", None)
+    if not hasattr(datamodule, "num_windows"):
+        return None
+    limit, window = trainer.limit_train_batches, trainer.accumulate_grad_batches
+    batches = datamodule.num_windows * window
+    batches = min(batches, limit) if isinstance(limit, int) else int(batches * limit)
+    if batches % window:
+        raise UserError(
+            f"trainer.limit_train_batches: expected a multiple of accumulate_grad_batches ({window}), since a "
+            f"step is divided by all the tokens of its window, got {batches}"
+        )
+    return int(batches // window)
+
+
+def validate_between_steps(trainer: L.Trainer) -> None:
+    """Let Lightning validate, and so save, between two optimizer steps only: a window cut in two could not be
+    resumed."""
+    window, interval = trainer.accumulate_grad_batches, trainer.val_check_batch
+    if isinstance(interval, int) and interval % window:
+        trainer.val_check_batch = interval + window - interval % window
