@@ -10,7 +10,7 @@ import re
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, Literal, NoReturn
 
 import lightning as L
 import torch
@@ -24,9 +24,17 @@ from lightning.pytorch.utilities import rank_zero_info
 import lit_probsft.data.mixture  # noqa: F401  by its short name the parser finds only what is imported
 from lit_probsft.callbacks import PredictionWriter, ProgressBar, Throughput
 from lit_probsft.changes import TokenChanges
-from lit_probsft.checks import check_config_files, check_trainer, first_line, read_checkpoint, with_prefix
+from lit_probsft.checks import (
+    check_config_files,
+    check_intervals,
+    check_trainer,
+    first_line,
+    read_checkpoint,
+    with_prefix,
+)
 from lit_probsft.data import InstructionDataModule
 from lit_probsft.errors import UserError
+from lit_probsft.intervals import Every, ValidateEvery
 from lit_probsft.module import ProbSFTModule
 from lit_probsft.parallel.checkpoints import CheckpointOptions, Checkpoints, where_to_continue
 from lit_probsft.parallel.signals import GracefulStop, Launcher, follow_parent
@@ -90,6 +98,7 @@ class ProbSFTCLI(LightningCLI):
         self.command = args[0]
         self._checkpoint: dict[str, Any] = {}
         self._lent_tokenizer = False
+        self._validate_every: Every | None = None
         # Lightning builds the flags of every command at each start; one of the four is asked for.
         wanted = {self.command: LightningCLI.subcommands()[self.command]}
         self.subcommands = lambda: wanted  # type: ignore[method-assign]
@@ -135,6 +144,13 @@ class ProbSFTCLI(LightningCLI):
             "--checkpoints", type=CheckpointOptions, default=CheckpointOptions(), help="when and what is saved"
         )
         parser.add_argument(
+            "--validate_every",
+            type=int | float | Literal["epoch"] | None,
+            default=None,
+            help="an integer: optimizer steps between validations; between 0 and 1: a share of an epoch; `epoch`: one; "
+            "also after the last step. By default as the trainer's flags say, at the end of each epoch",
+        )
+        parser.add_argument(
             "--weights",
             type=str,
             default="auto",
@@ -166,12 +182,15 @@ class ProbSFTCLI(LightningCLI):
             raise UserError(f"--resume and --overwrite: expected only with fit, got them with {self.command}")
         if "init_args" not in config.model or config.model.init_args.get("model") is None:
             raise UserError("model.model: expected a model (a hub id, a folder, or RandomCausalLM), got none")
+        self._validate_every = check_intervals(config) if self.command == "fit" else None
         self.config_text = self._whole_config(config)
         if self.command != "fit":
             self._use_weights(config)
         self._lent_tokenizer = _default_tokenizer(config)
         trainer = config.trainer
         trainer.strategy = settled(trainer.strategy)
+        if self._validate_every is not None:
+            trainer.val_check_interval, trainer.check_val_every_n_epoch = 1, None  # ours decides, see `ValidateEvery`
         if trainer.max_epochs is None and trainer.max_steps == -1:
             trainer.max_epochs = 1
         if trainer.precision is None:
@@ -318,6 +337,8 @@ class ProbSFTCLI(LightningCLI):
             ours.append(ProgressBar())
         if self.command == "predict":
             ours.append(PredictionWriter(self.run.predictions))
+        if self._validate_every is not None:
+            ours.append(ValidateEvery(self._validate_every))
         if self.command != "fit" or config.trainer.fast_dev_run:
             return ours
         options = config.checkpoints
@@ -332,7 +353,7 @@ class ProbSFTCLI(LightningCLI):
         ours += [Throughput(), TokenChanges(), record, GracefulStop(again)]
         if any(isinstance(callback, ModelCheckpoint) for callback in given):
             raise UserError(
-                "trainer.callbacks: expected no ModelCheckpoint: --checkpoints.every_n_steps, keep_last and export say "
+                "trainer.callbacks: expected no ModelCheckpoint: --checkpoints.save_every, keep_last and export say "
                 "what is kept, the best by val/nll among it"
             )
         if config.trainer.enable_checkpointing is False:

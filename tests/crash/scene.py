@@ -42,7 +42,7 @@ class Scene:
             "model__model": model,
             "data__batch_size": 4,
             "trainer__accumulate_grad_batches": 2,
-            "checkpoints__every_n_steps": EVERY,
+            "checkpoints__save_every": EVERY,
             "trainer__callbacks": [{"class_path": "tests.crash.callbacks.Diary", "init_args": {"pause": pause}}],
         }
         self.config = config(folder, **{**settings, **changes})

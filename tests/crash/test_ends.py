@@ -43,7 +43,7 @@ def test_checkpoints_are_written_where_nothing_is_validated(
     server: Server, tmp_path: Path, changes: dict[str, Any], every: int | None, expected: list[int]
 ) -> None:
     """The three epochs end at steps 3, 6 and 9; two checkpoints are kept, and there is no best."""
-    scene = Scene(server, tmp_path, **changes, trainer__max_epochs=3, checkpoints__every_n_steps=every)
+    scene = Scene(server, tmp_path, **changes, trainer__max_epochs=3, checkpoints__save_every=every)
     scene.fit("run")
     assert saved(scene) == expected[-2:]
 
