@@ -38,7 +38,7 @@ def check_combination(module: ProbSFTModule, stage: str) -> None:
             "tokens, or fsdp2"
         )
     seconds = getattr(trainer, "_val_check_time_interval", None)
-    if stage == "fit" and trainer.accumulate_grad_batches > 1 and seconds is not None:
+    if stage == "fit" and seconds is not None and trainer.accumulate_grad_batches > 1:
         raise UserError(
             "trainer.val_check_interval: expected a number of micro-batches or a share of an epoch where "
             f"accumulate_grad_batches is above 1, got a time of {seconds:g} s"

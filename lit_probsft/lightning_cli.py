@@ -33,6 +33,7 @@ from lit_probsft.checks import (
     with_prefix,
 )
 from lit_probsft.data import InstructionDataModule
+from lit_probsft.early_stopping import EarlyStop, StoppingOptions
 from lit_probsft.errors import UserError
 from lit_probsft.intervals import Every, ValidateEvery
 from lit_probsft.module import ProbSFTModule
@@ -43,6 +44,7 @@ from lit_probsft.parallel.strategies import FSDP2, DeepSpeed, settled
 from lit_probsft.parsing import explain, values_as_typed, with_own_defaults
 from lit_probsft.record import MetricsCSV, RunRecord
 from lit_probsft.runs import RunFolder, write_json
+from lit_probsft.summary import Ledger, summary
 
 OUR_DEFAULTS: dict[str, Any] = {
     "trainer.gradient_clip_val": 1.0,
@@ -142,6 +144,12 @@ class ProbSFTCLI(LightningCLI):
         parser.add_argument("--overwrite", action="store_true", help="replace the run of this name")
         parser.add_argument(
             "--checkpoints", type=CheckpointOptions, default=CheckpointOptions(), help="when and what is saved"
+        )
+        parser.add_argument(
+            "--early_stopping",
+            type=StoppingOptions,
+            default=StoppingOptions(),
+            help="when the run ends before its last step",
         )
         parser.add_argument(
             "--validate_every",
@@ -342,25 +350,27 @@ class ProbSFTCLI(LightningCLI):
         if self.command != "fit" or config.trainer.fast_dev_run:
             return ours
         options = config.checkpoints
+        export = options.export or ("final" if config.early_stopping.patience is None else "best")
         self.record = record = RunRecord(
             self.run,
             resume=config.resume,
             config=self.config_text,
             context={"seed": config.seed_everything},
-            export=options.export,
+            export=export,
         )
         again = f"python -m lit_probsft fit --config {self.run.config} --resume"
-        ours += [Throughput(), TokenChanges(), record, GracefulStop(again)]
+        stop = EarlyStop(config.early_stopping, given)
+        ours += [Throughput(), Ledger(), stop, TokenChanges(), record, GracefulStop(again)]
+        self._stop = stop
         if any(isinstance(callback, ModelCheckpoint) for callback in given):
             raise UserError(
                 "trainer.callbacks: expected no ModelCheckpoint: --checkpoints.save_every, keep_last and export say "
                 "what is kept, the best by val/nll among it"
             )
         if config.trainer.enable_checkpointing is False:
-            if options.export in ("best", "every"):
+            if export in ("best", "every"):
                 raise UserError(
-                    f"checkpoints.export: expected final or none with trainer.enable_checkpointing: false, "
-                    f"got {options.export}"
+                    f"checkpoints.export: expected final or none with trainer.enable_checkpointing: false, got {export}"
                 )
         else:
             checkpoints = Checkpoints(self.run.checkpoints, options)
@@ -380,26 +390,13 @@ class ProbSFTCLI(LightningCLI):
         if self.record.already_complete:
             print(f"{self.run.path}: the run is complete already, there was nothing left to train")
             return
-        before, metrics = self.model.initial_metrics.get("val/nll"), self.trainer.callback_metrics
-        lines = [""]
-        if before is not None and "val/nll" in metrics:
-            after, mean_p = float(metrics["val/nll"]), float(metrics["val/mean_p"])
-            lines.append(f"val/nll {before:.3f} -> {after:.3f} nats, mean p {mean_p:.3f}")
-        for name, change in self.record.content.get("forgetting", {}).items():
-            if name != "validation":
-                lines.append(f"val/{name}/nll {change['nll']['initial']:.3f} -> {change['nll']['final']:.3f} nats")
-        lines += [
-            f"model:   {self.run.hf}  (transformers.AutoModelForCausalLM.from_pretrained loads it as it is)",
-            f"record:  {self.run.record}, {self.run.metrics}, {self.run.checkpoints}/",
-            "next:    the same run with another objective, under another name:",
-            f"         python -m lit_probsft fit --config {self.run.config} --name {self.run.path.name}-power "
-            "--model.objective Power --model.objective.alpha 0.5",
-            "         a page about this one:",
-            f"         python -m lit_probsft report {self.run.path}",
-            "         answers of the trained model:",
-            f"         python -m lit_probsft predict --config {self.run.config}",
-        ]
-        print("\n".join(lines))
+        if self._stop.nothing_left:
+            print(
+                f"{self.run.path}: the run was stopped early and is complete: {self.record.content['stopped_early']}. "
+                "More patience lets it go on"
+            )
+            return
+        print("\n".join(summary(self.record.content, self.run, self.model.total_steps)))
 
     def after_validate(self) -> None:
         """Leave the numbers beside the run, if there is one."""

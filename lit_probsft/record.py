@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import lightning as L
 import torch
@@ -24,8 +24,10 @@ from lightning.pytorch.utilities import rank_zero_warn
 from lit_probsft.callbacks import Throughput, datamodule_of
 from lit_probsft.changes import TokenChanges, forgetting
 from lit_probsft.disk import told
+from lit_probsft.early_stopping import EarlyStop
 from lit_probsft.errors import UserError
 from lit_probsft.export import CHECKPOINT_KEY, checkpoint_entry, export_checkpoint, export_model
+from lit_probsft.intervals import steps_in_epoch
 from lit_probsft.model import describe
 from lit_probsft.module import ProbSFTModule
 from lit_probsft.parallel.checkpoints import Checkpoints
@@ -34,6 +36,9 @@ from lit_probsft.parallel.signals import StoppedBySignal
 from lit_probsft.parallel.storage import steps
 from lit_probsft.parallel.strategies import sharding_of
 from lit_probsft.runs import RunFolder, write_json, write_text
+from lit_probsft.summary import Ledger
+
+_T = TypeVar("_T", bound=Callback)
 
 
 class MetricsCSV(CSVLogger):
@@ -272,15 +277,17 @@ class RunRecord(Callback):
     def _finish(self, trainer: L.Trainer, pl_module: ProbSFTModule, status: str) -> None:
         self._list_losses(getattr(datamodule_of(trainer), "losses", {}))  # of a stream they are known only now
         metrics = {**(self.content.get("metrics") or {}), **self._metrics, **_metrics(trainer)}
-        changes = next((c for c in trainer.callbacks if isinstance(c, TokenChanges)), None)  # type: ignore[attr-defined]
-        throughput = next((c for c in trainer.callbacks if isinstance(c, Throughput)), None)  # type: ignore[attr-defined]
+        changes, throughput = _found(trainer, TokenChanges), _found(trainer, Throughput)
+        ledger, stop = _found(trainer, Ledger), _found(trainer, EarlyStop)
         self.content.update(
             status=status,
-            seconds=round(time.time() - self._started, 1),
+            **(ledger.facts() if ledger else {}),
+            stopped_early=stop.reason(trainer) if stop and status == "completed" else None,
             counts={
                 "optimizer_steps": trainer.global_step,
-                "epochs": trainer.current_epoch,
+                "epochs": _whole_epochs(trainer),
                 "tokens": throughput.total_tokens if throughput else None,
+                "supervised_tokens": throughput.total_supervised if throughput else None,
                 "skipped_steps": pl_module.skipped_steps,
             },
             initial_metrics=pl_module.initial_metrics,
@@ -315,6 +322,17 @@ class RunRecord(Callback):
 
 def _metrics(trainer: L.Trainer) -> dict[str, float]:
     return {name: float(value) for name, value in trainer.callback_metrics.items()}
+
+
+def _whole_epochs(trainer: L.Trainer) -> int:
+    """Lightning counts one that was cut short as well."""
+    in_epoch = None if getattr(datamodule_of(trainer), "streaming", False) else steps_in_epoch(trainer)
+    return trainer.global_step // in_epoch if in_epoch else trainer.current_epoch
+
+
+def _found(trainer: L.Trainer, kind: type[_T]) -> _T | None:
+    """The run's callback of a kind."""
+    return next((c for c in trainer.callbacks if isinstance(c, kind)), None)  # type: ignore[attr-defined]
 
 
 def versions() -> dict[str, str]:

@@ -44,10 +44,8 @@ def test_a_whole_number_of_intervals_falls_on_the_end_of_each_epoch(parts: int, 
 @pytest.mark.parametrize("name", ["validate_every", "checkpoints.save_every"])
 @pytest.mark.parametrize("value", [0, -3, 0.0, 1.5, -0.5, math.nan, True, "often"])
 def test_an_interval_that_is_none_is_refused(value: Any, name: str) -> None:
-    expected = (
-        f"{name}: expected optimizer steps (1, 2, ...), a share of an epoch between 0 and 1, or epoch, got {value!r}"
-    )
-    with pytest.raises(UserError, match=f"^{re.escape(f'{name}: {expected} {value!r}')}"):
+    expected = "expected optimizer steps (1, 2, ...), a share of an epoch between 0 and 1, or epoch"
+    with pytest.raises(UserError, match=f"^{re.escape(f'{name}: {expected}, got {value!r}')}"):
         Every.of(value, name) if name == "validate_every" else CheckpointOptions(save_every=value)
 
 

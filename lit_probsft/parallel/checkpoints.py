@@ -38,19 +38,20 @@ class CheckpointOptions:
         asynchronous: copy what is to be written and go on training while it is written. Not with DeepSpeed.
         export: when the model is exported as a Hugging Face folder: `final` at the end of training into hf/; `best`
             whenever val/nll has improved, into hf/ too; `every` with each checkpoint into hf-steps/, and at the end;
-            `none` never (the command `export` does it from a checkpoint).
+            `none` never (the command `export` does it from a checkpoint). None is `best` with early stopping, whose
+            last steps did not help, and `final` without.
     """
 
     save_every: int | float | Literal["epoch"] | None = None
     keep_last: int = 2
     asynchronous: bool = False
-    export: Literal["final", "best", "every", "none"] = "final"
+    export: Literal["final", "best", "every", "none"] | None = None
 
     def __post_init__(self) -> None:
         Every.of(self.save_every, "checkpoints.save_every")
         if self.keep_last < 1:
             raise UserError(f"checkpoints.keep_last: expected at least 1, got {self.keep_last}")
-        if self.export not in ("final", "best", "every", "none"):
+        if self.export not in ("final", "best", "every", "none", None):
             raise UserError(f"checkpoints.export: expected final, best, every or none, got {self.export!r}")
 
 

@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 
 from lit_probsft.export import CHECKPOINT_KEY
 from lit_probsft.parallel.storage import damage
+from lit_probsft.summary import CLOCK
 from tests import tiny
 from tests.crash.server import Run, Server, Shell
 from tests.test_cli import config
@@ -184,12 +185,12 @@ def exported(folder: Path) -> dict[str, torch.Tensor]:
 
 
 def state(checkpoint: Path) -> dict[str, Any]:
-    """The whole content of a checkpoint, but for the model card, which tells how fast it was."""
+    """The whole content of a checkpoint, but for what the clock decides: the seconds so far, and the model card."""
     if checkpoint.is_dir():
         content = _slices(checkpoint)
     else:
         content = torch.load(checkpoint, map_location="cpu", weights_only=True)
-    del content[CHECKPOINT_KEY]["card"]
+    del content[CHECKPOINT_KEY]["card"], content[CLOCK]
     return content
 
 
