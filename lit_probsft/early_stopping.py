@@ -12,7 +12,7 @@ import lightning as L
 from lightning.pytorch.callbacks import Callback, EarlyStopping, Timer
 
 from lit_probsft.errors import UserError
-from lit_probsft.intervals import total_steps
+from lit_probsft.intervals import total_steps, validation_set
 from lit_probsft.parallel.checkpoints import MONITOR
 
 
@@ -52,6 +52,7 @@ class EarlyStop(Callback):
     def __init__(self, options: StoppingOptions = StoppingOptions(), others: Sequence[Callback] = ()) -> None:
         self.options = options
         self.best, self.best_step, self.waited = math.inf, 0, 0
+        self._of: str | None = None
         self.nothing_left = False
         """Had it been stopped before it was to go on?"""
         self._others = {other: other.patience for other in others if isinstance(other, EarlyStopping)}
@@ -70,7 +71,10 @@ class EarlyStop(Callback):
             )
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """This run's patience counts, not that of the checkpoint."""
+        """This run's patience counts, not that of the checkpoint; and nothing that was counted on another set."""
+        of, self._of = self._of, validation_set(trainer)
+        if of != self._of:
+            self.best, self.best_step, self.waited = math.inf, 0, 0
         for other, patience in self._others.items():
             other.patience = patience
         self.nothing_left = self._exhausted or any(other.wait_count >= other.patience for other in self._others)
@@ -110,11 +114,12 @@ class EarlyStop(Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """What it has counted."""
-        return {"best": self.best, "best_step": self.best_step, "waited": self.waited}
+        return {"best": self.best, "best_step": self.best_step, "waited": self.waited, "of": self._of}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """What it has counted."""
         self.best, self.best_step, self.waited = (state_dict[name] for name in ("best", "best_step", "waited"))
+        self._of = state_dict["of"]
 
 
 def _validations(number: int) -> str:

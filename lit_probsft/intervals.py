@@ -140,6 +140,13 @@ def ends_here(trainer: L.Trainer) -> bool:
     return trainer.global_step == trainer.max_steps or (epoch_ends(trainer) and counts.ready == trainer.max_epochs)
 
 
+def validation_set(trainer: L.Trainer) -> str | None:
+    """What tells the set that val/nll is of from others, whose val/nll says nothing about it."""
+    report = getattr(getattr(trainer, "datamodule", None), "report", {})
+    fingerprint = report.get("validation", {}).get("fingerprint")
+    return None if fingerprint is None else str(fingerprint)
+
+
 def validates(trainer: L.Trainer) -> bool:
     """Is there anything to validate on during training?"""
     if not trainer.enable_validation:

@@ -125,6 +125,8 @@ class ProbSFTModule(L.LightningModule):
         """Names of the sets that are validated on beside the validation set."""
         self.initial_metrics: dict[str, float] = {}
         """Validation metrics before the first step, where the trainer's sanity check runs over the whole set."""
+        self.changes_told = False
+        """Has the user been told what a run that goes on does otherwise?"""
         self.stop_wanted = False
         """Was the trainer asked to stop in the midst of a window, at whose end it will?"""
         self._chosen: list[dict[str, Any]] = []
@@ -323,7 +325,8 @@ class ProbSFTModule(L.LightningModule):
         """Validate, and so save, between two optimizer steps only: a window cut in two could not be resumed."""
         validate_between_steps(self.trainer)
         for before, now in optimizer_anew(self.trainer, self._chosen):
-            rank_zero_info(f"--resume: the optimizer's {before} is now {now}")
+            if not self.changes_told:
+                rank_zero_info(f"--resume: the optimizer's {before} is now {now}")
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Random numbers (dropout, a sampling objective) are those of this micro-batch, whatever was drawn before."""

@@ -19,10 +19,11 @@ import torch
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.loggers.csv_logs import ExperimentWriter
-from lightning.pytorch.utilities import rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from lit_probsft.callbacks import Throughput, datamodule_of
 from lit_probsft.changes import TokenChanges, forgetting
+from lit_probsft.continuing import changed_flags, told_changes
 from lit_probsft.disk import told
 from lit_probsft.early_stopping import EarlyStop
 from lit_probsft.errors import UserError
@@ -159,6 +160,11 @@ class RunRecord(Callback):
         if self.resume and self.run.record.exists():
             facts["exported_step"] = json.loads(self.run.record.read_text(encoding="utf-8")).get("exported_step")
         self.content.update(facts)
+        if self.resume and self.run.config.exists():
+            pl_module.changes_told = True
+            before = self.run.config.read_text(encoding="utf-8")
+            for line in told_changes(changed_flags(before, self.config_text), self.run.config):
+                rank_zero_info(line)
         write_text(self.run.config, self.config_text)
         write_json(self.run.record, self.content)
         self._list_losses(getattr(datamodule_of(trainer), "losses", {}))

@@ -9,6 +9,7 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.callbacks import Callback
 
+from lit_probsft.intervals import validation_set
 from lit_probsft.parallel.checkpoints import MONITOR
 from lit_probsft.runs import RunFolder
 
@@ -23,6 +24,7 @@ class Ledger(Callback):
     """
 
     def __init__(self) -> None:
+        self._of: str | None = None  # which validation set
         self._begun = time.monotonic()
         self._before = {"training": 0.0, "validation": 0.0, "total": 0.0}
         self._validation = 0.0
@@ -53,8 +55,11 @@ class Ledger(Callback):
         self.seen["last"] = found
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """From now on it trains, but for what is validated."""
+        """From now on it trains, but for what is validated; val/nll of another set is forgotten."""
         self._training_since = time.monotonic()
+        of, self._of = self._of, validation_set(trainer)
+        if of != self._of and trainer.ckpt_path:
+            self.seen = {}
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Training is over."""
@@ -78,11 +83,11 @@ class Ledger(Callback):
 
     def state_dict(self) -> dict[str, Any]:
         """What validation has found."""
-        return {"seen": self.seen}
+        return {"seen": self.seen, "of": self._of}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """What validation has found."""
-        self.seen = state_dict["seen"]
+        self.seen, self._of = state_dict["seen"], state_dict["of"]
 
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         """The seconds so far."""

@@ -49,7 +49,9 @@ LIGHTNINGS = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("flags", [OURS, LIGHTNINGS], ids=["ours", "lightning's"])
+@pytest.mark.parametrize(
+    "flags", [pytest.param(OURS, id="ours"), pytest.param(LIGHTNINGS, id="lightning's", marks=pytest.mark.slow)]
+)
 @pytest.mark.parametrize("every", [["--validate_every", "1"], slow([])], ids=["by steps", "by epochs"])
 def test_a_run_stops_at_the_first_validation_that_exhausts_patience_interrupted_or_not(
     tmp_path: Path,

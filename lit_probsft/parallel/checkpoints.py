@@ -18,7 +18,15 @@ from lightning_utilities.core.apply_func import apply_to_collection
 
 from lit_probsft.disk import link, remove, tidy, told
 from lit_probsft.errors import UserError
-from lit_probsft.intervals import Every, at_boundary, ends_here, epoch_ends, validates, validation_follows
+from lit_probsft.intervals import (
+    Every,
+    at_boundary,
+    ends_here,
+    epoch_ends,
+    validates,
+    validation_follows,
+    validation_set,
+)
 from lit_probsft.parallel.storage import WholeFileIO, newest_whole, not_written, steps
 from lit_probsft.parallel.strategies import FSDP2, DeepSpeed
 
@@ -81,6 +89,7 @@ class Checkpoints(Checkpoint):
         self._every = Every.of(options.save_every, "checkpoints.save_every")
         self.on_saved, self.on_resumed = on_saved, on_resumed
         self.best_nll, self.best_step = math.inf, -1
+        self._best_of: str | None = None  # which validation set
         self._saved_at = -1
         self._pending: int | None = None
         self._io: FileWriter | None = None
@@ -112,7 +121,8 @@ class Checkpoints(Checkpoint):
                     if step > trainer.global_step:
                         remove(path)
         there: dict[int, Path] = trainer.strategy.broadcast(dict(steps(self.folder)))
-        if self.best_step not in there:  # of another run, or lost: the next is the best
+        of, self._best_of = self._best_of, validation_set(trainer)
+        if self.best_step not in there or of != self._best_of:  # of other rows or another run, or lost
             self.best_nll, self.best_step = math.inf, -1
         if trainer.is_global_zero and there:
             if self.best_step < 0:
@@ -156,11 +166,12 @@ class Checkpoints(Checkpoint):
 
     def state_dict(self) -> dict[str, Any]:
         """The best so far."""
-        return {"best_nll": self.best_nll, "best_step": self.best_step}
+        return {"best_nll": self.best_nll, "best_step": self.best_step, "best_of": self._best_of}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """The best so far."""
         self.best_nll, self.best_step = state_dict["best_nll"], state_dict["best_step"]
+        self._best_of = state_dict["best_of"]
 
     def _due(self, trainer: L.Trainer) -> bool:
         """Is it time, or does training end here? Once it has ended, Lightning counts an epoch that was cut short as
