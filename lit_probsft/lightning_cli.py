@@ -97,7 +97,7 @@ class ProbSFTCLI(LightningCLI):
     """LightningCLI for a `ProbSFTModule` and an `InstructionDataModule`, or subclasses of them named by class path."""
 
     def __init__(self, args: Sequence[str]) -> None:
-        self.command = args[0]
+        self.command, self._args = args[0], list(args)
         self._checkpoint: dict[str, Any] = {}
         self._lent_tokenizer = False
         self._validate_every: Every | None = None
@@ -143,6 +143,11 @@ class ProbSFTCLI(LightningCLI):
         parser.add_argument("--resume", action="store_true", help="continue the run of this name")
         parser.add_argument("--overwrite", action="store_true", help="replace the run of this name")
         parser.add_argument(
+            "--dry_run",
+            action="store_true",
+            help="fit: build everything, make a step over the longest documents, say what the run needs, write nothing",
+        )
+        parser.add_argument(
             "--checkpoints", type=CheckpointOptions, default=CheckpointOptions(), help="when and what is saved"
         )
         parser.add_argument(
@@ -180,6 +185,8 @@ class ProbSFTCLI(LightningCLI):
         config = self.config[self.command]
         self.run = RunFolder(Path(config.runs_dir).expanduser() / _run_name(config))
         self.run.check_path()
+        if config.dry_run and "--dry_run" not in self._args:
+            raise UserError("--dry_run: expected on the command line of fit, not in a configuration file")
         check_trainer(config.trainer, self.command)
         if self.command == "fit":
             self.run.check(resume=config.resume, overwrite=config.overwrite)
@@ -229,7 +236,7 @@ class ProbSFTCLI(LightningCLI):
 
     def _whole_config(self, config: Namespace) -> str:
         kept = config.clone()
-        for flag in ("config", "resume", "overwrite", "ckpt_path", "weights", "weights_only"):
+        for flag in ("config", "resume", "overwrite", "dry_run", "ckpt_path", "weights", "weights_only"):
             kept.pop(flag, None)
         kept.name = self.run.path.name
         return str(self._parser(self.command).dump(kept, skip_unset=False, skip_validation=True))
@@ -483,6 +490,12 @@ def run_training_command(args: Sequence[str], kind: type[ProbSFTCLI] = ProbSFTCL
     """Run fit, validate, test or predict with its flags, or what a subclass makes of one of them."""
     follow_parent()
     _quieten()
+    if "--dry_run" in args:
+        if args[0] != "fit" or kind is not ProbSFTCLI:
+            raise UserError("--dry_run: expected with fit only")
+        from lit_probsft.dry_run import DryRunCLI
+
+        return DryRunCLI(args)
     return kind(args)
 
 
