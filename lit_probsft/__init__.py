@@ -20,7 +20,7 @@ _HOMES = {
     "RandomCausalLM": "model",
     "Reference": "reference",
     "Schedule": "optim",
-    "Generation": "module",
+    "Generation": "generation",
     "UserError": "errors",
     "main": "cli",
 }
@@ -44,9 +44,10 @@ if TYPE_CHECKING:
     from lit_probsft.cli import main
     from lit_probsft.data import InstructionDataModule
     from lit_probsft.errors import UserError
+    from lit_probsft.generation import Generation
     from lit_probsft.head import objective_loss
     from lit_probsft.model import PretrainedCausalLM, RandomCausalLM
-    from lit_probsft.module import Generation, ProbSFTModule
+    from lit_probsft.module import ProbSFTModule
     from lit_probsft.objectives import Objective, TokenStats
     from lit_probsft.optim import Schedule
     from lit_probsft.reference import Reference

@@ -46,7 +46,7 @@ class Throughput(Callback):
         self._tokens = 0
         self._seconds = 0.0
         self._started: float | None = None
-        self.total_tokens = 0
+        self.total_tokens = self.total_supervised = 0
 
     def on_train_batch_start(
         self, trainer: L.Trainer, pl_module: L.LightningModule, batch: Any, batch_idx: int
@@ -62,6 +62,7 @@ class Throughput(Callback):
         complete = (batch_idx + 1) % trainer.accumulate_grad_batches == 0
         tokens = batch["window_length"] if complete else 0
         self.total_tokens += tokens
+        self.total_supervised += batch["window_tokens"] if complete else 0
         if self._started is None or trainer.global_step <= 1:
             return
         self._tokens += tokens
@@ -72,12 +73,12 @@ class Throughput(Callback):
             self._tokens, self._seconds = 0, 0.0
 
     def state_dict(self) -> dict[str, Any]:
-        """The total goes on after a resume."""
-        return {"total_tokens": self.total_tokens}
+        """The totals go on after a resume."""
+        return {"total_tokens": self.total_tokens, "total_supervised": self.total_supervised}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """The total goes on after a resume."""
-        self.total_tokens = state_dict["total_tokens"]
+        """The totals go on after a resume."""
+        self.total_tokens, self.total_supervised = state_dict["total_tokens"], state_dict["total_supervised"]
 
 
 class NonFiniteGuard(Callback):

@@ -12,6 +12,7 @@ import yaml
 from jsonargparse import Namespace
 
 from lit_probsft.errors import UserError
+from lit_probsft.intervals import Every
 
 
 def check_config_files(args: Sequence[str]) -> None:
@@ -67,6 +68,19 @@ def check_trainer(trainer: Namespace, command: str) -> None:
             raise UserError(
                 f"trainer.{name}: expected more than 0, since nothing would be trained; got {trainer[name]}"
             )
+
+
+def check_intervals(config: Namespace) -> Every | None:
+    """Refuse shares of an epoch of a stream, and two ways to say when to validate; returns when that is."""
+    every = Every.of(config.validate_every, "validate_every")
+    for name, usual in (("val_check_interval", None), ("check_val_every_n_epoch", 1)):
+        if every is not None and config.trainer[name] != usual:
+            raise UserError(f"validate_every: expected it or trainer.{name}, got both")
+    if "init_args" in config.data and config.data.init_args.get("streaming"):
+        for interval in (every, Every.of(config.checkpoints.save_every, "checkpoints.save_every")):
+            if interval is not None:
+                interval.refuse_stream()
+    return every
 
 
 def read_checkpoint(path: Path, argument: str, weights_only: bool | None) -> dict[str, Any]:

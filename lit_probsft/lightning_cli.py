@@ -10,7 +10,7 @@ import re
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, Literal, NoReturn
 
 import lightning as L
 import torch
@@ -24,9 +24,18 @@ from lightning.pytorch.utilities import rank_zero_info
 import lit_probsft.data.mixture  # noqa: F401  by its short name the parser finds only what is imported
 from lit_probsft.callbacks import PredictionWriter, ProgressBar, Throughput
 from lit_probsft.changes import TokenChanges
-from lit_probsft.checks import check_config_files, check_trainer, first_line, read_checkpoint, with_prefix
+from lit_probsft.checks import (
+    check_config_files,
+    check_intervals,
+    check_trainer,
+    first_line,
+    read_checkpoint,
+    with_prefix,
+)
 from lit_probsft.data import InstructionDataModule
+from lit_probsft.early_stopping import EarlyStop, StoppingOptions
 from lit_probsft.errors import UserError
+from lit_probsft.intervals import Every, ValidateEvery
 from lit_probsft.module import ProbSFTModule
 from lit_probsft.parallel.checkpoints import CheckpointOptions, Checkpoints, where_to_continue
 from lit_probsft.parallel.signals import GracefulStop, Launcher, follow_parent
@@ -35,6 +44,7 @@ from lit_probsft.parallel.strategies import FSDP2, DeepSpeed, settled
 from lit_probsft.parsing import explain, values_as_typed, with_own_defaults
 from lit_probsft.record import MetricsCSV, RunRecord
 from lit_probsft.runs import RunFolder, write_json
+from lit_probsft.summary import Ledger, summary
 
 OUR_DEFAULTS: dict[str, Any] = {
     "trainer.gradient_clip_val": 1.0,
@@ -87,9 +97,10 @@ class ProbSFTCLI(LightningCLI):
     """LightningCLI for a `ProbSFTModule` and an `InstructionDataModule`, or subclasses of them named by class path."""
 
     def __init__(self, args: Sequence[str]) -> None:
-        self.command = args[0]
+        self.command, self._args = args[0], list(args)
         self._checkpoint: dict[str, Any] = {}
         self._lent_tokenizer = False
+        self._validate_every: Every | None = None
         # Lightning builds the flags of every command at each start; one of the four is asked for.
         wanted = {self.command: LightningCLI.subcommands()[self.command]}
         self.subcommands = lambda: wanted  # type: ignore[method-assign]
@@ -132,7 +143,25 @@ class ProbSFTCLI(LightningCLI):
         parser.add_argument("--resume", action="store_true", help="continue the run of this name")
         parser.add_argument("--overwrite", action="store_true", help="replace the run of this name")
         parser.add_argument(
+            "--dry_run",
+            action="store_true",
+            help="fit: build everything, make a step over the longest documents, say what the run needs, write nothing",
+        )
+        parser.add_argument(
             "--checkpoints", type=CheckpointOptions, default=CheckpointOptions(), help="when and what is saved"
+        )
+        parser.add_argument(
+            "--early_stopping",
+            type=StoppingOptions,
+            default=StoppingOptions(),
+            help="when the run ends before its last step",
+        )
+        parser.add_argument(
+            "--validate_every",
+            type=int | float | Literal["epoch"] | None,
+            default=None,
+            help="an integer: optimizer steps between validations; between 0 and 1: a share of an epoch; `epoch`: one; "
+            "also after the last step. By default as the trainer's flags say, at the end of each epoch",
         )
         parser.add_argument(
             "--weights",
@@ -156,6 +185,8 @@ class ProbSFTCLI(LightningCLI):
         config = self.config[self.command]
         self.run = RunFolder(Path(config.runs_dir).expanduser() / _run_name(config))
         self.run.check_path()
+        if config.dry_run and "--dry_run" not in self._args:
+            raise UserError("--dry_run: expected on the command line of fit, not in a configuration file")
         check_trainer(config.trainer, self.command)
         if self.command == "fit":
             self.run.check(resume=config.resume, overwrite=config.overwrite)
@@ -166,12 +197,15 @@ class ProbSFTCLI(LightningCLI):
             raise UserError(f"--resume and --overwrite: expected only with fit, got them with {self.command}")
         if "init_args" not in config.model or config.model.init_args.get("model") is None:
             raise UserError("model.model: expected a model (a hub id, a folder, or RandomCausalLM), got none")
+        self._validate_every = check_intervals(config) if self.command == "fit" else None
         self.config_text = self._whole_config(config)
         if self.command != "fit":
             self._use_weights(config)
         self._lent_tokenizer = _default_tokenizer(config)
         trainer = config.trainer
         trainer.strategy = settled(trainer.strategy)
+        if self._validate_every is not None:
+            trainer.val_check_interval, trainer.check_val_every_n_epoch = 1, None  # ours decides, see `ValidateEvery`
         if trainer.max_epochs is None and trainer.max_steps == -1:
             trainer.max_epochs = 1
         if trainer.precision is None:
@@ -202,7 +236,7 @@ class ProbSFTCLI(LightningCLI):
 
     def _whole_config(self, config: Namespace) -> str:
         kept = config.clone()
-        for flag in ("config", "resume", "overwrite", "ckpt_path", "weights", "weights_only"):
+        for flag in ("config", "resume", "overwrite", "dry_run", "ckpt_path", "weights", "weights_only"):
             kept.pop(flag, None)
         kept.name = self.run.path.name
         return str(self._parser(self.command).dump(kept, skip_unset=False, skip_validation=True))
@@ -318,28 +352,32 @@ class ProbSFTCLI(LightningCLI):
             ours.append(ProgressBar())
         if self.command == "predict":
             ours.append(PredictionWriter(self.run.predictions))
+        if self._validate_every is not None:
+            ours.append(ValidateEvery(self._validate_every))
         if self.command != "fit" or config.trainer.fast_dev_run:
             return ours
         options = config.checkpoints
+        export = options.export or ("final" if config.early_stopping.patience is None else "best")
         self.record = record = RunRecord(
             self.run,
             resume=config.resume,
             config=self.config_text,
             context={"seed": config.seed_everything},
-            export=options.export,
+            export=export,
         )
         again = f"python -m lit_probsft fit --config {self.run.config} --resume"
-        ours += [Throughput(), TokenChanges(), record, GracefulStop(again)]
+        stop = EarlyStop(config.early_stopping, given)
+        ours += [Throughput(), Ledger(), stop, TokenChanges(), record, GracefulStop(again)]
+        self._stop = stop
         if any(isinstance(callback, ModelCheckpoint) for callback in given):
             raise UserError(
-                "trainer.callbacks: expected no ModelCheckpoint: --checkpoints.every_n_steps, keep_last and export say "
+                "trainer.callbacks: expected no ModelCheckpoint: --checkpoints.save_every, keep_last and export say "
                 "what is kept, the best by val/nll among it"
             )
         if config.trainer.enable_checkpointing is False:
-            if options.export in ("best", "every"):
+            if export in ("best", "every"):
                 raise UserError(
-                    f"checkpoints.export: expected final or none with trainer.enable_checkpointing: false, "
-                    f"got {options.export}"
+                    f"checkpoints.export: expected final or none with trainer.enable_checkpointing: false, got {export}"
                 )
         else:
             checkpoints = Checkpoints(self.run.checkpoints, options)
@@ -359,26 +397,13 @@ class ProbSFTCLI(LightningCLI):
         if self.record.already_complete:
             print(f"{self.run.path}: the run is complete already, there was nothing left to train")
             return
-        before, metrics = self.model.initial_metrics.get("val/nll"), self.trainer.callback_metrics
-        lines = [""]
-        if before is not None and "val/nll" in metrics:
-            after, mean_p = float(metrics["val/nll"]), float(metrics["val/mean_p"])
-            lines.append(f"val/nll {before:.3f} -> {after:.3f} nats, mean p {mean_p:.3f}")
-        for name, change in self.record.content.get("forgetting", {}).items():
-            if name != "validation":
-                lines.append(f"val/{name}/nll {change['nll']['initial']:.3f} -> {change['nll']['final']:.3f} nats")
-        lines += [
-            f"model:   {self.run.hf}  (transformers.AutoModelForCausalLM.from_pretrained loads it as it is)",
-            f"record:  {self.run.record}, {self.run.metrics}, {self.run.checkpoints}/",
-            "next:    the same run with another objective, under another name:",
-            f"         python -m lit_probsft fit --config {self.run.config} --name {self.run.path.name}-power "
-            "--model.objective Power --model.objective.alpha 0.5",
-            "         a page about this one:",
-            f"         python -m lit_probsft report {self.run.path}",
-            "         answers of the trained model:",
-            f"         python -m lit_probsft predict --config {self.run.config}",
-        ]
-        print("\n".join(lines))
+        if self._stop.nothing_left:
+            print(
+                f"{self.run.path}: the run was stopped early and is complete: {self.record.content['stopped_early']}. "
+                "More patience lets it go on"
+            )
+            return
+        print("\n".join(summary(self.record.content, self.run, self.model.total_steps)))
 
     def after_validate(self) -> None:
         """Leave the numbers beside the run, if there is one."""
@@ -465,6 +490,12 @@ def run_training_command(args: Sequence[str], kind: type[ProbSFTCLI] = ProbSFTCL
     """Run fit, validate, test or predict with its flags, or what a subclass makes of one of them."""
     follow_parent()
     _quieten()
+    if "--dry_run" in args:
+        if args[0] != "fit" or kind is not ProbSFTCLI:
+            raise UserError("--dry_run: expected with fit only")
+        from lit_probsft.dry_run import DryRunCLI
+
+        return DryRunCLI(args)
     return kind(args)
 
 

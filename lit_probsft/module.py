@@ -3,10 +3,8 @@
 from __future__ import annotations
 
 import contextlib
-import json
 import math
 import os
-from dataclasses import asdict, dataclass
 from typing import Any, Literal, cast
 
 import lightning as L
@@ -16,8 +14,12 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from torch import Tensor, nn
 
 from lit_probsft.callbacks import NonFiniteGuard
+from lit_probsft.combinations import check_combination, check_fits
+from lit_probsft.continuing import optimizer_anew, progress_of, restore
 from lit_probsft.errors import UserError
+from lit_probsft.generation import Generation
 from lit_probsft.head import IGNORE_INDEX, HeadOutput, HeadRequest
+from lit_probsft.intervals import total_steps, validate_between_steps
 from lit_probsft.lora import LoRA
 from lit_probsft.measured import Fitted
 from lit_probsft.metrics import Evaluation, TokenMeans
@@ -31,9 +33,9 @@ from lit_probsft.model import (
 )
 from lit_probsft.objectives import NLL, Objective, TokenStats
 from lit_probsft.objectives.base import NEEDS, REFERENCE
-from lit_probsft.optim import OptimizerFactory, Schedule, parameter_groups
+from lit_probsft.optim import OptimizerFactory, Schedule, parameter_groups, total_norm
 from lit_probsft.packs import Packs, check_packing, takes_boundaries
-from lit_probsft.parallel.resuming import count_in, derived_seed
+from lit_probsft.parallel.resuming import derived_seed
 from lit_probsft.parallel.sharding import Sharding
 from lit_probsft.parallel.strategies import DeepSpeed, check_supported, sharding_of
 from lit_probsft.probing import measure
@@ -45,34 +47,6 @@ Normalize = Literal["tokens", "sequence", "kept", "micro_batch"]
 def default_optimizer(params: Any) -> torch.optim.Optimizer:
     """AdamW as in the paper's recipe, at the learning rate it uses for Llama-3.1-8B."""
     return torch.optim.AdamW(params, lr=2e-5, betas=(0.9, 0.95), weight_decay=0.01)
-
-
-@dataclass(frozen=True)
-class Generation:
-    """How `predict` writes answers.
-
-    Args:
-        max_new_tokens: at least 1.
-        temperature: 0 is greedy.
-        top_p: nucleus of the sampled distribution, above 0, at most 1.
-    """
-
-    max_new_tokens: int = 256
-    temperature: float = 0.0
-    top_p: float = 1.0
-
-    def __post_init__(self) -> None:
-        if self.max_new_tokens < 1:
-            raise UserError(f"generation.max_new_tokens: expected at least 1, got {self.max_new_tokens}")
-        if self.temperature < 0:
-            raise UserError(f"generation.temperature: expected 0 (greedy) or more, got {self.temperature}")
-        if not 0 < self.top_p <= 1:
-            raise UserError(f"generation.top_p: expected a number above 0 and at most 1, got {self.top_p}")
-
-    def as_kwargs(self) -> dict[str, Any]:
-        """Arguments of transformers' `generate`."""
-        sampling = {"do_sample": True, "temperature": self.temperature, "top_p": self.top_p}
-        return {"max_new_tokens": self.max_new_tokens, **(sampling if self.temperature else {"do_sample": False})}
 
 
 class ProbSFTModule(L.LightningModule):
@@ -107,7 +81,7 @@ class ProbSFTModule(L.LightningModule):
         schedule: Schedule = Schedule(),  # noqa: B008  frozen
         normalize: Normalize = "tokens",
         lora: LoRA | None = None,
-        generation: Generation = Generation(),
+        generation: Generation = Generation(),  # noqa: B008  frozen
         logits_budget_mb: float | None = None,
         probe_rows: int = 2000,
         reference: Reference = Reference(),  # noqa: B008  frozen
@@ -151,13 +125,15 @@ class ProbSFTModule(L.LightningModule):
         """Names of the sets that are validated on beside the validation set."""
         self.initial_metrics: dict[str, float] = {}
         """Validation metrics before the first step, where the trainer's sanity check runs over the whole set."""
+        self.changes_told = False
+        """Has the user been told what a run that goes on does otherwise?"""
         self.stop_wanted = False
         """Was the trainer asked to stop in the midst of a window, at whose end it will?"""
         self._chosen: list[dict[str, Any]] = []
         self._readings: dict[str, float] = {}
         self._grad_norm: Tensor | None = None
         self._lr = math.nan
-        self._seed = int(os.environ.get("PL_GLOBAL_SEED") or torch.initial_seed() % 2**32)
+        self.seed = int(os.environ.get("PL_GLOBAL_SEED") or torch.initial_seed() % 2**32)
         self.model: Any = self._with_head(model) if isinstance(model, nn.Module) else None
         """The `PreTrainedModel`, once it is loaded."""
 
@@ -165,7 +141,7 @@ class ProbSFTModule(L.LightningModule):
 
     def configure_model(self) -> None:
         """Load the model, once, after the data have been read; refuse ids that are outside its vocabulary."""
-        datamodule = self._datamodule()
+        datamodule = self.datamodule
         check_supported(self.trainer.strategy)
         sharding = sharding_of(self.trainer.strategy)
         dtype = torch.bfloat16 if str(self.trainer.precision) == "bf16-true" else torch.float32
@@ -190,18 +166,7 @@ class ProbSFTModule(L.LightningModule):
             largest: id in the data.
             longest: document, in tokens.
         """
-        vocabulary = self.model.get_output_embeddings().out_features
-        if largest >= vocabulary:
-            raise UserError(
-                f"data.tokenizer: expected ids below the model's vocabulary of {vocabulary}, got {largest}: "
-                "does the tokenizer belong to this model?"
-            )
-        positions = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
-        if positions is not None and longest > positions:
-            raise UserError(
-                f"data.max_length: expected documents within the model's {positions} positions, the longest has "
-                f"{longest} tokens"
-            )
+        check_fits(self.model, largest, longest)
 
     def _with_head(self, model: Any, sharding: Sharding | None = None) -> Any:
         model = model if sharding is None else sharding.whole(model)
@@ -226,7 +191,7 @@ class ProbSFTModule(L.LightningModule):
         elif source is None:
             self._frozen = copied(self.model, wanted, sharding)
         else:
-            tokenizer = getattr(self._datamodule(), "tokenizer", None)
+            tokenizer = getattr(self.datamodule, "tokenizer", None)
             self._frozen = load_reference(source, tokenizer, dtype, wanted, sharding)
         check_reference(self._frozen.model, self.model)
         device = self.device if strategy is None else strategy.root_device
@@ -243,7 +208,9 @@ class ProbSFTModule(L.LightningModule):
         dtype = str(self._frozen.model.dtype).removeprefix("torch.")
         return {"name": name, "dtype": dtype, "weights": self._frozen_fingerprint}
 
-    def _datamodule(self) -> Any:
+    @property
+    def datamodule(self) -> Any:
+        """The trainer's, if there is one."""
         return getattr(self._trainer, "datamodule", None) if self._trainer is not None else None
 
     # --- one step
@@ -320,7 +287,7 @@ class ProbSFTModule(L.LightningModule):
             kept = self.trainer.strategy.reduce(self.train_means.sums[-2].clone(), reduce_op="sum")
             for gradient in gradients:
                 gradient.div_(kept.clamp(min=1).to(gradient.dtype))
-        norm = _total_norm(gradients)
+        norm = total_norm(gradients)
         self._grad_norm = getattr(norm, "full_tensor", lambda: norm)()
         self.last_step_skipped = not math.isfinite(self._grad_norm.item())
         if self.last_step_skipped:
@@ -337,7 +304,7 @@ class ProbSFTModule(L.LightningModule):
         """What could not be checked while ZeRO-3 held the model in parts, or before it was where it is trained."""
         if isinstance(self.trainer.strategy, DeepSpeed) and self.trainer.strategy.zero_stage_3:
             check_head(self.model)
-        if getattr(self._datamodule(), "packing", False):
+        if getattr(self.datamodule, "packing", False):
             # Exact where it can be; flash attention takes nothing but 16 bits.
             rounded = takes_boundaries(self.model.config.get_text_config())
             with self.trainer.precision_plugin.forward_context() if rounded else contextlib.nullcontext():
@@ -356,23 +323,15 @@ class ProbSFTModule(L.LightningModule):
 
     def on_train_start(self) -> None:
         """Validate, and so save, between two optimizer steps only: a window cut in two could not be resumed."""
-        window, interval = self.trainer.accumulate_grad_batches, self.trainer.val_check_batch
-        if isinstance(interval, int) and interval % window:
-            self.trainer.val_check_batch = interval + window - interval % window
-        seconds = getattr(self.trainer, "_val_check_time_interval", None)
-        if window > 1 and seconds is not None:
-            raise UserError(
-                "trainer.val_check_interval: expected a number of micro-batches or a share of an epoch where "
-                f"accumulate_grad_batches is above 1, got a time of {seconds:g} s"
-            )
-        for scheduler in self.trainer.lr_scheduler_configs:
-            for before, now in self._schedule_anew(scheduler.scheduler):
+        validate_between_steps(self.trainer)
+        for before, now in optimizer_anew(self.trainer, self._chosen):
+            if not self.changes_told:
                 rank_zero_info(f"--resume: the optimizer's {before} is now {now}")
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Random numbers (dropout, a sampling objective) are those of this micro-batch, whatever was drawn before."""
         part = batch_idx % self.trainer.accumulate_grad_batches
-        torch.manual_seed(derived_seed(self._seed, self.global_step, part, self.global_rank))
+        torch.manual_seed(derived_seed(self.seed, self.global_step, part, self.global_rank))
 
     def optimizer_step(self, *args: Any, **kwargs: Any) -> None:
         """Lightning's; then ask DeepSpeed's engine, which clips, skips and measures itself, what it did."""
@@ -458,7 +417,7 @@ class ProbSFTModule(L.LightningModule):
 
     def predict_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Tensor]:
         """Answers to prompts padded on the left: `documents` (B,) and `answers` (B, T'), token ids after the prompt."""
-        tokenizer = self._datamodule().tokenizer
+        tokenizer = self.datamodule.tokenizer
         prompt = batch["input_ids"]
         produced = self.model.generate(
             prompt,
@@ -477,84 +436,20 @@ class ProbSFTModule(L.LightningModule):
         Raises:
             UserError: in the midst of an optimizer step, whose gradients so far would be lost.
         """
-        if self.trainer.state.fn == "fit" and self.trainer.fit_loop._should_accumulate():
-            raise UserError(
-                "checkpoint: expected to be written between two optimizer steps, not while micro-batches accumulate"
-            )
-        checkpoint["progress"] = {
-            "skipped_steps": self.skipped_steps,
-            "fitted": self.fitted.state_dict(),
-            "initial_metrics": self.initial_metrics,
-            "seed": self._seed,
-            "accumulate": self.trainer.accumulate_grad_batches,
-            "run": self._identity(),
-        }
+        checkpoint["progress"] = progress_of(self)
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """They go on where they were; a run that would be another one is refused by what differs. Windows may be cut
         into other micro-batches, for another number of processes: what is in them stays."""
-        progress = checkpoint.get("progress", {})
-        if self.trainer.training or self.trainer.state.fn == "fit":
-            before, now = progress.get("run", {}), self._identity()
-            for name in before:
-                if before[name] != now.get(name):
-                    raise UserError(
-                        f"--resume: expected {name} as in the checkpoint, {before[name]}, got {now.get(name)}; "
-                        "a run with other settings is a new run, from the old one's hf/ folder"
-                    )
-            count_in(checkpoint, progress.get("accumulate"), self.trainer.accumulate_grad_batches)
-        self._seed = progress.get("seed", self._seed)
-        self.skipped_steps = progress.get("skipped_steps", 0)
-        if "fitted" in progress:
-            self.fitted.load_state_dict(progress["fitted"])
+        restore(self, checkpoint)
         self._watch_interval()
-        self.initial_metrics = progress.get("initial_metrics", {})
-
-    def _identity(self) -> dict[str, Any]:
-        """What must be the same for a run to be continued."""
-        datamodule = self._datamodule()
-        if not hasattr(datamodule, "plan"):
-            return {}
-        plan = datamodule.plan.describe()
-        for factor in ("batch_size", "accumulate", "world_size"):  # of window_size, which alone must stay
-            del plan[factor]
-        return {
-            "model.objective": json.dumps(self.objective.as_config()),
-            "model.normalize": self.normalize,
-            "model.lora": json.dumps(self.lora and asdict(self.lora)),
-            **({"the reference's weights": self._frozen_fingerprint} if self._frozen else {}),
-            "the data's fingerprint": datamodule.fingerprint,
-            **{f"the plan's {name}": value for name, value in plan.items()},
-            **({} if plan.get("stream") else {"the number of steps in an epoch": self._steps_in_epoch()}),
-        }
 
     # --- the optimizer
 
     @property
     def total_steps(self) -> int:
         """Optimizer steps of the whole run, from the data's plan."""
-        trainer, in_epoch = self.trainer, self._steps_in_epoch()
-        steps = trainer.max_steps if trainer.max_steps >= 0 else math.inf
-        if trainer.max_epochs is not None and trainer.max_epochs >= 0 and in_epoch is not None:
-            steps = min(steps, in_epoch * trainer.max_epochs)
-        if math.isinf(steps):
-            raise UserError("trainer: expected max_steps, or max_epochs with an InstructionDataModule, got neither")
-        return int(steps)
-
-    def _steps_in_epoch(self) -> int | None:
-        """Optimizer steps of an epoch; None if the data do not say."""
-        datamodule, trainer = self._datamodule(), self.trainer
-        if not hasattr(datamodule, "num_windows"):
-            return None
-        limit, window = trainer.limit_train_batches, trainer.accumulate_grad_batches
-        batches = datamodule.num_windows * window
-        batches = min(batches, limit) if isinstance(limit, int) else int(batches * limit)
-        if batches % window:
-            raise UserError(
-                f"trainer.limit_train_batches: expected a multiple of accumulate_grad_batches ({window}), since a "
-                f"step is divided by all the tokens of its window, got {batches}"
-            )
-        return int(batches // window)
+        return total_steps(self.trainer)
 
     def configure_optimizers(self) -> Any:
         """The optimizer over two parameter groups and the schedule by step."""
@@ -569,64 +464,28 @@ class ProbSFTModule(L.LightningModule):
         scheduler = self.schedule.attach(optimizer, self.total_steps)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
-    def _schedule_anew(self, scheduler: Any) -> list[tuple[str, Any]]:
-        """Let the arguments of this run's optimizer win over those in the checkpoint; returns what that changes.
-
-        The learning rate is the schedule's at this step, to the bit what it would be without a checkpoint.
-        """
-        changed: dict[str, Any] = {}
-        if not isinstance(scheduler, torch.optim.lr_scheduler.LambdaLR) or not self._chosen:
-            return []  # of a subclass with an optimizer of its own
-        for index, (group, chosen) in enumerate(zip(scheduler.optimizer.param_groups, self._chosen, strict=True)):
-            before = {**group, "lr": scheduler.base_lrs[index]}
-            changed.update({f"{k} {before[k]}": v for k, v in chosen.items() if k in before and before[k] != v})
-            scheduler.base_lrs[index] = chosen["lr"]
-            lr = chosen["lr"] * scheduler.lr_lambdas[index](scheduler.last_epoch)
-            group.update({**chosen, "initial_lr": chosen["lr"], "lr": lr})
-        scheduler._last_lr = [group["lr"] for group in scheduler.optimizer.param_groups]
-        return list(changed.items())
-
     def configure_callbacks(self) -> list[Callback]:
         """The guard that ends a run whose steps are no longer finite, for every trainer."""
         return [NonFiniteGuard()]
 
     def setup(self, stage: str) -> None:
         """Refuse what would silently train something else; tell the sources of the data apart."""
-        if stage == "fit" and self.fitted.missing and not hasattr(self._datamodule(), "inspect"):
-            needs = ", ".join(sorted(self.fitted.wanted))
-            raise UserError(
-                f"model.objective: {type(self.objective).__name__} needs {needs}, which is measured over the rows of "
-                "an InstructionDataModule; give it one, or name a `source`"
-            )
+        check_combination(self, stage)
         name = None if self.source is None else self.source.name
-        fingerprint = getattr(self._datamodule(), "fingerprint", None) if stage == "fit" else None
+        fingerprint = getattr(self.datamodule, "fingerprint", None) if stage == "fit" else None
         for stranger in self.fitted.strangers(model=name, data_fingerprint=fingerprint):
             rank_zero_warn(f"model.objective.source: {self.fitted.source} was measured with another {stranger}")
-        sources_of = getattr(self._datamodule(), "sources_of", lambda split: ())
+        sources_of = getattr(self.datamodule, "sources_of", lambda split: ())
         self.train_means.tell_apart(sources_of("train"))
         own = self._evaluations()[0]
         own.means.tell_apart(sources_of("test" if stage == "test" else "validation"))
-        self.watched = getattr(self._datamodule(), "watched", ()) if stage in ("fit", "validate") else ()
+        self.watched = getattr(self.datamodule, "watched", ()) if stage in ("fit", "validate") else ()
         self.evaluations = nn.ModuleList([own, *(Evaluation(self.objective) for _ in self.watched)])
         self._watch_interval()
         if self.watched:
             # Lightning would print all metrics once for each loader, though their names say what they are of.
             loop, show = self.trainer.validate_loop, self.trainer.validate_loop._print_results
             loop._print_results = lambda results, stage: show(results[:1], stage)  # type: ignore[method-assign]
-        if str(self.trainer.precision).startswith("16"):
-            raise UserError(
-                f"trainer.precision: expected 32-true, bf16-mixed or bf16-true, got {self.trainer.precision}"
-            )
-        if (needed := self.objective.needs & REFERENCE) and getattr(self.trainer.strategy, "zero_stage_3", False):
-            raise UserError(
-                f"model.objective: {type(self.objective).__name__} needs {', '.join(sorted(needed))} of a second "
-                "model, which ZeRO-3 would cut without ever putting it together again; use fsdp2, or stage 1 or 2"
-            )
-        if isinstance(self.trainer.strategy, DeepSpeed) and self.normalize == "kept":
-            raise UserError(
-                "model.normalize: kept is not possible with DeepSpeed, whose engine keeps the gradients to itself; use "
-                "tokens, or fsdp2"
-            )
 
     def teardown(self, stage: str) -> None:
         """Let go of a reference that can be loaded again."""
@@ -662,14 +521,3 @@ def _sources(batch: dict[str, Any]) -> Tensor | None:
         return None
     sources: Tensor = batch["token_source"][:, 1:][batch["labels"][:, 1:] != IGNORE_INDEX]
     return sources
-
-
-def _total_norm(gradients: list[Tensor]) -> Tensor:
-    """The 2-norm of all gradients together, in double: fp32 overflows when it squares what Power with a negative alpha
-    gives."""
-    if not gradients:
-        return torch.zeros(())
-    wide = torch.float32 if gradients[0].device.type == "mps" else torch.float64
-    norms = torch.stack([torch.linalg.vector_norm(gradient, dtype=wide) for gradient in gradients])
-    norm: Tensor = torch.linalg.vector_norm(norms)
-    return norm

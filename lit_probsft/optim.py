@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from lit_probsft.errors import UserError
 
@@ -76,3 +76,14 @@ class Schedule:
     def attach(self, optimizer: torch.optim.Optimizer, total: int) -> torch.optim.lr_scheduler.LambdaLR:
         """A scheduler that is to be stepped once per optimizer step."""
         return torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: self.factor(step, total))
+
+
+def total_norm(gradients: list[Tensor]) -> Tensor:
+    """The 2-norm of all gradients together, in double: fp32 overflows when it squares what Power with a negative alpha
+    gives."""
+    if not gradients:
+        return torch.zeros(())
+    wide = torch.float32 if gradients[0].device.type == "mps" else torch.float64
+    norms = torch.stack([torch.linalg.vector_norm(gradient, dtype=wide) for gradient in gradients])
+    norm: Tensor = torch.linalg.vector_norm(norms)
+    return norm

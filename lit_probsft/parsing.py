@@ -33,6 +33,9 @@ _NOISE = re.compile(
     r"|Import path .* does not corr"
 )
 
+_RENAMED = {"checkpoints.every_n_steps": "checkpoints.save_every"}
+"""Options that users may have in their configurations, and what does the same now."""
+
 
 def explain(message: str, known_flags: list[str]) -> str:
     """One message from jsonargparse's nested one; what is not recognized is kept, in one line.
@@ -46,6 +49,15 @@ def explain(message: str, known_flags: list[str]) -> str:
     keys = _KEY.findall(message)
     name = ".".join(keys)
     classes = _CLASS.findall(message)
+    for old, new in _RENAMED.items():
+        if (
+            re.search(rf"{re.escape(old)}\b", message)
+            or name == old
+            or re.search(
+                rf"Group '{old.rpartition('.')[0]}' does not accept option '{old.rpartition('.')[2]}'", message
+            )
+        ):
+            return f"{old}: there is no such option any more; it is called {new}"
     if match := _GROUP.search(message):
         group, option = match[1], match[2]
         owner = _imported(classes[-1]) if classes else None

@@ -12,20 +12,23 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from importlib import metadata
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.loggers.csv_logs import ExperimentWriter
-from lightning.pytorch.utilities import rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 from lit_probsft.callbacks import Throughput, datamodule_of
 from lit_probsft.changes import TokenChanges, forgetting
+from lit_probsft.continuing import changed_flags, told_changes
 from lit_probsft.disk import told
+from lit_probsft.early_stopping import EarlyStop
 from lit_probsft.errors import UserError
 from lit_probsft.export import CHECKPOINT_KEY, checkpoint_entry, export_checkpoint, export_model
+from lit_probsft.intervals import steps_in_epoch
 from lit_probsft.model import describe
 from lit_probsft.module import ProbSFTModule
 from lit_probsft.parallel.checkpoints import Checkpoints
@@ -34,6 +37,9 @@ from lit_probsft.parallel.signals import StoppedBySignal
 from lit_probsft.parallel.storage import steps
 from lit_probsft.parallel.strategies import sharding_of
 from lit_probsft.runs import RunFolder, write_json, write_text
+from lit_probsft.summary import Ledger
+
+_T = TypeVar("_T", bound=Callback)
 
 
 class MetricsCSV(CSVLogger):
@@ -154,6 +160,11 @@ class RunRecord(Callback):
         if self.resume and self.run.record.exists():
             facts["exported_step"] = json.loads(self.run.record.read_text(encoding="utf-8")).get("exported_step")
         self.content.update(facts)
+        if self.resume and self.run.config.exists():
+            pl_module.changes_told = True
+            before = self.run.config.read_text(encoding="utf-8")
+            for line in told_changes(changed_flags(before, self.config_text), self.run.config):
+                rank_zero_info(line)
         write_text(self.run.config, self.config_text)
         write_json(self.run.record, self.content)
         self._list_losses(getattr(datamodule_of(trainer), "losses", {}))
@@ -272,15 +283,17 @@ class RunRecord(Callback):
     def _finish(self, trainer: L.Trainer, pl_module: ProbSFTModule, status: str) -> None:
         self._list_losses(getattr(datamodule_of(trainer), "losses", {}))  # of a stream they are known only now
         metrics = {**(self.content.get("metrics") or {}), **self._metrics, **_metrics(trainer)}
-        changes = next((c for c in trainer.callbacks if isinstance(c, TokenChanges)), None)  # type: ignore[attr-defined]
-        throughput = next((c for c in trainer.callbacks if isinstance(c, Throughput)), None)  # type: ignore[attr-defined]
+        changes, throughput = _found(trainer, TokenChanges), _found(trainer, Throughput)
+        ledger, stop = _found(trainer, Ledger), _found(trainer, EarlyStop)
         self.content.update(
             status=status,
-            seconds=round(time.time() - self._started, 1),
+            **(ledger.facts() if ledger else {}),
+            stopped_early=stop.reason(trainer) if stop and status == "completed" else None,
             counts={
                 "optimizer_steps": trainer.global_step,
-                "epochs": trainer.current_epoch,
+                "epochs": _whole_epochs(trainer),
                 "tokens": throughput.total_tokens if throughput else None,
+                "supervised_tokens": throughput.total_supervised if throughput else None,
                 "skipped_steps": pl_module.skipped_steps,
             },
             initial_metrics=pl_module.initial_metrics,
@@ -315,6 +328,17 @@ class RunRecord(Callback):
 
 def _metrics(trainer: L.Trainer) -> dict[str, float]:
     return {name: float(value) for name, value in trainer.callback_metrics.items()}
+
+
+def _whole_epochs(trainer: L.Trainer) -> int:
+    """Lightning counts one that was cut short as well."""
+    in_epoch = None if getattr(datamodule_of(trainer), "streaming", False) else steps_in_epoch(trainer)
+    return trainer.global_step // in_epoch if in_epoch else trainer.current_epoch
+
+
+def _found(trainer: L.Trainer, kind: type[_T]) -> _T | None:
+    """The run's callback of a kind."""
+    return next((c for c in trainer.callbacks if isinstance(c, kind)), None)  # type: ignore[attr-defined]
 
 
 def versions() -> dict[str, str]:

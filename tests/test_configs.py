@@ -42,7 +42,7 @@ def test_every_configuration_trains_a_step(name: str, tmp_path: Path, monkeypatc
     flags = substitute(tmp_path) if flags is None else flags
     cli: Any = main(
         ["fit", "--config", str(CONFIGS / f"{name}.yaml"), *flags, "--trainer.max_steps=1", "--trainer.accelerator=cpu",
-         "--trainer.devices=1", "--trainer.enable_progress_bar=false", "--trainer.val_check_interval=1.0"]
+         "--trainer.devices=1", "--trainer.enable_progress_bar=false", "--validate_every=epoch"]
     )  # fmt: skip
     assert cli.trainer.global_step == 1
     assert (tmp_path / "runs" / name / "hf" / "model.safetensors").exists()

@@ -195,7 +195,7 @@ def test_a_fit_trains_all_adapters_and_only_them(tmp_path: Path) -> None:
 
 def test_a_checkpoint_holds_all_that_adapters_need_to_go_on(tmp_path: Path) -> None:
     rows, lora = tiny.write_rows(tmp_path / "rows.jsonl"), LoRA(r=4, dropout=0.2)
-    saved = Checkpoints(tmp_path, CheckpointOptions(every_n_steps=2, keep_last=9))
+    saved = Checkpoints(tmp_path, CheckpointOptions(save_every=2, keep_last=9))
     whole = fit(rows, lora=lora, max_epochs=2, callbacks=[saved], enable_checkpointing=True)
     middle = tmp_path / "step-00000002.ckpt"  # of an epoch of three steps
     resumed = fit(rows, lora=lora, max_epochs=2, ckpt_path=middle)
@@ -238,7 +238,7 @@ def test_a_run_that_stopped_goes_on_with_its_adapters(tmp_path: Path, monkeypatc
     monkeypatch.chdir(tmp_path)
     (tmp_path / "stopper_of_test_lora.py").write_text(STOPPER)
     monkeypatch.syspath_prepend(tmp_path)
-    path = config(tmp_path, checkpoints={"every_n_steps": 1, "export": "none"}, trainer__limit_val_batches=0)
+    path = config(tmp_path, checkpoints={"save_every": 1, "export": "none"}, trainer__limit_val_batches=0)
     options = ["fit", "--config", str(path), *LORA, "--trainer.max_epochs=2"]
     whole = main([*options, "--name", "whole"])
     stopper = "--trainer.callbacks=[{class_path: stopper_of_test_lora.Stopper, init_args: {step: 4}}]"

@@ -160,7 +160,7 @@ def test_an_anchor_holds_the_model_back(rows: Path) -> None:
 
 @pytest.mark.parametrize("objective", [ASFT(), PSFT()], ids=repr)
 def test_the_reference_is_frozen_in_bf16_and_part_of_nothing(rows: Path, objective: Objective, tmp_path: Path) -> None:
-    saved = Checkpoints(tmp_path, CheckpointOptions(every_n_steps=1, keep_last=9))
+    saved = Checkpoints(tmp_path, CheckpointOptions(save_every=1, keep_last=9))
     module = fitted(rows, objective, callbacks=[saved], enable_checkpointing=True)
     assert module.seen is not None
     reference = module.seen.model
@@ -178,7 +178,7 @@ def test_the_reference_is_frozen_in_bf16_and_part_of_nothing(rows: Path, objecti
 
 
 def test_a_run_that_goes_on_is_the_run_that_was_not_interrupted(rows: Path, tmp_path: Path) -> None:
-    saved = Checkpoints(tmp_path, CheckpointOptions(every_n_steps=2, keep_last=9))
+    saved = Checkpoints(tmp_path, CheckpointOptions(save_every=2, keep_last=9))
     objective = Anchored(NLL(), 0.5)
     whole = fitted(rows, objective, callbacks=[saved], enable_checkpointing=True)
     middle = tmp_path / "step-00000002.ckpt"
@@ -193,7 +193,7 @@ def test_a_run_that_goes_on_is_the_run_that_was_not_interrupted(rows: Path, tmp_
     "change", [{"model": tiny.source(seed=1)}, {"reference": Reference(tiny.source(seed=1))}, {"reference": EXACT}]
 )
 def test_a_run_whose_reference_has_changed_is_not_continued(rows: Path, tmp_path: Path, change: Any) -> None:
-    saved = Checkpoints(tmp_path, CheckpointOptions(every_n_steps=2, keep_last=9))
+    saved = Checkpoints(tmp_path, CheckpointOptions(save_every=2, keep_last=9))
     fitted(rows, PSFT(), callbacks=[saved], enable_checkpointing=True, max_epochs=1)
     with pytest.raises(UserError, match="--resume: expected the reference's weights as in the checkpoint"):
         fitted(rows, PSFT(), ckpt_path=tmp_path / "step-00000002.ckpt", **change)
@@ -295,7 +295,7 @@ def test_slices_of_a_reference_have_the_fingerprint_of_the_whole(
     """A run under FSDP2 goes on in another number of processes; and is refused from another model."""
     monkeypatch.chdir(tmp_path)
     anchored = {"class_path": "ASFT", "init_args": {"weight": 0.5}}
-    path = config(tmp_path, model__objective=anchored, checkpoints={"every_n_steps": 1, "keep_last": 9})
+    path = config(tmp_path, model__objective=anchored, checkpoints={"save_every": 1, "keep_last": 9})
     command = ["fit", "--config", str(path), "--trainer.strategy", "fsdp2", "--trainer.max_epochs=2"]
     two = ["--data.batch_size=4", "--trainer.devices=2"]
     launch(["-m", "lit_probsft", *command, *two], timeout=240, cwd=tmp_path)

@@ -49,9 +49,12 @@ def write_rows(path: Path, count: int = 24, seed: int = 0) -> Path:
     return path
 
 
+def rows(path: Path) -> Rows:
+    return Rows(str(path), prompt="question", response="answer")
+
+
 def data(path: Path, **options: Any) -> InstructionDataModule:
-    rows = Rows(str(path), prompt="question", response="answer")
-    return InstructionDataModule(**{"train": rows, "tokenizer": ByteTokenizer(), "batch_size": 8, **options})
+    return InstructionDataModule(**{"train": rows(path), "tokenizer": ByteTokenizer(), "batch_size": 8, **options})
 
 
 def sgd(parameters: Any) -> torch.optim.Optimizer:

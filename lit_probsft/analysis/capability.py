@@ -94,7 +94,7 @@ class Probe(ProbSFTModule):
     def setup(self, stage: str) -> None:
         """As many examples as there are."""
         super().setup(stage)
-        self.survey = Survey(len(self._datamodule().documents))
+        self.survey = Survey(len(self.datamodule.documents))
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int, dataloader_idx: int = 0) -> dict[str, Tensor]:
         """Add a micro-batch."""
@@ -135,7 +135,7 @@ class CapabilityCLI(ProbSFTCLI):
         config.verbose = False
         trainer = config.trainer
         trainer.limit_val_batches, trainer.fast_dev_run, trainer.overfit_batches = None, False, 0.0
-        self.steps = trainer.max_steps
+        self.steps, self.interval = trainer.max_steps, trainer.val_check_interval
         trainer.max_steps, trainer.callbacks = -1, None
         super().before_instantiate_classes()
 
@@ -196,8 +196,9 @@ class CapabilityCLI(ProbSFTCLI):
             flags += ["--model.model", str(self.run.hf) if weights == "auto" else weights]
         if not plan.streaming and "validation" not in plan.data.report:
             flags += ["--data.validation_fraction", "0.05"]
-        batches = max(1, steps) * trainer.accumulate_grad_batches
-        validated = ["--trainer.val_check_interval", str(batches)]  # a pilot ends before its epoch does
+        validated = ["--validate_every", str(max(1, steps))]  # a pilot ends before its epoch does
+        if self.interval is not None:
+            validated += ["--trainer.val_check_interval", "null"]
         if trainer.check_val_every_n_epoch != 1:
             validated += ["--trainer.check_val_every_n_epoch", "1"]
         pilot = ["--trainer.max_steps", str(max(1, steps)), *validated]

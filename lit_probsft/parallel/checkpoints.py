@@ -18,6 +18,15 @@ from lightning_utilities.core.apply_func import apply_to_collection
 
 from lit_probsft.disk import link, remove, tidy, told
 from lit_probsft.errors import UserError
+from lit_probsft.intervals import (
+    Every,
+    at_boundary,
+    ends_here,
+    epoch_ends,
+    validates,
+    validation_follows,
+    validation_set,
+)
 from lit_probsft.parallel.storage import WholeFileIO, newest_whole, not_written, steps
 from lit_probsft.parallel.strategies import FSDP2, DeepSpeed
 
@@ -29,27 +38,28 @@ class CheckpointOptions:
     """What a run writes down while it trains.
 
     Args:
-        every_n_steps: optimizer steps between checkpoints; None for one at each validation (at the end of each epoch
-            where there is none). There is always one at the end.
+        save_every: an integer is optimizer steps between checkpoints, a number between 0 and 1 a share of an epoch,
+            `epoch` one (see `Every`); None for a checkpoint at each validation (at the end of each epoch where there is
+            none). There is always one at the end.
         keep_last: how many of the newest stay, at least 1; with 2 a damaged one costs an interval and not the run. The
             best by val/nll stays too.
         asynchronous: copy what is to be written and go on training while it is written. Not with DeepSpeed.
         export: when the model is exported as a Hugging Face folder: `final` at the end of training into hf/; `best`
             whenever val/nll has improved, into hf/ too; `every` with each checkpoint into hf-steps/, and at the end;
-            `none` never (the command `export` does it from a checkpoint).
+            `none` never (the command `export` does it from a checkpoint). None is `best` with early stopping, whose
+            last steps did not help, and `final` without.
     """
 
-    every_n_steps: int | None = None
+    save_every: int | float | Literal["epoch"] | None = None
     keep_last: int = 2
     asynchronous: bool = False
-    export: Literal["final", "best", "every", "none"] = "final"
+    export: Literal["final", "best", "every", "none"] | None = None
 
     def __post_init__(self) -> None:
-        for name in ("every_n_steps", "keep_last"):
-            value = getattr(self, name)
-            if value is not None and value < 1:
-                raise UserError(f"checkpoints.{name}: expected at least 1, got {value}")
-        if self.export not in ("final", "best", "every", "none"):
+        Every.of(self.save_every, "checkpoints.save_every")
+        if self.keep_last < 1:
+            raise UserError(f"checkpoints.keep_last: expected at least 1, got {self.keep_last}")
+        if self.export not in ("final", "best", "every", "none", None):
             raise UserError(f"checkpoints.export: expected final, best, every or none, got {self.export!r}")
 
 
@@ -76,8 +86,10 @@ class Checkpoints(Checkpoint):
         on_resumed: Callable[[L.Trainer, dict[int, Path], int], None] | None = None,
     ) -> None:
         self.folder, self.options = folder, options
+        self._every = Every.of(options.save_every, "checkpoints.save_every")
         self.on_saved, self.on_resumed = on_saved, on_resumed
         self.best_nll, self.best_step = math.inf, -1
+        self._best_of: str | None = None  # which validation set
         self._saved_at = -1
         self._pending: int | None = None
         self._io: FileWriter | None = None
@@ -100,6 +112,8 @@ class Checkpoints(Checkpoint):
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Forget checkpoints of steps that will be made again."""
+        if self._every is not None:
+            self._every.check(trainer)
         if trainer.is_global_zero and self.folder.is_dir():
             with self._told():
                 tidy(self.folder)
@@ -107,7 +121,8 @@ class Checkpoints(Checkpoint):
                     if step > trainer.global_step:
                         remove(path)
         there: dict[int, Path] = trainer.strategy.broadcast(dict(steps(self.folder)))
-        if self.best_step not in there:  # of another run, or lost: the next is the best
+        of, self._best_of = self._best_of, validation_set(trainer)
+        if self.best_step not in there or of != self._best_of:  # of other rows or another run, or lost
             self.best_nll, self.best_step = math.inf, -1
         if trainer.is_global_zero and there:
             if self.best_step < 0:
@@ -136,15 +151,13 @@ class Checkpoints(Checkpoint):
         if nll is not None and better:
             self._land(trainer, wait=True)  # what is on its way must not take the place of the best so far
             self.best_nll, self.best_step = float(nll), trainer.global_step
-        if better or self.options.every_n_steps is None or self._due(trainer):
+        if better or self._every is None or self._due(trainer):
             self.save(trainer, better)
 
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Where nothing was validated. From a checkpoint of the last micro-batch, a hook earlier, Lightning would go on
         with counters that make it repeat part of an epoch after the next interruption."""
-        if epoch_ends(trainer) and (
-            self._due(trainer) or (self.options.every_n_steps is None and not validates(trainer))
-        ):
+        if epoch_ends(trainer) and (self._due(trainer) or (self._every is None and not validates(trainer))):
             self.save(trainer)
 
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -153,20 +166,18 @@ class Checkpoints(Checkpoint):
 
     def state_dict(self) -> dict[str, Any]:
         """The best so far."""
-        return {"best_nll": self.best_nll, "best_step": self.best_step}
+        return {"best_nll": self.best_nll, "best_step": self.best_step, "best_of": self._best_of}
 
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """The best so far."""
         self.best_nll, self.best_step = state_dict["best_nll"], state_dict["best_step"]
+        self._best_of = state_dict["best_of"]
 
     def _due(self, trainer: L.Trainer) -> bool:
         """Is it time, or does training end here? Once it has ended, Lightning counts an epoch that was cut short as
         whole, and a checkpoint would go on with the next one."""
-        every, step, epochs = self.options.every_n_steps, trainer.global_step, trainer.max_epochs
-        counts = trainer.fit_loop.epoch_progress.current
-        last = step == trainer.max_steps or (epoch_ends(trainer) and counts.ready == epochs)
         stops = trainer.should_stop or getattr(trainer.lightning_module, "stop_wanted", False)
-        return last or stops or (every is not None and step % every == 0)
+        return ends_here(trainer) or stops or (self._every is not None and self._every.due(trainer))
 
     # --- writing
 
@@ -272,32 +283,6 @@ class FileWriter(WholeFileIO):
         """Lightning calls it at the end."""
         if self._thread is not None:
             self._thread.shutdown(wait=True)
-
-
-def at_boundary(trainer: L.Trainer) -> bool:
-    """Has the micro-batch that just ended completed an optimizer step?"""
-    return not trainer.fit_loop._should_accumulate()
-
-
-def epoch_ends(trainer: L.Trainer) -> bool:
-    """Was the last micro-batch the last one of its epoch?"""
-    return bool(trainer.fit_loop.epoch_loop.batch_progress.is_last_batch)
-
-
-def validates(trainer: L.Trainer) -> bool:
-    """Is there anything to validate on during training?"""
-    if not trainer.enable_validation:
-        return False
-    loop = trainer.fit_loop.epoch_loop.val_loop
-    loop.setup_data()  # does nothing the second time
-    return not loop.skip
-
-
-def validation_follows(trainer: L.Trainer) -> bool:
-    """Will the trainer validate before the next micro-batch?"""
-    loop = trainer.fit_loop
-    due = loop._data_fetcher is not None and loop.epoch_loop._should_check_val_fx(loop._data_fetcher)
-    return due and validates(trainer)
 
 
 def where_to_continue(folder: Path) -> Path:

@@ -22,7 +22,8 @@ from lightning.pytorch.strategies.launchers.subprocess_script import _Subprocess
 from lightning.pytorch.trainer.connectors.signal_connector import _SignalConnector
 
 from lit_probsft.errors import first_rank
-from lit_probsft.parallel.checkpoints import Checkpoints, at_boundary, epoch_ends, validation_follows
+from lit_probsft.intervals import at_boundary, epoch_ends, validation_follows
+from lit_probsft.parallel.checkpoints import Checkpoints
 
 STOPPED = 143
 """Exit status of a run that a signal has stopped, 128 + SIGTERM: what schedulers take for "not finished"."""

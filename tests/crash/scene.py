@@ -15,6 +15,7 @@ from safetensors.torch import load_file
 
 from lit_probsft.export import CHECKPOINT_KEY
 from lit_probsft.parallel.storage import damage
+from lit_probsft.summary import CLOCK
 from tests import tiny
 from tests.crash.server import Run, Server, Shell
 from tests.test_cli import config
@@ -42,7 +43,7 @@ class Scene:
             "model__model": model,
             "data__batch_size": 4,
             "trainer__accumulate_grad_batches": 2,
-            "checkpoints__every_n_steps": EVERY,
+            "checkpoints__save_every": EVERY,
             "trainer__callbacks": [{"class_path": "tests.crash.callbacks.Diary", "init_args": {"pause": pause}}],
         }
         self.config = config(folder, **{**settings, **changes})
@@ -184,12 +185,12 @@ def exported(folder: Path) -> dict[str, torch.Tensor]:
 
 
 def state(checkpoint: Path) -> dict[str, Any]:
-    """The whole content of a checkpoint, but for the model card, which tells how fast it was."""
+    """The whole content of a checkpoint, but for what the clock decides: the seconds so far, and the model card."""
     if checkpoint.is_dir():
         content = _slices(checkpoint)
     else:
         content = torch.load(checkpoint, map_location="cpu", weights_only=True)
-    del content[CHECKPOINT_KEY]["card"]
+    del content[CHECKPOINT_KEY]["card"], content[CLOCK]
     return content
 
 

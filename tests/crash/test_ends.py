@@ -43,7 +43,7 @@ def test_checkpoints_are_written_where_nothing_is_validated(
     server: Server, tmp_path: Path, changes: dict[str, Any], every: int | None, expected: list[int]
 ) -> None:
     """The three epochs end at steps 3, 6 and 9; two checkpoints are kept, and there is no best."""
-    scene = Scene(server, tmp_path, **changes, trainer__max_epochs=3, checkpoints__every_n_steps=every)
+    scene = Scene(server, tmp_path, **changes, trainer__max_epochs=3, checkpoints__save_every=every)
     scene.fit("run")
     assert saved(scene) == expected[-2:]
 
@@ -140,7 +140,7 @@ def test_the_optimizer_of_the_configuration_wins_over_the_checkpoints(server: Se
     scene = Scene(server, tmp_path, trainer__max_epochs=2)
     scene.fit("run")
     run = scene.fit("run", "--resume", "--trainer.max_epochs=4", "--model.optimizer.lr=0.003")
-    assert "--resume: the optimizer's lr 0.01 is now 0.003" in run.said
+    assert "  model.optimizer.lr: 0.01 -> 0.003\n" in run.said
     rates = [float(row["lr"]) for row in metrics(scene.run("run") / "metrics.csv") if "lr" in row]
     scene.fit("whole", "--trainer.max_epochs=4", "--model.optimizer.lr=0.003")
     expected = [float(row["lr"]) for row in metrics(scene.run("whole") / "metrics.csv") if "lr" in row]

@@ -11,6 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from lit_probsft.export import CHECKPOINT_KEY
+from lit_probsft.summary import CLOCK
 from tests.crash.scene import state
 
 DEEPSPEED = pytest.mark.skipif(importlib.util.find_spec("deepspeed") is None, reason="deepspeed is not installed")
@@ -23,12 +24,13 @@ def deepspeed_files(checkpoint: Path) -> dict[str, Any]:
 
 
 def content(checkpoint: Path) -> Any:
-    """All of it as plain data and tensors, but for the model card, which tells how fast the run was."""
+    """All of it as plain data and tensors, but for what the clock decides."""
     if not (checkpoint / "checkpoint").is_dir():
         return state(checkpoint)
     files = deepspeed_files(checkpoint)
     for file in files.values():
         file.get(CHECKPOINT_KEY, {}).pop("card", None)
+        file.pop(CLOCK, None)
     return _plain(files)
 
 

@@ -57,13 +57,12 @@ def deepspeed() -> None:
 
 
 @pytest.mark.parametrize("value", [0, -1, -(10**9)])
-@pytest.mark.parametrize("name", ["every_n_steps", "keep_last"])
-def test_a_number_below_one(name: str, value: int) -> None:
-    refused(lambda: CheckpointOptions(**{name: value}), f"checkpoints.{name}: expected at least 1, got {value}")
-    assert getattr(CheckpointOptions(**{name: 1}), name) == 1
+def test_a_number_below_one(value: int) -> None:
+    refused(lambda: CheckpointOptions(keep_last=value), f"checkpoints.keep_last: expected at least 1, got {value}")
+    assert CheckpointOptions(keep_last=1).keep_last == 1
 
 
-@pytest.mark.parametrize("value", ["", "Best", "last", "all", None, True])
+@pytest.mark.parametrize("value", ["", "Best", "last", "all", True])
 def test_an_unknown_time_of_export(value: Any) -> None:
     refused(
         lambda: CheckpointOptions(export=value),

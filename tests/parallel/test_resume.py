@@ -48,7 +48,7 @@ SETUPS: dict[str, dict[str, Any]] = {
     "one, not validated": {"data__validation": None},
     "one, validated every other epoch": {"trainer__check_val_every_n_epoch": 2},
     "one, by steps": {"data__validation": None, "trainer__max_epochs": -1, "trainer__max_steps": 2 * WINDOWS},
-    "one, saved after epochs": {"data__validation": None, "checkpoints__every_n_steps": None, "trainer__max_epochs": 4},
+    "one, saved after epochs": {"data__validation": None, "checkpoints__save_every": None, "trainer__max_epochs": 4},
     "ddp": two("ddp"),
     "fsdp2": two("fsdp2"),
     "stream": STREAM,
@@ -83,7 +83,7 @@ class Whole(Scene):
     """A scene with a run that nothing happened to, and a look into checkpoints of all kinds."""
 
     def __init__(self, server: Server, folder: Path, **changes: Any) -> None:
-        settings = {"trainer__max_epochs": 2, "checkpoints__every_n_steps": 1}
+        settings = {"trainer__max_epochs": 2, "checkpoints__save_every": 1}
         super().__init__(server, folder, **{**settings, **changes})
         self.fit("whole")
 
@@ -177,7 +177,7 @@ def test_a_run_that_was_complete_and_is_trained_further_is_one_run(
     server: Server, tmp_path: Path, setup: str, every: int | None
 ) -> None:
     """Not a row of what was logged is missing."""
-    changes = {"checkpoints__every_n_steps": every, "checkpoints__keep_last": 1}
+    changes = {"checkpoints__save_every": every, "checkpoints__keep_last": 1}
     scene = Whole(server, tmp_path, **SETUPS[setup], **changes, model__schedule={"decay": "constant", "warmup": 2.0})
     scene.fit("run", FURTHER[setup][0])
     scene.fit("run", FURTHER[setup][1], "--resume")

@@ -1,0 +1,36 @@
+"""How answers are written."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any
+
+from lit_probsft.errors import UserError
+
+
+@dataclass(frozen=True)
+class Generation:
+    """How `predict` writes answers.
+
+    Args:
+        max_new_tokens: at least 1.
+        temperature: 0 is greedy.
+        top_p: nucleus of the sampled distribution, above 0, at most 1.
+    """
+
+    max_new_tokens: int = 256
+    temperature: float = 0.0
+    top_p: float = 1.0
+
+    def __post_init__(self) -> None:
+        if self.max_new_tokens < 1:
+            raise UserError(f"generation.max_new_tokens: expected at least 1, got {self.max_new_tokens}")
+        if self.temperature < 0:
+            raise UserError(f"generation.temperature: expected 0 (greedy) or more, got {self.temperature}")
+        if not 0 < self.top_p <= 1:
+            raise UserError(f"generation.top_p: expected a number above 0 and at most 1, got {self.top_p}")
+
+    def as_kwargs(self) -> dict[str, Any]:
+        """Arguments of transformers' `generate`."""
+        sampling = {"do_sample": True, "temperature": self.temperature, "top_p": self.top_p}
+        return {"max_new_tokens": self.max_new_tokens, **(sampling if self.temperature else {"do_sample": False})}
