@@ -254,11 +254,11 @@ class ProbSFTCLI(LightningCLI):
         try:
             super()._run_subcommand(subcommand)
         except UserError as error:
-            name = "data.tokenizer.name_or_path: "
-            if self._lent_tokenizer and str(error).startswith(name):
+            name, _, said = str(error).partition(": ")
+            of = {"data.tokenizer.name_or_path": "", "data.tokenizer.trust_remote_code": ".trust_remote_code"}.get(name)
+            if self._lent_tokenizer and of is not None:
                 raise UserError(
-                    f"model.model: {str(error).removeprefix(name)} (it names the tokenizer too, as data.tokenizer is "
-                    "not given)"
+                    f"model.model{of}: {said} (it names the tokenizer too, as data.tokenizer is not given)"
                 ) from error
             raise
         except (RuntimeError, ValueError, KeyError) as error:
@@ -513,7 +513,12 @@ def _default_tokenizer(config: Namespace) -> bool:
     if isinstance(source, str):
         data.tokenizer = source
     elif "init_args" in source and "model_name_or_path" in source.init_args:
-        data.tokenizer = source.init_args.model_name_or_path
+        options = source.init_args
+        lent = {name: options[name] for name in ("revision", "trust_remote_code") if name in options}
+        data.tokenizer = Namespace(
+            class_path="lit_probsft.data.tokenizers.PretrainedTokenizer",
+            init_args=Namespace(name_or_path=options.model_name_or_path, **lent),
+        )
     return data.get("tokenizer") is not None
 
 

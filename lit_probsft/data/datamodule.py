@@ -15,6 +15,7 @@ import numpy as np
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
+from lit_probsft.data.added import check_added, with_added
 from lit_probsft.data.blocks import Reading
 from lit_probsft.data.cache import cached_store, cached_tokenizer, digests, overlap
 from lit_probsft.data.formats import Conversation
@@ -31,6 +32,7 @@ from lit_probsft.data.tokenization import IGNORED, Reasoning, Turns, tokenize_co
 from lit_probsft.data.tokenizers import TokenizerSource, as_tokenizer_source, checked_tokenizer, tokenizer_fingerprint
 from lit_probsft.data.visits import Visits
 from lit_probsft.errors import UserError, near_matches
+from lit_probsft.remote import commit_of
 
 _STAGES = {"fit": ("train", "validation"), "validate": ("validation",), "test": ("test",), "predict": ("predict",)}
 
@@ -63,6 +65,9 @@ class InstructionDataModule(LightningDataModule):
         predict: rows whose prompts are answered in the `predict` stage; by default those of `test`, else of validation.
         tokenizer: a `TokenizerSource`; a text stands for `PretrainedTokenizer(text)`. From Python also a loaded
             tokenizer.
+        add_tokens: texts that become one token each, such as `<think>`, where the tokenizer does not know them. The
+            model's vocabulary grows where it has no room, and each new row begins as the mean of the old ones.
+        add_special_tokens: the same for control tokens, such as marks of turns: left out when an answer is written.
         format: `chat` renders by the chat template; `plain` writes prompt, response and end-of-text token.
         chat_template: a template file, or Jinja text, in place of the tokenizer's own.
         require_end_of_turn: refuse rows in which the end of an answer would not be learnt.
@@ -112,6 +117,8 @@ class InstructionDataModule(LightningDataModule):
         test: Source | str | None = None,
         predict: Source | str | None = None,
         tokenizer: TokenizerSource | str | None = None,
+        add_tokens: list[str] | None = None,
+        add_special_tokens: list[str] | None = None,
         format: Literal["chat", "plain"] = "chat",
         chat_template: str | None = None,
         require_end_of_turn: bool = True,
@@ -171,6 +178,7 @@ class InstructionDataModule(LightningDataModule):
         if format == "plain" and chat_template is not None:
             raise UserError("data.chat_template: expected none with `data.format: plain`, which uses no template")
 
+        check_added(add_tokens or (), add_special_tokens or ())
         if packing and max_length is None:
             raise UserError("data.packing: expected data.max_length, the tokens of a pack, got none")
         if packing and length_pool != _LENGTH_POOL:
@@ -221,6 +229,7 @@ class InstructionDataModule(LightningDataModule):
         self.duplicates, self.on_bad_row = duplicates, on_bad_row
         self._cache = Path(cache_dir or os.environ.get("LIT_PROBSFT_CACHE") or "~/.cache/lit_probsft").expanduser()
         self._tokenizer_source = as_tokenizer_source(tokenizer)
+        self.add_tokens, self.add_special_tokens = tuple(add_tokens or ()), tuple(add_special_tokens or ())
         if streaming and getattr(self._tokenizer_source, "learns", False):
             raise UserError(
                 "data.tokenizer: expected one that is there already with data.streaming, got "
@@ -239,7 +248,7 @@ class InstructionDataModule(LightningDataModule):
         """The loaded tokenizer, a `PreTrainedTokenizerFast` with a pad token."""
         if self._tokenizer is None:
             try:
-                self._tokenizer = self._load_tokenizer()
+                self._tokenizer = with_added(self._load_tokenizer(), self.add_tokens, self.add_special_tokens)
                 if self._recipe.chat_template is not None:  # so that whoever saves the tokenizer saves what was trained
                     self._tokenizer.chat_template = self._recipe.chat_template
             except UserError as error:
@@ -352,6 +361,7 @@ class InstructionDataModule(LightningDataModule):
         return {
             **{name: {**split.loaded.source.describe(), "part": split.part} for name, split in self._splits.items()},
             "tokenizer": named,
+            "added_tokens": [*self.add_tokens, *self.add_special_tokens],
             "recipe": asdict(self._recipe),
             **{
                 name: getattr(self, name)
@@ -359,6 +369,15 @@ class InstructionDataModule(LightningDataModule):
             },
             "stream": self.shuffle_buffer if self.streaming else None,
         }
+
+    def commits(self) -> dict[str, str]:
+        """What was taken from the hub: the commits of the tokenizer and of the data, by their arguments."""
+        tokenizer = commit_of(self.tokenizer)
+        found = {} if tokenizer is None else {"data.tokenizer": tokenizer}
+        for split in self._splits.values():
+            for part, commit in split.loaded.source.commits().items():
+                found[f"data.{split.loaded.argument}{'.sources.' if part else ''}{part}"] = commit
+        return found
 
     def prediction_row(self, document: int) -> dict[str, Any]:
         """What belongs to document `document` of the predict stage: `index` (its row), `prompt` (the last turn of the

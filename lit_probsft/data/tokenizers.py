@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from lit_probsft.errors import UserError, near_matches
+from lit_probsft.remote import refused_code, warn_of_code
 
 PAD, TURN_START, TURN_END = "<|pad|>", "<|im_start|>", "<|im_end|>"
 
@@ -69,25 +70,33 @@ class PretrainedTokenizer(TokenizerSource):
 
     def load(self, texts: Callable[[], Iterable[str]]) -> Any:
         """Reads the tokenizer; refuses one that is missing, slow, or without a pad token."""
-        from transformers import AutoTokenizer
-
-        looks_local = self.name_or_path.startswith((".", "/", "~")) or self.name_or_path.count("/") > 1
-        path = Path(self.name_or_path).expanduser()
-        if looks_local and not path.exists():
-            names = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
-            raise UserError(f"name_or_path: no such folder: {self.name_or_path!r}.{near_matches(path.name, names)}")
-        try:
-            tokenizer = AutoTokenizer.from_pretrained(
-                str(path) if path.exists() else self.name_or_path,
-                revision=self.revision,
-                trust_remote_code=self.trust_remote_code,
-            )
-        except Exception as error:  # a missing file, a refused connection and a broken file share no base class
-            raise UserError(
-                f"name_or_path: expected a folder or a hub id that holds a tokenizer, got {self.name_or_path!r}: "
-                f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}"
-            ) from error
+        tokenizer = read_tokenizer(self.name_or_path, self.revision, self.trust_remote_code)
         return checked_tokenizer(tokenizer, self.pad_token)
+
+
+def read_tokenizer(name_or_path: str, revision: str | None = None, trust_remote_code: bool = False) -> Any:
+    """A tokenizer as it lies on the hub or in a folder. Arguments as `PretrainedTokenizer`.
+
+    Raises:
+        UserError: there is none, or its own code would have to run.
+    """
+    from transformers import AutoTokenizer
+
+    looks_local = name_or_path.startswith((".", "/", "~")) or name_or_path.count("/") > 1
+    path = Path(name_or_path).expanduser()
+    if looks_local and not path.exists():
+        names = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
+        raise UserError(f"name_or_path: no such folder: {name_or_path!r}.{near_matches(path.name, names)}")
+    place = str(path) if path.exists() else name_or_path
+    if trust_remote_code:
+        warn_of_code("trust_remote_code", place, revision)
+    try:
+        return AutoTokenizer.from_pretrained(place, revision=revision or "main", trust_remote_code=trust_remote_code)
+    except Exception as error:  # a missing file, a refused connection and a broken file share no base class
+        raise refused_code(error, "trust_remote_code", place, revision) or UserError(
+            f"name_or_path: expected a folder or a hub id that holds a tokenizer, got {name_or_path!r}: "
+            f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}"
+        ) from error
 
 
 @dataclass(frozen=True)
