@@ -113,14 +113,22 @@ def export(args: Sequence[str]) -> None:
     )
     parser.add_argument("out", metavar="OUT", type=Path, help="the Hugging Face folder to write")
     parser.add_argument("--overwrite", action="store_true", help="replace OUT if it exists")
+    parser.add_argument(
+        "--push-to-hub", metavar="ID", help="upload OUT to this repository of the hub, such as me/model"
+    )
     options = parser.parse_args(args)
     import transformers
 
     from lit_probsft.export import export_checkpoint
+    from lit_probsft.hub import HubOptions, made_ready, upload
 
+    flag = "--push-to-hub"
+    hub = made_ready(HubOptions(options.push_to_hub), flag) if options.push_to_hub else None
     transformers.utils.logging.disable_progress_bar()
     export_checkpoint(options.checkpoint, options.out, overwrite=options.overwrite)
     print(f"{options.out}: ready for transformers.AutoModelForCausalLM.from_pretrained")
+    if hub is not None:
+        print(upload(hub, options.out, flag))
 
 
 def configs(args: Sequence[str]) -> None:

@@ -7,6 +7,7 @@ import dataclasses
 import logging
 import os
 import re
+import sys
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -26,7 +27,8 @@ from lit_probsft.callbacks import PredictionWriter, ProgressBar, Throughput
 from lit_probsft.changes import TokenChanges
 from lit_probsft.checks import check_config_files, check_trainer, first_line, read_checkpoint, with_prefix
 from lit_probsft.data import InstructionDataModule
-from lit_probsft.errors import UserError
+from lit_probsft.errors import UserError, first_rank
+from lit_probsft.hub import HubOptions, made_ready, upload
 from lit_probsft.module import ProbSFTModule
 from lit_probsft.parallel.checkpoints import CheckpointOptions, Checkpoints, where_to_continue
 from lit_probsft.parallel.signals import GracefulStop, Launcher, follow_parent
@@ -90,6 +92,7 @@ class ProbSFTCLI(LightningCLI):
         self.command = args[0]
         self._checkpoint: dict[str, Any] = {}
         self._lent_tokenizer = False
+        self.hub: HubOptions | None = None
         # Lightning builds the flags of every command at each start; one of the four is asked for.
         wanted = {self.command: LightningCLI.subcommands()[self.command]}
         self.subcommands = lambda: wanted  # type: ignore[method-assign]
@@ -133,6 +136,9 @@ class ProbSFTCLI(LightningCLI):
         parser.add_argument("--overwrite", action="store_true", help="replace the run of this name")
         parser.add_argument(
             "--checkpoints", type=CheckpointOptions, default=CheckpointOptions(), help="when and what is saved"
+        )
+        parser.add_argument(
+            "--push_to_hub", type=HubOptions, default=HubOptions(), help="where fit uploads the model that it exports"
         )
         parser.add_argument(
             "--weights",
@@ -220,6 +226,17 @@ class ProbSFTCLI(LightningCLI):
             )
         if self.command == "fit":
             self._check_optimizer()
+            self._make_hub_ready()
+
+    def _make_hub_ready(self) -> None:
+        """Once nothing else can be refused: a repository may be created here. The first rank alone talks to the hub."""
+        config = self.config_init[self.command]
+        if config.push_to_hub.repo_id is None or config.trainer.fast_dev_run:
+            return
+        if config.checkpoints.export == "none":
+            raise UserError("push_to_hub: expected checkpoints.export to leave a model to upload, got none")
+        if first_rank():
+            self.hub = made_ready(config.push_to_hub)
 
     def _check_optimizer(self) -> None:
         """Build the optimizer once over a small matrix: its arguments are refused before any data are read."""
@@ -358,6 +375,7 @@ class ProbSFTCLI(LightningCLI):
             return
         if self.record.already_complete:
             print(f"{self.run.path}: the run is complete already, there was nothing left to train")
+            self._push()
             return
         before, metrics = self.model.initial_metrics.get("val/nll"), self.trainer.callback_metrics
         lines = [""]
@@ -379,6 +397,13 @@ class ProbSFTCLI(LightningCLI):
             f"         python -m lit_probsft predict --config {self.run.config}",
         ]
         print("\n".join(lines))
+        self._push()
+
+    def _push(self) -> None:
+        """The last thing of all: whatever happens here, the run is complete."""
+        if self.hub is not None and self.record.content.get("status") == "completed":
+            sys.stdout.flush()
+            print(f"hub:     {upload(self.hub, self.run.hf)}")
 
     def after_validate(self) -> None:
         """Leave the numbers beside the run, if there is one."""

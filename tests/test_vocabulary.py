@@ -102,7 +102,11 @@ def config(folder: Path, **data: Any) -> Path:
         (folder / f"{name}.jsonl").write_text("".join(json.dumps(row) + "\n" for row in rows))
     columns = {"prompt": "question", "response": "answer"}
     content = {
-        "model": {"model": str(folder / "base"), "objective": {"class_path": "NLL"}, "generation": {"max_new_tokens": 4}},
+        "model": {
+            "model": str(folder / "base"),
+            "objective": {"class_path": "NLL"},
+            "generation": {"max_new_tokens": 4},
+        },
         "data": {
             **{
                 name: {"class_path": "Rows", "init_args": {"path": str(folder / f"{name}.jsonl"), **columns}}
