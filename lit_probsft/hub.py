@@ -31,7 +31,7 @@ class HubOptions:
     def __post_init__(self) -> None:
         if self.repo_id is not None:
             from huggingface_hub.errors import HFValidationError
-            from huggingface_hub.utils import validate_repo_id
+            from huggingface_hub.utils._validators import validate_repo_id
 
             try:
                 validate_repo_id(self.repo_id)

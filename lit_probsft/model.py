@@ -20,7 +20,7 @@ from lit_probsft.head import HeadOutput, HeadRequest, HiddenRequest, ObjectiveHe
 from lit_probsft.logits import Outputs
 from lit_probsft.packs import Packs
 from lit_probsft.parallel.sharding import Sharding, decoder_layers, draw_weights, fill, global_numel, is_partitioned
-from lit_probsft.remote import refused_code, warn_of_code
+from lit_probsft.remote import model_commit, refused_code, warn_of_code
 from lit_probsft.vocabulary import extend, grow, new_to, rows_for
 
 if TYPE_CHECKING:
@@ -54,6 +54,11 @@ class ModelSource(ABC):
     @property
     def tokenizer_name(self) -> str | None:
         """Hub id or folder where the model's own tokenizer lies, if it has one."""
+        return None
+
+    @property
+    def commit(self) -> str | None:
+        """The commit that is read, of a model on the hub."""
         return None
 
     def new_tokens(self, tokenizer: PreTrainedTokenizerBase | None) -> Mapping[str, int]:
@@ -94,6 +99,11 @@ class PretrainedCausalLM(ModelSource):
         """The same place."""
         return self.model_name_or_path
 
+    @property
+    def commit(self) -> str | None:
+        """As the hub tells it."""
+        return model_commit(self.model_name_or_path, self.revision)
+
     def new_tokens(self, tokenizer: PreTrainedTokenizerBase | None) -> Mapping[str, int]:
         """Those that the tokenizer beside the weights lacks."""
         return new_to(tokenizer, lambda: read_tokenizer(self.model_name_or_path, self.revision, self.trust_remote_code))
@@ -114,7 +124,7 @@ class PretrainedCausalLM(ModelSource):
             with reading as options:
                 model = AutoModelForCausalLM.from_pretrained(
                     self.model_name_or_path,
-                    revision=self.revision or "main",
+                    revision=self.commit or self.revision or "main",
                     dtype=dtype if self.dtype == "auto" else getattr(torch, self.dtype),
                     attn_implementation=self.attn_implementation,
                     trust_remote_code=self.trust_remote_code,

@@ -39,7 +39,6 @@ from lit_probsft.parallel.sharding import Sharding
 from lit_probsft.parallel.strategies import DeepSpeed, check_supported, sharding_of
 from lit_probsft.probing import measure
 from lit_probsft.reference import FrozenModel, Reference, check_reference, copied, load_reference
-from lit_probsft.remote import commit_of
 from lit_probsft.vocabulary import check_trained, extend
 
 Normalize = Literal["tokens", "sequence", "kept", "micro_batch"]
@@ -253,7 +252,7 @@ class ProbSFTModule(L.LightningModule):
         source = self.reference.source_beside(self.source)
         name = "the model handed in" if source is None else source.name
         dtype = str(self._frozen.model.dtype).removeprefix("torch.")
-        commit = commit_of(self._frozen.model)
+        commit = None if source is None else source.commit
         found = {"name": name, "dtype": dtype, "weights": self._frozen_fingerprint}
         return found if commit is None else {**found, "commit": commit}
 

@@ -33,7 +33,6 @@ from lit_probsft.parallel.sharding import whole_weights
 from lit_probsft.parallel.signals import StoppedBySignal
 from lit_probsft.parallel.storage import steps
 from lit_probsft.parallel.strategies import sharding_of
-from lit_probsft.remote import commit_of
 from lit_probsft.runs import RunFolder, write_json, write_text
 
 
@@ -353,7 +352,7 @@ def model_name(module: ProbSFTModule) -> str:
 
 def commits(trainer: L.Trainer, module: ProbSFTModule) -> dict[str, str]:
     """The commits of all that was taken from the hub, by the argument that names it."""
-    model, reference = commit_of(module.model), module.describe_reference().get("commit")
+    model, reference = module.source and module.source.commit, module.describe_reference().get("commit")
     return {
         **({} if model is None else {"model": model}),
         **({} if reference is None else {"model.reference": reference}),

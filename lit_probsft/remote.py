@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import functools
 import json
+import re
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 from lightning.pytorch.utilities import rank_zero_warn
 
 from lit_probsft.errors import UserError
 
 _FILES = ("config.json", "tokenizer_config.json")
+_SNAPSHOT = re.compile(r"/snapshots/([0-9a-f]{40})/")
 
 
 def custom_code(place: str, revision: str | None = None) -> list[str]:
-    """The code of its own that a model or tokenizer names in its files, as `REPOSITORY: FILE`; empty for none, or where
-    the files cannot be read."""
+    """The files of code that a model or tokenizer names, its own or `FILE of REPOSITORY`; empty for none, or where that
+    cannot be read."""
     return sorted(dict.fromkeys(_code_in(place, revision)))
 
 
@@ -36,7 +37,7 @@ def _code_in(place: str, revision: str | None) -> Iterator[str]:
             for path in value if isinstance(value, list | tuple) else [value]:
                 if path:
                     repository, found, module = str(path).rpartition("--")
-                    yield f"{repository if found else place}: {module.split('.')[0]}.py"
+                    yield f"{module.split('.')[0]}.py{f' of {repository}' if found else ''}"
 
 
 @functools.cache
@@ -45,12 +46,11 @@ def warn_of_code(argument: str, place: str, revision: str | None = None) -> None
     code = custom_code(place, revision)
     if not code:
         return
-    strange = [name for name in code if not name.startswith(f"{place}: ")]
-    pinned = "" if Path(place).exists() or revision else "; no revision pins it"
-    pinned += f"; no revision pins {', '.join(strange)}" if strange and not pinned else ""
+    strange = [name for name in code if " of " in name]
+    unpinned = strange if revision or Path(place).exists() else code
     rank_zero_warn(
-        f"{argument}: code that comes with {place} WILL RUN ON THIS MACHINE with all your rights ({', '.join(code)})"
-        f"{pinned}"
+        f"{argument}: code that comes with {place} WILL RUN ON THIS MACHINE with all your rights: {', '.join(code)}"
+        + (f"; no revision pins {', '.join(unpinned)}" if unpinned else "")
     )
 
 
@@ -80,8 +80,17 @@ def dataset_commit(name: str, revision: str | None = None) -> str | None:
     return sha
 
 
-def commit_of(loaded: Any) -> str | None:
-    """The commit from which a model or a tokenizer was read; None for one of a local folder."""
-    config = getattr(loaded, "config", None)
-    found = getattr(config, "_commit_hash", None) or getattr(loaded, "init_kwargs", {}).get("_commit_hash")
-    return None if found is None else str(found)
+@functools.cache
+def model_commit(place: str, revision: str | None = None) -> str | None:
+    """The commit that the hub, or the cache of its files on this machine, gives for a revision of a model or tokenizer
+    now, the same for as long as this process lives; None for a local folder."""
+    from transformers.utils import cached_file
+
+    for name in _FILES:
+        try:
+            path = cached_file(place, name, revision=revision or "main")
+        except (OSError, ValueError):  # loading it will say what is wrong
+            continue
+        if match := _SNAPSHOT.search(Path(path or "").as_posix()):
+            return match[1]
+    return None

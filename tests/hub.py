@@ -47,7 +47,7 @@ class Hub:
         self.repos: dict[str, Repo] = {}
         self.requests: list[str] = []
         self.fails: str | None = None
-        """Requests that match are answered by 500."""
+        """Requests that match are refused; the client would try a 500 again and again."""
 
     def add(self, kind: str, name: str, folder: Path, branch: str = "main") -> str:
         """A new commit of all files of a folder."""
@@ -89,7 +89,7 @@ class _Handler(BaseHTTPRequestHandler):
         path = unquote(urlparse(self.path).path)
         self.hub.requests.append(f"{method} {path}")
         if self.hub.fails and re.search(self.hub.fails, path):
-            self._say(500, {"error": "the hub is tired"})
+            self._say(400, {"error": "the hub is tired"})
             return
         for pattern, answer in _ROUTES:
             if match := re.fullmatch(pattern, path):
@@ -178,11 +178,16 @@ class _Handler(BaseHTTPRequestHandler):
         owner = asked.get("organization") or USER
         name = f"models/{owner}/{asked['name']}"
         if name in self.hub.repos:
-            self._say(409, {"error": "You already created this model repo", "url": f"http://hub/{name[7:]}"})
+            self._say(
+                409,
+                {"error": "You already created this model repo", "url": f"http://{self.headers['Host']}/{name[7:]}"},
+            )
         elif owner != USER:
             self._say(403, {"error": f"You don't have the rights to create a model under the namespace {owner!r}"})
         else:
-            repo = self.hub.repos[name] = Repo(private=asked.get("private", False))
+            repo = self.hub.repos[name] = Repo(
+                private="private" in (asked.get("visibility"), asked.get("private") and "private")
+            )
             repo.commit({".gitattributes": b""}, message="initial commit")
             self._say(200, {"url": f"http://{self.headers['Host']}/{owner}/{asked['name']}"})
 
@@ -251,3 +256,44 @@ _ROUTES: list[tuple[str, Any]] = [
     (rf"{_REPO}(?:/revision/(.+))?", _Handler.info),
     (r"/(datasets/)?([\w.-]+/[\w.-]+)/resolve/([^/]+)/(.+)", _Handler.resolve),
 ]
+
+
+def forget() -> None:
+    """What this process knows of a hub."""
+    import huggingface_hub
+
+    from lit_probsft import remote
+
+    huggingface_hub.HfFileSystem.clear_instance_cache()
+    for known in (remote.model_commit, remote.dataset_commit, remote.warn_of_code):
+        known.cache_clear()
+
+
+@contextmanager
+def connected(hub: Hub, cache: Path) -> Iterator[str]:
+    """Let this process's Hugging Face libraries talk to `hub` alone, with a cache and a token of their own."""
+    import datasets
+    import huggingface_hub
+    import pytest
+
+    with hub.served() as endpoint, pytest.MonkeyPatch.context() as patch:
+        for name, value in {
+            "ENDPOINT": endpoint,
+            "HUGGINGFACE_CO_URL_TEMPLATE": endpoint + "/{repo_id}/resolve/{revision}/{filename}",
+            "HF_HUB_OFFLINE": False,
+            "HF_HUB_CACHE": str(cache / "hub"),
+            "HF_XET_CACHE": str(cache / "xet"),
+        }.items():
+            patch.setattr(huggingface_hub.constants, name, value)
+        for name, value in {
+            "HF_ENDPOINT": endpoint,
+            "HUB_DATASETS_URL": endpoint + "/datasets/{repo_id}/resolve/{revision}/{path}",
+            "HF_HUB_OFFLINE": False,
+            "HF_DATASETS_OFFLINE": False,
+            "HF_DATASETS_CACHE": cache / "datasets",
+        }.items():
+            patch.setattr(datasets.config, name, value)
+        patch.setenv("HF_TOKEN", TOKEN)
+        forget()
+        yield endpoint
+        forget()

@@ -32,7 +32,6 @@ from lit_probsft.data.tokenization import IGNORED, Reasoning, Turns, tokenize_co
 from lit_probsft.data.tokenizers import TokenizerSource, as_tokenizer_source, checked_tokenizer, tokenizer_fingerprint
 from lit_probsft.data.visits import Visits
 from lit_probsft.errors import UserError, near_matches
-from lit_probsft.remote import commit_of
 
 _STAGES = {"fit": ("train", "validation"), "validate": ("validation",), "test": ("test",), "predict": ("predict",)}
 
@@ -372,7 +371,7 @@ class InstructionDataModule(LightningDataModule):
 
     def commits(self) -> dict[str, str]:
         """What was taken from the hub: the commits of the tokenizer and of the data, by their arguments."""
-        tokenizer = commit_of(self.tokenizer)
+        tokenizer = getattr(self._tokenizer_source, "commit", None)
         found = {} if tokenizer is None else {"data.tokenizer": tokenizer}
         for split in self._splits.values():
             for part, commit in split.loaded.source.commits().items():

@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from lit_probsft.errors import UserError, near_matches
-from lit_probsft.remote import refused_code, warn_of_code
+from lit_probsft.remote import model_commit, refused_code, warn_of_code
 
 PAD, TURN_START, TURN_END = "<|pad|>", "<|im_start|>", "<|im_end|>"
 
@@ -46,6 +46,11 @@ class TokenizerSource(ABC):
         """Whether `load` reads `texts`; what it gives is then cached under what the texts are."""
         return False
 
+    @property
+    def commit(self) -> str | None:
+        """The commit that is read, of a tokenizer on the hub."""
+        return None
+
     def describe(self) -> dict[str, Any]:
         """The class and its fields as plain data, for the record of a run."""
         return {"tokenizer": type(self).__name__, **asdict(self)}
@@ -67,6 +72,11 @@ class PretrainedTokenizer(TokenizerSource):
     revision: str | None = None
     trust_remote_code: bool = False
     pad_token: str | None = None
+
+    @property
+    def commit(self) -> str | None:
+        """As the hub tells it."""
+        return model_commit(self.name_or_path, self.revision)
 
     def load(self, texts: Callable[[], Iterable[str]]) -> Any:
         """Reads the tokenizer; refuses one that is missing, slow, or without a pad token."""
@@ -91,7 +101,8 @@ def read_tokenizer(name_or_path: str, revision: str | None = None, trust_remote_
     if trust_remote_code:
         warn_of_code("trust_remote_code", place, revision)
     try:
-        return AutoTokenizer.from_pretrained(place, revision=revision or "main", trust_remote_code=trust_remote_code)
+        revision = model_commit(place, revision) or revision or "main"
+        return AutoTokenizer.from_pretrained(place, revision=revision, trust_remote_code=trust_remote_code)
     except Exception as error:  # a missing file, a refused connection and a broken file share no base class
         raise refused_code(error, "trust_remote_code", place, revision) or UserError(
             f"name_or_path: expected a folder or a hub id that holds a tokenizer, got {name_or_path!r}: "
