@@ -54,7 +54,7 @@ def hub(shelf: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator
         del shelf[0].repos[name]
 
 
-@pytest.mark.parametrize("revision", [None, "v1", "the commit of v1"])
+@pytest.mark.parametrize("revision", [None, "v1", pytest.param("the commit of v1", marks=pytest.mark.slow)])
 def test_model_tokenizer_and_data_are_those_of_the_revision(hub: Hub, shelf: Any, revision: str | None) -> None:
     commits, seed = shelf[1], 2 if revision is None else 1
     branch = "main" if revision is None else "v1"
@@ -110,6 +110,7 @@ def test_a_run_records_the_commits_and_uploads_its_model(
     assert all(torch.equal(weights[name], value) for name, value in tiny.weights(cli.model).items())
 
 
+@pytest.mark.slow
 def test_a_failed_upload_loses_nothing_and_a_complete_run_can_be_uploaded_again(hub: Hub) -> None:
     hub.fails = "/commit/"
     command = ["fit", *flags("--push_to_hub.repo_id", "me/late", "--push_to_hub.revision", "trial")]
@@ -137,6 +138,7 @@ def test_an_upload_takes_the_place_of_weights_in_another_cut(hub: Hub, tmp_path:
     }
 
 
+@pytest.mark.slow
 def test_a_checkpoint_is_exported_and_uploaded(hub: Hub) -> None:
     main(["fit", *flags()])
     main(["export", "runs/run/checkpoints/last.ckpt", "out", "--push-to-hub", "me/out"])
@@ -161,25 +163,41 @@ RIGHT = "push_to_hub.repo_id: expected a repository that me may write to, with a
             "push_to_hub: expected a hub that can be reached, HF_HUB_OFFLINE is set",
         ),
         ({"repo_id": "me/x", "fails": "whoami"}, "push_to_hub: the hub refuses 'me/x': the hub is tired"),
-        ({"repo_id": "me/x", "export": "none"}, "push_to_hub: expected checkpoints.export to leave a model to upload"),
     ],
     ids=lambda value: "-".join(map(str, value.values())) if isinstance(value, dict) else "",
 )
-def test_what_would_keep_a_model_from_the_hub_is_told_before_training(
+def test_what_would_keep_a_model_from_the_hub_is_told(
     hub: Hub, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any], message: str
 ) -> None:
     monkeypatch.setattr(huggingface_hub.constants, "HF_TOKEN_PATH", "nowhere")
+    options = dict(options)
     if "token" in options:
         monkeypatch.setenv("HF_TOKEN", options.pop("token") or "")
     if options.pop("offline", False):
         monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     hub.fails = options.pop("fails", None)
-    export = [f"--checkpoints.export={options.pop('export')}"] if "export" in options else []
     with pytest.raises(UserError) as caught:
-        main(["fit", *flags(*export, *(f"--push_to_hub.{name}={value}" for name, value in options.items()))])
+        made_ready(HubOptions(**options))
+    assert str(caught.value).startswith(message)
+
+
+@pytest.mark.parametrize(
+    ("more", "message"),
+    [
+        (["--push_to_hub.repo_id", "them/x"], f"{RIGHT}'them/x': You don't have the rights"),
+        (["--push_to_hub.repo_id", "a b"], "push_to_hub.repo_id: expected a repository such as me/model, got 'a b'"),
+        (
+            ["--push_to_hub.repo_id", "me/x", "--checkpoints.export", "none"],
+            "push_to_hub: expected checkpoints.export to leave a model to upload, got none",
+        ),
+    ],
+)
+def test_it_is_told_before_anything_is_read(hub: Hub, more: list[str], message: str) -> None:
+    with pytest.raises(UserError) as caught:
+        main(["fit", *flags(*more)])
     assert str(caught.value).startswith(message)
     assert not Path("runs").exists()
-    assert not [request for request in hub.requests if "/you/rows" in request or "resolve" in request]
+    assert not [request for request in hub.requests if "/you/" in request]
 
 
 def test_a_hub_that_is_not_there_is_told(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -188,6 +206,7 @@ def test_a_hub_that_is_not_there_is_told(hub: Hub, monkeypatch: pytest.MonkeyPat
         made_ready(HubOptions("me/x"), "--push-to-hub")
 
 
+@pytest.mark.slow
 def test_a_trial_uploads_nothing(hub: Hub) -> None:
     main(["fit", *flags("--push_to_hub.repo_id", "me/trial", "--trainer.fast_dev_run", "true")])
     assert "models/me/trial" not in hub.repos

@@ -23,7 +23,7 @@ from lit_probsft.data.loader import PlanLoader
 from lit_probsft.data.packing import PackedPlan
 from lit_probsft.data.plan import Plan
 from lit_probsft.data.prepare import Outcome, Recipe, Work
-from lit_probsft.data.rendering import read_template
+from lit_probsft.data.rendering import plain_template, read_template
 from lit_probsft.data.sources import Source, as_source
 from lit_probsft.data.splits import Item, LoadedSource, Split, located
 from lit_probsft.data.store import Documents, TokenStore
@@ -250,6 +250,8 @@ class InstructionDataModule(LightningDataModule):
                 self._tokenizer = with_added(self._load_tokenizer(), self.add_tokens, self.add_special_tokens)
                 if self._recipe.chat_template is not None:  # so that whoever saves the tokenizer saves what was trained
                     self._tokenizer.chat_template = self._recipe.chat_template
+                elif self._recipe.plain_text and self._tokenizer.eos_token is not None:
+                    self._tokenizer.chat_template = plain_template(self._tokenizer)
             except UserError as error:
                 raise error if str(error).startswith("data.") else located(error, "data.tokenizer") from error
         return self._tokenizer
