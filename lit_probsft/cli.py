@@ -113,14 +113,22 @@ def export(args: Sequence[str]) -> None:
     )
     parser.add_argument("out", metavar="OUT", type=Path, help="the Hugging Face folder to write")
     parser.add_argument("--overwrite", action="store_true", help="replace OUT if it exists")
+    parser.add_argument(
+        "--push-to-hub", metavar="ID", help="upload OUT to this repository of the hub, such as me/model"
+    )
     options = parser.parse_args(args)
     import transformers
 
     from lit_probsft.export import export_checkpoint
+    from lit_probsft.hub import HubOptions, made_ready, upload
 
+    flag = "--push-to-hub"
+    hub = made_ready(HubOptions(options.push_to_hub), flag) if options.push_to_hub else None
     transformers.utils.logging.disable_progress_bar()
     export_checkpoint(options.checkpoint, options.out, overwrite=options.overwrite)
     print(f"{options.out}: ready for transformers.AutoModelForCausalLM.from_pretrained")
+    if hub is not None:
+        print(upload(hub, options.out, flag))
 
 
 def configs(args: Sequence[str]) -> None:
@@ -236,6 +244,28 @@ def report(args: Sequence[str]) -> Any:
     return run_report(options)
 
 
+def chat(args: Sequence[str]) -> None:
+    """`chat MODEL`: a talk with a model, line by line."""
+    parser = _Parser(prog="python -m lit_probsft chat", description=_OTHERS["chat"][1])
+    parser.add_argument("model", metavar="MODEL", help="an exported folder, the folder of a run, or a hub id")
+    parser.add_argument("--system", metavar="TEXT", help="a system text in front of the talk")
+    parser.add_argument("--temperature", type=float, default=0.0, help="0 takes the likeliest token (0)")
+    parser.add_argument("--top-p", type=float, default=1.0, help="nucleus that is sampled from (1)")
+    parser.add_argument("--max-new-tokens", type=int, default=512, help="of an answer, at most (512)")
+    parser.add_argument("--seed", type=int, default=0, help="of what is sampled (0)")
+    parser.add_argument("--device", default="auto", help="cpu, cuda ... (the accelerator, if there is one)")
+    types = ("auto", "float32", "bfloat16", "float16")
+    parser.add_argument(
+        "--dtype", choices=types, default="auto", help="of the weights (bfloat16 on a GPU, else float32)"
+    )
+    parser.add_argument("--revision", help="branch, tag or commit on the hub")
+    parser.add_argument("--trust-remote-code", action="store_true", help="run the code that comes with the model")
+    options = parser.parse_args(args)
+    from lit_probsft.chat import run_chat
+
+    run_chat(options)
+
+
 class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         raise UserError(f"{message} (usage: {' '.join(self.format_usage().split()[1:])})")
@@ -246,6 +276,7 @@ _OTHERS: dict[str, tuple[Callable[[Sequence[str]], Any], str]] = {
     "preview": (preview, "show rows as they will be learnt, and what is wrong with others; loads no model"),
     "capability": (capability, "what the model knows of the training rows, and which objective fits that"),
     "divergence": (divergence, "how far two models are apart on the rows of a configuration: KL both ways, JS"),
+    "chat": (chat, "talk with a model: one that a run has exported, or one of the hub"),
     "export": (export, "write the Hugging Face folder of a checkpoint; needs nothing but the checkpoint"),
     "report": (report, "write one page about a run: what it has learnt and forgotten, and which tokens it moved"),
 }

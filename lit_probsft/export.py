@@ -257,7 +257,12 @@ def model_card(card: Mapping[str, Any]) -> str:
     lines = ["---", yaml.safe_dump(front, sort_keys=False).strip(), "---", ""]
     lines += [f"# {card.get('name', 'Fine-tuned model')}", ""]
     lines += [f"Fine-tuned from {base or 'an unknown model'} with lit_probsft; objective **{name}**.", ""]
-    for title, key in (("Objective", "objective"), ("Recipe", "recipe"), ("Data", "data")):
+    for title, key in (
+        ("Objective", "objective"),
+        ("Recipe", "recipe"),
+        ("Data", "data"),
+        ("Commits on the hub", "commits"),
+    ):
         if card.get(key):
             lines += [f"## {title}", "", "```yaml", yaml.safe_dump(card[key], sort_keys=False).strip(), "```", ""]
     metrics = {k: v for k, v in (card.get("metrics") or {}).items() if isinstance(v, int | float)}

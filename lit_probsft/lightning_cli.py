@@ -7,6 +7,7 @@ import dataclasses
 import logging
 import os
 import re
+import sys
 import warnings
 from collections.abc import Sequence
 from pathlib import Path
@@ -34,7 +35,8 @@ from lit_probsft.checks import (
 )
 from lit_probsft.data import InstructionDataModule
 from lit_probsft.early_stopping import EarlyStop, StoppingOptions
-from lit_probsft.errors import UserError
+from lit_probsft.errors import UserError, first_rank
+from lit_probsft.hub import HubOptions, made_ready, upload
 from lit_probsft.intervals import Every, ValidateEvery
 from lit_probsft.module import ProbSFTModule
 from lit_probsft.parallel.checkpoints import CheckpointOptions, Checkpoints, where_to_continue
@@ -101,6 +103,7 @@ class ProbSFTCLI(LightningCLI):
         self._checkpoint: dict[str, Any] = {}
         self._lent_tokenizer = False
         self._validate_every: Every | None = None
+        self.hub: HubOptions | None = None
         # Lightning builds the flags of every command at each start; one of the four is asked for.
         wanted = {self.command: LightningCLI.subcommands()[self.command]}
         self.subcommands = lambda: wanted  # type: ignore[method-assign]
@@ -162,6 +165,9 @@ class ProbSFTCLI(LightningCLI):
             default=None,
             help="an integer: optimizer steps between validations; between 0 and 1: a share of an epoch; `epoch`: one; "
             "also after the last step. By default as the trainer's flags say, at the end of each epoch",
+        )
+        parser.add_argument(
+            "--push_to_hub", type=HubOptions, default=HubOptions(), help="where fit uploads the model that it exports"
         )
         parser.add_argument(
             "--weights",
@@ -254,6 +260,17 @@ class ProbSFTCLI(LightningCLI):
             )
         if self.command == "fit":
             self._check_optimizer()
+            self._make_hub_ready()
+
+    def _make_hub_ready(self) -> None:
+        """Once nothing else can be refused: a repository may be created here. The first rank alone talks to the hub."""
+        config = self.config_init[self.command]
+        if config.push_to_hub.repo_id is None or config.trainer.fast_dev_run:
+            return
+        if config.checkpoints.export == "none":
+            raise UserError("push_to_hub: expected checkpoints.export to leave a model to upload, got none")
+        if first_rank():
+            self.hub = made_ready(config.push_to_hub)
 
     def _check_optimizer(self) -> None:
         """Build the optimizer once over a small matrix: its arguments are refused before any data are read."""
@@ -288,11 +305,11 @@ class ProbSFTCLI(LightningCLI):
         try:
             super()._run_subcommand(subcommand)
         except UserError as error:
-            name = "data.tokenizer.name_or_path: "
-            if self._lent_tokenizer and str(error).startswith(name):
+            name, _, said = str(error).partition(": ")
+            of = {"data.tokenizer.name_or_path": "", "data.tokenizer.trust_remote_code": ".trust_remote_code"}.get(name)
+            if self._lent_tokenizer and of is not None:
                 raise UserError(
-                    f"model.model: {str(error).removeprefix(name)} (it names the tokenizer too, as data.tokenizer is "
-                    "not given)"
+                    f"model.model{of}: {said} (it names the tokenizer too, as data.tokenizer is not given)"
                 ) from error
             raise
         except (RuntimeError, ValueError, KeyError) as error:
@@ -396,14 +413,23 @@ class ProbSFTCLI(LightningCLI):
             return
         if self.record.already_complete:
             print(f"{self.run.path}: the run is complete already, there was nothing left to train")
+            self._push()
             return
         if self._stop.nothing_left:
             print(
                 f"{self.run.path}: the run was stopped early and is complete: {self.record.content['stopped_early']}. "
                 "More patience lets it go on"
             )
+            self._push()
             return
         print("\n".join(summary(self.record.content, self.run, self.model.total_steps)))
+        self._push()
+
+    def _push(self) -> None:
+        """The last thing of all: whatever happens here, the run is complete."""
+        if self.hub is not None and self.record.content.get("status") == "completed":
+            sys.stdout.flush()
+            print(f"hub:     {upload(self.hub, self.run.hf)}")
 
     def after_validate(self) -> None:
         """Leave the numbers beside the run, if there is one."""
@@ -544,7 +570,12 @@ def _default_tokenizer(config: Namespace) -> bool:
     if isinstance(source, str):
         data.tokenizer = source
     elif "init_args" in source and "model_name_or_path" in source.init_args:
-        data.tokenizer = source.init_args.model_name_or_path
+        options = source.init_args
+        lent = {name: options[name] for name in ("revision", "trust_remote_code") if name in options}
+        data.tokenizer = Namespace(
+            class_path="lit_probsft.data.tokenizers.PretrainedTokenizer",
+            init_args=Namespace(name_or_path=options.model_name_or_path, **lent),
+        )
     return data.get("tokenizer") is not None
 
 

@@ -8,16 +8,20 @@ import pickle
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
 
+from lit_probsft.data.tokenizers import read_tokenizer
 from lit_probsft.errors import UserError, near_matches
 from lit_probsft.head import HeadOutput, HeadRequest, HiddenRequest, ObjectiveHead
 from lit_probsft.logits import Outputs
 from lit_probsft.packs import Packs
 from lit_probsft.parallel.sharding import Sharding, decoder_layers, draw_weights, fill, global_numel, is_partitioned
+from lit_probsft.remote import model_commit, refused_code, warn_of_code
+from lit_probsft.vocabulary import extend, grow, new_to, rows_for
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -52,6 +56,16 @@ class ModelSource(ABC):
         """Hub id or folder where the model's own tokenizer lies, if it has one."""
         return None
 
+    @property
+    def commit(self) -> str | None:
+        """The commit that is read, of a model on the hub."""
+        return None
+
+    def new_tokens(self, tokenizer: PreTrainedTokenizerBase | None) -> Mapping[str, int]:
+        """Ids of the tokens that were added to `tokenizer` and that the model has not been trained with, by their
+        texts. A model that has not been trained at all knows no token better than another: none."""
+        return {}
+
 
 @dataclass(frozen=True)
 class PretrainedCausalLM(ModelSource):
@@ -64,7 +78,7 @@ class PretrainedCausalLM(ModelSource):
         attn_implementation: `sdpa`, `eager`, `flash_attention_2` ..., as transformers names them; None lets it choose.
         gradient_checkpointing: recompute each decoder layer in backward; the head is never recomputed.
         compile: run each decoder layer through torch.compile.
-        trust_remote_code: run model code that lies beside the weights.
+        trust_remote_code: run code that lies beside the weights, for a model that transformers does not know.
     """
 
     model_name_or_path: str
@@ -85,18 +99,32 @@ class PretrainedCausalLM(ModelSource):
         """The same place."""
         return self.model_name_or_path
 
+    @property
+    def commit(self) -> str | None:
+        """As the hub tells it."""
+        return model_commit(self.model_name_or_path, self.revision)
+
+    def new_tokens(self, tokenizer: PreTrainedTokenizerBase | None) -> Mapping[str, int]:
+        """Those that the tokenizer beside the weights lacks."""
+        return new_to(tokenizer, lambda: read_tokenizer(self.model_name_or_path, self.revision, self.trust_remote_code))
+
     def load(
         self, tokenizer: PreTrainedTokenizerBase | None, dtype: torch.dtype, sharding: Sharding | None = None
     ) -> PreTrainedModel:
         """The pretrained model."""
         from transformers import AutoModelForCausalLM
 
+        tokens = self.new_tokens(tokenizer)
+        longer = partial(grow, rows=rows_for(tokens)) if tokens else None
+        argument, place = "model.model.trust_remote_code", self.model_name_or_path
+        if self.trust_remote_code:
+            warn_of_code(argument, place, self.revision)
         try:
-            reading: Any = contextlib.nullcontext({}) if sharding is None else sharding.reading()
+            reading: Any = contextlib.nullcontext({}) if sharding is None else sharding.reading(longer)
             with reading as options:
                 model = AutoModelForCausalLM.from_pretrained(
                     self.model_name_or_path,
-                    revision=self.revision or "main",
+                    revision=self.commit or self.revision or "main",
                     dtype=dtype if self.dtype == "auto" else getattr(torch, self.dtype),
                     attn_implementation=self.attn_implementation,
                     trust_remote_code=self.trust_remote_code,
@@ -108,10 +136,11 @@ class PretrainedCausalLM(ModelSource):
                 "a pickle that wants to run code, or is damaged"
             ) from error
         except (OSError, ValueError, ImportError) as error:
-            raise UserError(
+            raise refused_code(error, argument, place, self.revision) or UserError(
                 "model.model.model_name_or_path: expected a hub id or a folder with a causal language model, "
                 f"got {self.model_name_or_path!r}: {_first_line(error)}"
             ) from error
+        extend(model, tokens, sharding)
         return _prepared(model, self.gradient_checkpointing, self.compile)
 
 

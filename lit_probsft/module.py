@@ -16,6 +16,7 @@ from torch import Tensor, nn
 from lit_probsft.callbacks import NonFiniteGuard
 from lit_probsft.combinations import check_combination, check_fits
 from lit_probsft.continuing import optimizer_anew, progress_of, restore
+from lit_probsft.data.added import added_to
 from lit_probsft.errors import UserError
 from lit_probsft.generation import Generation
 from lit_probsft.head import IGNORE_INDEX, HeadOutput, HeadRequest
@@ -40,6 +41,7 @@ from lit_probsft.parallel.sharding import Sharding
 from lit_probsft.parallel.strategies import DeepSpeed, check_supported, sharding_of
 from lit_probsft.probing import measure
 from lit_probsft.reference import FrozenModel, Reference, check_reference, copied, load_reference
+from lit_probsft.vocabulary import check_trained, extend
 
 Normalize = Literal["tokens", "sequence", "kept", "micro_batch"]
 
@@ -130,6 +132,7 @@ class ProbSFTModule(L.LightningModule):
         self.stop_wanted = False
         """Was the trainer asked to stop in the midst of a window, at whose end it will?"""
         self._chosen: list[dict[str, Any]] = []
+        self._given: set[str] = set()  # tokens that a model which was handed in has been given rows for
         self._readings: dict[str, float] = {}
         self._grad_norm: Tensor | None = None
         self._lr = math.nan
@@ -145,11 +148,18 @@ class ProbSFTModule(L.LightningModule):
         check_supported(self.trainer.strategy)
         sharding = sharding_of(self.trainer.strategy)
         dtype = torch.bfloat16 if str(self.trainer.precision) == "bf16-true" else torch.float32
+        tokenizer = getattr(datamodule, "tokenizer", None)
         if self.source is not None and self.model is None:
-            model = self.source.load(getattr(datamodule, "tokenizer", None), dtype, sharding)
+            check_trained(self.source.new_tokens(tokenizer), self.lora)
+            model = self.source.load(tokenizer, dtype, sharding)
             self.model = self._with_head(model, sharding)
             self._load_reference(dtype, sharding)
         else:
+            if self.source is None:  # handed in, and perhaps trained before by this very module
+                tokens = {text: id for text, id in added_to(tokenizer).items() if text not in self._given}
+                check_trained(tokens, self.lora)
+                extend(self.model, tokens)
+                self._given.update(tokens)
             self._load_reference(dtype, sharding)  # a copy of the model, before that is cut
             self.model = self.model if sharding is None else sharding.whole(self.model)
         if (end := getattr(datamodule, "end_of_turn_id", None)) is not None:
@@ -192,7 +202,8 @@ class ProbSFTModule(L.LightningModule):
             self._frozen = copied(self.model, wanted, sharding)
         else:
             tokenizer = getattr(self.datamodule, "tokenizer", None)
-            self._frozen = load_reference(source, tokenizer, dtype, wanted, sharding)
+            own = self.reference.model is not None
+            self._frozen = load_reference(source, tokenizer, dtype, wanted, sharding, own=own)
         check_reference(self._frozen.model, self.model)
         device = self.device if strategy is None else strategy.root_device
         if self._frozen.model is not self.model and not getattr(strategy, "cpu_offload", False):
@@ -206,7 +217,9 @@ class ProbSFTModule(L.LightningModule):
         source = self.reference.source_beside(self.source)
         name = "the model handed in" if source is None else source.name
         dtype = str(self._frozen.model.dtype).removeprefix("torch.")
-        return {"name": name, "dtype": dtype, "weights": self._frozen_fingerprint}
+        commit = None if source is None else source.commit
+        found = {"name": name, "dtype": dtype, "weights": self._frozen_fingerprint}
+        return found if commit is None else {**found, "commit": commit}
 
     @property
     def datamodule(self) -> Any:

@@ -152,6 +152,7 @@ class RunRecord(Callback):
             "model": {"name": model_name(pl_module), **describe(pl_module.model)},
             **({"reference": reference} if (reference := pl_module.describe_reference()) else {}),
             "data": dict(getattr(datamodule_of(trainer), "report", {})),
+            "commits": commits(trainer, pl_module),
             "data_fingerprint": getattr(datamodule_of(trainer), "fingerprint", None),
             "recipe": recipe(trainer, pl_module),
             "strategy": type(trainer.strategy).__name__,
@@ -373,6 +374,16 @@ def model_name(module: ProbSFTModule) -> str:
     return type(module.model).__name__ if module.source is None else module.source.name
 
 
+def commits(trainer: L.Trainer, module: ProbSFTModule) -> dict[str, str]:
+    """The commits of all that was taken from the hub, by the argument that names it."""
+    model, reference = module.source and module.source.commit, module.describe_reference().get("commit")
+    return {
+        **({} if model is None else {"model": model}),
+        **({} if reference is None else {"model.reference": reference}),
+        **getattr(datamodule_of(trainer), "commits", dict)(),
+    }
+
+
 def recipe(trainer: L.Trainer, module: ProbSFTModule) -> dict[str, Any]:
     """What decides the result beside objective, model and data."""
     optimizer: Any = trainer.optimizers[0]
@@ -405,6 +416,7 @@ def run_card(content: Mapping[str, Any], name: str) -> dict[str, Any]:
         "objective": {k: v for k, v in (content.get("objective") or {}).items() if v is not None},
         "recipe": content.get("recipe"),
         "data": {"fingerprint": content.get("data_fingerprint"), **_split_counts(content.get("data") or {})},
+        "commits": content.get("commits"),
         "metrics": content.get("metrics"),
     }
 

@@ -112,6 +112,8 @@ def load_reference(
     trained: torch.dtype,
     dtype: torch.dtype,
     sharding: Sharding | None,
+    *,
+    own: bool = False,
 ) -> FrozenModel:
     """Load it.
 
@@ -121,8 +123,13 @@ def load_reference(
         trained: dtype in which the trained model was loaded: random weights depend on it.
         dtype: of the reference.
         sharding: of the trainer's strategy.
+        own: it is named as the reference, and not the model before training.
     """
-    model = without_training(source, dtype).load(tokenizer, trained, sharding)
+    try:
+        model = without_training(source, dtype).load(tokenizer, trained, sharding)
+    except UserError as error:
+        where = "model.reference.model" if own else "model.model"
+        raise UserError(str(error).replace("model.model", where, 1)) from error
     model = (model if sharding is None else sharding.whole(model)).to(dtype)
     install_head(model)
     return FrozenModel(model)

@@ -13,6 +13,7 @@ import numpy as np
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.utilities import rank_zero_info
 
+from lit_probsft.data.added import check_added, with_added
 from lit_probsft.data.arguments import LENGTH_POOL, SHUFFLE_BUFFER, check_arguments
 from lit_probsft.data.beginning import check_beginning, first_rows, stream_fingerprint, unread
 from lit_probsft.data.blocks import Reading
@@ -22,7 +23,7 @@ from lit_probsft.data.loader import PlanLoader
 from lit_probsft.data.packing import PackedPlan
 from lit_probsft.data.plan import Plan
 from lit_probsft.data.prepare import Outcome, Recipe, Work
-from lit_probsft.data.rendering import read_template
+from lit_probsft.data.rendering import plain_template, read_template
 from lit_probsft.data.reporting import report_overlap, report_packs, report_skipped, report_sources, report_split
 from lit_probsft.data.sources import Source, as_source
 from lit_probsft.data.splits import LoadedSource, Split, located
@@ -58,6 +59,9 @@ class InstructionDataModule(LightningDataModule):
             those of `test`, else of validation.
         tokenizer: a `TokenizerSource`; a text stands for `PretrainedTokenizer(text)`. From Python also a loaded
             tokenizer.
+        add_tokens: texts that become one token each, such as `<think>`, where the tokenizer does not know them. The
+            model's vocabulary grows where it has no room, and each new row begins as the mean of the old ones.
+        add_special_tokens: the same for control tokens, such as marks of turns: left out when an answer is written.
         format: `chat` renders by the chat template; `plain` writes prompt, response and end-of-text token.
         chat_template: a template file, or Jinja text, in place of the tokenizer's own.
         require_end_of_turn: refuse rows in which the end of an answer would not be learnt.
@@ -107,6 +111,8 @@ class InstructionDataModule(LightningDataModule):
         test: Source | str | None = None,
         predict: Source | str | None = None,
         tokenizer: TokenizerSource | str | None = None,
+        add_tokens: list[str] | None = None,
+        add_special_tokens: list[str] | None = None,
         format: Literal["chat", "plain"] = "chat",
         chat_template: str | None = None,
         require_end_of_turn: bool = True,
@@ -129,6 +135,7 @@ class InstructionDataModule(LightningDataModule):
     ) -> None:
         check_arguments(locals())
         super().__init__()
+        check_added(add_tokens or (), add_special_tokens or ())
         self._splits: dict[str, Split] = {}
         for name, value in (("train", train), ("validation", validation), ("test", test), ("predict", predict)):
             if value is not None:
@@ -164,6 +171,7 @@ class InstructionDataModule(LightningDataModule):
         self.duplicates, self.on_bad_row = duplicates, on_bad_row
         self._cache = Path(cache_dir or os.environ.get("LIT_PROBSFT_CACHE") or "~/.cache/lit_probsft").expanduser()
         self._tokenizer_source = as_tokenizer_source(tokenizer)
+        self.add_tokens, self.add_special_tokens = tuple(add_tokens or ()), tuple(add_special_tokens or ())
         if streaming and getattr(self._tokenizer_source, "learns", False):
             raise UserError(
                 "data.tokenizer: expected one that is there already with data.streaming, got "
@@ -182,9 +190,11 @@ class InstructionDataModule(LightningDataModule):
         """The loaded tokenizer, a `PreTrainedTokenizerFast` with a pad token."""
         if self._tokenizer is None:
             try:
-                self._tokenizer = self._load_tokenizer()
+                self._tokenizer = with_added(self._load_tokenizer(), self.add_tokens, self.add_special_tokens)
                 if self._recipe.chat_template is not None:  # so that whoever saves the tokenizer saves what was trained
                     self._tokenizer.chat_template = self._recipe.chat_template
+                elif self._recipe.plain_text and self._tokenizer.eos_token is not None:
+                    self._tokenizer.chat_template = plain_template(self._tokenizer)
             except UserError as error:
                 raise error if str(error).startswith("data.") else located(error, "data.tokenizer") from error
         return self._tokenizer
@@ -295,6 +305,7 @@ class InstructionDataModule(LightningDataModule):
         return {
             **{name: {**split.loaded.source.describe(), "part": split.part} for name, split in self._splits.items()},
             "tokenizer": named,
+            "added_tokens": [*self.add_tokens, *self.add_special_tokens],
             "recipe": asdict(self._recipe),
             **{
                 name: getattr(self, name)
@@ -302,6 +313,15 @@ class InstructionDataModule(LightningDataModule):
             },
             "stream": self.shuffle_buffer if self.streaming else None,
         }
+
+    def commits(self) -> dict[str, str]:
+        """What was taken from the hub: the commits of the tokenizer and of the data, by their arguments."""
+        tokenizer = getattr(self._tokenizer_source, "commit", None)
+        found = {} if tokenizer is None else {"data.tokenizer": tokenizer}
+        for split in self._splits.values():
+            for part, commit in split.loaded.source.commits().items():
+                found[f"data.{split.loaded.argument}{'.sources.' if part else ''}{part}"] = commit
+        return found
 
     def prediction_row(self, document: int) -> dict[str, Any]:
         """What belongs to document `document` of the predict stage: `index` (its row), `prompt` (the last turn of the

@@ -158,6 +158,10 @@ class Mixture(Source):
             "size": self.size,
         }
 
+    def commits(self) -> dict[str, str]:
+        """Of the sources, by their names."""
+        return {name: commit for name, (source, _) in self._parts.items() for commit in source.commits().values()}
+
     def identity(self) -> list[Any]:
         """Of every source, with its name and weight."""
         return [[name, self._named(name, source.identity), part.weight] for name, (source, part) in self._parts.items()]

@@ -139,6 +139,18 @@ class Renderer:
         return rendered[0], [(start, end) for start, end in marks[0]] if marks else []
 
 
+def plain_template(tokenizer: Any) -> str:
+    """A template that writes what `format: plain` trains on, for whoever talks to the model afterwards."""
+    begin = "{{ bos_token }}" if adds_beginning(tokenizer) else ""
+    return begin + (
+        "{% for message in messages %}"
+        "{% if message['role'] == 'assistant' %}"
+        "{% generation %}{{ message['content'] + eos_token }}{% endgeneration %}"
+        "{% else %}{{ message['content'] }}{% endif %}"
+        "{% endfor %}"
+    )
+
+
 def shown(text: str, spans: Sequence[Span]) -> str:
     """The text with ⟦ ⟧ around what is supervised, its middle left out when it is long."""
     for start, end in reversed(spans):

@@ -17,6 +17,7 @@ from lit_probsft.data.files import BrokenRow, RowSequence, file_sizes, hash_file
 from lit_probsft.data.formats import FORMATS, Columns, Conversation, Example
 from lit_probsft.data.streams import Files, Hub, Indexed, MixedStream, Reader, RowStream
 from lit_probsft.errors import UserError, near_matches
+from lit_probsft.remote import dataset_commit
 
 
 @dataclass(frozen=True)
@@ -87,6 +88,10 @@ class Source(ABC):
         """The class and its fields as plain data, for the record of a run."""
         return {"source": type(self).__name__, **dataclasses.asdict(self)}
 
+    def commits(self) -> Mapping[str, str]:
+        """The commit of each part's data on the hub, by the part's name, where it has several; those that are known."""
+        return {}
+
     def identity(self) -> Any:
         """What tells these rows from others as far as it is known without reading them: plain data, for streams."""
         return self.describe()
@@ -130,6 +135,7 @@ class Rows(Source):
         row_function: for any other format, a function by its import path (`my_rows.pubmedqa`): it gets a row and
             returns one in a format above.
         limit: use the first so many rows only.
+        revision: branch, tag or commit of a hub data set. No code of a data set ever runs.
     """
 
     path: str | list[str]
@@ -144,6 +150,7 @@ class Rows(Source):
     weight: str | None = None
     row_function: str | None = None
     limit: int | None = None
+    revision: str | None = None
 
     _answered: ClassVar[bool] = True
 
@@ -169,7 +176,7 @@ class Rows(Source):
     def load_with_broken(self) -> RowSequence:
         """The rows; a missing file is refused, a broken line leaves a `BrokenRow`."""
         _ = self._columns  # named columns that contradict each other need no file to be refused
-        files = local_paths(self.path)
+        files = self._files()
         rows: Any = read_files(files, self.split) if files is not None else self._load_from_hub()
         if self.limit is not None and self.limit < len(rows):
             rows = rows.select(range(self.limit)) if hasattr(rows, "select") else rows[: self.limit]
@@ -213,6 +220,20 @@ class Rows(Source):
         files = local_paths(self.path)
         return self.describe() if files is None else {**self.describe(), "path": file_sizes(files)}
 
+    def commits(self) -> Mapping[str, str]:
+        """Of a hub data set, as the hub tells it."""
+        if local_paths(self.path) is not None:
+            return {}
+        commit = dataset_commit(str(self.path), self.revision)
+        return {} if commit is None else {"": commit}
+
+    def _files(self) -> Any:
+        """Local files, or None for a hub data set."""
+        files = local_paths(self.path)
+        if files is not None and self.revision is not None:
+            raise UserError(f"revision: expected none with local files, which have no history, got {self.revision!r}")
+        return files
+
     @property
     def _columns(self) -> Columns:
         named = self.format, self.prompt, self.response, self.messages, self.text, self.system, self.weight
@@ -240,7 +261,7 @@ class Rows(Source):
         _ = self._columns
         if self.row_function is not None:
             imported(self.row_function)
-        files = local_paths(self.path)
+        files = self._files()
         return Hub(self._load_from_hub(streaming=True), place) if files is None else Files(files, self.split, place)
 
     def stream(self, place: Any = None) -> RowStream:
@@ -251,12 +272,21 @@ class Rows(Source):
         from datasets import get_dataset_split_names, load_dataset
 
         split = self.split or "train"
+        # The commit that is recorded, whatever is pushed meanwhile.
+        revision = dataset_commit(str(self.path), self.revision) or self.revision
         try:
-            rows: Sequence[Mapping[str, Any]] = load_dataset(self.path, self.name, split=split, **options)
+            rows: Sequence[Mapping[str, Any]] = load_dataset(
+                self.path, self.name, split=split, revision=revision, **options
+            )
         except Exception as error:  # the hub's errors share no base class
             text = str(error)
+            if "scripts are no longer supported" in text:
+                raise UserError(
+                    f"path: expected data in files, {self.path!r} is made by code of its own, which is never run; the "
+                    "hub often has such a set converted, at `revision: refs/convert/parquet`"
+                ) from error
             if "split" in text.lower():
-                known = get_dataset_split_names(self.path, self.name)
+                known = get_dataset_split_names(self.path, self.name, revision=revision)
                 hint = near_matches(split, known)
                 raise UserError(
                     f"split: no split {split!r} in {self.path!r}, which has {', '.join(known)}.{hint}"

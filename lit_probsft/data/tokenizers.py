@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from lit_probsft.errors import UserError, near_matches
+from lit_probsft.remote import model_commit, refused_code, warn_of_code
 
 PAD, TURN_START, TURN_END = "<|pad|>", "<|im_start|>", "<|im_end|>"
 
@@ -45,6 +46,11 @@ class TokenizerSource(ABC):
         """Whether `load` reads `texts`; what it gives is then cached under what the texts are."""
         return False
 
+    @property
+    def commit(self) -> str | None:
+        """The commit that is read, of a tokenizer on the hub."""
+        return None
+
     def describe(self) -> dict[str, Any]:
         """The class and its fields as plain data, for the record of a run."""
         return {"tokenizer": type(self).__name__, **asdict(self)}
@@ -67,27 +73,41 @@ class PretrainedTokenizer(TokenizerSource):
     trust_remote_code: bool = False
     pad_token: str | None = None
 
+    @property
+    def commit(self) -> str | None:
+        """As the hub tells it."""
+        return model_commit(self.name_or_path, self.revision)
+
     def load(self, texts: Callable[[], Iterable[str]]) -> Any:
         """Reads the tokenizer; refuses one that is missing, slow, or without a pad token."""
-        from transformers import AutoTokenizer
-
-        looks_local = self.name_or_path.startswith((".", "/", "~")) or self.name_or_path.count("/") > 1
-        path = Path(self.name_or_path).expanduser()
-        if looks_local and not path.exists():
-            names = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
-            raise UserError(f"name_or_path: no such folder: {self.name_or_path!r}.{near_matches(path.name, names)}")
-        try:
-            tokenizer = AutoTokenizer.from_pretrained(
-                str(path) if path.exists() else self.name_or_path,
-                revision=self.revision,
-                trust_remote_code=self.trust_remote_code,
-            )
-        except Exception as error:  # a missing file, a refused connection and a broken file share no base class
-            raise UserError(
-                f"name_or_path: expected a folder or a hub id that holds a tokenizer, got {self.name_or_path!r}: "
-                f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}"
-            ) from error
+        tokenizer = read_tokenizer(self.name_or_path, self.revision, self.trust_remote_code)
         return checked_tokenizer(tokenizer, self.pad_token)
+
+
+def read_tokenizer(name_or_path: str, revision: str | None = None, trust_remote_code: bool = False) -> Any:
+    """A tokenizer as it lies on the hub or in a folder. Arguments as `PretrainedTokenizer`.
+
+    Raises:
+        UserError: there is none, or its own code would have to run.
+    """
+    from transformers import AutoTokenizer
+
+    looks_local = name_or_path.startswith((".", "/", "~")) or name_or_path.count("/") > 1
+    path = Path(name_or_path).expanduser()
+    if looks_local and not path.exists():
+        names = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
+        raise UserError(f"name_or_path: no such folder: {name_or_path!r}.{near_matches(path.name, names)}")
+    place = str(path) if path.exists() else name_or_path
+    if trust_remote_code:
+        warn_of_code("trust_remote_code", place, revision)
+    try:
+        revision = model_commit(place, revision) or revision or "main"
+        return AutoTokenizer.from_pretrained(place, revision=revision, trust_remote_code=trust_remote_code)
+    except Exception as error:  # a missing file, a refused connection and a broken file share no base class
+        raise refused_code(error, "trust_remote_code", place, revision) or UserError(
+            f"name_or_path: expected a folder or a hub id that holds a tokenizer, got {name_or_path!r}: "
+            f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}"
+        ) from error
 
 
 @dataclass(frozen=True)

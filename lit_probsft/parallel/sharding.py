@@ -23,9 +23,17 @@ class Sharding(ABC):
     """How a strategy cuts a model."""
 
     @contextlib.contextmanager
-    def reading(self) -> Iterator[dict[str, Any]]:
-        """While it lasts `from_pretrained`, given these options, reads this rank's part only."""
+    def reading(self, grow: Callable[[Any], None] | None = None) -> Iterator[dict[str, Any]]:
+        """While it lasts `from_pretrained`, given these options, reads this rank's part only.
+
+        Args:
+            grow: gives the model rows beyond those of the files, in place, where it has to have them before it is cut.
+        """
         yield {}
+
+    def longer(self, parameter: Tensor, rows: int) -> Tensor:
+        """A tensor of so many rows that begins with those of `parameter`, cut as that is; the others are zero."""
+        return longer(parameter, rows)
 
     @abstractmethod
     def empty(self, shell: Shell) -> Any:
@@ -62,7 +70,7 @@ class FullySharded(Sharding):
         self.compute_bf16, self.cpu_offload = compute_bf16, cpu_offload
 
     @contextlib.contextmanager
-    def reading(self) -> Iterator[dict[str, Any]]:
+    def reading(self, grow: Callable[[Any], None] | None = None) -> Iterator[dict[str, Any]]:
         """transformers cuts the empty model as we do, and then reads each rank's slices. One device reads it all."""
         if self.mesh.size() == 1:
             yield {}
@@ -72,11 +80,14 @@ class FullySharded(Sharding):
 
         def cut(_: type, model: Any, *__: Any) -> Any:
             model.config.distributed_config = None  # it is no part of the model
+            if grow is not None:
+                grow(model)
             return self.whole(model)
 
         PreTrainedModel.maybe_distribute_model = classmethod(cut)
         try:
-            yield {"distributed_config": DistributedConfig(fsdp_size=self.mesh.size())}
+            with contextlib.nullcontext() if grow is None else _short_files():
+                yield {"distributed_config": DistributedConfig(fsdp_size=self.mesh.size())}
         finally:
             del PreTrainedModel.maybe_distribute_model  # the inherited one is back
 
@@ -156,6 +167,20 @@ class Partitioned(Sharding):
         model.tie_weights()
         return model
 
+    def longer(self, parameter: Tensor, rows: int) -> Tensor:
+        """Both gathered for as long as it takes; every rank keeps its part."""
+        import deepspeed
+        from transformers.integrations.deepspeed import deepspeed_config
+
+        shape = (rows, *parameter.ds_shape[1:])  # type: ignore[attr-defined]
+        with deepspeed.zero.Init(config_dict_or_path=deepspeed_config()):
+            grown: Any = _Alone(shape, parameter.dtype).parameter
+        with torch.no_grad(), deepspeed.zero.GatheredParameters([parameter, grown], modifier_rank=0):
+            if torch.distributed.get_rank() == 0:
+                grown[: len(parameter)] = parameter
+        grown.requires_grad_(parameter.requires_grad)
+        return cast(Tensor, grown)
+
     def put(self, parameter: Tensor, value: Tensor) -> None:
         """Gathered for as long as it takes; every rank keeps its part."""
         import deepspeed
@@ -163,6 +188,59 @@ class Partitioned(Sharding):
         with torch.no_grad(), deepspeed.zero.GatheredParameters([parameter], modifier_rank=0):
             if torch.distributed.get_rank() == 0:
                 parameter.copy_(value)
+
+
+def longer(value: Tensor, rows: int) -> Tensor:
+    """The rows of a whole tensor with zeros behind them, `rows` in all."""
+    return torch.cat([value.detach(), value.new_zeros(rows - len(value), *value.shape[1:])])
+
+
+class _Alone(nn.Module):
+    """One parameter of zeros: zero.Init partitions what a module has when it is constructed."""
+
+    def __init__(self, shape: tuple[int, ...], dtype: torch.dtype) -> None:
+        super().__init__()
+        self.parameter = nn.Parameter(torch.zeros(shape, dtype=dtype))
+
+
+class _Padded:
+    """A tensor in a file, with zeros behind its rows."""
+
+    def __init__(self, source: Any, rows: int) -> None:
+        self._source, self._rows = source, rows
+
+    def get_shape(self) -> list[int]:
+        return [self._rows, *self._shape[1:]]
+
+    @property
+    def _shape(self) -> list[int]:
+        return list(self._source.shape) if isinstance(self._source, Tensor) else list(self._source.get_shape())
+
+    def __getitem__(self, places: tuple[slice, ...]) -> Tensor:
+        rows, *rest = places
+        end = self._shape[0]
+        part: Tensor = self._source[(slice(min(rows.start, end), min(rows.stop, end)), *rest)]
+        return longer(part, rows.stop - rows.start)
+
+
+@contextlib.contextmanager
+def _short_files() -> Iterator[None]:
+    """While it lasts, a tensor in a file may have fewer rows than its place in the model: zeros follow them."""
+    from transformers.distributed.sharding_utils import DtensorShardOperation
+
+    read = DtensorShardOperation.shard_tensor
+
+    def padded(operation: Any, source: Any, tensor_idx: int | None = None, **options: Any) -> Any:
+        shape = list(source.shape) if isinstance(source, Tensor) else source.get_shape()
+        if tensor_idx is None and shape and shape[0] < operation._axis0_size:
+            source = _Padded(source, operation._axis0_size)
+        return read(operation, source, tensor_idx=tensor_idx, **options)
+
+    DtensorShardOperation.shard_tensor = padded
+    try:
+        yield
+    finally:
+        DtensorShardOperation.shard_tensor = read
 
 
 def whole_weights(model: Any, *, sharded: bool) -> dict[str, Tensor]:

@@ -61,6 +61,8 @@ MATTER = {
         *({"tokenizer": source} for source in (ByteTokenizer(), BPETokenizer(280), BPETokenizer(290))),
         *({"tokenizer": make} for make in (spaced, templated)),
     ],
+    "add_tokens": [{}, {"add_tokens": ["It is"]}, {"add_tokens": ["It is", "what"]}],
+    "add_special_tokens": [{}, {"add_special_tokens": ["It is"]}],
     "format": [{}, {"format": "plain"}],
     "chat_template": [{}, {"chat_template": CHATML}, {"chat_template": "{{ 'x' }}" + CHATML}],
     "require_end_of_turn": [{}, {"require_end_of_turn": False}],
@@ -144,6 +146,7 @@ ROWS = {
     "weight": [{"path": "both"}, {"path": "both", "weight": "w"}],
     "row_function": [{"row_function": "cached_rows.one"}, {"row_function": "cached_rows.other"}],
     "limit": [{}, {"limit": 3}, {"limit": 4}],
+    "revision": [{}, {"revision": "main"}, {"revision": "v1"}],
 }
 CODE = "def one(row):\n    return {{'prompt': row['prompt'], 'response': {!r}}}\n\ndef other(row):\n    return row\n"
 

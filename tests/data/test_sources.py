@@ -136,7 +136,7 @@ def test_a_hub_id_goes_to_datasets_with_name_and_split(monkeypatch):
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     source = Rows("somebody/questions", name="main", split="test", limit=3)
     assert conversations(source) == expected(ROWS[:3])
-    assert asked[0] == (("somebody/questions", "main"), {"split": "test"})
+    assert asked[0] == (("somebody/questions", "main"), {"split": "test", "revision": None})
     assert source.fingerprint() != dataclasses.replace(source, limit=2).fingerprint()
 
 

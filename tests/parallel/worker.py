@@ -88,6 +88,7 @@ class Fit:
     epochs: int = 5
     packing: int | None = None
     """The tokens of a pack."""
+    add_tokens: list[str] | None = None
     broken: int | None = None
     """The step at which the last rank's loss is infinite."""
 
@@ -119,8 +120,9 @@ class Fit:
             devices=int(os.environ.get("WORLD_SIZE", "1")),
         )
         try:
-            packing = {"packing": True, "max_length": self.packing} if self.packing else {"length_pool": 0}
-            trainer.fit(module, datamodule=tiny.data(Path(self.rows), batch_size=self.batch_size, **packing))
+            options: Any = {"packing": True, "max_length": self.packing} if self.packing else {"length_pool": 0}
+            options |= {"batch_size": self.batch_size, "add_tokens": self.add_tokens}
+            trainer.fit(module, datamodule=tiny.data(Path(self.rows), **options))
         except UserError as error:  # raised on all ranks alike, before they talk
             return {"refused": str(error)}
         return {
@@ -173,13 +175,14 @@ class Load:
     model: str
     """A folder, or a transformers configuration as JSON."""
     dtype: str = "float64"
+    add_tokens: list[str] | None = None
 
     def run(self, strategy: str) -> dict[str, Any]:
         """How much memory that took beside the size of the whole, what is on this rank, and what the weights are."""
         source = PretrainedCausalLM(self.model) if Path(self.model).is_dir() else RandomCausalLM(json.loads(self.model))
         module = Weighed(dataclasses.replace(source, dtype=self.dtype))
         trainer = tiny.trainer(strategy=STRATEGIES[strategy](), devices=2, limit_train_batches=0)
-        trainer.fit(module, datamodule=tiny.data(Path(self.rows)))
+        trainer.fit(module, datamodule=tiny.data(Path(self.rows), add_tokens=self.add_tokens))
         parameters = list(module.model.parameters())
         return {
             "size": sum(global_numel(p) * p.element_size() for p in parameters),
