@@ -4,11 +4,9 @@ wrong."""
 from __future__ import annotations
 
 import dataclasses
-import logging
 import os
 import re
 import sys
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, Literal, NoReturn
@@ -44,6 +42,7 @@ from lit_probsft.parallel.signals import GracefulStop, Launcher, follow_parent
 from lit_probsft.parallel.storage import WholeFileIO, damage
 from lit_probsft.parallel.strategies import FSDP2, DeepSpeed, settled
 from lit_probsft.parsing import explain, values_as_typed, with_own_defaults
+from lit_probsft.quiet import quieten
 from lit_probsft.record import MetricsCSV, RunRecord
 from lit_probsft.runs import RunFolder, write_json
 from lit_probsft.summary import Ledger, summary
@@ -57,22 +56,6 @@ OUR_DEFAULTS: dict[str, Any] = {
 }
 """Clipping as in the paper; the whole validation set before the first step; the plan deals the data out to the ranks
 itself."""
-
-
-_NOT_FOR_OUR_USERS = (
-    "does not have many workers",  # batches are small arrays
-    "LightningCLI's args parameter is intended",  # main() gives it what the shell gave
-    "LeafSpec.*is deprecated",  # between Lightning and torch
-    "Total length of `list` across ranks is zero",  # no validation rows, which is allowed
-    "The number of training batches .* is smaller than the logging interval",  # the last step is logged in any case
-    "Checkpoint directory .* exists and is not empty",  # of the run that is continued
-    "You defined a `validation_step` but have no `val_dataloader`",
-    r"It is recommended to use `self.log\(.*sync_dist=True",  # the metrics have added up the ranks themselves
-    "Since DeepSpeed handles gradient clipping internally",  # and the module leaves it to it
-    "When saving the DeepSpeed Stage 3 checkpoint",
-    r"`torch.distributed.*` is deprecated",  # between torch and torch, or DeepSpeed
-    "FSDP2-wrapped module .* returned a view tensor",  # nothing is changed in place
-)
 
 
 class Parser(LightningArgumentParser):
@@ -496,7 +479,7 @@ def parts_of(args: Sequence[str]) -> tuple[ProbSFTModule, InstructionDataModule,
     Raises:
         UserError: a flag or a value is wrong.
     """
-    _quieten()
+    quieten()
     cli = _Parts(["fit", *args])
     return cli.model, cli.datamodule, cli.run, cli.config[cli.command].trainer
 
@@ -507,7 +490,7 @@ def data_of(args: Sequence[str]) -> InstructionDataModule:
     Raises:
         UserError: a flag or a value is wrong.
     """
-    _quieten()
+    quieten()
     datamodule: InstructionDataModule = _DataOnly(["fit", *args]).datamodule
     return datamodule
 
@@ -515,7 +498,7 @@ def data_of(args: Sequence[str]) -> InstructionDataModule:
 def run_training_command(args: Sequence[str], kind: type[ProbSFTCLI] = ProbSFTCLI) -> ProbSFTCLI:
     """Run fit, validate, test or predict with its flags, or what a subclass makes of one of them."""
     follow_parent()
-    _quieten()
+    quieten()
     if "--dry_run" in args:
         if args[0] != "fit" or kind is not ProbSFTCLI:
             raise UserError("--dry_run: expected with fit only")
@@ -523,17 +506,6 @@ def run_training_command(args: Sequence[str], kind: type[ProbSFTCLI] = ProbSFTCL
 
         return DryRunCLI(args)
     return kind(args)
-
-
-def _quieten() -> None:
-    """Leave out what others print that our users cannot use."""
-    for message in _NOT_FOR_OUR_USERS:
-        warnings.filterwarnings("ignore", message=f".*{message}.*")
-    import transformers.utils.logging
-
-    transformers.utils.logging.disable_progress_bar()  # of reading and writing weights: ours is about training
-    for name in ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.rank_zero"):
-        logging.getLogger(name).addFilter(lambda record: not record.getMessage().startswith(("💡", "TPU available")))
 
 
 def _run_name(config: Namespace) -> str:
