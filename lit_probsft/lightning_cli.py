@@ -8,11 +8,13 @@ import os
 import re
 import sys
 from collections.abc import Sequence
+from enum import Enum
 from pathlib import Path
 from typing import Any, Literal, NoReturn
 
 import lightning as L
 import torch
+import yaml
 from jsonargparse import Namespace
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
@@ -56,6 +58,11 @@ OUR_DEFAULTS: dict[str, Any] = {
 }
 """Clipping as in the paper; the whole validation set before the first step; the plan deals the data out to the ranks
 itself."""
+
+
+# A default of the user's callback may be a member of an enumeration (Lightning's Timer has one): its value is what a
+# configuration says.
+yaml.SafeDumper.add_multi_representer(Enum, lambda dumper, member: dumper.represent_data(member.value))
 
 
 class Parser(LightningArgumentParser):

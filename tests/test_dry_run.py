@@ -107,7 +107,7 @@ LIMITS = [
     "--trainer.min_epochs=2",
     "--trainer.limit_train_batches=1",
     "--validate_every=1",
-    "--trainer.callbacks=LearningRateMonitor",
+    "--trainer.callbacks=Timer",
 ]
 CASES = {
     "packed": ["--data.packing=true", "--data.max_length=120", "--data.batch_size=2"],
