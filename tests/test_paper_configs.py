@@ -175,9 +175,9 @@ def test_the_commands_in_headers_are_understood(parse: Parser) -> None:
     ]
     config = parse.cli.parser.parse_args(args).fit
     assert (config.name, config.model.init_args.normalize) == ("as_published", "micro_batch")
-    assert 4 * config.trainer.devices * config.trainer.accumulate_grad_batches == 256
-    flags = {name: re.findall(r"(--model.optimizer.lr) (\S+)\.$", (CONFIGS / "paper" / f"{name}.yaml").read_text(), re.M)
-             for name in NAMES}  # fmt: skip
+    assert 4 * int(config.trainer.devices) * config.trainer.accumulate_grad_batches == 256
+    texts = {name: (CONFIGS / "paper" / f"{name}.yaml").read_text() for name in NAMES}
+    flags = {name: re.findall(r"(--model.optimizer.lr) (\S+)\.$", text, re.M) for name, text in texts.items()}
     others = {name: float(found[0][1]) for name, found in flags.items() if found}
     assert others == {"languages_llama_3_1_8b": 5e-5, "instruction_qwen2_5_3b": 2e-5, "instruction_qwen2_5_7b": 5e-6,
                       "instruction_qwen2_5_14b": 1e-6, "memorization_qwen2_5_14b": 2e-5}  # fmt: skip

@@ -35,10 +35,14 @@ class MultipleChoice(Source):
     share is flipped, and to the same label, at every larger one.
 
     Args:
-        path, name, split, limit: as in `Rows`.
-        question: the column with the question. A field of a nested column has a dotted name.
-        choices, labels: the columns with the list of choices and the list of their labels, two at least, all labels
-            different. The defaults are OpenBookQA's columns.
+        path: as in `Rows`.
+        name: as in `Rows`.
+        split: as in `Rows`.
+        limit: as in `Rows`.
+        question: the column with the question; this and the next three are OpenBookQA's where they are not given. A
+            field of a nested column has a dotted name.
+        choices: the column with the list of choices, two at least.
+        labels: the column with the list of their labels, all different.
         answer: the column with the label of the right choice.
         prompt: a template of `{question}` and `{choices}`, the latter a line such as `A. a text` for each.
         flipped: the share of rows with a wrong label, 0 to 1.
