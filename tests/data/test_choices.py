@@ -35,7 +35,7 @@ def test_a_row_asks_with_its_choices_and_teaches_the_label():
     assert taught(MultipleChoice("x")) == [one["answerKey"] for one in ROWS]
 
 
-@settings(max_examples=15, deadline=None)
+@settings(max_examples=8, deadline=None)
 @given(st.floats(0, 1), st.integers(0, 1000))
 def test_the_share_of_wrong_labels_is_the_one_asked_for(share, seed):
     """A wrong label is another of the choices, each of them equally often; within five standard deviations and five
