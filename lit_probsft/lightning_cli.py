@@ -22,7 +22,8 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.strategies.launchers.subprocess_script import _SubprocessScriptLauncher
 from lightning.pytorch.utilities import rank_zero_info
 
-import lit_probsft.data.mixture  # noqa: F401  by its short name the parser finds only what is imported
+import lit_probsft.data.choices
+import lit_probsft.data.mixture  # noqa: F401  by their short names the parser finds only what is imported
 from lit_probsft.callbacks import PredictionWriter, ProgressBar, Throughput
 from lit_probsft.changes import TokenChanges
 from lit_probsft.checks import (

@@ -227,6 +227,9 @@ class RandomCausalLM(ModelSource):
 
 
 def _prepared(model: PreTrainedModel, gradient_checkpointing: bool, compile_layers: bool) -> PreTrainedModel:
+    # Torch gives the padding token's embedding no gradient. Padding is masked and has none anyway; but where the token
+    # that ends turns pads too, it is a token like others.
+    model.get_input_embeddings().padding_idx = None
     if gradient_checkpointing:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
     if compile_layers:

@@ -9,6 +9,7 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
+    from lit_probsft.data.choices import MultipleChoice
     from lit_probsft.data.datamodule import InstructionDataModule
     from lit_probsft.data.mixture import Mixture, Part
     from lit_probsft.data.packing import PackedPlan
@@ -24,6 +25,7 @@ __all__ = [
     "InstructionDataModule",
     "MicroBatch",
     "Mixture",
+    "MultipleChoice",
     "PackedPlan",
     "Part",
     "Plan",
@@ -36,6 +38,7 @@ __all__ = [
 ]
 
 _HOMES = {
+    "choices": ("MultipleChoice",),
     "datamodule": ("InstructionDataModule",),
     "mixture": ("Mixture", "Part"),
     "packing": ("PackedPlan",),

@@ -313,6 +313,7 @@ class FigletPuzzles(Source):
         min_word_len: letters in a word, at least.
         max_word_len: letters in a word, at most.
         space_letters: put blanks between the letters.
+        system: a system text for every puzzle.
     """
 
     start: int = 0
@@ -321,6 +322,7 @@ class FigletPuzzles(Source):
     min_word_len: int = 2
     max_word_len: int = 5
     space_letters: bool = True
+    system: str | None = None
 
     def __post_init__(self) -> None:
         for argument, value, least in (
@@ -345,8 +347,10 @@ class FigletPuzzles(Source):
         return _Puzzles(reasoning_gym.create_dataset("figlet_font", seed=self.seed, size=size, **options), self.start)
 
     def conversation(self, row: Mapping[str, Any]) -> list[Message]:
-        """The drawing with its question, and the word."""
+        """The system text if there is one, the drawing with its question, and the word."""
         turns = [{"role": "user", "content": row["prompt"]}, {"role": "assistant", "content": row["response"]}]
+        if self.system is not None:
+            turns.insert(0, {"role": "system", "content": self.system})
         return validate_conversation(turns)
 
     def fingerprint(self) -> str:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
@@ -64,8 +65,8 @@ class PretrainedTokenizer(TokenizerSource):
         name_or_path: hub id or folder.
         revision: branch, tag or commit on the hub.
         trust_remote_code: let the repository's own code run.
-        pad_token: an existing token to pad with, where the tokenizer has none. No token is ever added, since the model
-            would have no embedding for it. Padding is masked: the end-of-text token may serve.
+        pad_token: an existing token to pad with in place of the tokenizer's own; see `checked_tokenizer` for what pads
+            where it has none. No token is ever added, since the model would have no embedding for it.
     """
 
     name_or_path: str
@@ -79,7 +80,7 @@ class PretrainedTokenizer(TokenizerSource):
         return model_commit(self.name_or_path, self.revision)
 
     def load(self, texts: Callable[[], Iterable[str]]) -> Any:
-        """Reads the tokenizer; refuses one that is missing, slow, or without a pad token."""
+        """Reads the tokenizer; refuses one that is missing, slow, or without any token to pad with."""
         tokenizer = read_tokenizer(self.name_or_path, self.revision, self.trust_remote_code)
         return checked_tokenizer(tokenizer, self.pad_token)
 
@@ -176,8 +177,12 @@ def as_tokenizer_source(value: Any) -> Any:
 def checked_tokenizer(tokenizer: Any, pad_token: str | None = None) -> Any:
     """`tokenizer` itself, with `pad_token` set where one is named.
 
+    Where none is named and it has none, a special token made for padding is taken (`<pad>`,
+    `<|finetune_right_pad_id|>` ...), else one that ends texts (`<|endoftext|>`), else its eos token. Which one makes no
+    difference: padding is told by its place, and neither seen nor learnt.
+
     Raises:
-        UserError: it is not a fast tokenizer, `pad_token` is not in its vocabulary, or it has no pad token.
+        UserError: it is not a fast tokenizer, `pad_token` is not in its vocabulary, or none of its tokens can pad.
     """
     if not getattr(tokenizer, "is_fast", False):
         raise UserError(
@@ -189,12 +194,8 @@ def checked_tokenizer(tokenizer: Any, pad_token: str | None = None) -> Any:
             hint = near_matches(pad_token, _pad_candidates(tokenizer)) or near_matches(pad_token, vocabulary)
             raise UserError(f"pad_token: {pad_token!r} is not in the tokenizer's vocabulary, and none is added.{hint}")
         tokenizer.pad_token = pad_token
-    if tokenizer.pad_token_id is None:
-        candidates = ", ".join(repr(name) for name in _pad_candidates(tokenizer)[:5]) or "an existing token"
-        raise UserError(
-            f"pad_token: the tokenizer has no pad token; name an existing one (its padding is masked), such as "
-            f"{candidates}"
-        )
+    elif tokenizer.pad_token_id is None:
+        tokenizer.pad_token = _default_pad_token(tokenizer)
     return tokenizer
 
 
@@ -209,6 +210,26 @@ def tokenizer_fingerprint(tokenizer: Any) -> str:
     digest = hashlib.sha256(tokenizer.backend_tokenizer.to_str().encode("utf-8", "surrogatepass"))
     digest.update(repr(sorted((key, str(value)) for key, value in tokenizer.special_tokens_map.items())).encode())
     return digest.hexdigest()
+
+
+# A token for padding, and no more: `<|vision_pad|>` and `<|fim_pad|>` of Qwen stand for something.
+_PAD = re.compile(r"\W*(finetune_right_)?pad(ding)?(_id|_token)?\W*", re.IGNORECASE)
+_END_OF_TEXT = re.compile(r"\W*end_?of_?text\W*", re.IGNORECASE)
+
+
+def _default_pad_token(tokenizer: Any) -> str:
+    names = _pad_candidates(tokenizer)
+    for kind in (_PAD, _END_OF_TEXT):
+        if found := [name for name in names if kind.fullmatch(name)]:
+            return found[0]
+    if tokenizer.eos_token is not None:
+        eos: str = tokenizer.eos_token
+        return eos
+    candidates = ", ".join(repr(name) for name in names[:5]) or "any other"
+    raise UserError(
+        "pad_token: the tokenizer has neither a pad token nor one that ends texts; name an existing token (its padding "
+        f"is masked), such as {candidates}"
+    )
 
 
 def _pad_candidates(tokenizer: Any) -> list[str]:

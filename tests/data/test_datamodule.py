@@ -428,17 +428,16 @@ def test_a_stage_without_rows_is_refused_by_name(make, stage):
         make(stage)
 
 
-def test_a_tokenizer_without_pad_token_is_refused_by_the_option_to_set(make, tmp_path):
+def test_a_tokenizer_without_pad_token_gets_one_unless_it_is_named(make, tmp_path):
     tokenizer = ByteTokenizer().load(list)
     tokenizer.pad_token = None
     tokenizer.save_pretrained(tmp_path / "padless")
     for given in (tokenizer, str(tmp_path / "padless")):
-        with pytest.raises(UserError, match=r"^data.tokenizer.pad_token: the tokenizer has no pad token"):
-            make(tokenizer=given)
-    assert (
-        make(tokenizer=PretrainedTokenizer(str(tmp_path / "padless"), pad_token="<|im_end|>")).tokenizer.pad_token_id
-        == 258
-    )
+        assert make(tokenizer=given).tokenizer.pad_token == "<|pad|>"
+    named = PretrainedTokenizer(str(tmp_path / "padless"), pad_token="<|im_end|>")
+    assert make(tokenizer=named).tokenizer.pad_token_id == 258
+    with pytest.raises(UserError, match=r"^data.tokenizer.pad_token: '<nil>' is not in the tokenizer's vocabulary"):
+        make(tokenizer=PretrainedTokenizer(str(tmp_path / "padless"), pad_token="<nil>"))
 
 
 def test_importing_the_package_imports_nothing_heavy():

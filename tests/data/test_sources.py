@@ -192,6 +192,11 @@ def test_puzzles_are_the_papers_whatever_their_count():
     answers = [turns[-1]["content"] for turns in conversations(few)]
     assert all(2 <= len(answer) <= 5 and set(answer) <= set(string.ascii_uppercase) for answer in answers)
     assert conversations(few)[0][0]["content"].startswith("What word does this say?\n\n")
+    spoken = FigletPuzzles(count=3, system="Read {it}.")
+    assert conversations(spoken) == [
+        [{"role": "system", "content": "Read {it}."}, *turns] for turns in conversations(few)
+    ]
+    assert spoken.fingerprint() != few.fingerprint()
     import reasoning_gym
 
     reference = reasoning_gym.create_dataset(

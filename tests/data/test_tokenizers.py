@@ -1,5 +1,8 @@
+import json
+
 import pytest
 from conftest import CORPUS
+from tokenizers import AddedToken, Tokenizer
 
 from lit_probsft.data import BPETokenizer, ByteTokenizer, PretrainedTokenizer, tokenize_conversation
 from lit_probsft.data.tokenizers import checked_tokenizer, tokenizer_fingerprint
@@ -47,19 +50,57 @@ def test_bpe_cannot_be_smaller_than_the_bytes():
 
 @pytest.fixture
 def padless(tmp_path):
-    """A saved tokenizer that has no pad token, though one is in its vocabulary."""
+    """A saved tokenizer that names no pad token, though one is in its vocabulary."""
     tokenizer = ByteTokenizer().load(list)
     tokenizer.pad_token = None
     tokenizer.save_pretrained(tmp_path / "padless")
     return str(tmp_path / "padless")
 
 
-def test_a_tokenizer_without_pad_token_is_refused_with_candidates(padless):
-    with pytest.raises(UserError, match=r"^pad_token: the tokenizer has no pad token.*such as '<\|pad\|>', "):
-        PretrainedTokenizer(padless).load(list)
+def without_pad(*others, eos="<|im_end|>"):
+    """A byte tokenizer without a pad token, and `<|pad|>` no special one, that knows other special tokens."""
+    from transformers import PreTrainedTokenizerFast
+
+    model = json.loads(ByteTokenizer().load(list).backend_tokenizer.to_str())
+    model["added_tokens"] = [token for token in model["added_tokens"] if token["content"] != "<|pad|>"]
+    bare = Tokenizer.from_str(json.dumps(model))
+    bare.add_special_tokens([AddedToken(name, special=True, normalized=False) for name in others])
+    return PreTrainedTokenizerFast(tokenizer_object=bare, **({} if eos is None else {"eos_token": eos}))
+
+
+@pytest.mark.parametrize(
+    ("others", "expected"),
+    [
+        (["<|finetune_right_pad_id|>", "<|end_of_text|>"], "<|finetune_right_pad_id|>"),
+        (["<|vision_pad|>", "<|fim_pad|>", "<|endoftext|>"], "<|endoftext|>"),
+        (["<unk>", "[PAD]"], "[PAD]"),
+        (["<pad>", "<|image_pad|>"], "<pad>"),
+        (["<|end▁of▁sentence|>", "<|padding|>"], "<|padding|>"),
+        (["<|reserved_special_token_0|>", "<|image_pad|>"], "<|im_end|>"),
+    ],
+)
+def test_without_a_pad_token_one_that_is_made_for_it_pads_else_the_end_of_texts(others, expected):
+    tokenizer = without_pad(*others)
+    size = len(tokenizer)
+    assert checked_tokenizer(tokenizer).pad_token == expected
+    assert len(tokenizer) == size
+    assert tokenizer.eos_token == "<|im_end|>"
+    assert checked_tokenizer(without_pad(*others), "<|im_start|>").pad_token == "<|im_start|>"
+
+
+def test_a_tokenizer_of_which_no_token_can_pad_is_refused_with_candidates():
+    with pytest.raises(UserError, match=r"^pad_token: .*such as '<\|im_start\|>', '<\|im_end\|>'"):
+        checked_tokenizer(without_pad(eos=None))
+
+
+def test_its_own_pad_token_stays():
+    tokenizer = without_pad("<pad>")
+    tokenizer.pad_token = "<|im_start|>"
+    assert checked_tokenizer(tokenizer).pad_token == "<|im_start|>"
 
 
 def test_an_existing_token_may_pad_and_none_is_added(padless):
+    assert PretrainedTokenizer(padless).load(list).pad_token == "<|pad|>"
     tokenizer = PretrainedTokenizer(padless, pad_token="<|im_end|>").load(list)
     assert tokenizer.pad_token_id == tokenizer.eos_token_id == 258
     assert len(tokenizer) == 259
