@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import lightning as L
 import torch
 import yaml
+from lightning.pytorch.utilities import rank_zero_info
 
 from lit_probsft.errors import UserError
 from lit_probsft.intervals import steps_in_epoch
@@ -83,14 +84,15 @@ def restore(module: ProbSFTModule, checkpoint: dict[str, Any]) -> None:
     module.initial_metrics = progress.get("initial_metrics", {})
 
 
-def optimizer_anew(trainer: L.Trainer, chosen: list[dict[str, Any]]) -> list[tuple[str, Any]]:
-    """Let the arguments of this run's optimizer win over those in the checkpoint; returns what that changes.
+def optimizer_anew(trainer: L.Trainer, chosen: list[dict[str, Any]], *, quietly: bool = False) -> None:
+    """Let the arguments of this run's optimizer win over those in the checkpoint, and say what that changes.
 
     The learning rate is the schedule's at this step, to the bit what it would be without a checkpoint.
 
     Args:
         trainer: with schedulers and optimizers as the checkpoint has left them.
         chosen: the options of each parameter group, as this run's optimizer was built.
+        quietly: the user has been told.
     """
     changed: dict[str, Any] = {}
     for scheduler in (config.scheduler for config in trainer.lr_scheduler_configs):
@@ -103,7 +105,9 @@ def optimizer_anew(trainer: L.Trainer, chosen: list[dict[str, Any]]) -> list[tup
             lr = options["lr"] * scheduler.lr_lambdas[index](scheduler.last_epoch)
             group.update({**options, "initial_lr": options["lr"], "lr": lr})
         scheduler._last_lr = [group["lr"] for group in scheduler.optimizer.param_groups]
-    return list(changed.items())
+    for before, now in changed.items():
+        if not quietly:
+            rank_zero_info(f"--resume: the optimizer's {before} is now {now}")
 
 
 KEPT = ("seed_everything", "model.model", "model.model.model_name_or_path", "model.model.seed", "model.probe_rows")

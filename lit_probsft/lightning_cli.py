@@ -180,7 +180,7 @@ class ProbSFTCLI(LightningCLI):
     def before_instantiate_classes(self) -> None:
         """Settle the run's folder, the weights and what the configuration leaves to us."""
         config = self.config[self.command]
-        self.run = RunFolder(Path(config.runs_dir).expanduser() / _run_name(config))
+        self.run = RunFolder(Path(config.runs_dir).expanduser() / run_name(config))
         self.run.check_path()
         if config.dry_run and "--dry_run" not in self._args:
             raise UserError("--dry_run: expected on the command line of fit, not in a configuration file")
@@ -198,7 +198,7 @@ class ProbSFTCLI(LightningCLI):
         self.config_text = self._whole_config(config)
         if self.command != "fit":
             self._use_weights(config)
-        self._lent_tokenizer = _default_tokenizer(config)
+        self._lent_tokenizer = lend_tokenizer(config)
         trainer = config.trainer
         trainer.strategy = settled(trainer.strategy)
         if self._validate_every is not None:
@@ -243,7 +243,7 @@ class ProbSFTCLI(LightningCLI):
         try:
             super().instantiate_classes()
         except ValueError as error:
-            raise _cause(error, self.config[self.command]) from None
+            raise cause_of(error, self.config[self.command]) from None
         if not dataclasses.is_dataclass(self.model.objective):
             raise UserError(
                 f"model.objective: expected a class decorated with @dataclass(frozen=True), "
@@ -436,73 +436,6 @@ class ProbSFTCLI(LightningCLI):
             write_json(self.run.path / f"{command}.json", metrics)
 
 
-class _DataOnly(ProbSFTCLI):
-    """Reads a configuration as fit does, and builds its data module alone."""
-
-    def before_instantiate_classes(self) -> None:
-        """Nothing but the tokenizer that the model lends: no run is begun."""
-        _default_tokenizer(self.config[self.command])
-
-    def instantiate_classes(self) -> None:
-        """The data module, with what a constructor refuses told as fit tells it."""
-        config = self.config[self.command]
-        parser = self._parser(self.command)
-        alone = Namespace(data=config.data)
-        try:
-            self.datamodule = parser.instantiate_classes(alone).data
-        except ValueError as error:
-            raise _cause(error, config) from None
-
-    def _set_seed(self) -> None:
-        pass
-
-    def _run_subcommand(self, subcommand: str) -> None:
-        pass
-
-
-class _Parts(_DataOnly):
-    """Builds the module too, whose model is not loaded, and says where the run lies."""
-
-    def before_instantiate_classes(self) -> None:
-        """The run's folder is looked into at most."""
-        config = self.config[self.command]
-        self.run = RunFolder(Path(config.runs_dir).expanduser() / _run_name(config))
-        if "init_args" not in config.model or config.model.init_args.get("model") is None:
-            raise UserError("model.model: expected a model (a hub id, a folder, or RandomCausalLM), got none")
-        super().before_instantiate_classes()
-
-    def instantiate_classes(self) -> None:
-        """Data module and module, with what a constructor refuses told as fit tells it."""
-        super().instantiate_classes()
-        config = self.config[self.command]
-        try:
-            self.model = self._parser(self.command).instantiate_classes(Namespace(model=config.model)).model
-        except ValueError as error:
-            raise _cause(error, config) from None
-
-
-def parts_of(args: Sequence[str]) -> tuple[ProbSFTModule, InstructionDataModule, RunFolder, Namespace]:
-    """Module (its model not loaded), data module (not set up), run folder and the trainer's flags of a configuration.
-
-    Raises:
-        UserError: a flag or a value is wrong.
-    """
-    quieten()
-    cli = _Parts(["fit", *args])
-    return cli.model, cli.datamodule, cli.run, cli.config[cli.command].trainer
-
-
-def data_of(args: Sequence[str]) -> InstructionDataModule:
-    """The data module of a configuration, not set up; neither model nor trainer is built.
-
-    Raises:
-        UserError: a flag or a value is wrong.
-    """
-    quieten()
-    datamodule: InstructionDataModule = _DataOnly(["fit", *args]).datamodule
-    return datamodule
-
-
 def run_training_command(args: Sequence[str], kind: type[ProbSFTCLI] = ProbSFTCLI) -> ProbSFTCLI:
     """Run fit, validate, test or predict with its flags, or what a subclass makes of one of them."""
     follow_parent()
@@ -516,7 +449,8 @@ def run_training_command(args: Sequence[str], kind: type[ProbSFTCLI] = ProbSFTCL
     return kind(args)
 
 
-def _run_name(config: Namespace) -> str:
+def run_name(config: Namespace) -> str:
+    """As it was given, or the first configuration file's."""
     if config.name:
         name = str(config.name)
         if name in (".", "..") or re.search(r"[/\\\0]", name):
@@ -532,7 +466,7 @@ def _run_name(config: Namespace) -> str:
     return "run"
 
 
-def _cause(error: BaseException, config: Namespace) -> BaseException:
+def cause_of(error: BaseException, config: Namespace) -> BaseException:
     """The `UserError` that `error` has wrapped, with its place in the configuration; `error` itself without one."""
     cause: BaseException | None = error
     while cause is not None and not isinstance(cause, UserError):
@@ -542,7 +476,7 @@ def _cause(error: BaseException, config: Namespace) -> BaseException:
     return error if cause is None else with_prefix(cause, config)
 
 
-def _default_tokenizer(config: Namespace) -> bool:
+def lend_tokenizer(config: Namespace) -> bool:
     """A model with a tokenizer of its own lends it to the data, unless they name one; was it lent?"""
     data, source = config.data.init_args, config.model.init_args.model
     if data.get("tokenizer") is not None:

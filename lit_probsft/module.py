@@ -10,7 +10,7 @@ from typing import Any, Literal, cast
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback
-from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 
 from lit_probsft.callbacks import NonFiniteGuard
@@ -337,9 +337,7 @@ class ProbSFTModule(L.LightningModule):
     def on_train_start(self) -> None:
         """Validate, and so save, between two optimizer steps only: a window cut in two could not be resumed."""
         validate_between_steps(self.trainer)
-        for before, now in optimizer_anew(self.trainer, self._chosen):
-            if not self.changes_told:
-                rank_zero_info(f"--resume: the optimizer's {before} is now {now}")
+        optimizer_anew(self.trainer, self._chosen, quietly=self.changes_told)
 
     def on_train_batch_start(self, batch: Any, batch_idx: int) -> None:
         """Random numbers (dropout, a sampling objective) are those of this micro-batch, whatever was drawn before."""

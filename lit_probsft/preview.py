@@ -197,7 +197,7 @@ def run_preview(options: argparse.Namespace, rest: Sequence[str]) -> Preview:
         raise UserError(f"--html: expected a file in a folder that exists, got {str(options.html)!r}")
     from rich.console import Console
 
-    from lit_probsft.lightning_cli import data_of
+    from lit_probsft.parts import data_of
 
     preview = make_preview(data_of(rest), options.split, options.rows)
     print_preview(preview, Console(highlight=False))

@@ -160,3 +160,20 @@ def test_what_would_never_stop_is_refused(tmp_path: Path, flags: list[str], mess
 
 def test_nothing_stops_without_being_asked() -> None:
     assert StoppingOptions().patience is None
+
+
+@pytest.mark.slow
+def test_all_ranks_stop_at_the_same_validation(server: Any, tmp_path: Path) -> None:
+    """Two processes stop after the step of one."""
+    path = overfitted(tmp_path, trainer__callbacks=[{"class_path": "tests.crash.callbacks.Diary"}])
+    flags = [*OURS, "--validate_every=1", "--checkpoints.save_every=1"]
+    two = ["--trainer.devices=2", "--trainer.strategy=ddp", "--data.batch_size=4"]
+    for name, more in (("one", []), ("two", two)):
+        run = server.run("fit", "--config", path, "--name", name, *flags, *more, cwd=tmp_path)
+        assert run.status == 0, run.said[-4000:]
+    steps = record_of("one")["counts"]["optimizer_steps"]
+    assert steps < 36
+    assert record_of("two")["counts"]["optimizer_steps"] == steps
+    assert record_of("two")["stopped_early"] == record_of("one")["stopped_early"]
+    diaries = [(tmp_path / f"runs/two.{rank}.diary").read_text().count('"step"') for rank in (0, 1)]
+    assert diaries == [steps, steps]

@@ -129,6 +129,18 @@ def test_the_run_is_validated_at_those_steps_and_at_its_end(
     assert seen.steps == expected
 
 
+def test_a_stream_is_validated_by_its_steps(tmp_path: Path) -> None:
+    path, seen = tiny.write_rows(tmp_path / "rows.jsonl"), Validated()
+    data = tiny.data(path, batch_size=4, validation=tiny.rows(path), streaming=True, shuffle_buffer=12)
+    module, length = ProbSFTModule(tiny.model(), optimizer=tiny.sgd), {"max_epochs": -1, "max_steps": 5}
+    callbacks = [ValidateEvery(Every("validate_every", steps=2)), seen]
+    tiny.trainer(**length, accumulate_grad_batches=2, callbacks=callbacks).fit(module, datamodule=data)
+    assert seen.steps == [2, 4, 5]
+    share = [ValidateEvery(Every("validate_every", share=Fraction(1, 4)))]
+    with pytest.raises(UserError, match="^validate_every: expected optimizer steps .* got 0.25$"):
+        tiny.trainer(**length, callbacks=share).fit(module, datamodule=data)
+
+
 def without_the_clock(path: Path) -> list[dict[str, str]]:
     rows = [{k: v for k, v in row.items() if v and k != "tokens_per_second"} for row in rows_of(path)]
     return [row for row in rows if row.keys() - {"step", "epoch"}]

@@ -14,7 +14,7 @@ from rich.console import Console
 from lit_probsft.cli import main
 from lit_probsft.data import ByteTokenizer, InstructionDataModule
 from lit_probsft.errors import UserError
-from lit_probsft.lightning_cli import data_of
+from lit_probsft.parts import data_of
 from lit_probsft.preview import html_page, make_preview, print_preview
 
 ROOT = Path(__file__).parent.parent

@@ -12,7 +12,7 @@ import pytest
 
 from lit_probsft import objectives
 from lit_probsft.cli import _OTHERS, TRAINING, main
-from lit_probsft.lightning_cli import data_of
+from lit_probsft.parts import data_of
 from tests import tiny
 
 ROOT = Path(__file__).parent.parent

@@ -109,7 +109,7 @@ def run_divergence(options: argparse.Namespace, rest: Sequence[str]) -> dict[str
     """
     if options.out is not None and not options.out.absolute().parent.is_dir():
         raise UserError(f"--out: expected a file in a folder that exists, got {str(options.out)!r}")
-    from lit_probsft.lightning_cli import parts_of
+    from lit_probsft.parts import parts_of
 
     module, datamodule, run, trainer = parts_of(rest)
     assert module.source is not None
