@@ -105,9 +105,9 @@ def optimizer_anew(trainer: L.Trainer, chosen: list[dict[str, Any]], *, quietly:
             lr = options["lr"] * scheduler.lr_lambdas[index](scheduler.last_epoch)
             group.update({**options, "initial_lr": options["lr"], "lr": lr})
         scheduler._last_lr = [group["lr"] for group in scheduler.optimizer.param_groups]
-    for before, now in changed.items():
+    for option, value in changed.items():
         if not quietly:
-            rank_zero_info(f"--resume: the optimizer's {before} is now {now}")
+            rank_zero_info(f"--resume: the optimizer's {option} is now {value}")
 
 
 KEPT = ("seed_everything", "model.model", "model.model.model_name_or_path", "model.model.seed", "model.probe_rows")

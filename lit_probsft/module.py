@@ -127,8 +127,7 @@ class ProbSFTModule(L.LightningModule):
         """Names of the sets that are validated on beside the validation set."""
         self.initial_metrics: dict[str, float] = {}
         """Validation metrics before the first step, where the trainer's sanity check runs over the whole set."""
-        self.changes_told = False
-        """Has the user been told what a run that goes on does otherwise?"""
+        self.changes_told = False  # to the user: what a run that goes on does otherwise
         self.stop_wanted = False
         """Was the trainer asked to stop in the midst of a window, at whose end it will?"""
         self._chosen: list[dict[str, Any]] = []

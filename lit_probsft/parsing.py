@@ -50,13 +50,9 @@ def explain(message: str, known_flags: list[str]) -> str:
     name = ".".join(keys)
     classes = _CLASS.findall(message)
     for old, new in _RENAMED.items():
-        if (
-            re.search(rf"{re.escape(old)}\b", message)
-            or name == old
-            or re.search(
-                rf"Group '{old.rpartition('.')[0]}' does not accept option '{old.rpartition('.')[2]}'", message
-            )
-        ):
+        group, _, option = old.rpartition(".")
+        said = rf"{re.escape(old)}\b|Group '{group}' does not accept option '{option}'"
+        if name == old or re.search(said, message):
             return f"{old}: there is no such option any more; it is called {new}"
     if match := _GROUP.search(message):
         group, option = match[1], match[2]
