@@ -128,8 +128,7 @@ class ProbSFTModule(L.LightningModule):
         self.initial_metrics: dict[str, float] = {}
         """Validation metrics before the first step, where the trainer's sanity check runs over the whole set."""
         self.changes_told = False  # to the user: what a run that goes on does otherwise
-        self.stop_wanted = False
-        """Was the trainer asked to stop in the midst of a window, at whose end it will?"""
+        self.stop_wanted = False  # was the trainer asked to stop in the midst of a window, at whose end it will?
         self._chosen: list[dict[str, Any]] = []
         self._given: set[str] = set()  # tokens that a model which was handed in has been given rows for
         self._readings: dict[str, float] = {}

@@ -90,6 +90,7 @@ def test_nothing_is_told_of_what_is_refused_and_nothing_is_written(
     assert (tmp_path / "runs/tiny/config.yaml").read_text() == before
 
 
+@pytest.mark.slow
 def test_the_best_on_another_validation_set_is_not_the_best_on_this_one(tmp_path: Path) -> None:
     path = config(tmp_path)
     fit(path)
