@@ -109,6 +109,7 @@ def test_every_file_is_the_papers_protocol_and_what_the_table_says(name: str, pa
     )
     assert module["normalize"] == "tokens"
     assert (trainer["max_epochs"], trainer["gradient_clip_val"], trainer["strategy"]) == (1, 1.0, "fsdp2")
+    assert config["validate_every"] == 0.25
     assert data["batch_size"] * trainer["accumulate_grad_batches"] * 8 == 256
     assert (data["max_length"], data["tokenizer"]) == (longest, None)
     assert data["format"] == ("chat" if hub_id.startswith("Qwen") else "plain")
@@ -350,7 +351,7 @@ def test_a_step_of_each_run(name: str, hub: None) -> None:
         ["fit", f"--config={CONFIGS / 'paper' / name}.yaml", f"--model.model={json.dumps(model)}",
          *few, "--data.tokenizer=ByteTokenizer", "--trainer.strategy=auto",
          "--trainer.max_steps=1", "--trainer.accelerator=cpu", "--trainer.devices=1",
-         "--trainer.enable_progress_bar=false", "--trainer.val_check_interval=1.0", "--checkpoints.export=none",
+         "--trainer.enable_progress_bar=false", "--validate_every=epoch", "--checkpoints.export=none",
          "--trainer.enable_checkpointing=false"]
     )  # fmt: skip
     assert cli.trainer.global_step == 1

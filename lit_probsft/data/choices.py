@@ -47,6 +47,7 @@ class MultipleChoice(Source):
         prompt: a template of `{question}` and `{choices}`, the latter a line such as `A. a text` for each.
         flipped: the share of rows with a wrong label, 0 to 1.
         seed: of what is flipped.
+        revision: as in `Rows`.
     """
 
     path: str | list[str]
@@ -60,6 +61,7 @@ class MultipleChoice(Source):
     prompt: str = "{question}\n{choices}"
     flipped: float = 0.0
     seed: int = 0
+    revision: str | None = None
 
     def __post_init__(self) -> None:
         if not 0 <= self.flipped <= 1:
@@ -69,7 +71,7 @@ class MultipleChoice(Source):
 
     @functools.cached_property
     def _rows(self) -> Rows:
-        return Rows(self.path, name=self.name, split=self.split, limit=self.limit)
+        return Rows(self.path, name=self.name, split=self.split, limit=self.limit, revision=self.revision)
 
     def load(self) -> Sequence[Mapping[str, Any]]:
         """The rows as they are stored; a missing file, a broken line or a missing column is refused here."""
@@ -94,6 +96,10 @@ class MultipleChoice(Source):
     def stream(self, place: Any = None) -> RowStream:
         """The rows without an end; a pass has at most `limit`."""
         return self._rows.stream(place)
+
+    def commits(self) -> Mapping[str, str]:
+        """Of a hub data set, as the hub tells it."""
+        return self._rows.commits()
 
     def identity(self) -> dict[str, Any]:
         """Every field, and names and sizes of local files."""

@@ -98,6 +98,7 @@ def test_share_and_seed_decide_the_cached_tokens(jsonl, tmp_path):
         ({"flipped": 1.5}, {}, r"^flipped: expected a share from 0 to 1, got 1.5"),
         ({"prompt": "{qestion}"}, {}, r"^prompt: no column 'qestion'.*Did you mean 'question'"),
         ({"limit": 0}, {}, r"^limit: expected at least 1 row"),
+        ({"revision": "main"}, {}, r"^revision: expected none with local files"),
         ({"answer": "answerkey"}, {}, r"^answer: no column 'answerkey' .*Did you mean 'answerKey'"),
         ({}, {"answerKey": "E"}, r"^answer: column 'answerKey': expected one of \['A', 'B', 'C', 'D'\], got 'E'"),
         (
