@@ -24,7 +24,7 @@ from lightning.pytorch.utilities import rank_zero_info
 import lit_probsft.data.mixture  # noqa: F401  by its short name the parser finds only what is imported
 from lit_probsft.callbacks import PredictionWriter, ProgressBar, Throughput
 from lit_probsft.changes import TokenChanges
-from lit_probsft.checks import check_config_files, check_trainer, first_line, read_checkpoint, with_prefix
+from lit_probsft.checks import check_trainer, first_line, in_our_words, not_built, read_checkpoint, with_prefix
 from lit_probsft.data import InstructionDataModule
 from lit_probsft.errors import UserError
 from lit_probsft.module import ProbSFTModule
@@ -33,6 +33,7 @@ from lit_probsft.parallel.signals import GracefulStop, Launcher, follow_parent
 from lit_probsft.parallel.storage import WholeFileIO, damage
 from lit_probsft.parallel.strategies import FSDP2, DeepSpeed, settled
 from lit_probsft.parsing import explain, values_as_typed, with_own_defaults
+from lit_probsft.reading import check_config_files
 from lit_probsft.record import MetricsCSV, RunRecord
 from lit_probsft.runs import RunFolder, write_json
 
@@ -63,6 +64,9 @@ _NOT_FOR_OUR_USERS = (
 )
 
 
+_LEFT_OUT = re.compile(r"💡|TPU available|(\[rank: \d+\] )?Seed set to")  # run.json has the seed
+
+
 class Parser(LightningArgumentParser):
     """Raises a `UserError` with one message instead of printing hundreds of lines of usage."""
 
@@ -80,7 +84,11 @@ class Parser(LightningArgumentParser):
         argument."""
         if not self.exit_on_error:
             super().error(message, ex)
-        raise UserError(message) from ex
+        raise _Complaint(message) from ex
+
+
+class _Complaint(UserError):
+    """In the parser's words, which nobody has explained yet."""
 
 
 class ProbSFTCLI(LightningCLI):
@@ -113,15 +121,16 @@ class ProbSFTCLI(LightningCLI):
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """One message in place of jsonargparse's nested one."""
-        check_config_files(list(args))
+        flags = [action.dest for action in self._parser(self.command)._actions if action.dest]
+        known = dict.fromkeys(flag.split(".")[0] for flag in flags)
+        check_config_files(list(args), [*known, self.command])
         try:
             super().parse_arguments(parser, args)
         except SyntaxError as error:  # of a module of the user's that the configuration names
             where = f"{error.filename} line {error.lineno}"
             raise UserError(f"--config: a class's module cannot be imported: {where}: {error.msg}") from error
-        except UserError as error:
-            flags = [action.dest for action in self._parser(self.command)._actions if action.dest]
-            raise UserError(explain(str(error), flags)) from error
+        except _Complaint as error:
+            raise UserError(explain(str(error), flags, list(args))) from error
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """The run's own flags, and our defaults."""
@@ -166,6 +175,8 @@ class ProbSFTCLI(LightningCLI):
             raise UserError(f"--resume and --overwrite: expected only with fit, got them with {self.command}")
         if "init_args" not in config.model or config.model.init_args.get("model") is None:
             raise UserError("model.model: expected a model (a hub id, a folder, or RandomCausalLM), got none")
+        if config.model.init_args.get("objective", ...) is None:
+            raise UserError("model.objective: expected an objective, such as NLL, got none")
         self.config_text = self._whole_config(config)
         if self.command != "fit":
             self._use_weights(config)
@@ -181,7 +192,7 @@ class ProbSFTCLI(LightningCLI):
         wanted = config.weights
         if wanted == "base" or config.get("ckpt_path") is not None:
             return
-        if wanted != "auto" and not Path(wanted).is_dir():
+        if wanted != "auto" and not (Path(wanted) / "config.json").is_file():
             raise UserError(f"--weights: expected `auto`, `base` or a folder with a model, got {wanted!r}")
         folder = self.run.hf if wanted == "auto" else Path(wanted)
         if not folder.is_dir():
@@ -226,7 +237,8 @@ class ProbSFTCLI(LightningCLI):
         try:
             trial = self.model.optimizer_factory([{"params": [torch.nn.Parameter(torch.zeros(2, 2))]}])
         except (ValueError, TypeError) as error:
-            raise UserError(f"model.optimizer: {first_line(error)}") from error
+            name = self.config[self.command].model.init_args.optimizer.class_path.rsplit(".", 1)[-1]
+            raise UserError(f"model.optimizer: {name} refuses its arguments: {first_line(error)}") from error
         path = self.config[self.command].get("ckpt_path")
         states = self._checkpoint.get("optimizer_states") if path else None
         if states:
@@ -261,7 +273,9 @@ class ProbSFTCLI(LightningCLI):
                     "not given)"
                 ) from error
             raise
-        except (RuntimeError, ValueError, KeyError) as error:
+        except (RuntimeError, ValueError, KeyError, MisconfigurationException) as error:
+            if (ours := in_our_words(str(error))) is not None:
+                raise UserError(ours) from error
             lines = [line.strip() for line in str(error).splitlines() if line.strip()]
             named = re.match(r"`(\w+)`", lines[0]) if lines else None
             if named and named[1] in self.config[self.command].trainer:
@@ -304,6 +318,8 @@ class ProbSFTCLI(LightningCLI):
         except UserError:
             raise
         except (MisconfigurationException, ValueError, TypeError, RuntimeError, ImportError) as error:
+            if (ours := in_our_words(str(error))) is not None:
+                raise UserError(ours) from error
             message = first_line(error)
             found = {key: re.search(rf"\b{key}\b", message) for key in vars(config.trainer)}
             places = {key: match.start() for key, match in found.items() if match}
@@ -476,7 +492,7 @@ def _quieten() -> None:
 
     transformers.utils.logging.disable_progress_bar()  # of reading and writing weights: ours is about training
     for name in ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.rank_zero"):
-        logging.getLogger(name).addFilter(lambda record: not record.getMessage().startswith(("💡", "TPU available")))
+        logging.getLogger(name).addFilter(lambda record: not _LEFT_OUT.match(record.getMessage()))
 
 
 def _run_name(config: Namespace) -> str:
@@ -486,6 +502,8 @@ def _run_name(config: Namespace) -> str:
             raise UserError(
                 f"--name: expected a folder's name, without separators; --runs_dir says where; got {name!r}"
             )
+        if len(name.encode()) > 255:
+            raise UserError(f"--name: expected at most 255 bytes, got {len(name.encode())}")
         return name
     files = config.get("config") or []
     for path in files:  # the recipe; those behind it change a detail
@@ -502,7 +520,9 @@ def _cause(error: BaseException, config: Namespace) -> BaseException:
         cause = cause.__cause__ or cause.__context__
     if cause is None and (told := re.search(r"^ *- (\w+(\.[\w-]+)*: expected .*, got .*)$", str(error), re.MULTILINE)):
         cause = UserError(told[1])  # of several types that a value may have, the chain knows the first one's error only
-    return error if cause is None else with_prefix(cause, config)
+    if cause is None:
+        return not_built(error, config) or error
+    return with_prefix(cause, config)
 
 
 def _default_tokenizer(config: Namespace) -> bool:

@@ -652,6 +652,10 @@ class _TokenLoss(Objective):
     def top_k(self) -> int:
         return self._module.objective.top_k
 
+    @property
+    def _label(self) -> str:
+        return type(self._module.objective).__name__  # in what is said of a loss that is none
+
     def loss(self, tokens: TokenStats) -> Tensor:
         return self._module.token_loss(tokens) if self._known else -tokens.log_probs
 

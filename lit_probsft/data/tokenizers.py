@@ -83,9 +83,12 @@ class PretrainedTokenizer(TokenizerSource):
                 trust_remote_code=self.trust_remote_code,
             )
         except Exception as error:  # a missing file, a refused connection and a broken file share no base class
+            hint = near_matches(self.name_or_path, ["ByteTokenizer", "BPETokenizer"])
+            said = next(iter(str(error).splitlines()), "")
+            why = f": {said}" if said and not said.endswith(": ") else ", which has none that can be read"
             raise UserError(
-                f"name_or_path: expected a folder or a hub id that holds a tokenizer, got {self.name_or_path!r}: "
-                f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}"
+                f"name_or_path: expected a folder or a hub id that holds a tokenizer, got {self.name_or_path!r}{why}"
+                f"{hint}"
             ) from error
         return checked_tokenizer(tokenizer, self.pad_token)
 
