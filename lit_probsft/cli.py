@@ -261,7 +261,11 @@ class _Parser(argparse.ArgumentParser):
             raise UserError(f"{match[1]}: expected a value{' for each' * (', ' in match[1])}, got none{usage}")
         if match := re.match(r"unrecognized arguments: (\S+)", message):
             flags = [flag for action in self._actions for flag in action.option_strings]
-            said = f"there is no such option.{near_matches(match[1], flags)}" if match[1][0] == "-" else "one too many"
+            said = (
+                f"there is no such option.{near_matches(match[1], flags)}"
+                if match[1][0] == "-"
+                else "expected no more arguments"
+            )
             raise UserError(f"{match[1]}: {said}{usage}")
         if match := re.fullmatch(r"argument (.+?): expected one argument", message):
             raise UserError(f"{match[1]}: expected a value, got none")

@@ -491,7 +491,11 @@ def _quieten() -> None:
     import transformers.utils.logging
 
     transformers.utils.logging.disable_progress_bar()  # of reading and writing weights: ours is about training
-    for name in ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.rank_zero"):
+    for name in (
+        "lightning.pytorch.utilities.rank_zero",
+        "lightning.fabric.utilities.rank_zero",
+        "lightning.fabric.utilities.seed",
+    ):
         logging.getLogger(name).addFilter(lambda record: not _LEFT_OUT.match(record.getMessage()))
 
 

@@ -289,7 +289,7 @@ class ProbSFTModule(L.LightningModule):
         missing = [key for key in ("input_ids", "labels", "window_tokens", "window_sequences") if key not in batch]
         if missing:
             raise UserError(
-                f"train batch: expected the keys that InstructionDataModule gives, {', '.join(missing)} missing"
+                f"batch: expected the keys that InstructionDataModule gives, {', '.join(missing)} missing"
             )
         # Lightning divides by the number of micro-batches on this rank, DDP and FSDP by the number of ranks.
         parts = self.trainer.accumulate_grad_batches * self.trainer.world_size
