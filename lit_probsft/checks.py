@@ -3,53 +3,23 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+import traceback
 from pathlib import Path
 from typing import Any
 
 import torch
-import yaml
 from jsonargparse import Namespace
+from lightning.pytorch.accelerators import AcceleratorRegistry
+from lightning.pytorch.strategies import StrategyRegistry
 
-from lit_probsft.errors import UserError
+from lit_probsft.errors import UserError, near_matches
 from lit_probsft.intervals import Every
-
-
-def check_config_files(args: Sequence[str]) -> None:
-    """Refuse a configuration file that cannot be read, with its name; one that is not there is the parser's to
-    refuse."""
-    for index, arg in enumerate(args):
-        flag, equals, value = arg.partition("=")
-        if flag not in ("--config", "-c"):
-            continue
-        name = value if equals else args[index + 1] if index + 1 < len(args) else ""
-        path = Path(name).expanduser()
-        if not name or not path.exists():
-            continue
-        if not path.is_file():
-            raise UserError(f"--config: expected a file, {name} is a folder")
-        try:
-            content = yaml.safe_load(path.read_bytes().decode("utf-8"))
-        except OSError as error:
-            raise UserError(f"--config: expected a file that can be read, got {name}: {error.strerror}") from error
-        except UnicodeDecodeError as error:
-            raise UserError(f"--config: expected a YAML file in UTF-8, {name} is not: {error}") from error
-        except yaml.YAMLError as error:
-            mark = getattr(error, "problem_mark", None)
-            where = f" line {mark.line + 1}" if mark is not None else ""
-            problem = getattr(error, "problem", None) or first_line(error)
-            raise UserError(f"--config: {name}{where}: not valid YAML: {problem}") from error
-        if not isinstance(content, dict):
-            got = "an empty file" if content is None else f"a {type(content).__name__}"
-            raise UserError(f"--config: expected a mapping with model, data and trainer in {name}, got {got}")
-        for part in ("model", "data", "trainer"):
-            inner = content.get(part)
-            if inner is not None and not isinstance(inner, dict | str):  # a text may name a file of its own
-                raise UserError(f"{part}: expected a mapping in {name}, got {inner!r}")
 
 
 def check_trainer(trainer: Namespace, command: str) -> None:
     """Refuse values that Lightning takes but that train nothing or the wrong way."""
+    _check_choices(trainer)
+    _check_numbers(trainer)
     clip = trainer.gradient_clip_val
     if clip is not None and clip < 0:
         raise UserError(f"trainer.gradient_clip_val: expected 0 (no clipping) or more, got {clip}")
@@ -83,6 +53,101 @@ def check_intervals(config: Namespace) -> Every | None:
     return every
 
 
+_LEAST = {
+    "accumulate_grad_batches": 1,
+    "check_val_every_n_epoch": 1,
+    "fast_dev_run": 0,
+    "log_every_n_steps": 0,
+    "num_nodes": 1,
+    "num_sanity_val_steps": -1,
+}
+
+_SHARES = ("limit_train_batches", "limit_val_batches", "limit_test_batches", "limit_predict_batches", "overfit_batches")
+
+
+def _check_numbers(trainer: Namespace) -> None:
+    """Refuse what Lightning takes and fails at in the midst of training, or refuses in words of its own."""
+    for name, least in _LEAST.items():
+        number = trainer[name]
+        if number is not None and number < least:
+            raise UserError(f"trainer.{name}: expected at least {least}, got {number}")
+    for name in _SHARES:
+        number = trainer[name]
+        if number is not None and (number < 0 or (isinstance(number, float) and number > 1)):
+            raise UserError(f"trainer.{name}: expected a share from 0 to 1 or a number of batches, got {number}")
+    interval = trainer.val_check_interval
+    if isinstance(interval, int | float) and (interval <= 0 or (isinstance(interval, float) and interval > 1)):
+        raise UserError(
+            "trainer.val_check_interval: expected a share of an epoch, above 0 and at most 1, or a number of "
+            f"micro-batches, got {interval}"
+        )
+    if isinstance(trainer.max_time, str) and not re.fullmatch(r"\d+(:\d+){3}", trainer.max_time.strip()):
+        raise UserError(
+            f"trainer.max_time: expected days:hours:minutes:seconds (00:12:00:00), got {trainer.max_time!r}"
+        )
+
+
+def _check_choices(trainer: Namespace) -> None:
+    """Refuse a device, a strategy, a precision or a profiler that is not there."""
+    accelerator, devices, strategy = trainer.accelerator, trainer.devices, trainer.strategy
+    known: list[str] = ["auto", "cpu", "gpu", "cuda", "mps"]
+    if isinstance(accelerator, str) and accelerator not in (*known, *AcceleratorRegistry):
+        hint = near_matches(accelerator, known)
+        raise UserError(f"trainer.accelerator: expected one of {', '.join(known)}, got {accelerator!r}.{hint}")
+    on_cuda = accelerator == "cuda" or (accelerator == "gpu" and not torch.backends.mps.is_available())
+    if on_cuda and not torch.cuda.is_available():
+        raise UserError(
+            f"trainer.accelerator: expected a GPU that torch can use, found none, got {accelerator!r}; `auto` takes "
+            "what is there"
+        )
+    number = int(devices) if re.fullmatch(r"-?\d+", str(devices)) else None
+    if (number is not None and (number == 0 or number < -1)) or (
+        number is None and isinstance(devices, str) and not re.fullmatch(r"auto|[\d, ]+", devices)
+    ):
+        raise UserError(
+            f"trainer.devices: expected a number of devices, at least 1, -1 for all, a list of them, or auto, got "
+            f"{devices!r}"
+        )
+    if number is not None and on_cuda and number > torch.cuda.device_count():
+        raise UserError(
+            f"trainer.devices: expected at most {torch.cuda.device_count()}, the GPUs that torch can use, got {number}"
+        )
+    if isinstance(strategy, str) and strategy != "auto" and strategy not in StrategyRegistry:
+        choices = ["auto", "ddp", "fsdp2", "deepspeed_stage_1", "deepspeed_stage_2", "deepspeed_stage_3"]
+        hint = near_matches(strategy, choices)
+        raise UserError(f"trainer.strategy: expected one of {', '.join(choices)}, got {strategy!r}.{hint}")
+    if str(trainer.precision) in ("16", "16-mixed", "16-true"):  # on a CPU Lightning would take another
+        raise UserError(f"trainer.precision: expected 32-true, bf16-mixed or bf16-true, got {trainer.precision}")
+    profilers = ["simple", "advanced", "pytorch", "xla"]
+    if isinstance(trainer.profiler, str) and trainer.profiler not in profilers:
+        hint = near_matches(trainer.profiler, profilers)
+        raise UserError(f"trainer.profiler: expected one of {', '.join(profilers)}, got {trainer.profiler!r}.{hint}")
+    if trainer.barebones:
+        raise UserError("trainer.barebones: expected false, since a run's record needs a logger, got true")
+
+
+_LIGHTNING_SAYS = (
+    (
+        r"`val_check_interval` \((\S+)\) must be less than or equal to the number of the training batches \((\d+)\)",
+        "trainer.val_check_interval: expected at most {1}, the micro-batches of an epoch (or "
+        "trainer.check_val_every_n_epoch null, to count on), got {0}",
+    ),
+    (
+        r"You requested to check (\S+) of the `(\w+)_dataloader` but \S+ \* (\d+) < 1",
+        "trainer.limit_{1}_batches: expected a share that leaves a batch of {2}, got {0}",
+    ),
+    (r"Requirement '(\S+)' not met", "trainer: expected the package {0} to be installed, it is not"),
+)
+
+
+def in_our_words(message: str) -> str | None:
+    """What Lightning refuses late, as a user error; None where it is not known to be the user's."""
+    for pattern, ours in _LIGHTNING_SAYS:
+        if match := re.search(pattern, message):
+            return ours.format(*match.groups())
+    return None
+
+
 def read_checkpoint(path: Path, argument: str, weights_only: bool | None) -> dict[str, Any]:
     """What is in a checkpoint, the weights left on the disk; empty for one that Lightning alone knows how to read."""
     if not path.exists():
@@ -106,6 +171,10 @@ def with_prefix(error: UserError, config: Namespace) -> UserError:
     field = message.partition(":")[0]
     if field.startswith(("schedule.", "generation.")):
         return UserError(f"model.{message}")
+    if match := re.match(r"([A-Z]\w*)(\.\w+)?: ", message):  # an objective, which knows its own name only
+        if (place := _class_at(config.model, match[1])) is not None:
+            return UserError(f"model{place}{match[2] or ''}: {message[match.end() :]}")
+        return error
     data = config.data.init_args if "init_args" in config.data else Namespace()
     parts = [part for part in ("train", "validation", "test", "predict", "tokenizer") if part in data]
     for part in parts:
@@ -123,11 +192,43 @@ def _place(options: Any, field: str, message: str) -> str | None:
         options = vars(options)
     if not isinstance(options, dict):
         return None
-    if message.endswith(f"got {_at(options, field.split('.'))}"):
+    value = _at(options, field.split("."))
+    if re.search(rf"got ({re.escape(str(value))}|{re.escape(repr(value))})(\.( Did you mean [^?]*\?)?)?$", message):
         return ""
     for name, value in options.items():
         if (place := _place(value, field, message)) is not None:
             return place if name == "init_args" else f"{name}.{place}"
+    return None
+
+
+def _class_at(options: Any, name: str) -> str | None:
+    """The path, with a dot in front, below which the class of that name gets its arguments."""
+    if not isinstance(options, Namespace):
+        return None
+    if str(options.get("class_path", "")).rsplit(".", 1)[-1] == name:
+        return ""
+    for key, value in vars(options).items():
+        if (place := _class_at(value, name)) is not None:
+            return place if key == "init_args" else f".{key}{place}"
+    return None
+
+
+def not_built(error: BaseException, config: Namespace) -> UserError | None:
+    """What a class of the configuration raised when it was made, as a user error; None where it cannot be told."""
+    root = error
+    while (inner := root.__cause__ or root.__context__) is not None:
+        root = inner
+    if (known := in_our_words(str(error))) is not None:
+        return UserError(known)
+    makers = [frame for frame, _ in traceback.walk_tb(root.__traceback__)]
+    for frame in reversed(makers):
+        made = frame.f_locals.get("self")
+        if frame.f_code.co_name not in ("__init__", "__post_init__") or made is None:
+            continue
+        name = type(made).__name__
+        for part in ("model", "data", "trainer"):
+            if (place := _class_at(config[part], name)) is not None and place:
+                return UserError(f"{part}{place}: {name} refuses its arguments: {first_line(root)}")
     return None
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import os
+import re
 import sys
 import traceback
 from collections.abc import Callable, Sequence
@@ -36,7 +37,7 @@ def main(args: Sequence[str] | None = None) -> Any:
     Raises:
         UserError: for anything that only the caller can mend.
     """
-    argv = list(sys.argv[1:] if args is None else args)
+    argv = [arg for arg in (sys.argv[1:] if args is None else args) if arg != "--debug"]  # `run` reads it
     if not argv or argv[0] in ("-h", "--help"):
         print(_overview())
         return None
@@ -66,7 +67,10 @@ def run() -> NoReturn:
         main()
         status = 0
     except UserError as error:
-        status, together = _report(error, 2, f"lit_probsft: error: {error}"), False
+        message = f"lit_probsft: error: {error}"
+        if "--debug" in sys.argv[1:] or os.environ.get("LIT_PROBSFT_DEBUG", "") not in ("", "0"):
+            message = _whole_traceback(error) + message
+        status, together = _report(error, 2, message), False
     except SystemExit as stop:  # on a signal; or Lightning's way of passing an interruption on
         status = stop.code if isinstance(stop.code, int) else 1
         status = 130 if isinstance(stop.__context__, KeyboardInterrupt) else status
@@ -90,6 +94,15 @@ def run() -> NoReturn:
     if not together and not _alone():
         os._exit(status)  # a communicator whose other end has died may wait for it for ever
     sys.exit(status)
+
+
+def _whole_traceback(error: BaseException) -> str:
+    """With what `raise ... from None` leaves out: whoever asks for a traceback wants to see where it began."""
+    seen: BaseException | None = error
+    while seen is not None:
+        seen.__suppress_context__ = False
+        seen = seen.__cause__ or seen.__context__
+    return "".join(traceback.format_exception(error))
 
 
 def _report(error: BaseException, status: int, message: str | None) -> int:
@@ -161,7 +174,7 @@ def configs(args: Sequence[str]) -> None:
 
 def preview(args: Sequence[str]) -> Any:
     """`preview --config C`: rows as they will be learnt; all other flags are those of fit."""
-    parser = _Parser(prog="python -m lit_probsft preview", description=_OTHERS["preview"][1], allow_abbrev=False)
+    parser = _Parser(prog="python -m lit_probsft preview", description=_OTHERS["preview"][1])
     parser.add_argument("--rows", type=int, default=3, help="how many to show (3)")
     parser.add_argument(
         "--split", choices=("train", "validation", "test", "predict"), default="train", help="of which rows (train)"
@@ -180,7 +193,7 @@ def preview(args: Sequence[str]) -> Any:
 
 def capability(args: Sequence[str]) -> Any:
     """`capability --config C`: what the model knows of the training rows; all other flags are those of validate."""
-    parser = _Parser(prog="python -m lit_probsft capability", description=_OTHERS["capability"][1], allow_abbrev=False)
+    parser = _Parser(prog="python -m lit_probsft capability", description=_OTHERS["capability"][1])
     parser.add_argument("--sample", type=int, metavar="N", help="run over N rows drawn at random, or a stream's first")
     parser.add_argument(
         "--weights", dest="unused", metavar="FOLDER", help="a model's folder in place of the base model (base)"
@@ -198,7 +211,7 @@ def capability(args: Sequence[str]) -> Any:
 
 def divergence(args: Sequence[str]) -> Any:
     """`divergence --config C`: two models compared on a split's supervised tokens; all other flags are those of fit."""
-    parser = _Parser(prog="python -m lit_probsft divergence", description=_OTHERS["divergence"][1], allow_abbrev=False)
+    parser = _Parser(prog="python -m lit_probsft divergence", description=_OTHERS["divergence"][1])
     what = "a folder, a hub id, `base` for the configuration's model, `run` for what its run has exported"
     parser.add_argument("--model-a", default="base", metavar="MODEL", help=f"{what} (base)")
     parser.add_argument("--model-b", default="run", metavar="MODEL", help="the same (run)")
@@ -267,8 +280,34 @@ def chat(args: Sequence[str]) -> None:
 
 
 class _Parser(argparse.ArgumentParser):
+    """Says in our words what argparse refuses, and takes no flag for another that begins like it."""
+
+    def __init__(self, **options: Any) -> None:
+        super().__init__(**{**options, "allow_abbrev": False})
+
     def error(self, message: str) -> NoReturn:
-        raise UserError(f"{message} (usage: {' '.join(self.format_usage().split()[1:])})")
+        usage = f" (usage: {' '.join(self.format_usage().split()[1:])})"
+        if match := re.fullmatch(r"the following arguments are required: (.*)", message):
+            raise UserError(f"{match[1]}: expected a value{' for each' * (', ' in match[1])}, got none{usage}")
+        if match := re.match(r"unrecognized arguments: (\S+)", message):
+            flags = [flag for action in self._actions for flag in action.option_strings]
+            said = (
+                f"there is no such option.{near_matches(match[1], flags)}"
+                if match[1][0] == "-"
+                else "expected no more arguments"
+            )
+            raise UserError(f"{match[1]}: {said}{usage}")
+        if match := re.fullmatch(r"argument (.+?): expected one argument", message):
+            raise UserError(f"{match[1]}: expected a value, got none")
+        if match := re.fullmatch(r"argument (.+?): invalid int value: (.*)", message):
+            raise UserError(f"{match[1]}: expected a whole number, got {match[2]}")
+        if match := re.fullmatch(r"argument (.+?): invalid choice: '(.*)' \(choose from (.*)\)", message):
+            choices = match[3].replace("'", "").split(", ")
+            place = match[1] if match[1].startswith("-") else "COMMAND"
+            raise UserError(
+                f"{place}: expected one of {', '.join(choices)}, got {match[2]!r}.{near_matches(match[2], choices)}"
+            )
+        raise UserError(f"{self.prog.split()[-1]}: {message}{usage}")
 
 
 _OTHERS: dict[str, tuple[Callable[[Sequence[str]], Any], str]] = {
@@ -290,5 +329,6 @@ def _overview() -> str:
         "",
         "python -m lit_probsft COMMAND --help lists the flags of a command; start with",
         "python -m lit_probsft fit --config configs/quickstart.yaml",
+        "--debug (or LIT_PROBSFT_DEBUG=1) with any of them shows the traceback of an error as well",
     ]
     return "\n".join(lines)

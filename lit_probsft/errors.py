@@ -23,6 +23,8 @@ def first_rank() -> bool:
 
 def near_matches(name: str, known: Iterable[str]) -> str:
     """` Did you mean 'a' or 'b'?`, or an empty string where nothing in `known` is close to `name`."""
-    by_lower = {candidate.lower(): candidate for candidate in known}
-    close = difflib.get_close_matches(name.lower(), by_lower, n=3, cutoff=0.5)
-    return f" Did you mean {' or '.join(repr(by_lower[match]) for match in close)}?" if close else ""
+    wanted, by_lower = name.lower(), {candidate.lower(): candidate for candidate in known}
+    longer = sorted((other for other in by_lower if len(wanted) > 2 and other.startswith(wanted)), key=len)
+    close = longer or difflib.get_close_matches(wanted, by_lower, cutoff=0.6)
+    names = [repr(by_lower[match]) for match in close[:3]]
+    return f" Did you mean {' or '.join(names)}?" if names else ""

@@ -326,10 +326,12 @@ def _entropy(mass: Tensor) -> Tensor:
 
 def _losses(work: _Work, **fields: Any) -> Tensor:
     losses = work.objective.loss(TokenStats(**fields, **work.context))
-    if losses.shape != fields["log_probs"].shape:
+    if not isinstance(losses, Tensor) or losses.shape != fields["log_probs"].shape:
+        got = tuple(losses.shape) if isinstance(losses, Tensor) else losses
+        name = getattr(work.objective, "_label", type(work.objective).__name__)
         raise UserError(
-            f"{type(work.objective).__name__}.loss: expected a loss of each token, {tuple(fields['log_probs'].shape)}, "
-            f"got {tuple(losses.shape)}; summing and dividing is the head's business"
+            f"{name}.loss: expected a loss of each token, {tuple(fields['log_probs'].shape)}, got {got}; summing and "
+            "dividing is the head's business"
         )
     return losses
 

@@ -27,10 +27,11 @@ import lit_probsft.data.mixture  # noqa: F401  by their short names the parser f
 from lit_probsft.callbacks import PredictionWriter, ProgressBar, Throughput
 from lit_probsft.changes import TokenChanges
 from lit_probsft.checks import (
-    check_config_files,
     check_intervals,
     check_trainer,
     first_line,
+    in_our_words,
+    not_built,
     read_checkpoint,
     with_prefix,
 )
@@ -46,6 +47,7 @@ from lit_probsft.parallel.storage import WholeFileIO, damage
 from lit_probsft.parallel.strategies import FSDP2, DeepSpeed, settled
 from lit_probsft.parsing import explain, values_as_typed, with_own_defaults
 from lit_probsft.quiet import quieten
+from lit_probsft.reading import check_config_files
 from lit_probsft.record import MetricsCSV, RunRecord
 from lit_probsft.runs import RunFolder, write_json
 from lit_probsft.summary import Ledger, summary
@@ -83,7 +85,11 @@ class Parser(LightningArgumentParser):
         argument."""
         if not self.exit_on_error:
             super().error(message, ex)
-        raise UserError(message) from ex
+        raise _Complaint(message) from ex
+
+
+class _Complaint(UserError):
+    """In the parser's words, which nobody has explained yet."""
 
 
 class ProbSFTCLI(LightningCLI):
@@ -118,15 +124,16 @@ class ProbSFTCLI(LightningCLI):
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """One message in place of jsonargparse's nested one."""
-        check_config_files(list(args))
+        flags = [action.dest for action in self._parser(self.command)._actions if action.dest]
+        known = dict.fromkeys(flag.split(".")[0] for flag in flags)
+        check_config_files(list(args), [*known, self.command])
         try:
             super().parse_arguments(parser, args)
         except SyntaxError as error:  # of a module of the user's that the configuration names
             where = f"{error.filename} line {error.lineno}"
             raise UserError(f"--config: a class's module cannot be imported: {where}: {error.msg}") from error
-        except UserError as error:
-            flags = [action.dest for action in self._parser(self.command)._actions if action.dest]
-            raise UserError(explain(str(error), flags)) from error
+        except _Complaint as error:
+            raise UserError(explain(str(error), flags, list(args))) from error
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """The run's own flags, and our defaults."""
@@ -194,6 +201,8 @@ class ProbSFTCLI(LightningCLI):
             raise UserError(f"--resume and --overwrite: expected only with fit, got them with {self.command}")
         if "init_args" not in config.model or config.model.init_args.get("model") is None:
             raise UserError("model.model: expected a model (a hub id, a folder, or RandomCausalLM), got none")
+        if config.model.init_args.get("objective", ...) is None:
+            raise UserError("model.objective: expected an objective, such as NLL, got none")
         self._validate_every = check_intervals(config) if self.command == "fit" else None
         self.config_text = self._whole_config(config)
         if self.command != "fit":
@@ -212,7 +221,7 @@ class ProbSFTCLI(LightningCLI):
         wanted = config.weights
         if wanted == "base" or config.get("ckpt_path") is not None:
             return
-        if wanted != "auto" and not Path(wanted).is_dir():
+        if wanted != "auto" and not (Path(wanted) / "config.json").is_file():
             raise UserError(f"--weights: expected `auto`, `base` or a folder with a model, got {wanted!r}")
         folder = self.run.hf if wanted == "auto" else Path(wanted)
         if not folder.is_dir():
@@ -268,7 +277,8 @@ class ProbSFTCLI(LightningCLI):
         try:
             trial = self.model.optimizer_factory([{"params": [torch.nn.Parameter(torch.zeros(2, 2))]}])
         except (ValueError, TypeError) as error:
-            raise UserError(f"model.optimizer: {first_line(error)}") from error
+            name = self.config[self.command].model.init_args.optimizer.class_path.rsplit(".", 1)[-1]
+            raise UserError(f"model.optimizer: {name} refuses its arguments: {first_line(error)}") from error
         path = self.config[self.command].get("ckpt_path")
         states = self._checkpoint.get("optimizer_states") if path else None
         if states:
@@ -303,7 +313,9 @@ class ProbSFTCLI(LightningCLI):
                     f"model.model{of}: {said} (it names the tokenizer too, as data.tokenizer is not given)"
                 ) from error
             raise
-        except (RuntimeError, ValueError, KeyError) as error:
+        except (RuntimeError, ValueError, KeyError, MisconfigurationException) as error:
+            if (ours := in_our_words(str(error))) is not None:
+                raise UserError(ours) from error
             lines = [line.strip() for line in str(error).splitlines() if line.strip()]
             named = re.match(r"`(\w+)`", lines[0]) if lines else None
             if named and named[1] in self.config[self.command].trainer:
@@ -346,6 +358,8 @@ class ProbSFTCLI(LightningCLI):
         except UserError:
             raise
         except (MisconfigurationException, ValueError, TypeError, RuntimeError, ImportError) as error:
+            if (ours := in_our_words(str(error))) is not None:
+                raise UserError(ours) from error
             message = first_line(error)
             found = {key: re.search(rf"\b{key}\b", message) for key in vars(config.trainer)}
             places = {key: match.start() for key, match in found.items() if match}
@@ -457,6 +471,8 @@ def run_name(config: Namespace) -> str:
             raise UserError(
                 f"--name: expected a folder's name, without separators; --runs_dir says where; got {name!r}"
             )
+        if len(name.encode()) > 255:
+            raise UserError(f"--name: expected at most 255 bytes, got {len(name.encode())}")
         return name
     files = config.get("config") or []
     for path in files:  # the recipe; those behind it change a detail
@@ -473,7 +489,9 @@ def cause_of(error: BaseException, config: Namespace) -> BaseException:
         cause = cause.__cause__ or cause.__context__
     if cause is None and (told := re.search(r"^ *- (\w+(\.[\w-]+)*: expected .*, got .*)$", str(error), re.MULTILINE)):
         cause = UserError(told[1])  # of several types that a value may have, the chain knows the first one's error only
-    return error if cause is None else with_prefix(cause, config)
+    if cause is None:
+        return not_built(error, config) or error
+    return with_prefix(cause, config)
 
 
 def lend_tokenizer(config: Namespace) -> bool:

@@ -5,10 +5,12 @@ from __future__ import annotations
 
 import contextlib
 import pickle
+import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import torch
@@ -112,33 +114,65 @@ class PretrainedCausalLM(ModelSource):
         self, tokenizer: PreTrainedTokenizerBase | None, dtype: torch.dtype, sharding: Sharding | None = None
     ) -> PreTrainedModel:
         """The pretrained model."""
+        from safetensors import SafetensorError
         from transformers import AutoModelForCausalLM
 
+        argument, folder = "model.model.model_name_or_path", Path(self.model_name_or_path).expanduser()
+        if folder.is_file() or not self.model_name_or_path:
+            raise UserError(f"{argument}: expected a hub id or a folder, got {self.model_name_or_path!r}")
+        if self.model_name_or_path.startswith((".", "/", "~")) and not folder.is_dir():
+            names = [entry.name for entry in folder.parent.iterdir()] if folder.parent.is_dir() else []
+            hint = near_matches(folder.name, names)
+            raise UserError(f"{argument}: expected a hub id or a folder, there is none at {str(folder)!r}.{hint}")
         tokens = self.new_tokens(tokenizer)
         longer = partial(grow, rows=rows_for(tokens)) if tokens else None
-        argument, place = "model.model.trust_remote_code", self.model_name_or_path
+        code, place = "model.model.trust_remote_code", self.model_name_or_path
         if self.trust_remote_code:
-            warn_of_code(argument, place, self.revision)
+            warn_of_code(code, place, self.revision)
         try:
             reading: Any = contextlib.nullcontext({}) if sharding is None else sharding.reading(longer)
             with reading as options:
-                model = AutoModelForCausalLM.from_pretrained(
+                model, loaded = AutoModelForCausalLM.from_pretrained(
                     self.model_name_or_path,
                     revision=self.commit or self.revision or "main",
                     dtype=dtype if self.dtype == "auto" else getattr(torch, self.dtype),
                     attn_implementation=self.attn_implementation,
                     trust_remote_code=self.trust_remote_code,
+                    output_loading_info=True,
                     **options,
                 )
+            if sharding is None and (missing := sorted(loaded["missing_keys"])):  # transformers draws them at random
+                raise UserError(
+                    f"{argument}: expected all weights of the model, {self.model_name_or_path!r} lacks {missing[0]}"
+                    f"{f' and {len(missing) - 1} more' * (len(missing) > 1)}"
+                )
+        except UserError:
+            raise
         except pickle.UnpicklingError as error:
             raise UserError(
                 f"model.model.model_name_or_path: expected weights and nothing else, {self.model_name_or_path!r} holds "
                 "a pickle that wants to run code, or is damaged"
             ) from error
+        except SafetensorError as error:
+            raise UserError(
+                f"{argument}: expected whole weights, a file of {self.model_name_or_path!r} is damaged: {error}"
+            ) from error
         except (OSError, ValueError, ImportError) as error:
-            raise refused_code(error, argument, place, self.revision) or UserError(
-                "model.model.model_name_or_path: expected a hub id or a folder with a causal language model, "
-                f"got {self.model_name_or_path!r}: {_first_line(error)}"
+            told = _first_line(error)
+            if told.startswith("Unrecognized configuration class"):
+                told = "its architecture is no causal language model's"
+            raise refused_code(error, code, place, self.revision) or UserError(
+                f"{argument}: expected a hub id or a folder with a causal language model, got "
+                f"{self.model_name_or_path!r}: {told}"
+            ) from error
+        except (RuntimeError, AssertionError) as error:
+            if isinstance(error, RuntimeError) and "ignore_mismatched_sizes" not in str(error):
+                raise
+            raise UserError(
+                f"{argument}: expected weights of the shapes that config.json says, those of "
+                f"{self.model_name_or_path!r} differ (transformers says above which)"
+                if isinstance(error, RuntimeError)
+                else f"{argument}: expected a config.json that makes a model, got {self.model_name_or_path!r}: {error}"
             ) from error
         extend(model, tokens, sharding)
         return _prepared(model, self.gradient_checkpointing, self.compile)
@@ -180,10 +214,10 @@ class RandomCausalLM(ModelSource):
         fields = dict(self.config)
         kind = fields.pop("model_type", None)
         if kind not in CONFIG_MAPPING:
-            hint = near_matches(str(kind), CONFIG_MAPPING.keys())
-            raise UserError(
-                f"model.model.config.model_type: expected a model type of transformers, got {kind!r}.{hint}"
-            )
+            got = "none" if kind is None else f"{kind!r}.{near_matches(str(kind), CONFIG_MAPPING.keys())}"
+            raise UserError(f"model.model.config.model_type: expected a model type of transformers, got {got}")
+        if CONFIG_MAPPING[kind] not in AutoModelForCausalLM._model_mapping:
+            raise UserError(f"model.model.config.model_type: expected a causal language model's, got {kind!r}")
         if tokenizer is not None:
             fields.setdefault("vocab_size", len(tokenizer))
             for token in ("pad", "bos", "eos"):
@@ -220,8 +254,13 @@ class RandomCausalLM(ModelSource):
         except UserError:
             raise
         except Exception as error:  # transformers' checks of its configurations share no base class
+            lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
+            said = lines[-1] if "alidation error" in lines[0] else lines[0]
+            said = re.sub(r"^\w+Error: ", "", said)
+            part = "attn_implementation" if re.search("attn_implementation=|FlashAttention", said) else "config"
+            given = self.attn_implementation if part == "attn_implementation" else self.config
             raise UserError(
-                f"model.model.config: {kind} could not be built from {fields}: {_first_line(error)}"
+                f"model.model.{part}: expected what {kind} can be built from, got {given!r}: {said}"
             ) from error
         return _prepared(model, self.gradient_checkpointing, self.compile)
 

@@ -266,9 +266,7 @@ class ProbSFTModule(L.LightningModule):
         """The loss of a micro-batch, scaled so that Lightning's and DDP's means add up to the window's."""
         missing = [key for key in ("input_ids", "labels", "window_tokens", "window_sequences") if key not in batch]
         if missing:
-            raise UserError(
-                f"train batch: expected the keys that InstructionDataModule gives, {', '.join(missing)} missing"
-            )
+            raise UserError(f"batch: expected the keys that InstructionDataModule gives, {', '.join(missing)} missing")
         # Lightning divides by the number of micro-batches on this rank, DDP and FSDP by the number of ranks.
         parts = self.trainer.accumulate_grad_batches * self.trainer.world_size
         whole = {"tokens": batch["window_tokens"], "sequence": batch["window_sequences"]}.get(self.normalize, 1)
@@ -519,6 +517,10 @@ class _TokenLoss(Objective):
     @property
     def top_k(self) -> int:
         return self._module.objective.top_k
+
+    @property
+    def _label(self) -> str:
+        return type(self._module.objective).__name__  # in what is said of a loss that is none
 
     def loss(self, tokens: TokenStats) -> Tensor:
         return self._module.token_loss(tokens) if self._known else -tokens.log_probs

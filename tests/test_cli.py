@@ -470,7 +470,7 @@ BAD_INPUT = {
     ),
     "unknown field of the data": ([], {"data__batch_sise": 3}, "data.batch_sise.*'batch_size'"),
     "unknown field of the trainer": (["--trainr.max_epochs", "3"], {}, "trainr.max_epochs.*'trainer.max_epochs'"),
-    "wrong type": (["--data.batch_size", "four"], {}, "data.batch_size: expected int, got 'four'"),
+    "wrong type": (["--data.batch_size", "four"], {}, "data.batch_size: expected a whole number, got 'four'"),
     "value out of range": (["--model.objective", "Threshold", "--model.objective.min_prob", "3"], {}, "min_prob = 3"),
     "schedule out of range": (["--model.schedule.final", "2"], {}, "schedule.final"),
     "no model": ([], {"model": {"objective": {"class_path": "NLL"}}}, "model.model"),

@@ -109,6 +109,8 @@ def run_divergence(options: argparse.Namespace, rest: Sequence[str]) -> dict[str
     """
     if options.out is not None and not options.out.absolute().parent.is_dir():
         raise UserError(f"--out: expected a file in a folder that exists, got {str(options.out)!r}")
+    if options.out is not None and options.out.is_dir():
+        raise UserError(f"--out: expected a file to write, got {str(options.out)!r}, which is a folder")
     from lit_probsft.parts import parts_of
 
     module, datamodule, run, trainer = parts_of(rest)

@@ -293,5 +293,5 @@ def listed(columns: Iterable[str]) -> str:
 
 def shown_value(value: Any) -> str:
     """A value for an error, cut where it is long."""
-    text = repr(value)
+    text = "null" if value is None else repr(value)
     return text if len(text) <= 80 else f"{text[:77]}..."

@@ -12,6 +12,7 @@ import glob
 import hashlib
 import json
 import sys
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -55,6 +56,12 @@ def local_paths(path: str | list[str]) -> list[Path] | None:
         if not matches:
             raise UserError(f"path: no file matches {path!r}")
         return matches
+    if path.lstrip().startswith("{"):
+        raise UserError(
+            f"path: expected a file, or a mapping of a class and arguments that it takes, got {path[:80]!r}"
+        )
+    if "://" in path:
+        raise UserError(f"path: expected a local file or the name of a data set on the hub, got the address {path!r}")
     looks_local = expanded.suffix.lower() in SUFFIXES or path.startswith((".", "~", "/")) or path.count("/") > 1
     if not looks_local:
         return None
@@ -173,7 +180,8 @@ def _parse(data: bytes, place: str) -> Any:
 
 
 def _no_object(row: Any) -> str:
-    return f"expected an object, got {type(row).__name__}"
+    kinds = {list: "a list", str: "a text", bool: "true or false", type(None): "null"}
+    return f"expected an object, got {kinds.get(type(row), 'a number')}"
 
 
 def csv_rows(path: Path) -> Iterator[Mapping[str, Any] | BrokenRow]:
@@ -188,11 +196,16 @@ def csv_rows(path: Path) -> Iterator[Mapping[str, Any] | BrokenRow]:
         # Bytes that are not UTF-8 come as halves of surrogate pairs, so that one of them does not cost the whole file.
         with path.open(newline="", encoding="utf-8-sig", errors="surrogateescape") as stream:
             reader = csv.DictReader(stream)
+            if twice := [name for name, count in Counter(reader.fieldnames or ()).items() if count > 1]:
+                raise UserError(f"path: {str(path)!r} line 1: expected every column once, got {twice[0]!r} again")
             for row in reader:
                 place = f"path: {str(path)!r} line {reader.line_num}"
                 text = "".join(value for value in row.values() if isinstance(value, str))
                 if None in row:
                     yield BrokenRow(f"{place}: expected {len(row) - 1} values, got more")
+                elif None in row.values():
+                    there = sum(value is not None for value in row.values())
+                    yield BrokenRow(f"{place}: expected {len(row)} values, got {there}; is a quote never closed?")
                 elif any("\udc80" <= character <= "\udcff" for character in text):
                     yield BrokenRow(f"{place}: not UTF-8")
                 else:

@@ -293,8 +293,8 @@ class Rows(Source):
                 ) from error
             argument = "name" if "config" in text.lower() else "path"
             raise UserError(
-                f"{argument}: {self.path!r} is no local file, and the hub could not give it: "
-                f"{type(error).__name__}: {next(iter(text.splitlines()), '')}"
+                f"{argument}: expected a local file or a data set that the hub can give, got {self.path!r}: "
+                f"{next(iter(text.splitlines()), type(error).__name__)}"
             ) from error
         return rows
 

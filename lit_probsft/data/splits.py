@@ -17,7 +17,7 @@ from lit_probsft.errors import UserError
 
 def located(error: UserError, prefix: str, where: str = "") -> UserError:
     """`error`, whose message begins with a field, with what that field belongs to in front."""
-    return UserError(f"{prefix}.{error}{where}")
+    return UserError(f"{prefix}.{str(error).removesuffix('.') if where else error}{where}")
 
 
 class Item(NamedTuple):

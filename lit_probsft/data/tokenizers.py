@@ -105,9 +105,11 @@ def read_tokenizer(name_or_path: str, revision: str | None = None, trust_remote_
         revision = model_commit(place, revision) or revision or "main"
         return AutoTokenizer.from_pretrained(place, revision=revision, trust_remote_code=trust_remote_code)
     except Exception as error:  # a missing file, a refused connection and a broken file share no base class
+        hint = near_matches(name_or_path, ["ByteTokenizer", "BPETokenizer"])
+        said = next(iter(str(error).splitlines()), "")
+        why = f": {said}" if said and not said.endswith(": ") else ", which has none that can be read"
         raise refused_code(error, "trust_remote_code", place, revision) or UserError(
-            f"name_or_path: expected a folder or a hub id that holds a tokenizer, got {name_or_path!r}: "
-            f"{type(error).__name__}: {next(iter(str(error).splitlines()), '')}"
+            f"name_or_path: expected a folder or a hub id that holds a tokenizer, got {name_or_path!r}{why}{hint}"
         ) from error
 
 

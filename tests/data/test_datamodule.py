@@ -456,7 +456,7 @@ assert not {"torch", "lightning", "transformers", "datasets", "tokenizers"} & se
 BAD_LINES = [
     (b'{"prompt": \n', "line 3: not valid JSON"),
     (b'{"prompt": "\xff", "response": "b"}\n', "line 3: not UTF-8"),
-    (b"[1]\n", "line 3: expected an object, got list"),
+    (b"[1]\n", "line 3: expected an object, got a list"),
     (b'{"prompt": "a", "response": ""}\n', "response: column 'response': expected a text that is not empty, got ''"),
     (b'{"prompt": "a", "response": 4}\n', "response: column 'response': expected a text that is not empty, got 4"),
     (b'{"question": "a"}\n', "prompt: expected a column `messages`"),

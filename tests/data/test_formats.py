@@ -124,7 +124,7 @@ def test_a_turn_may_be_excluded_and_may_bring_its_reasoning():
         ([USER, ASSISTANT, WITH_TOOLS[2], ASSISTANT], "expected user after a turn of assistant, got tool"),
         (
             [USER, {"role": "assistant", "content": None}],
-            r"^messages\[1\]: expected a text that is not empty, got None",
+            r"^messages\[1\]: expected a text that is not empty, got null",
         ),
         ([USER, {**ASSISTANT, "tool_calls": "x"}], r"^messages\[1\].tool_calls: expected a list, got 'x'"),
         (

@@ -1,0 +1,125 @@
+"""Where a mistake is made: a folder with a run that is about to be started, or what is left of one."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from tests import tiny
+
+CONFIG = """\
+model:
+  model:
+    class_path: RandomCausalLM
+    init_args:
+      config: {model_type: llama, hidden_size: 16, intermediate_size: 32, num_hidden_layers: 2,
+        num_attention_heads: 2, num_key_value_heads: 2, max_position_embeddings: 256}
+  objective: {class_path: NLL}
+  optimizer: {class_path: torch.optim.AdamW, init_args: {lr: 0.01}}
+  generation: {max_new_tokens: 4}
+data:
+  train: {class_path: Rows, init_args: {path: train.jsonl, prompt: question, response: answer}}
+  validation: {class_path: Rows, init_args: {path: validation.jsonl, prompt: question, response: answer}}
+  tokenizer: {class_path: ByteTokenizer}
+  batch_size: 8
+trainer: {max_epochs: 1, accelerator: cpu, enable_progress_bar: false, log_every_n_steps: 1}
+"""
+
+
+def furnish(folder: Path, config: tuple[str | None, str | bytes] | None, files: dict[str, str | bytes]) -> None:
+    """Rows, c.yaml with what `config` says exchanged in it, and `files`."""
+    tiny.write_rows(folder / "train.jsonl", 24)
+    tiny.write_rows(folder / "validation.jsonl", 6, seed=1)
+    text: str | bytes = CONFIG
+    if config is not None:
+        old, new = config
+        assert old is None or CONFIG.count(old) == 1, old
+        text = new if old is None else CONFIG.replace(old, str(new))
+    for name, content in {"c.yaml": text, **files}.items():
+        path = folder / name
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(content.encode() if isinstance(content, str) else content)
+
+
+def run_is_a_file(folder: Path, trained: Path) -> None:
+    (folder / "runs").mkdir()
+    (folder / "runs" / "c").write_text("mine")
+
+
+def a_run(folder: Path, trained: Path) -> None:
+    shutil.copytree(trained, folder / "runs")
+
+
+def damaged(folder: Path, trained: Path) -> None:
+    a_run(folder, trained)
+    for path in (folder / "runs" / "c" / "checkpoints").glob("*.ckpt"):
+        path.write_bytes(path.read_bytes()[:3000])
+
+
+def no_checkpoints(folder: Path, trained: Path) -> None:
+    a_run(folder, trained)
+    shutil.rmtree(folder / "runs" / "c" / "checkpoints")
+
+
+def broken_record(folder: Path, trained: Path) -> None:
+    a_run(folder, trained)
+    (folder / "runs" / "c" / "run.json").write_text("{")
+
+
+def model(folder: Path, trained: Path) -> Path:
+    shutil.copytree(trained / "c" / "hf", folder / "m")
+    return folder / "m" / "model.safetensors"
+
+
+def no_weights(folder: Path, trained: Path) -> None:
+    model(folder, trained).unlink()
+
+
+def no_safetensors(folder: Path, trained: Path) -> None:
+    model(folder, trained).write_bytes(b"x" * 100)
+
+
+def cut(folder: Path, trained: Path) -> None:
+    weights = model(folder, trained)
+    weights.write_bytes(weights.read_bytes()[:-100])
+
+
+def a_hole(folder: Path, trained: Path) -> None:
+    weights = model(folder, trained)
+    tensors = load_file(weights)
+    del tensors["model.layers.0.self_attn.q_proj.weight"]
+    save_file(tensors, weights, metadata={"format": "pt"})
+
+
+def no_config(folder: Path, trained: Path) -> None:
+    model(folder, trained).with_name("config.json").unlink()
+
+
+def broken_config(folder: Path, trained: Path) -> None:
+    model(folder, trained).with_name("config.json").write_text("{")
+
+
+def t5(folder: Path, trained: Path) -> None:
+    model(folder, trained).with_name("config.json").write_text('{"model_type": "t5"}')
+
+
+def wide(folder: Path, trained: Path) -> None:
+    config = model(folder, trained).with_name("config.json")
+    config.write_text(json.dumps({**json.loads(config.read_text()), "hidden_size": 32}))
+
+
+class _Echo:
+    def __reduce__(self) -> Any:
+        return os.system, ("echo it has run",)
+
+
+def a_pickle(folder: Path, trained: Path) -> None:
+    weights = model(folder, trained)
+    weights.unlink()
+    torch.save({"a": _Echo()}, weights.with_name("pytorch_model.bin"))
