@@ -4,6 +4,7 @@ layer."""
 from __future__ import annotations
 
 import contextlib
+import copy
 import pickle
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
@@ -13,11 +14,14 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 import torch
 from torch import Tensor, nn
 
+from lit_probsft.adapters import is_adapter_folder, merged, read_config, stored_transposed
 from lit_probsft.errors import UserError, near_matches
 from lit_probsft.head import HeadOutput, HeadRequest, HiddenRequest, ObjectiveHead
 from lit_probsft.logits import Outputs
+from lit_probsft.lora import LoRA
 from lit_probsft.packs import Packs
 from lit_probsft.parallel.sharding import Sharding, decoder_layers, draw_weights, fill, global_numel, is_partitioned
+from lit_probsft.quantization import Quantization, check_installed, loading_options, quiet
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -65,6 +69,8 @@ class PretrainedCausalLM(ModelSource):
         gradient_checkpointing: recompute each decoder layer in backward; the head is never recomputed.
         compile: run each decoder layer through torch.compile.
         trust_remote_code: run model code that lies beside the weights.
+        quantization: `nf4` or `int8` keeps the frozen matrices of the decoder layers in 4 or 8 bits, beside which
+            adapters are trained (QLoRA); `none` as `dtype` says. Not with strategies that cut the model.
     """
 
     model_name_or_path: str
@@ -74,6 +80,13 @@ class PretrainedCausalLM(ModelSource):
     gradient_checkpointing: bool = False
     compile: bool = False
     trust_remote_code: bool = False
+    quantization: Quantization = "none"
+
+    def __post_init__(self) -> None:
+        if self.quantization not in ("none", "nf4", "int8"):
+            raise UserError(f"model.model.quantization: expected none, nf4 or int8, got {self.quantization!r}")
+        if self.quantization != "none":
+            check_installed()
 
     @property
     def name(self) -> str:
@@ -88,18 +101,22 @@ class PretrainedCausalLM(ModelSource):
     def load(
         self, tokenizer: PreTrainedTokenizerBase | None, dtype: torch.dtype, sharding: Sharding | None = None
     ) -> PreTrainedModel:
-        """The pretrained model."""
+        """The pretrained model; of a folder of adapters its base with the adapters merged into it."""
         from transformers import AutoModelForCausalLM
 
+        if is_adapter_folder(self.model_name_or_path):
+            return self._merged(tokenizer, dtype, sharding)
+        wanted = dtype if self.dtype == "auto" else getattr(torch, self.dtype)
         try:
             reading: Any = contextlib.nullcontext({}) if sharding is None else sharding.reading()
-            with reading as options:
+            with reading as options, quiet():
                 model = AutoModelForCausalLM.from_pretrained(
                     self.model_name_or_path,
                     revision=self.revision or "main",
-                    dtype=dtype if self.dtype == "auto" else getattr(torch, self.dtype),
+                    dtype=wanted,
                     attn_implementation=self.attn_implementation,
                     trust_remote_code=self.trust_remote_code,
+                    **loading_options(self.quantization, wanted),
                     **options,
                 )
         except pickle.UnpicklingError as error:
@@ -113,6 +130,31 @@ class PretrainedCausalLM(ModelSource):
                 f"got {self.model_name_or_path!r}: {_first_line(error)}"
             ) from error
         return _prepared(model, self.gradient_checkpointing, self.compile)
+
+    def _merged(
+        self, tokenizer: PreTrainedTokenizerBase | None, dtype: torch.dtype, sharding: Sharding | None
+    ) -> PreTrainedModel:
+        folder, argument = self.model_name_or_path, "model.model.model_name_or_path"
+        if sharding is not None or self.quantization != "none":
+            raise UserError(
+                f"{argument}: expected a model, got a folder of adapters, {folder!r}, which cannot be merged into a "
+                "base that is cut or quantized; name the base here and the folder as model.lora.start"
+            )
+        base = read_config(folder, argument).get("base_model_name_or_path")
+        if not base or is_adapter_folder(base):
+            raise UserError(f"{argument}: expected adapters that name their base, {folder!r} names {base!r}")
+        model = replace(self, model_name_or_path=base, revision=None).load(tokenizer, dtype)
+        lora = replace(LoRA.of(folder, argument), start=folder)
+        return without_adapters(model, lora)
+
+
+def without_adapters(model: PreTrainedModel, lora: LoRA) -> PreTrainedModel:
+    """A model with the adapters that `lora.start` holds merged into it, as if it had been read so."""
+    adapted = copy.deepcopy(model)
+    lora.inject(adapted)
+    weights = merged(adapted.state_dict(), lora.scaling, stored_transposed(model))
+    model.load_state_dict(weights)
+    return model
 
 
 @dataclass(frozen=True)

@@ -17,6 +17,7 @@ from torch import Tensor, nn
 
 from lit_probsft.callbacks import NonFiniteGuard
 from lit_probsft.errors import UserError
+from lit_probsft.export import describe_base
 from lit_probsft.head import IGNORE_INDEX, HeadOutput, HeadRequest
 from lit_probsft.lora import LoRA
 from lit_probsft.measured import Fitted
@@ -35,9 +36,9 @@ from lit_probsft.optim import OptimizerFactory, Schedule, parameter_groups
 from lit_probsft.packs import Packs, check_packing, takes_boundaries
 from lit_probsft.parallel.resuming import count_in, derived_seed
 from lit_probsft.parallel.sharding import Sharding
-from lit_probsft.parallel.strategies import DeepSpeed, check_supported, sharding_of
+from lit_probsft.parallel.strategies import FSDP2, DeepSpeed, check_supported, sharding_of
 from lit_probsft.probing import measure
-from lit_probsft.reference import FrozenModel, Reference, check_reference, copied, load_reference
+from lit_probsft.reference import FrozenModel, Reference, check_reference, copied, fingerprint, load_reference
 
 Normalize = Literal["tokens", "sequence", "kept", "micro_batch"]
 
@@ -122,6 +123,11 @@ class ProbSFTModule(L.LightningModule):
                 f"{type(objective).__name__}.needs: expected names among {', '.join(sorted(NEEDS))}, "
                 f"got {', '.join(unknown)}"
             )
+        if lora is None and getattr(model, "quantization", "none") != "none":
+            raise UserError(
+                f"model.model.quantization: expected model.lora beside {getattr(model, 'quantization')}, since quantized "
+                "matrices cannot be trained, got none"
+            )
         if normalize not in ("tokens", "sequence", "kept", "micro_batch"):
             raise UserError(f"model.normalize: expected tokens, sequence, kept or micro_batch, got {normalize!r}")
         self.source = None if isinstance(model, nn.Module) else source_of(model)
@@ -136,6 +142,8 @@ class ProbSFTModule(L.LightningModule):
         self.fitted = Fitted(objective)
         """What the objective reads of the model before training, and of the steps so far."""
         self.reference = reference
+        self.base_of_adapters: dict[str, Any] | None = None
+        """How to load again what lies beside the adapters, where checkpoints hold those alone."""
         self._frozen: FrozenModel | None = None  # no submodule: neither trained nor saved
         self._frozen_fingerprint: str | None = None
         self.train_means = TokenMeans(objective)
@@ -167,6 +175,7 @@ class ProbSFTModule(L.LightningModule):
         """Load the model, once, after the data have been read; refuse ids that are outside its vocabulary."""
         datamodule = self._datamodule()
         check_supported(self.trainer.strategy)
+        self._check_adapters()
         sharding = sharding_of(self.trainer.strategy)
         dtype = torch.bfloat16 if str(self.trainer.precision) == "bf16-true" else torch.float32
         if self.source is not None and self.model is None:
@@ -176,6 +185,8 @@ class ProbSFTModule(L.LightningModule):
         else:
             self._load_reference(dtype, sharding)  # a copy of the model, before that is cut
             self.model = self.model if sharding is None else sharding.whole(self.model)
+        if isinstance(self.trainer.strategy, DeepSpeed):  # which writes the weights itself
+            self.trainer.strategy.exclude_frozen_parameters = self.base_of_adapters is not None
         if (end := getattr(datamodule, "end_of_turn_id", None)) is not None:
             stop_generation_at(self.model, end)
         report = getattr(datamodule, "report", {})
@@ -206,7 +217,11 @@ class ProbSFTModule(L.LightningModule):
     def _with_head(self, model: Any, sharding: Sharding | None = None) -> Any:
         model = model if sharding is None else sharding.whole(model)
         if self.lora is not None:
-            self.lora.inject(model)
+            if self.source is not None:
+                device = torch.device("cpu") if self._trainer is None else self._trainer.strategy.root_device
+                self.base_of_adapters = describe_base(self.source, model.dtype, fingerprint(model, device))
+                self.strict_loading = self.base_of_adapters is None
+            self.lora.inject(model, sharding)
             if sharding is not None:
                 sharding.added(model)
         head = install_head(model)
@@ -221,7 +236,7 @@ class ProbSFTModule(L.LightningModule):
             return
         strategy = None if trainer is None else trainer.strategy
         source, wanted = self.reference.source_beside(self.source), self.reference.dtype_beside(self.model.dtype)
-        if self.lora is not None and self.reference.model is None:
+        if self.lora is not None and not self.lora.modules_to_save and self.reference.model is None:
             self._frozen = FrozenModel(self.model, adapted=True)
         elif source is None:
             self._frozen = copied(self.model, wanted, sharding)
@@ -233,6 +248,23 @@ class ProbSFTModule(L.LightningModule):
         if self._frozen.model is not self.model and not getattr(strategy, "cpu_offload", False):
             self._frozen.model.to(device)
         self._frozen_fingerprint = self._frozen.fingerprint(device)
+
+    def _check_adapters(self) -> None:
+        """Refuse what a strategy cannot do, and let it save adapters alone."""
+        strategy: Any = self.trainer.strategy
+        cut = "FSDP2" if isinstance(strategy, FSDP2) else ""
+        cut = "ZeRO-3" if getattr(strategy, "zero_stage_3", False) else cut
+        source = self.source if self.lora is not None else self.reference.source_beside(None)
+        if cut and getattr(source, "quantization", "none") != "none":
+            raise UserError(
+                f"model.model.quantization: expected none with {cut}, which cannot cut quantized matrices; use ddp, which "
+                "holds them whole on each device"
+            )
+        if self.lora is not None and self.lora.dora and cut == "ZeRO-3":
+            raise UserError(
+                "model.lora.dora: not possible with ZeRO-3, which empties the matrices whose rows it measures; use "
+                "fsdp2, or stage 1 or 2"
+            )
 
     def describe_reference(self) -> dict[str, Any]:
         """The frozen model as plain data, for the run's record; empty where there is none."""
@@ -481,7 +513,10 @@ class ProbSFTModule(L.LightningModule):
             raise UserError(
                 "checkpoint: expected to be written between two optimizer steps, not while micro-batches accumulate"
             )
+        if self.base_of_adapters is not None and "state_dict" in checkpoint:
+            checkpoint["state_dict"] = self._without_base(checkpoint["state_dict"])
         checkpoint["progress"] = {
+            "base": None if self.base_of_adapters is None else self.base_of_adapters["fingerprint"],
             "skipped_steps": self.skipped_steps,
             "fitted": self.fitted.state_dict(),
             "initial_metrics": self.initial_metrics,
@@ -490,10 +525,23 @@ class ProbSFTModule(L.LightningModule):
             "run": self._identity(),
         }
 
+    def _without_base(self, weights: dict[str, Any]) -> dict[str, Any]:
+        frozen = {f"model.{n}" for n, p in self.model.named_parameters(remove_duplicate=False) if not p.requires_grad}
+        trained = {f"model.{n}" for n, _ in self.model.named_parameters(remove_duplicate=False)} - frozen
+        return {name: value for name, value in weights.items() if not name.startswith("model.") or name in trained}
+
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """They go on where they were; a run that would be another one is refused by what differs. Windows may be cut
         into other micro-batches, for another number of processes: what is in them stays."""
         progress = checkpoint.get("progress", {})
+        known = self.base_of_adapters and self.base_of_adapters["fingerprint"]
+        if (base := progress.get("base")) is not None and base != known:
+            raise UserError(
+                f"--resume: expected the base that the checkpoint's adapters were trained with (weights {base}), got "
+                f"{'no adapters' if known is None else known}"
+            )
+        if base is None and not self.strict_loading:
+            raise UserError("--resume: expected a checkpoint of adapters, it holds a whole model")
         if self.trainer.training or self.trainer.state.fn == "fit":
             before, now = progress.get("run", {}), self._identity()
             for name in before:
@@ -521,7 +569,7 @@ class ProbSFTModule(L.LightningModule):
         return {
             "model.objective": json.dumps(self.objective.as_config()),
             "model.normalize": self.normalize,
-            "model.lora": json.dumps(self.lora and asdict(self.lora)),
+            "model.lora": json.dumps(self.lora and self.lora.identity),
             **({"the reference's weights": self._frozen_fingerprint} if self._frozen else {}),
             "the data's fingerprint": datamodule.fingerprint,
             **{f"the plan's {name}": value for name, value in plan.items()},
