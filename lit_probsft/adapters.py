@@ -33,7 +33,8 @@ def adapted_weight(weight: Tensor, change: Tensor, magnitude: Tensor | None = No
     whole = weight + change
     if magnitude is None:
         return whole
-    return (magnitude / torch.linalg.vector_norm(whole.detach(), dim=1)).unsqueeze(1) * whole
+    lengths: Tensor = torch.linalg.vector_norm(whole.detach(), dim=1)
+    return (magnitude / lengths).unsqueeze(1) * whole
 
 
 class Magnitude(nn.Module):
@@ -54,10 +55,9 @@ def head_weight(head: Any) -> Tensor:
         weight: Tensor = head.weight
         return weight
     a, b = head.lora_A[ADAPTER], head.lora_B[ADAPTER]
-    with torch.autocast(head.weight.device.type, enabled=False):
-        change = (
-            head.head_scaling * b(a(torch.eye(head.in_features, dtype=a.weight.dtype, device=head.weight.device))).T
-        )
+    device = head.weight.device
+    with torch.autocast(device.type, enabled=False):
+        change = head.head_scaling * b(a(torch.eye(head.in_features, dtype=a.weight.dtype, device=device))).T
         lengths = getattr(head, "lora_magnitude_vector", None)
         return adapted_weight(head.weight, change, None if lengths is None else lengths[ADAPTER](change.new_ones(())))
 

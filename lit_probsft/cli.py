@@ -113,14 +113,26 @@ def export(args: Sequence[str]) -> None:
     )
     parser.add_argument("out", metavar="OUT", type=Path, help="the Hugging Face folder to write")
     parser.add_argument("--overwrite", action="store_true", help="replace OUT if it exists")
+    form = parser.add_mutually_exclusive_group()
+    for name, text in (("merged", "a plain model"), ("adapter", "peft's folder of adapters alone")):
+        form.add_argument(
+            f"--{name}",
+            dest="form",
+            action="store_const",
+            const=name,
+            help=f"{text}, whatever model.lora.export says",
+        )
+    parser.add_argument("--base", metavar="MODEL", help="where the base of adapters lies, if it has moved")
     options = parser.parse_args(args)
     import transformers
 
-    from lit_probsft.export import export_checkpoint
+    from lit_probsft.export import export_checkpoint, loader_of
 
     transformers.utils.logging.disable_progress_bar()
-    export_checkpoint(options.checkpoint, options.out, overwrite=options.overwrite)
-    print(f"{options.out}: ready for transformers.AutoModelForCausalLM.from_pretrained")
+    export_checkpoint(
+        options.checkpoint, options.out, overwrite=options.overwrite, form=options.form, base=options.base
+    )
+    print(f"{options.out}: ready for {loader_of(options.out)}")
 
 
 def configs(args: Sequence[str]) -> None:
@@ -246,7 +258,7 @@ _OTHERS: dict[str, tuple[Callable[[Sequence[str]], Any], str]] = {
     "preview": (preview, "show rows as they will be learnt, and what is wrong with others; loads no model"),
     "capability": (capability, "what the model knows of the training rows, and which objective fits that"),
     "divergence": (divergence, "how far two models are apart on the rows of a configuration: KL both ways, JS"),
-    "export": (export, "write the Hugging Face folder of a checkpoint; needs nothing but the checkpoint"),
+    "export": (export, "write the Hugging Face folder of a checkpoint; needs nothing but it, and the base of adapters"),
     "report": (report, "write one page about a run: what it has learnt and forgotten, and which tokens it moved"),
 }
 

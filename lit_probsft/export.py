@@ -17,13 +17,13 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 
 from lit_probsft.adapters import CONFIG as ADAPTER_CONFIG
-from lit_probsft.adapters import is_adapter, merged, stored_transposed, write_adapter
+from lit_probsft.adapters import is_adapter, is_adapter_folder, merged, stored_transposed, within, write_adapter
 from lit_probsft.disk import beside, reason, told
 from lit_probsft.errors import UserError
 from lit_probsft.lora import LoRA
 from lit_probsft.model import ModelSource, PretrainedCausalLM, RandomCausalLM
 from lit_probsft.parallel.sharding import plain_class
-from lit_probsft.quantization import dequantized, is_quantized
+from lit_probsft.quantization import dequantized, is_quantized, narrowest
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -33,6 +33,7 @@ CHECKPOINT_KEY = "lit_probsft"
 """Where a checkpoint keeps what export needs beside the weights: plain data, so that it loads with weights_only."""
 
 _WEIGHTS_PREFIX = "model."
+_SOURCES = PretrainedCausalLM.__module__
 
 
 def export_model(
@@ -83,6 +84,9 @@ def _kept(shell: Any, weights: Mapping[str, Tensor], lora: LoRA | None) -> dict[
     whole = dict(weights) if lora is None else merged(weights, lora.scaling, stored_transposed(shell))
     tied = set(getattr(shell, "all_tied_weights_keys", None) or {})
     kept = {name: value for name, value in whole.items() if name not in tied}
+    if lora is not None and lora.modules_to_save:  # which were widened to be trained
+        dtype, modules = narrowest(kept.values()), lora.whole_modules(shell)
+        kept = {name: value.to(dtype) if within(name, modules) else value for name, value in kept.items()}
     shell.to(next(iter(kept.values())).dtype)  # which save_pretrained writes into the configuration
     return kept
 
@@ -90,7 +94,8 @@ def _kept(shell: Any, weights: Mapping[str, Tensor], lora: LoRA | None) -> dict[
 def _write_adapter(folder: Path, *, weights: Mapping[str, Tensor], lora: LoRA, base: Any, model: Any) -> None:
     targets = sorted({name.partition(".lora_")[0] for name in weights if is_adapter(name)})
     whole = lora.whole_modules(model)
-    config = lora.peft_config(model, targets, whole)
+    config = lora.peft_config(model, targets)
+    config.modules_to_save = whole or None
     config.base_model_name_or_path = getattr(base, "model_name_or_path", None) or model.name_or_path or None
     config.revision = getattr(base, "revision", None)
     write_adapter(folder, weights, config, whole)
@@ -125,15 +130,15 @@ def checkpoint_entry(
 
 
 def describe_base(source: ModelSource | None, dtype: torch.dtype, fingerprint: str) -> dict[str, Any] | None:
-    """How to load a base again, as plain data; None where that takes more than data, such as code of the user's, so that
-    a checkpoint must hold it."""
-    kinds = {kind.__name__: kind for kind in (PretrainedCausalLM, RandomCausalLM)}
-    if type(source) not in kinds.values() or getattr(source, "trust_remote_code", False):
+    """How to load a base again, as plain data; None where that takes more than data, such as code of the user's, and a
+    checkpoint must hold it."""
+    plain = isinstance(source, PretrainedCausalLM | RandomCausalLM) and type(source).__module__ == _SOURCES
+    if not plain or getattr(source, "trust_remote_code", False):
         return None
-    fields: Any = asdict(source)  # type: ignore[call-overload]
+    assert isinstance(source, PretrainedCausalLM | RandomCausalLM)
     return {
         "kind": type(source).__name__,
-        "fields": fields,
+        "fields": asdict(source),
         "dtype": str(dtype).removeprefix("torch."),
         "fingerprint": fingerprint,
     }
@@ -195,7 +200,9 @@ def export_checkpoint(
     described = None if entry.get("base") is None else json.loads(entry["base"])
     card = json.loads(entry["card"])
     if lora is not None and lora.export == "adapter":
+        check_named(lora, None if described is None else described["kind"], "--adapter")
         source = None if described is None else PretrainedCausalLM(**described["fields"])
+        source = PretrainedCausalLM(base) if base is not None else source
         write = partial(_write_adapter, weights=weights, lora=lora, base=source, model=shell)
         _write(out, write, entry["tokenizer"], {**card, "adapter": True})
         return
@@ -213,7 +220,8 @@ def _base_weights(described: Mapping[str, Any], shell: Any, place: str | None) -
     """
     from lit_probsft.reference import fingerprint
 
-    fields, source = dict(described["fields"]), None
+    fields = dict(described["fields"])
+    source: PretrainedCausalLM | RandomCausalLM
     if described["kind"] == "RandomCausalLM":
         if place is not None:
             raise UserError(f"--base: expected none, the run began with random weights; got {place}")
@@ -225,9 +233,8 @@ def _base_weights(described: Mapping[str, Any], shell: Any, place: str | None) -
     else:
         source = PretrainedCausalLM(**{**fields, "model_name_or_path": place or fields["model_name_or_path"]})
     try:
-        model = replace(source, gradient_checkpointing=False, compile=False).load(
-            None, getattr(torch, described["dtype"])
-        )
+        bare: ModelSource = replace(source, gradient_checkpointing=False, compile=False)
+        model = bare.load(None, getattr(torch, described["dtype"]))
     except UserError as error:
         raise UserError(f"--base: the checkpoint holds adapters alone, whose base is not to be had: {error}") from error
     if (found := fingerprint(model, torch.device("cpu"))) != described["fingerprint"]:
@@ -309,6 +316,27 @@ def _check_target(out: Path, checkpoint: Path, overwrite: bool) -> None:
         raise UserError(
             f"OUT: expected a folder that can be replaced (an exported model, or empty), {str(out)!r} holds other files"
         )
+
+
+def check_named(lora: LoRA, kind: str | None, argument: str) -> None:
+    """Refuse adapters alone that could not say beside what they are to be loaded.
+
+    Args:
+        lora: as asked for.
+        kind: class of the source of their base.
+        argument: how they were asked for.
+    """
+    if lora.export == "adapter" and kind == RandomCausalLM.__name__:
+        raise UserError(
+            f"{argument}: expected merged beside a base of random weights, which no name stands for, got adapter"
+        )
+
+
+def loader_of(folder: Path) -> str:
+    """What loads an exported folder."""
+    if is_adapter_folder(folder):
+        return "peft.AutoPeftModelForCausalLM.from_pretrained"
+    return "transformers.AutoModelForCausalLM.from_pretrained"
 
 
 def _looks_exported(folder: Path) -> bool:

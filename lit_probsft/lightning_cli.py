@@ -22,11 +22,14 @@ from lightning.pytorch.strategies.launchers.subprocess_script import _Subprocess
 from lightning.pytorch.utilities import rank_zero_info
 
 import lit_probsft.data.mixture  # noqa: F401  by its short name the parser finds only what is imported
+from lit_probsft.adapters import is_adapter_folder
 from lit_probsft.callbacks import PredictionWriter, ProgressBar, Throughput
 from lit_probsft.changes import TokenChanges
 from lit_probsft.checks import check_config_files, check_trainer, first_line, read_checkpoint, with_prefix
 from lit_probsft.data import InstructionDataModule
 from lit_probsft.errors import UserError
+from lit_probsft.export import loader_of
+from lit_probsft.lora import LoRA
 from lit_probsft.module import ProbSFTModule
 from lit_probsft.parallel.checkpoints import CheckpointOptions, Checkpoints, where_to_continue
 from lit_probsft.parallel.signals import GracefulStop, Launcher, follow_parent
@@ -188,6 +191,13 @@ class ProbSFTCLI(LightningCLI):
             rank_zero_info(f"{self.command}: {folder} does not exist yet, taking the base model")
             return
         rank_zero_info(f"{self.command}: weights and tokenizer of {folder}")
+        config.data.init_args.tokenizer = str(folder)
+        if is_adapter_folder(folder):  # beside the configuration's model, under any strategy
+            start = dataclasses.asdict(LoRA.of(str(folder), "--weights")) | {"start": str(folder)}
+            config.model.init_args.lora = Namespace(**start)
+            return
+        if "lora" in config.model.init_args:
+            config.model.init_args.lora = None  # it is merged
         source = config.model.init_args.model
         reference = config.model.init_args.get("reference")
         if isinstance(reference, Namespace) and reference.get("model") is None:
@@ -198,7 +208,6 @@ class ProbSFTCLI(LightningCLI):
             class_path="lit_probsft.model.PretrainedCausalLM",
             init_args=Namespace(model_name_or_path=str(folder), **kept),
         )
-        config.data.init_args.tokenizer = str(folder)
 
     def _whole_config(self, config: Namespace) -> str:
         kept = config.clone()
@@ -368,7 +377,7 @@ class ProbSFTCLI(LightningCLI):
             if name != "validation":
                 lines.append(f"val/{name}/nll {change['nll']['initial']:.3f} -> {change['nll']['final']:.3f} nats")
         lines += [
-            f"model:   {self.run.hf}  (transformers.AutoModelForCausalLM.from_pretrained loads it as it is)",
+            f"model:   {self.run.hf}  ({loader_of(self.run.hf)} loads it as it is)",
             f"record:  {self.run.record}, {self.run.metrics}, {self.run.checkpoints}/",
             "next:    the same run with another objective, under another name:",
             f"         python -m lit_probsft fit --config {self.run.config} --name {self.run.path.name}-power "

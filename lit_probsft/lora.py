@@ -15,7 +15,7 @@ from torch import nn
 from lit_probsft.adapters import ADAPTER, Magnitude, is_adapter, peft_name, read_config, read_weights, within
 from lit_probsft.errors import UserError
 from lit_probsft.parallel.sharding import Sharding, decoder_layers
-from lit_probsft.quantization import quantized_layer
+from lit_probsft.quantization import plain_matrix, quantized_layer
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -31,8 +31,8 @@ class LoRA:
         alpha: scale of the adapters, above 0. B starts at zero, so that training starts at the base model.
         dropout: of the adapters' input during training, at least 0 and less than 1.
         target_modules: `all-linear` for every linear layer inside the decoder layers, or names of modules, such as
-            `[q_proj, v_proj]`. The output layer (`lm_head`) is adapted where it is named and not tied to the embeddings,
-            at the price of a gradient of its whole size.
+            `[q_proj, v_proj]`. The output layer (`lm_head`) is adapted where it is named and not tied to the
+            embeddings, at the price of a gradient of its whole size.
         seed: of A's initial values.
         dora: learn the length of each row of the adapted matrix too (arXiv 2402.09353).
         rslora: scale by alpha / sqrt(r) (arXiv 2312.03732).
@@ -119,7 +119,9 @@ class LoRA:
             if inner or not on_head:
                 try:
                     with _looking_whole(model):
-                        config = self.peft_config(model, inner or self.target_modules, whole)
+                        config = self.peft_config(model, inner or self.target_modules)
+                        # peft would put copies in their place, and adapters inside them.
+                        config.exclude_modules = [n for n, _ in model.named_modules() if within(f"{n}.", whole)]
                         inject_adapter_in_model(config, model, adapter_name=ADAPTER)
                 except (ValueError, re.error) as error:
                     raise self._no_targets(model) from error
@@ -131,12 +133,13 @@ class LoRA:
             parameter.requires_grad_(adapter or within(name, whole))
             if adapter and parameter.dtype.itemsize < 4:  # steps of a small learning rate would round to nothing
                 parameter.data = parameter.data.float()
+        narrow = model.dtype
         for name in whole:
-            _widen(model.get_submodule(name), model, sharding)
+            _widen(model.get_submodule(name), model, narrow, sharding)
         if self.start is not None:
             self._load(model, sharding)
 
-    def peft_config(self, model: nn.Module, targets: str | list[str], whole: list[str]) -> Any:
+    def peft_config(self, model: nn.Module, targets: str | list[str]) -> Any:
         """The same in peft's words."""
         from peft import LoraConfig
         from transformers.pytorch_utils import Conv1D
@@ -146,7 +149,6 @@ class LoRA:
             lora_alpha=self.alpha,  # type: ignore[arg-type, unused-ignore]  # a number for all that is done with it
             lora_dropout=self.dropout,
             target_modules=targets,
-            modules_to_save=whole or None,
             use_dora=self.dora,
             use_rslora=self.rslora,
             fan_in_fan_out=any(isinstance(module, Conv1D) for module in model.modules()),
@@ -282,17 +284,13 @@ def _tied(model: PreTrainedModel) -> bool:
 
 def _whole_matrix(layer: Any) -> Tensor:
     """In fp32 at least, whatever it is kept as."""
-    from peft.utils.integrations import dequantize_module_weight
-
-    with torch.no_grad():
-        weight: Tensor = dequantize_module_weight(layer).detach()
-        weight = getattr(weight, "full_tensor", lambda: weight)()
-        return weight.to(torch.promote_types(weight.dtype, torch.float32))
+    weight = plain_matrix(layer)
+    weight = getattr(weight, "full_tensor", lambda: weight)()
+    return weight.to(torch.promote_types(weight.dtype, torch.float32))
 
 
-def _widen(module: nn.Module, model: PreTrainedModel, sharding: Sharding | None) -> None:
+def _widen(module: nn.Module, model: PreTrainedModel, narrow: torch.dtype, sharding: Sharding | None) -> None:
     """What is trained whole is fp32 at least; it takes and gives what the others do."""
-    narrow = model.dtype
     if all(parameter.dtype.itemsize >= 4 for parameter in module.parameters()):
         return
     if sharding is not None:

@@ -21,7 +21,7 @@ from lit_probsft.logits import Outputs
 from lit_probsft.lora import LoRA
 from lit_probsft.packs import Packs
 from lit_probsft.parallel.sharding import Sharding, decoder_layers, draw_weights, fill, global_numel, is_partitioned
-from lit_probsft.quantization import Quantization, check_installed, loading_options, quiet
+from lit_probsft.quantization import Quantization, check_installed, loading_options, quiet, settled
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel, PreTrainedTokenizerBase
@@ -129,7 +129,7 @@ class PretrainedCausalLM(ModelSource):
                 "model.model.model_name_or_path: expected a hub id or a folder with a causal language model, "
                 f"got {self.model_name_or_path!r}: {_first_line(error)}"
             ) from error
-        return _prepared(model, self.gradient_checkpointing, self.compile)
+        return _prepared(settled(model), self.gradient_checkpointing, self.compile)
 
     def _merged(
         self, tokenizer: PreTrainedTokenizerBase | None, dtype: torch.dtype, sharding: Sharding | None

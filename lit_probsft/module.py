@@ -6,7 +6,7 @@ import contextlib
 import json
 import math
 import os
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, Literal, cast
 
 import lightning as L
@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from lit_probsft.callbacks import NonFiniteGuard
 from lit_probsft.errors import UserError
-from lit_probsft.export import describe_base
+from lit_probsft.export import check_named, describe_base
 from lit_probsft.head import IGNORE_INDEX, HeadOutput, HeadRequest
 from lit_probsft.lora import LoRA
 from lit_probsft.measured import Fitted
@@ -125,9 +125,13 @@ class ProbSFTModule(L.LightningModule):
             )
         if lora is None and getattr(model, "quantization", "none") != "none":
             raise UserError(
-                f"model.model.quantization: expected model.lora beside {getattr(model, 'quantization')}, since quantized "
-                "matrices cannot be trained, got none"
+                f"model.model.quantization: expected model.lora beside {getattr(model, 'quantization', '')}, since "
+                "quantized matrices cannot be trained, got none"
             )
+        if lora is not None:
+            check_named(lora, type(model).__name__, "model.lora.export")
+            if lora.dora and getattr(model, "quantization", "none") == "int8":
+                raise UserError("model.lora.dora: expected nf4 or no quantization beside it, got int8")
         if normalize not in ("tokens", "sequence", "kept", "micro_batch"):
             raise UserError(f"model.normalize: expected tokens, sequence, kept or micro_batch, got {normalize!r}")
         self.source = None if isinstance(model, nn.Module) else source_of(model)
@@ -257,8 +261,8 @@ class ProbSFTModule(L.LightningModule):
         source = self.source if self.lora is not None else self.reference.source_beside(None)
         if cut and getattr(source, "quantization", "none") != "none":
             raise UserError(
-                f"model.model.quantization: expected none with {cut}, which cannot cut quantized matrices; use ddp, which "
-                "holds them whole on each device"
+                f"model.model.quantization: expected none with {cut}, which cannot cut quantized matrices; use ddp, "
+                "which holds them whole on each device"
             )
         if self.lora is not None and self.lora.dora and cut == "ZeRO-3":
             raise UserError(

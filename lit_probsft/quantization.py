@@ -6,7 +6,7 @@ from __future__ import annotations
 import contextlib
 import logging
 import warnings
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -62,6 +62,18 @@ def loading_options(quantization: Quantization, dtype: torch.dtype) -> dict[str,
     }
 
 
+def settled(model: Any) -> Any:
+    """A model as it was read, computing the same in training and in evaluation.
+
+    On CPUs with bf16 instructions the first evaluation would repack layers of 4 bits for inference, in place: they would
+    round more, and pass no gradient on.
+    """
+    for module in model.modules():
+        if _is_4bit(module):
+            module.support_avx512bf16_for_cpu = False
+    return model
+
+
 def is_quantized(model: nn.Module) -> bool:
     """Does it hold matrices that cannot be trained?"""
     return bool(getattr(model, "is_quantized", False))
@@ -74,9 +86,7 @@ def dequantized(model: Any, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
         model: of which the weights are.
         weights: by name; what describes the quantization in it is left out.
     """
-    from peft.utils.integrations import dequantize_module_weight
-
-    result = dict(weights)
+    result, dtype = dict(weights), narrowest(model.parameters())
     for name, module in model.named_modules():
         if not quantized_layer(module):
             continue
@@ -84,9 +94,29 @@ def dequantized(model: Any, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
         described += [f"{name}.SCB", f"{name}.weight_format"]
         for key in [key for key in result if key in described or key.startswith(f"{name}.weight.quant_state.")]:
             del result[key]
-        with torch.no_grad():
-            result[f"{name}.weight"] = dequantize_module_weight(module).detach().to(model.dtype)
+        result[f"{name}.weight"] = plain_matrix(module).to(dtype)
     return result
+
+
+@torch.no_grad()
+def plain_matrix(layer: Any) -> Tensor:
+    """(out, in), the matrix of a linear layer as numbers; the layer stays as it is, as peft's own function does not let
+    it on CPUs."""
+    weight: Tensor = layer.weight.detach()
+    if not quantized_layer(layer):
+        return weight
+    if _is_4bit(layer):
+        from bitsandbytes.functional import dequantize_4bit
+
+        found: Tensor = dequantize_4bit(layer.weight.data, layer.weight.quant_state)
+        return found
+    scale = layer.weight.SCB if layer.state.SCB is None else layer.state.SCB  # the first forward moves it
+    return weight * scale.to(weight.device).view(-1, 1) / 127
+
+
+def narrowest(tensors: Iterable[Tensor]) -> torch.dtype:
+    """Of the dtypes of real numbers among them."""
+    return min((t.dtype for t in tensors if t.is_floating_point()), key=lambda dtype: dtype.itemsize)
 
 
 def quantized_layer(module: nn.Module) -> bool:

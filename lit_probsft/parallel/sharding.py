@@ -100,7 +100,7 @@ class FullySharded(Sharding):
         return model
 
     def added(self, model: Any) -> None:
-        """A unit for each adapted matrix, whose own slices stay where they are, in the unit of its layer or the root."""
+        """A unit for each adapted matrix, whose own slices stay where they are: in its layer's unit, or the root."""
         from torch.distributed.fsdp import fully_shard
         from torch.distributed.tensor import DTensor
 

@@ -300,7 +300,7 @@ def _those_in(path: Path) -> Iterator[None]:
     def some(*args: Any, **options: Any) -> dict[str, Any]:
         return {name: value for name, value in whole(*args, **options).items() if f"state_dict.{name}" in there}
 
-    state_dict.get_model_state_dict = some  # type: ignore[assignment]
+    state_dict.get_model_state_dict = some
     try:
         yield
     finally:
