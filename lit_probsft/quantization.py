@@ -65,8 +65,8 @@ def loading_options(quantization: Quantization, dtype: torch.dtype) -> dict[str,
 def settled(model: Any) -> Any:
     """A model as it was read, computing the same in training and in evaluation.
 
-    On CPUs with bf16 instructions the first evaluation would repack layers of 4 bits for inference, in place: they would
-    round more, and pass no gradient on.
+    On CPUs with bf16 instructions the first evaluation would repack layers of 4 bits for inference, in place: they
+    would round more, and pass no gradient on.
     """
     for module in model.modules():
         if _is_4bit(module):
@@ -111,7 +111,7 @@ def plain_matrix(layer: Any) -> Tensor:
         found: Tensor = dequantize_4bit(layer.weight.data, layer.weight.quant_state)
         return found
     scale = layer.weight.SCB if layer.state.SCB is None else layer.state.SCB  # the first forward moves it
-    return weight * scale.to(weight.device).view(-1, 1) / 127
+    return torch.div(weight * scale.to(weight.device).view(-1, 1), 127)
 
 
 def narrowest(tensors: Iterable[Tensor]) -> torch.dtype:

@@ -27,7 +27,7 @@ from lit_probsft.objectives import ASFT, NLL
 from lit_probsft.optim import Schedule
 from lit_probsft.parallel.checkpoints import CheckpointOptions, Checkpoints
 from tests import tiny
-from tests.test_cli import config, slow
+from tests.test_cli import config
 from tests.test_lora import IDS, logits, plain
 
 KINDS: dict[str, dict[str, Any]] = {
@@ -218,9 +218,7 @@ def test_a_small_checkpoint_goes_on_to_the_bit(tmp_path: Path, kind: str) -> Non
     base = {name: value for name, value in whole.model.named_parameters() if not value.requires_grad}
     start = adapted_like(lora)
     assert all(torch.equal(value, start.get_parameter(name)) for name, value in base.items())
-    with pytest.raises(
-        UserError, match=r"--resume: expected the base that the checkpoint's adapters were trained with"
-    ):
+    with pytest.raises(UserError, match=r"--resume: expected the base that the checkpoint's adapters were trained"):
         fit(rows, lora, source=tiny.source(seed=5), ckpt_path=middle)
 
 
@@ -264,10 +262,10 @@ def test_a_run_exports_adapters_and_is_validated_with_them(tmp_path: Path, monke
         "adapter_model.safetensors",
     ]
     assert "library_name: peft" in Path("runs/tiny/hf/README.md").read_text()
-    found = peft.AutoPeftModelForCausalLM.from_pretrained("runs/tiny/hf")
-    torch.testing.assert_close(logits(found), expected, rtol=1e-5, atol=1e-5)
-    again = main(["validate", "--config", path]).trainer.callback_metrics["val/nll"]
-    assert float(again) == pytest.approx(float(cli.trainer.callback_metrics["val/nll"]), rel=1e-5)
+    alone = peft.AutoPeftModelForCausalLM.from_pretrained("runs/tiny/hf")
+    torch.testing.assert_close(logits(alone), expected, rtol=1e-5, atol=1e-5)
+    validated = main(["validate", "--config", path]).trainer.callback_metrics["val/nll"]
+    assert float(validated) == pytest.approx(float(cli.trainer.callback_metrics["val/nll"]), rel=1e-5)
 
     checkpoint = "runs/tiny/checkpoints/last.ckpt"
     main(["export", checkpoint, "adapters"])
@@ -347,9 +345,7 @@ def test_a_folder_without_adapters_is_refused(tmp_path: Path) -> None:
         LoRA(start=str(tmp_path))
     out = folder_of(tmp_path)
     (out / "adapter_model.safetensors").unlink()
-    with pytest.raises(
-        UserError, match=r"model\.lora\.start: expected adapters in .*adapter_model\.safetensors, which"
-    ):
+    with pytest.raises(UserError, match=r"model\.lora\.start: expected adapters in .*adapter_model\.safetensors"):
         adapted("llama", lora_of("llama", "dora", start=str(out)))
 
 
@@ -380,7 +376,8 @@ def test_adapters_of_another_model_are_refused(tmp_path: Path) -> None:
         (
             "llama",
             {"modules_to_save": ["embeddings"]},
-            "model.lora.modules_to_save: expected names of modules with weights, such as embed_tokens, got 'embeddings'",
+            "model.lora.modules_to_save: expected names of modules with weights, such as embed_tokens, got "
+            "'embeddings'",
         ),
         (
             "llama",
@@ -390,8 +387,8 @@ def test_adapters_of_another_model_are_refused(tmp_path: Path) -> None:
         (
             "llama",
             {"modules_to_save": ["q_proj"], "target_modules": ["q_proj"]},
-            "model.lora.modules_to_save: expected modules that are not among model.lora.target_modules, got 'q_proj' in "
-            "both",
+            "model.lora.modules_to_save: expected modules that are not among model.lora.target_modules, got 'q_proj' "
+            "in both",
         ),
         ("llama", {"export": "both"}, "model.lora.export: expected merged or adapter, got 'both'"),
     ],

@@ -135,9 +135,7 @@ def test_a_run_goes_on_to_the_bit_and_its_base_stays(base: Path, tmp_path: Path,
     for name, value in whole.model.named_parameters():
         if not value.requires_grad:
             assert torch.equal(value, fresh[name.replace(".base_layer", "")]), name
-    with pytest.raises(
-        UserError, match=r"--resume: expected the base that the checkpoint's adapters were trained with"
-    ):
+    with pytest.raises(UserError, match=r"--resume: expected the base that the checkpoint's adapters were trained"):
         fit(rows, source(base, "int8" if quantization == "nf4" else "nf4"), lora, max_epochs=2, ckpt_path=middle)
 
 
