@@ -31,11 +31,13 @@ from lit_probsft.errors import UserError
 from lit_probsft.export import loader_of
 from lit_probsft.lora import LoRA
 from lit_probsft.module import ProbSFTModule
+from lit_probsft.optim import check_optimizer
 from lit_probsft.parallel.checkpoints import CheckpointOptions, Checkpoints, where_to_continue
 from lit_probsft.parallel.signals import GracefulStop, Launcher, follow_parent
 from lit_probsft.parallel.storage import WholeFileIO, damage
 from lit_probsft.parallel.strategies import FSDP2, DeepSpeed, settled
 from lit_probsft.parsing import explain, values_as_typed, with_own_defaults
+from lit_probsft.quantization import silence
 from lit_probsft.record import MetricsCSV, RunRecord
 from lit_probsft.runs import RunFolder, write_json
 
@@ -117,6 +119,7 @@ class ProbSFTCLI(LightningCLI):
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
         """One message in place of jsonargparse's nested one."""
         check_config_files(list(args))
+        _import_named(args)
         try:
             super().parse_arguments(parser, args)
         except SyntaxError as error:  # of a module of the user's that the configuration names
@@ -236,6 +239,7 @@ class ProbSFTCLI(LightningCLI):
             trial = self.model.optimizer_factory([{"params": [torch.nn.Parameter(torch.zeros(2, 2))]}])
         except (ValueError, TypeError) as error:
             raise UserError(f"model.optimizer: {first_line(error)}") from error
+        check_optimizer(trial, self.trainer.strategy)
         path = self.config[self.command].get("ckpt_path")
         states = self._checkpoint.get("optimizer_states") if path else None
         if states:
@@ -481,11 +485,32 @@ def _quieten() -> None:
     """Leave out what others print that our users cannot use."""
     for message in _NOT_FOR_OUR_USERS:
         warnings.filterwarnings("ignore", message=f".*{message}.*")
+    silence()
     import transformers.utils.logging
 
     transformers.utils.logging.disable_progress_bar()  # of reading and writing weights: ours is about training
     for name in ("lightning.pytorch.utilities.rank_zero", "lightning.fabric.utilities.rank_zero"):
         logging.getLogger(name).addFilter(lambda record: not record.getMessage().startswith(("💡", "TPU available")))
+
+
+def _import_named(args: Sequence[str]) -> None:
+    """By its short name the parser finds only what is imported: bitsandbytes, where an optimizer of it is asked for.
+
+    Raises:
+        UserError: it is not installed.
+    """
+    files = [Path(arg.partition("=")[2] or arg) for arg in args if arg.endswith((".yaml", ".yml"))]
+    texts = [*args, *(path.read_text(encoding="utf-8", errors="replace") for path in files if path.is_file())]
+    named = re.search(r"(bitsandbytes\.optim\.)?\b\w+8bit\b", "\n".join(texts))
+    if named is None:
+        return
+    try:
+        import bitsandbytes.optim  # noqa: F401
+    except ImportError as error:
+        raise UserError(
+            f"model.optimizer: {named[0]} needs bitsandbytes, which is not installed "
+            '(pip install "lit_probsft[bitsandbytes]")'
+        ) from error
 
 
 def _run_name(config: Namespace) -> str:

@@ -32,7 +32,7 @@ from lit_probsft.model import (
 )
 from lit_probsft.objectives import NLL, Objective, TokenStats
 from lit_probsft.objectives.base import NEEDS, REFERENCE
-from lit_probsft.optim import OptimizerFactory, Schedule, parameter_groups
+from lit_probsft.optim import OptimizerFactory, Schedule, check_optimizer, parameter_groups
 from lit_probsft.packs import Packs, check_packing, takes_boundaries
 from lit_probsft.parallel.resuming import count_in, derived_seed
 from lit_probsft.parallel.sharding import Sharding
@@ -611,6 +611,7 @@ class ProbSFTModule(L.LightningModule):
     def configure_optimizers(self) -> Any:
         """The optimizer over two parameter groups and the schedule by step."""
         optimizer = self.optimizer_factory(parameter_groups(self.model))
+        check_optimizer(optimizer, self.trainer.strategy)
         lr = optimizer.param_groups[0]["lr"]
         if str(self.trainer.precision) == "bf16-true" and lr < 1e-5:
             rank_zero_warn(

@@ -3,15 +3,19 @@
 from __future__ import annotations
 
 import itertools
+import sys
+from pathlib import Path
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from lit_probsft.cli import main
 from lit_probsft.errors import UserError
 from lit_probsft.optim import Schedule, parameter_groups
 from tests import tiny
+from tests.test_cli import config
 
 schedules = st.builds(
     Schedule,
@@ -87,3 +91,49 @@ def test_norms_and_biases_are_not_decayed_and_nothing_is_lost() -> None:
 def test_a_value_out_of_range_is_refused_by_name(fields: dict) -> None:
     with pytest.raises(UserError, match=f"schedule.{next(iter(fields))}"):
         Schedule(**fields)
+
+
+EIGHT = ["--model.optimizer", "AdamW8bit", "--model.optimizer.lr", "0.01"]
+
+
+def test_moments_of_8_bits_are_resumed_to_the_bit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("bitsandbytes")
+    monkeypatch.chdir(tmp_path)
+    path = str(config(tmp_path, checkpoints={"every_n_steps": 2, "keep_last": 9}))
+    whole = main(["fit", "--config", path, *EIGHT, "--model.optimizer.weight_decay", "0.5"])
+    optimizer = whole.trainer.optimizers[0]
+    assert type(optimizer).__module__.startswith("bitsandbytes.")
+    assert [group["weight_decay"] for group in optimizer.param_groups] == [0.5, 0]
+    large = whole.model.model.get_input_embeddings().weight  # smaller ones keep moments of 32 bits
+    assert optimizer.state[large]["state1"].dtype == torch.uint8
+    for newer in list((tmp_path / "runs/tiny/checkpoints").glob("*.ckpt")):
+        if newer.name != "step-00000002.ckpt":
+            newer.unlink()
+    resumed = main(["fit", "--config", path, *EIGHT, "--model.optimizer.weight_decay", "0.5", "--resume"])
+    assert whole.trainer.global_step == resumed.trainer.global_step == 3
+    for name, value in tiny.weights(resumed.model).items():
+        assert torch.equal(value, tiny.weights(whole.model)[name]), name
+    with pytest.raises(UserError, match="--resume: expected the optimizer that wrote"):
+        main(["fit", "--config", path, "--resume", "--trainer.max_epochs", "2"])
+
+
+def test_moments_of_8_bits_are_not_cut_by_fsdp2(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("bitsandbytes")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError) as caught:
+        main(["fit", "--config", str(config(tmp_path)), *EIGHT, "--trainer.strategy", "fsdp2"])
+    assert str(caught.value) == (
+        "model.optimizer: AdamW8bit of bitsandbytes cannot step the slices of fsdp2; use ddp or DeepSpeed, or "
+        "torch.optim.AdamW"
+    )
+
+
+@pytest.mark.parametrize("name", ["AdamW8bit", "bitsandbytes.optim.AdamW8bit"])
+def test_8_bits_without_bitsandbytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.setitem(sys.modules, "bitsandbytes", None)
+    with pytest.raises(UserError) as caught:
+        main(["fit", "--config", str(config(tmp_path, model__optimizer={"class_path": name}))])
+    assert str(caught.value) == (
+        f"model.optimizer: {name} needs bitsandbytes, which is not installed "
+        '(pip install "lit_probsft[bitsandbytes]")'
+    )

@@ -65,7 +65,8 @@ def trained(folder: Path, found: dict[str, torch.Tensor], lora: bool) -> Any:
 
     empty = AutoModelForCausalLM.from_config(AutoModelForCausalLM.from_pretrained(folder).config)
     if lora:  # the checkpoint holds nothing but them
-        assert all(".lora_" in name for name in found)
+        # DeepSpeed keeps the second name of a tied weight.
+        assert {name for name in found if ".lora_" not in name} <= {"lm_head.weight"}
         empty = tiny.model(tie_word_embeddings=empty.config.tie_word_embeddings)
         adapters = peft.LoraConfig(r=LORA["r"], lora_alpha=LORA["alpha"], target_modules="all-linear")
         empty = peft.inject_adapter_in_model(adapters, empty)
