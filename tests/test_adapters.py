@@ -27,7 +27,7 @@ from lit_probsft.objectives import ASFT, NLL
 from lit_probsft.optim import Schedule
 from lit_probsft.parallel.checkpoints import CheckpointOptions, Checkpoints
 from tests import tiny
-from tests.test_cli import config
+from tests.test_cli import config, slow
 from tests.test_lora import IDS, logits, plain
 
 KINDS: dict[str, dict[str, Any]] = {
@@ -40,8 +40,11 @@ KINDS: dict[str, dict[str, Any]] = {
     "whole": {"modules_to_save": ["embed_tokens", "lm_head"], "target_modules": ["q_proj"]},
     "norms": {"modules_to_save": ["input_layernorm", "down_proj"]},
 }
-CASES = [("llama", kind) for kind in KINDS] + [("gpt2", "dora"), ("tied", "whole"), ("gemma2", "dora")]
-EVERY = pytest.mark.parametrize(("name", "kind"), CASES)
+CASES = [("llama", "rslora"), ("llama", "dora head"), ("llama", "whole"), ("gpt2", "dora"), ("tied", "whole")]
+REST = [*(("llama", kind) for kind in KINDS), ("gemma2", "dora")]
+EVERY = pytest.mark.parametrize(
+    ("name", "kind"), [*CASES, *(pytest.param(*case, marks=pytest.mark.slow) for case in REST if case not in CASES)]
+)
 
 
 def lora_of(name: str, kind: str, **options: Any) -> LoRA:
@@ -202,7 +205,7 @@ def fit(rows: Path, lora: LoRA, source: Any = None, ckpt_path: Path | None = Non
     return module
 
 
-@pytest.mark.parametrize("kind", ["dora", "dora head", "whole"])
+@pytest.mark.parametrize("kind", [slow("dora"), "dora head", "whole"])
 def test_a_small_checkpoint_goes_on_to_the_bit(tmp_path: Path, kind: str) -> None:
     rows, lora = tiny.write_rows(tmp_path / "rows.jsonl"), lora_of("llama", kind)
     saved = Checkpoints(tmp_path, CheckpointOptions(every_n_steps=1, keep_last=9))
@@ -405,3 +408,22 @@ def test_adapters_alone_need_a_base_with_a_name() -> None:
     assert str(caught.value) == (
         "model.lora.export: expected merged beside a base of random weights, which no name stands for, got adapter"
     )
+
+
+def test_a_checkpoint_of_adapters_is_validated_beside_its_base_alone(tmp_path: Path) -> None:
+    rows, lora = tiny.write_rows(tmp_path / "rows.jsonl"), lora_of("llama", "plain")
+    saved = Checkpoints(tmp_path, CheckpointOptions(every_n_steps=3))
+    whole = fit(rows, lora, callbacks=[saved], enable_checkpointing=True)
+    data = tiny.data(rows, validation_fraction=0.3)
+
+    def nll(source: Any, lora: LoRA | None, **options: Any) -> float:
+        module = ProbSFTModule(source, lora=lora)
+        return float(tiny.trainer().validate(module, datamodule=data, verbose=False, **options)[0]["val/nll"])
+
+    export_model(whole.model, ByteTokenizer().load(list), tmp_path / "merged", lora=lora)
+    path = str(tmp_path / "last.ckpt")
+    assert nll(tiny.source(), lora, ckpt_path=path) == pytest.approx(nll(str(tmp_path / "merged"), None), rel=1e-5)
+    with pytest.raises(UserError, match="expected the base that the checkpoint's adapters were trained with"):
+        nll(tiny.source(seed=5), lora, ckpt_path=path)
+    with pytest.raises(UserError, match="got no adapters"):
+        nll(tiny.source(), None, ckpt_path=path)

@@ -234,7 +234,9 @@ def local_part(parameter: Any) -> Tensor:
 
 
 def global_numel(parameter: nn.Parameter) -> int:
-    """Elements of a parameter over all ranks."""
+    """Elements of a parameter over all ranks; of the matrix that 4 bits stand for."""
+    if (state := getattr(parameter, "quant_state", None)) is not None:
+        return int(torch.Size(state.shape).numel())
     return int(getattr(parameter, "ds_numel", parameter.numel()))
 
 

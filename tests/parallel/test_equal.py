@@ -6,6 +6,7 @@ import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -102,6 +103,8 @@ def cases_of(strategy: str, base: Fit) -> dict[str, Case]:
         "anchored, whole": Case(replace(short, objective=ALL.index(ASFT()), lora="whole", clip=0.3)),
         "anchored, lora": Case(replace(short, objective=ALL.index(ASFT()), lora="plain", recompute=True)),
     }
+    if strategy in ("ddp", "zero2") and find_spec("bitsandbytes"):
+        cases["nf4"] = Case(replace(short, dtype="float32", quantization="nf4", lora="dora", clip=0.1))
     if strategy == "fsdp2":
         single = replace(short, dtype="float32")
         cases["bf16"] = Case(replace(single, precision="bf16-mixed"), replace(single, batch_size=8, accumulate=1))

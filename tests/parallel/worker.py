@@ -89,6 +89,8 @@ class Fit:
     clip: float | None = 1.0
     lora: str | None = None
     """A name in LORAS."""
+    quantization: str = "none"
+    """Of a model in a folder."""
     recompute: bool = False
     compile: bool = False
     batch_size: int = 2
@@ -103,7 +105,7 @@ class Fit:
         options: Any = {"dtype": self.dtype, "gradient_checkpointing": self.recompute, "compile": self.compile}
         if self.model in CONFIGS:
             return RandomCausalLM(CONFIGS[self.model], **options)
-        return PretrainedCausalLM(self.model, **options)
+        return PretrainedCausalLM(self.model, quantization=self.quantization, **options)  # type: ignore[arg-type]
 
     def run(self, strategy: str = "one") -> dict[str, Any]:
         """The whole weights, and what was logged at each step."""
