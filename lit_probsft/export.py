@@ -318,14 +318,20 @@ def _check_target(out: Path, checkpoint: Path, overwrite: bool) -> None:
         )
 
 
-def check_named(lora: LoRA, kind: str | None, argument: str) -> None:
+def check_named(lora: LoRA, kind: str | None, argument: str, name: str = "") -> None:
     """Refuse adapters alone that could not say beside what they are to be loaded.
 
     Args:
         lora: as asked for.
         kind: class of the source of their base.
         argument: how they were asked for.
+        name: the base's.
     """
+    if lora.export == "adapter" and is_adapter_folder(name):
+        raise UserError(
+            f"{argument}: expected merged beside a base that is a folder of adapters itself, got adapter; to train "
+            "those on, name their base and model.lora.start"
+        )
     if lora.export == "adapter" and kind == RandomCausalLM.__name__:
         raise UserError(
             f"{argument}: expected merged beside a base of random weights, which no name stands for, got adapter"

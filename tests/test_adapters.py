@@ -402,6 +402,15 @@ def test_what_cannot_be_adapted_is_refused(name: str, options: dict[str, Any], m
     assert str(caught.value) == message
 
 
+def test_adapters_alone_need_a_base_that_is_a_model(tmp_path: Path) -> None:
+    with pytest.raises(UserError) as caught:
+        ProbSFTModule(str(folder_of(tmp_path)), lora=LoRA(export="adapter"))
+    assert str(caught.value) == (
+        "model.lora.export: expected merged beside a base that is a folder of adapters itself, got adapter; to train "
+        "those on, name their base and model.lora.start"
+    )
+
+
 def test_adapters_alone_need_a_base_with_a_name() -> None:
     with pytest.raises(UserError) as caught:
         ProbSFTModule(tiny.source(), lora=LoRA(export="adapter"))
