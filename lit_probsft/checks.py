@@ -12,7 +12,7 @@ from jsonargparse import Namespace
 from lightning.pytorch.accelerators import AcceleratorRegistry
 from lightning.pytorch.strategies import StrategyRegistry
 
-from lit_probsft.errors import UserError, near_matches
+from lit_probsft.errors import UserError, first_line, near_matches
 from lit_probsft.intervals import Every
 
 
@@ -239,8 +239,3 @@ def _at(options: Any, path: list[str]) -> Any:
             return ...
         options = options[name]
     return "none" if options is None else options
-
-
-def first_line(error: BaseException) -> str:
-    """What an exception of somebody else says, as far as it fits into a line."""
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

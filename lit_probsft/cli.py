@@ -129,17 +129,29 @@ def export(args: Sequence[str]) -> None:
     parser.add_argument(
         "--push-to-hub", metavar="ID", help="upload OUT to this repository of the hub, such as me/model"
     )
+    form = parser.add_mutually_exclusive_group()
+    for name, text in (("merged", "a plain model"), ("adapter", "peft's folder of adapters alone")):
+        form.add_argument(
+            f"--{name}",
+            dest="form",
+            action="store_const",
+            const=name,
+            help=f"{text}, whatever model.lora.export says",
+        )
+    parser.add_argument("--base", metavar="MODEL", help="where the base of adapters lies, if it has moved")
     options = parser.parse_args(args)
     import transformers
 
-    from lit_probsft.export import export_checkpoint
+    from lit_probsft.export import export_checkpoint, loader_of
     from lit_probsft.hub import HubOptions, made_ready, upload
 
     flag = "--push-to-hub"
     hub = made_ready(HubOptions(options.push_to_hub), flag) if options.push_to_hub else None
     transformers.utils.logging.disable_progress_bar()
-    export_checkpoint(options.checkpoint, options.out, overwrite=options.overwrite)
-    print(f"{options.out}: ready for transformers.AutoModelForCausalLM.from_pretrained")
+    export_checkpoint(
+        options.checkpoint, options.out, overwrite=options.overwrite, form=options.form, base=options.base
+    )
+    print(f"{options.out}: ready for {loader_of(options.out)}")
     if hub is not None:
         print(upload(hub, options.out, flag))
 
@@ -316,7 +328,7 @@ _OTHERS: dict[str, tuple[Callable[[Sequence[str]], Any], str]] = {
     "capability": (capability, "what the model knows of the training rows, and which objective fits that"),
     "divergence": (divergence, "how far two models are apart on the rows of a configuration: KL both ways, JS"),
     "chat": (chat, "talk with a model: one that a run has exported, or one of the hub"),
-    "export": (export, "write the Hugging Face folder of a checkpoint; needs nothing but the checkpoint"),
+    "export": (export, "write the Hugging Face folder of a checkpoint; needs nothing but it, and the base of adapters"),
     "report": (report, "write one page about a run: what it has learnt and forgotten, and which tokens it moved"),
 }
 

@@ -4,7 +4,6 @@ configuration changes."""
 from __future__ import annotations
 
 import json
-from dataclasses import asdict
 from typing import TYPE_CHECKING, Any
 
 import lightning as L
@@ -32,7 +31,7 @@ def identity(module: ProbSFTModule) -> dict[str, Any]:
     return {
         "model.objective": json.dumps(module.objective.as_config()),
         "model.normalize": module.normalize,
-        "model.lora": json.dumps(module.lora and asdict(module.lora)),
+        "model.lora": json.dumps(module.lora and module.lora.identity),
         **({"the reference's weights": reference} if reference else {}),
         "the data's fingerprint": datamodule.fingerprint,
         **{f"the plan's {name}": value for name, value in plan.items()},
@@ -51,6 +50,7 @@ def progress_of(module: ProbSFTModule) -> dict[str, Any]:
             "checkpoint: expected to be written between two optimizer steps, not while micro-batches accumulate"
         )
     return {
+        "base": None if module.base_of_adapters is None else module.base_of_adapters["fingerprint"],
         "skipped_steps": module.skipped_steps,
         "fitted": module.fitted.state_dict(),
         "initial_metrics": module.initial_metrics,
@@ -68,6 +68,14 @@ def restore(module: ProbSFTModule, checkpoint: dict[str, Any]) -> None:
         UserError: the run would be another one, by what differs.
     """
     progress = checkpoint.get("progress", {})
+    known = module.base_of_adapters and module.base_of_adapters["fingerprint"]
+    if (base := progress.get("base")) is not None and base != known:
+        raise UserError(
+            f"--resume: expected the base that the checkpoint's adapters were trained with (weights {base}), got "
+            f"{'no adapters' if known is None else known}"
+        )
+    if base is None and not module.strict_loading:
+        raise UserError("--resume: expected a checkpoint of adapters, it holds a whole model")
     if module.trainer.training or module.trainer.state.fn == "fit":
         before, now = progress.get("run", {}), identity(module)
         for name in before:

@@ -1,4 +1,4 @@
-"""The one exception that a user's own input can cause, and the near matches that make its message useful."""
+"""The one exception that a user can cause, and what makes its message useful."""
 
 from __future__ import annotations
 
@@ -28,3 +28,8 @@ def near_matches(name: str, known: Iterable[str]) -> str:
     close = longer or difflib.get_close_matches(wanted, by_lower, cutoff=0.6)
     names = [repr(by_lower[match]) for match in close[:3]]
     return f" Did you mean {' or '.join(names)}?" if names else ""
+
+
+def first_line(error: BaseException) -> str:
+    """What an exception of somebody else says, as far as it fits into a line."""
+    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

@@ -9,14 +9,21 @@ import io
 import json
 import tempfile
 from collections.abc import Mapping
+from dataclasses import asdict, replace
+from functools import partial
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
+from lit_probsft.adapters import CONFIG as ADAPTER_CONFIG
+from lit_probsft.adapters import is_adapter, is_adapter_folder, merged, stored_transposed, within, write_adapter
 from lit_probsft.disk import beside, reason, told
 from lit_probsft.errors import UserError
+from lit_probsft.lora import LoRA
+from lit_probsft.model import ModelSource, PretrainedCausalLM, RandomCausalLM
 from lit_probsft.parallel.sharding import plain_class
+from lit_probsft.quantization import dequantized, is_quantized, narrowest
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -26,6 +33,7 @@ CHECKPOINT_KEY = "lit_probsft"
 """Where a checkpoint keeps what export needs beside the weights: plain data, so that it loads with weights_only."""
 
 _WEIGHTS_PREFIX = "model."
+_SOURCES = PretrainedCausalLM.__module__
 
 
 def export_model(
@@ -35,7 +43,8 @@ def export_model(
     *,
     card: Mapping[str, Any] | None = None,
     weights: Mapping[str, Tensor] | None = None,
-    lora_scaling: float | None = None,
+    lora: LoRA | None = None,
+    base: ModelSource | None = None,
 ) -> None:
     """Write weights (safetensors), configuration, tokenizer, chat template and model card, in the dtype of the weights.
 
@@ -47,28 +56,51 @@ def export_model(
         out: the folder; one that is there is replaced.
         card: what the model card says, plain data.
         weights: by name, where the model holds only slices of them; see `parallel.sharding.whole_weights`.
-        lora_scaling: alpha / r of the adapters, which are merged into the weights.
+        lora: its adapters, which are merged into the weights, quantized ones becoming plain, or written alone, as
+            `lora.export` says.
+        base: where the weights beside adapters come from, which adapters alone name.
 
     Raises:
         UserError: it could not be written; what was at `out` is untouched.
     """
+    weights, card = model.state_dict() if weights is None else weights, card or {}
+    if lora is not None and lora.export == "adapter":
+        write = partial(_write_adapter, weights=weights, lora=lora, base=base, model=model)
+        _write(out, write, _tokenizer_files(tokenizer), {**card, "adapter": True})
+        return
+    weights = dequantized(model, weights) if is_quantized(model) else weights
     config = copy.deepcopy(model.config)
+    if hasattr(config, "quantization_config"):
+        del config.quantization_config
     with torch.device("meta"), _unpartitioned():
         shell = plain_class(model)(config)
     shell.generation_config = model.generation_config
-    kept = _kept(shell, model.state_dict() if weights is None else weights, lora_scaling)
-    _write(out, lambda folder: shell.save_pretrained(folder, state_dict=kept), _tokenizer_files(tokenizer), card or {})
+    kept = _kept(shell, weights, lora)
+    _write(out, lambda folder: shell.save_pretrained(folder, state_dict=kept), _tokenizer_files(tokenizer), card)
 
 
-def _kept(shell: Any, weights: Mapping[str, Tensor], lora_scaling: float | None) -> dict[str, Tensor]:
+def _kept(shell: Any, weights: Mapping[str, Tensor], lora: LoRA | None) -> dict[str, Tensor]:
     """What is stored of `weights`. A tied weight is one tensor under two names, stored under the one it is tied to."""
-    from lit_probsft.lora import merged, stored_transposed
-
-    whole = dict(weights) if lora_scaling is None else merged(weights, lora_scaling, stored_transposed(shell))
+    whole = dict(weights) if lora is None else merged(weights, lora.scaling, stored_transposed(shell))
     tied = set(getattr(shell, "all_tied_weights_keys", None) or {})
     kept = {name: value for name, value in whole.items() if name not in tied}
+    if lora is not None and lora.modules_to_save:  # which were widened to be trained
+        dtype, modules = narrowest(kept.values()), lora.whole_modules(shell)
+        kept = {name: value.to(dtype) if within(name, modules) else value for name, value in kept.items()}
     shell.to(next(iter(kept.values())).dtype)  # which save_pretrained writes into the configuration
     return kept
+
+
+def _write_adapter(folder: Path, *, weights: Mapping[str, Tensor], lora: LoRA, base: Any, model: Any) -> None:
+    targets = sorted({name.partition(".lora_")[0] for name in weights if is_adapter(name)})
+    whole = lora.whole_modules(model)
+    config = lora.peft_config(model, targets)
+    config.modules_to_save = whole or None
+    config.base_model_name_or_path = getattr(base, "model_name_or_path", None) or model.name_or_path or None
+    config.revision = getattr(base, "revision", None)
+    write_adapter(folder, weights, config, whole)
+    if model.generation_config is not None:
+        model.generation_config.save_pretrained(folder)
 
 
 def _unpartitioned() -> Any:
@@ -81,12 +113,15 @@ def checkpoint_entry(
     model: PreTrainedModel,
     tokenizer: PreTrainedTokenizerBase | None,
     card: Mapping[str, Any],
-    lora_scaling: float | None = None,
+    lora: LoRA | None = None,
+    base: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
-    """What a checkpoint must hold beside the weights for `export_checkpoint` to work from it alone."""
+    """What a checkpoint must hold beside the weights for `export_checkpoint` to work from it alone, or with the `base`
+    that it names where it holds nothing but adapters (see `describe_base`)."""
     return {
         "model_class": plain_class(model).__name__,
-        "lora_scaling": lora_scaling,
+        "lora": None if lora is None else json.dumps(asdict(lora)),
+        "base": None if base is None else json.dumps(base),
         "config": model.config.to_json_string(use_diff=False),
         "generation_config": None if model.generation_config is None else model.generation_config.to_json_string(),
         "tokenizer": {} if tokenizer is None else _tokenizer_files(tokenizer),
@@ -94,12 +129,41 @@ def checkpoint_entry(
     }
 
 
-def export_checkpoint(checkpoint: Path, out: Path, *, overwrite: bool = False) -> None:
+def describe_base(source: ModelSource | None, dtype: torch.dtype, fingerprint: str) -> dict[str, Any] | None:
+    """How to load a base again, as plain data; None where that takes more than data, such as code of the user's, and a
+    checkpoint must hold it."""
+    plain = isinstance(source, PretrainedCausalLM | RandomCausalLM) and type(source).__module__ == _SOURCES
+    if not plain or getattr(source, "trust_remote_code", False):
+        return None
+    assert isinstance(source, PretrainedCausalLM | RandomCausalLM)
+    return {
+        "kind": type(source).__name__,
+        "fields": asdict(source),
+        "dtype": str(dtype).removeprefix("torch."),
+        "fingerprint": fingerprint,
+    }
+
+
+def export_checkpoint(
+    checkpoint: Path,
+    out: Path,
+    *,
+    overwrite: bool = False,
+    form: Literal["merged", "adapter"] | None = None,
+    base: str | None = None,
+) -> None:
     """Write the Hugging Face folder of a checkpoint that `fit` left behind.
 
+    Args:
+        checkpoint: a file or a folder.
+        out: the folder to write.
+        overwrite: replace what is there.
+        form: of a run with adapters; None is as its `lora.export` says.
+        base: where the base of its adapters lies now, if not where it did.
+
     Raises:
-        UserError: there is no such checkpoint, it is not one of ours or damaged, or `out` exists and may not be
-            replaced: only an exported model or an empty folder is.
+        UserError: there is no such checkpoint, it is not one of ours or damaged, its base is another or not there, or
+            `out` exists and may not be replaced: only an exported model or an empty folder is.
     """
     if not checkpoint.exists():
         raise UserError(f"CKPT: expected a checkpoint, there is none at {checkpoint}")
@@ -111,7 +175,12 @@ def export_checkpoint(checkpoint: Path, out: Path, *, overwrite: bool = False) -
     import transformers
 
     entry = content[CHECKPOINT_KEY]
+    lora = None if entry.get("lora") is None else LoRA(**{**json.loads(entry["lora"]), "start": None})
+    if lora is None and (form == "adapter" or base is not None):
+        raise UserError(f"CKPT: expected a checkpoint of a run with model.lora, {checkpoint} holds a whole model")
+    lora = lora if lora is None or form is None else replace(lora, export=form)
     fields = json.loads(entry["config"])
+    fields.pop("quantization_config", None)
     config = transformers.CONFIG_MAPPING[fields.pop("model_type")].from_dict(fields)
     weights: dict[str, Tensor] = {
         name.removeprefix(_WEIGHTS_PREFIX): value
@@ -128,13 +197,53 @@ def export_checkpoint(checkpoint: Path, out: Path, *, overwrite: bool = False) -
         shell = model_class(config)
     if entry["generation_config"]:
         shell.generation_config = transformers.GenerationConfig.from_dict(json.loads(entry["generation_config"]))
-    kept = _kept(shell, weights, entry.get("lora_scaling"))
-    _write(
-        out,
-        lambda folder: shell.save_pretrained(folder, state_dict=kept),
-        entry["tokenizer"],
-        json.loads(entry["card"]),
-    )
+    described = None if entry.get("base") is None else json.loads(entry["base"])
+    card = json.loads(entry["card"])
+    if lora is not None and lora.export == "adapter":
+        check_named(lora, None if described is None else described["kind"], "--adapter")
+        source = None if described is None else PretrainedCausalLM(**described["fields"])
+        source = PretrainedCausalLM(base) if base is not None else source
+        write = partial(_write_adapter, weights=weights, lora=lora, base=source, model=shell)
+        _write(out, write, entry["tokenizer"], {**card, "adapter": True})
+        return
+    if described is not None:
+        weights = {**_base_weights(described, shell, base), **weights}
+    kept = _kept(shell, weights, lora)
+    _write(out, lambda folder: shell.save_pretrained(folder, state_dict=kept), entry["tokenizer"], card)
+
+
+def _base_weights(described: Mapping[str, Any], shell: Any, place: str | None) -> dict[str, Tensor]:
+    """Of the base that a checkpoint names, on this machine's memory.
+
+    Raises:
+        UserError: it is not there, or not the one that was trained with.
+    """
+    from lit_probsft.reference import fingerprint
+
+    fields = dict(described["fields"])
+    source: PretrainedCausalLM | RandomCausalLM
+    if described["kind"] == "RandomCausalLM":
+        if place is not None:
+            raise UserError(f"--base: expected none, the run began with random weights; got {place}")
+        # What the tokenizer gave it stands in the model's configuration.
+        known = shell.config.to_dict()
+        given = ("vocab_size", "pad_token_id", "bos_token_id", "eos_token_id")
+        fields["config"] = {**{name: known[name] for name in given if name in known}, **fields["config"]}
+        source = RandomCausalLM(**fields)
+    else:
+        source = PretrainedCausalLM(**{**fields, "model_name_or_path": place or fields["model_name_or_path"]})
+    try:
+        bare: ModelSource = replace(source, gradient_checkpointing=False, compile=False)
+        model = bare.load(None, getattr(torch, described["dtype"]))
+    except UserError as error:
+        raise UserError(f"--base: the checkpoint holds adapters alone, whose base is not to be had: {error}") from error
+    if (found := fingerprint(model, torch.device("cpu"))) != described["fingerprint"]:
+        raise UserError(
+            f"--base: expected the base that the adapters were trained with (weights {described['fingerprint']}), "
+            f"{source.name} is another ({found})"
+        )
+    weights = model.state_dict()
+    return dequantized(model, weights) if is_quantized(model) else dict(weights)
 
 
 def _read(checkpoint: Path) -> dict[str, Any]:
@@ -209,9 +318,36 @@ def _check_target(out: Path, checkpoint: Path, overwrite: bool) -> None:
         )
 
 
+def check_named(lora: LoRA, kind: str | None, argument: str, name: str = "") -> None:
+    """Refuse adapters alone that could not say beside what they are to be loaded.
+
+    Args:
+        lora: as asked for.
+        kind: class of the source of their base.
+        argument: how they were asked for.
+        name: the base's.
+    """
+    if lora.export == "adapter" and is_adapter_folder(name):
+        raise UserError(
+            f"{argument}: expected merged beside a base that is a folder of adapters itself, got adapter; to train "
+            "those on, name their base and model.lora.start"
+        )
+    if lora.export == "adapter" and kind == RandomCausalLM.__name__:
+        raise UserError(
+            f"{argument}: expected merged beside a base of random weights, which no name stands for, got adapter"
+        )
+
+
+def loader_of(folder: Path) -> str:
+    """What loads an exported folder."""
+    if is_adapter_folder(folder):
+        return "peft.AutoPeftModelForCausalLM.from_pretrained"
+    return "transformers.AutoModelForCausalLM.from_pretrained"
+
+
 def _looks_exported(folder: Path) -> bool:
     card = folder / "README.md"
-    if not (folder / "config.json").is_file() or not card.is_file():
+    if not any((folder / name).is_file() for name in ("config.json", ADAPTER_CONFIG)) or not card.is_file():
         return False
     front = card.read_text(encoding="utf-8", errors="replace").split("---")
     return len(front) > 2 and "lit_probsft" in front[1]
@@ -245,7 +381,7 @@ def model_card(card: Mapping[str, Any]) -> str:
 
     base = card.get("base_model")
     front: dict[str, Any] = {
-        "library_name": "transformers",
+        "library_name": "peft" if card.get("adapter") else "transformers",
         "tags": ["lit_probsft", "sft"],
         "pipeline_tag": "text-generation",
     }
@@ -256,7 +392,10 @@ def model_card(card: Mapping[str, Any]) -> str:
     name = str(objective.get("class_path", "unknown objective")).rsplit(".", 1)[-1]
     lines = ["---", yaml.safe_dump(front, sort_keys=False).strip(), "---", ""]
     lines += [f"# {card.get('name', 'Fine-tuned model')}", ""]
-    lines += [f"Fine-tuned from {base or 'an unknown model'} with lit_probsft; objective **{name}**.", ""]
+    what = "Adapters of" if card.get("adapter") else "Fine-tuned from"
+    lines += [f"{what} {base or 'an unknown model'} with lit_probsft; objective **{name}**.", ""]
+    if card.get("adapter"):
+        lines += ["`peft.AutoPeftModelForCausalLM.from_pretrained` loads them together with that model.", ""]
     for title, key in (
         ("Objective", "objective"),
         ("Recipe", "recipe"),

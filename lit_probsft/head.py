@@ -20,6 +20,7 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
+from lit_probsft.adapters import head_weight
 from lit_probsft.errors import UserError
 from lit_probsft.logits import Outputs, chunk_rows, operand_dtype, result_dtype
 from lit_probsft.logits import multiply as _multiply
@@ -484,17 +485,20 @@ class ObjectiveHead(nn.Linear):
         """(B, T, H) -> logits (B, T, V); inside `answering`, the loss as (1, 1, 1)."""
         request = self._request
         if request is None:
-            return super().forward(input)
+            weight = head_weight(self)
+            return nn.functional.linear(
+                input, weight.to(input.dtype) if weight is not self.weight else weight, self.bias
+            )
         targets = request.labels[:, 1:]
         supervised = targets != IGNORE_INDEX
         if isinstance(request, HiddenRequest):
             hidden = input[:, :-1][supervised]
-            request.outputs = Outputs(hidden, self.weight, self.bias, self.logit_scale, self.soft_cap)
+            request.outputs = Outputs(hidden, head_weight(self), self.bias, self.logit_scale, self.soft_cap)
             return input.new_zeros(1, 1, 1)
         weights = None if request.token_weight is None else request.token_weight[:, 1:][supervised]
         request.output = objective_loss(
             input[:, :-1][supervised],
-            self.weight,
+            head_weight(self),
             targets[supervised],
             request.objective,
             bias=self.bias,

@@ -24,12 +24,12 @@ from lightning.pytorch.utilities import rank_zero_info
 
 import lit_probsft.data.choices
 import lit_probsft.data.mixture  # noqa: F401  by their short names the parser finds only what is imported
+from lit_probsft.adapters import is_adapter_folder
 from lit_probsft.callbacks import PredictionWriter, ProgressBar, Throughput
 from lit_probsft.changes import TokenChanges
 from lit_probsft.checks import (
     check_intervals,
     check_trainer,
-    first_line,
     in_our_words,
     not_built,
     read_checkpoint,
@@ -37,10 +37,12 @@ from lit_probsft.checks import (
 )
 from lit_probsft.data import InstructionDataModule
 from lit_probsft.early_stopping import EarlyStop, StoppingOptions
-from lit_probsft.errors import UserError, first_rank
+from lit_probsft.errors import UserError, first_line, first_rank
 from lit_probsft.hub import HubOptions, made_ready, upload
 from lit_probsft.intervals import Every, ValidateEvery
+from lit_probsft.lora import LoRA
 from lit_probsft.module import ProbSFTModule
+from lit_probsft.optim import check_optimizer
 from lit_probsft.parallel.checkpoints import CheckpointOptions, Checkpoints, where_to_continue
 from lit_probsft.parallel.signals import GracefulStop, Launcher, follow_parent
 from lit_probsft.parallel.storage import WholeFileIO, damage
@@ -127,6 +129,7 @@ class ProbSFTCLI(LightningCLI):
         flags = [action.dest for action in self._parser(self.command)._actions if action.dest]
         known = dict.fromkeys(flag.split(".")[0] for flag in flags)
         check_config_files(list(args), [*known, self.command])
+        _import_named(args)
         try:
             super().parse_arguments(parser, args)
         except SyntaxError as error:  # of a module of the user's that the configuration names
@@ -228,6 +231,13 @@ class ProbSFTCLI(LightningCLI):
             rank_zero_info(f"{self.command}: {folder} does not exist yet, taking the base model")
             return
         rank_zero_info(f"{self.command}: weights and tokenizer of {folder}")
+        config.data.init_args.tokenizer = str(folder)
+        if is_adapter_folder(folder):  # beside the configuration's model, under any strategy
+            start = dataclasses.asdict(LoRA.of(str(folder), "--weights")) | {"start": str(folder)}
+            config.model.init_args.lora = Namespace(**start)
+            return
+        if "lora" in config.model.init_args:
+            config.model.init_args.lora = None  # it is merged
         source = config.model.init_args.model
         reference = config.model.init_args.get("reference")
         if isinstance(reference, Namespace) and reference.get("model") is None:
@@ -238,7 +248,6 @@ class ProbSFTCLI(LightningCLI):
             class_path="lit_probsft.model.PretrainedCausalLM",
             init_args=Namespace(model_name_or_path=str(folder), **kept),
         )
-        config.data.init_args.tokenizer = str(folder)
 
     def _whole_config(self, config: Namespace) -> str:
         kept = config.clone()
@@ -279,6 +288,7 @@ class ProbSFTCLI(LightningCLI):
         except (ValueError, TypeError) as error:
             name = self.config[self.command].model.init_args.optimizer.class_path.rsplit(".", 1)[-1]
             raise UserError(f"model.optimizer: {name} refuses its arguments: {first_line(error)}") from error
+        check_optimizer(trial, self.trainer.strategy)
         path = self.config[self.command].get("ckpt_path")
         states = self._checkpoint.get("optimizer_states") if path else None
         if states:
@@ -461,6 +471,26 @@ def run_training_command(args: Sequence[str], kind: type[ProbSFTCLI] = ProbSFTCL
 
         return DryRunCLI(args)
     return kind(args)
+
+
+def _import_named(args: Sequence[str]) -> None:
+    """By its short name the parser finds only what is imported: bitsandbytes, where an optimizer of it is asked for.
+
+    Raises:
+        UserError: it is not installed.
+    """
+    files = [Path(arg.partition("=")[2] or arg) for arg in args if arg.endswith((".yaml", ".yml"))]
+    texts = [*args, *(path.read_text(encoding="utf-8", errors="replace") for path in files if path.is_file())]
+    named = re.search(r"(bitsandbytes\.optim\.)?\b\w+8bit\b", "\n".join(texts))
+    if named is None:
+        return
+    try:
+        import bitsandbytes.optim  # noqa: F401
+    except ImportError as error:
+        raise UserError(
+            f"model.optimizer: {named[0]} needs bitsandbytes, which is not installed "
+            '(pip install "lit_probsft[bitsandbytes]")'
+        ) from error
 
 
 def run_name(config: Namespace) -> str:

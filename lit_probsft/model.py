@@ -4,25 +4,28 @@ layer."""
 from __future__ import annotations
 
 import contextlib
-import pickle
+import copy
 import re
 from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
-from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
 
+from lit_probsft.adapters import is_adapter_folder, merged, read_config, stored_transposed
 from lit_probsft.data.tokenizers import read_tokenizer
 from lit_probsft.errors import UserError, near_matches
 from lit_probsft.head import HeadOutput, HeadRequest, HiddenRequest, ObjectiveHead
+from lit_probsft.loading import check_complete, check_place, told
 from lit_probsft.logits import Outputs
+from lit_probsft.lora import LoRA
 from lit_probsft.packs import Packs
 from lit_probsft.parallel.sharding import Sharding, decoder_layers, draw_weights, fill, global_numel, is_partitioned
-from lit_probsft.remote import model_commit, refused_code, warn_of_code
+from lit_probsft.quantization import Quantization, check_installed, loading_options, quiet, settled
+from lit_probsft.remote import model_commit, warn_of_code
 from lit_probsft.vocabulary import extend, grow, new_to, rows_for
 
 if TYPE_CHECKING:
@@ -81,6 +84,8 @@ class PretrainedCausalLM(ModelSource):
         gradient_checkpointing: recompute each decoder layer in backward; the head is never recomputed.
         compile: run each decoder layer through torch.compile.
         trust_remote_code: run code that lies beside the weights, for a model that transformers does not know.
+        quantization: `nf4` or `int8` keeps the frozen matrices of the decoder layers in 4 or 8 bits, beside which
+            adapters are trained (QLoRA); `none` as `dtype` says. Not with strategies that cut the model.
     """
 
     model_name_or_path: str
@@ -90,6 +95,13 @@ class PretrainedCausalLM(ModelSource):
     gradient_checkpointing: bool = False
     compile: bool = False
     trust_remote_code: bool = False
+    quantization: Quantization = "none"
+
+    def __post_init__(self) -> None:
+        if self.quantization not in ("none", "nf4", "int8"):
+            raise UserError(f"model.model.quantization: expected none, nf4 or int8, got {self.quantization!r}")
+        if self.quantization != "none":
+            check_installed()
 
     @property
     def name(self) -> str:
@@ -113,69 +125,60 @@ class PretrainedCausalLM(ModelSource):
     def load(
         self, tokenizer: PreTrainedTokenizerBase | None, dtype: torch.dtype, sharding: Sharding | None = None
     ) -> PreTrainedModel:
-        """The pretrained model."""
-        from safetensors import SafetensorError
+        """The pretrained model; of a folder of adapters its base with the adapters merged into it."""
         from transformers import AutoModelForCausalLM
 
-        argument, folder = "model.model.model_name_or_path", Path(self.model_name_or_path).expanduser()
-        if folder.is_file() or not self.model_name_or_path:
-            raise UserError(f"{argument}: expected a hub id or a folder, got {self.model_name_or_path!r}")
-        if self.model_name_or_path.startswith((".", "/", "~")) and not folder.is_dir():
-            names = [entry.name for entry in folder.parent.iterdir()] if folder.parent.is_dir() else []
-            hint = near_matches(folder.name, names)
-            raise UserError(f"{argument}: expected a hub id or a folder, there is none at {str(folder)!r}.{hint}")
+        place = self.model_name_or_path
+        check_place(place)
+        if is_adapter_folder(place):
+            return self._merged(tokenizer, dtype, sharding)
+        wanted = dtype if self.dtype == "auto" else getattr(torch, self.dtype)
         tokens = self.new_tokens(tokenizer)
         longer = partial(grow, rows=rows_for(tokens)) if tokens else None
-        code, place = "model.model.trust_remote_code", self.model_name_or_path
         if self.trust_remote_code:
-            warn_of_code(code, place, self.revision)
-        try:
+            warn_of_code("model.model.trust_remote_code", place, self.revision)
+        with told(place, self.revision):
             reading: Any = contextlib.nullcontext({}) if sharding is None else sharding.reading(longer)
-            with reading as options:
+            with reading as options, quiet():
                 model, loaded = AutoModelForCausalLM.from_pretrained(
-                    self.model_name_or_path,
+                    place,
                     revision=self.commit or self.revision or "main",
-                    dtype=dtype if self.dtype == "auto" else getattr(torch, self.dtype),
+                    dtype=wanted,
                     attn_implementation=self.attn_implementation,
                     trust_remote_code=self.trust_remote_code,
                     output_loading_info=True,
+                    **loading_options(self.quantization, wanted),
                     **options,
                 )
-            if sharding is None and (missing := sorted(loaded["missing_keys"])):  # transformers draws them at random
-                raise UserError(
-                    f"{argument}: expected all weights of the model, {self.model_name_or_path!r} lacks {missing[0]}"
-                    f"{f' and {len(missing) - 1} more' * (len(missing) > 1)}"
-                )
-        except UserError:
-            raise
-        except pickle.UnpicklingError as error:
-            raise UserError(
-                f"model.model.model_name_or_path: expected weights and nothing else, {self.model_name_or_path!r} holds "
-                "a pickle that wants to run code, or is damaged"
-            ) from error
-        except SafetensorError as error:
-            raise UserError(
-                f"{argument}: expected whole weights, a file of {self.model_name_or_path!r} is damaged: {error}"
-            ) from error
-        except (OSError, ValueError, ImportError) as error:
-            told = _first_line(error)
-            if told.startswith("Unrecognized configuration class"):
-                told = "its architecture is no causal language model's"
-            raise refused_code(error, code, place, self.revision) or UserError(
-                f"{argument}: expected a hub id or a folder with a causal language model, got "
-                f"{self.model_name_or_path!r}: {told}"
-            ) from error
-        except (RuntimeError, AssertionError) as error:
-            if isinstance(error, RuntimeError) and "ignore_mismatched_sizes" not in str(error):
-                raise
-            raise UserError(
-                f"{argument}: expected weights of the shapes that config.json says, those of "
-                f"{self.model_name_or_path!r} differ (transformers says above which)"
-                if isinstance(error, RuntimeError)
-                else f"{argument}: expected a config.json that makes a model, got {self.model_name_or_path!r}: {error}"
-            ) from error
+            if sharding is None:
+                check_complete(place, loaded)
         extend(model, tokens, sharding)
-        return _prepared(model, self.gradient_checkpointing, self.compile)
+        return _prepared(settled(model), self.gradient_checkpointing, self.compile)
+
+    def _merged(
+        self, tokenizer: PreTrainedTokenizerBase | None, dtype: torch.dtype, sharding: Sharding | None
+    ) -> PreTrainedModel:
+        folder, argument = self.model_name_or_path, "model.model.model_name_or_path"
+        if sharding is not None or self.quantization != "none":
+            raise UserError(
+                f"{argument}: expected a model, got a folder of adapters, {folder!r}, which cannot be merged into a "
+                "base that is cut or quantized; name the base here and the folder as model.lora.start"
+            )
+        base = read_config(folder, argument).get("base_model_name_or_path")
+        if not base or is_adapter_folder(base):
+            raise UserError(f"{argument}: expected adapters that name their base, {folder!r} names {base!r}")
+        model = replace(self, model_name_or_path=base, revision=None).load(tokenizer, dtype)
+        lora = replace(LoRA.of(folder, argument), start=folder)
+        return without_adapters(model, lora)
+
+
+def without_adapters(model: PreTrainedModel, lora: LoRA) -> PreTrainedModel:
+    """A model with the adapters that `lora.start` holds merged into it, as if it had been read so."""
+    adapted = copy.deepcopy(model)
+    lora.inject(adapted)
+    weights = merged(adapted.state_dict(), lora.scaling, stored_transposed(model))
+    model.load_state_dict(weights)
+    return model
 
 
 @dataclass(frozen=True)
@@ -276,10 +279,6 @@ def _prepared(model: PreTrainedModel, gradient_checkpointing: bool, compile_laye
         for layer in decoder_layers(model):
             layer.forward = torch.compile(layer.forward)
     return model.train()
-
-
-def _first_line(error: Exception) -> str:
-    return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
 
 
 def logit_transform(config: Any) -> tuple[float, float | None]:

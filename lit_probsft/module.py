@@ -18,6 +18,7 @@ from lit_probsft.combinations import check_combination, check_fits
 from lit_probsft.continuing import optimizer_anew, progress_of, restore
 from lit_probsft.data.added import added_to
 from lit_probsft.errors import UserError
+from lit_probsft.export import check_named, describe_base
 from lit_probsft.generation import Generation
 from lit_probsft.head import IGNORE_INDEX, HeadOutput, HeadRequest
 from lit_probsft.intervals import total_steps, validate_between_steps
@@ -34,13 +35,13 @@ from lit_probsft.model import (
 )
 from lit_probsft.objectives import NLL, Objective, TokenStats
 from lit_probsft.objectives.base import NEEDS, REFERENCE
-from lit_probsft.optim import OptimizerFactory, Schedule, parameter_groups, total_norm
+from lit_probsft.optim import OptimizerFactory, Schedule, check_optimizer, parameter_groups, total_norm
 from lit_probsft.packs import Packs, check_packing, takes_boundaries
 from lit_probsft.parallel.resuming import derived_seed
 from lit_probsft.parallel.sharding import Sharding
-from lit_probsft.parallel.strategies import DeepSpeed, check_supported, sharding_of
+from lit_probsft.parallel.strategies import FSDP2, DeepSpeed, check_supported, sharding_of
 from lit_probsft.probing import measure
-from lit_probsft.reference import FrozenModel, Reference, check_reference, copied, load_reference
+from lit_probsft.reference import FrozenModel, Reference, check_reference, copied, fingerprint, load_reference
 from lit_probsft.vocabulary import check_trained, extend
 
 Normalize = Literal["tokens", "sequence", "kept", "micro_batch"]
@@ -98,6 +99,16 @@ class ProbSFTModule(L.LightningModule):
                 f"{type(objective).__name__}.needs: expected names among {', '.join(sorted(NEEDS))}, "
                 f"got {', '.join(unknown)}"
             )
+        if lora is None and getattr(model, "quantization", "none") != "none":
+            raise UserError(
+                f"model.model.quantization: expected model.lora beside {getattr(model, 'quantization', '')}, since "
+                "quantized matrices cannot be trained, got none"
+            )
+        if lora is not None:
+            name = model if isinstance(model, str) else getattr(model, "name", "")
+            check_named(lora, type(model).__name__, "model.lora.export", str(name))
+            if lora.dora and getattr(model, "quantization", "none") == "int8":
+                raise UserError("model.lora.dora: expected nf4 or no quantization beside it, got int8")
         if normalize not in ("tokens", "sequence", "kept", "micro_batch"):
             raise UserError(f"model.normalize: expected tokens, sequence, kept or micro_batch, got {normalize!r}")
         self.source = None if isinstance(model, nn.Module) else source_of(model)
@@ -112,6 +123,8 @@ class ProbSFTModule(L.LightningModule):
         self.fitted = Fitted(objective)
         """What the objective reads of the model before training, and of the steps so far."""
         self.reference = reference
+        self.base_of_adapters: dict[str, Any] | None = None
+        """How to load again what lies beside the adapters, where checkpoints hold those alone."""
         self._frozen: FrozenModel | None = None  # no submodule: neither trained nor saved
         self._frozen_fingerprint: str | None = None
         self.train_means = TokenMeans(objective)
@@ -144,6 +157,7 @@ class ProbSFTModule(L.LightningModule):
         """Load the model, once, after the data have been read; refuse ids that are outside its vocabulary."""
         datamodule = self.datamodule
         check_supported(self.trainer.strategy)
+        self._check_adapters()
         sharding = sharding_of(self.trainer.strategy)
         dtype = torch.bfloat16 if str(self.trainer.precision) == "bf16-true" else torch.float32
         tokenizer = getattr(datamodule, "tokenizer", None)
@@ -160,6 +174,8 @@ class ProbSFTModule(L.LightningModule):
                 self._given.update(tokens)
             self._load_reference(dtype, sharding)  # a copy of the model, before that is cut
             self.model = self.model if sharding is None else sharding.whole(self.model)
+        if isinstance(self.trainer.strategy, DeepSpeed):  # which writes the weights itself
+            self.trainer.strategy.exclude_frozen_parameters = self.base_of_adapters is not None
         if (end := getattr(datamodule, "end_of_turn_id", None)) is not None:
             stop_generation_at(self.model, end)
         report = getattr(datamodule, "report", {})
@@ -179,7 +195,11 @@ class ProbSFTModule(L.LightningModule):
     def _with_head(self, model: Any, sharding: Sharding | None = None) -> Any:
         model = model if sharding is None else sharding.whole(model)
         if self.lora is not None:
-            self.lora.inject(model)
+            if self.source is not None:
+                device = torch.device("cpu") if self._trainer is None else self._trainer.strategy.root_device
+                self.base_of_adapters = describe_base(self.source, model.dtype, fingerprint(model, device))
+                self.strict_loading = self.base_of_adapters is None
+            self.lora.inject(model, sharding)
             if sharding is not None:
                 sharding.added(model)
         head = install_head(model)
@@ -194,7 +214,7 @@ class ProbSFTModule(L.LightningModule):
             return
         strategy = None if trainer is None else trainer.strategy
         source, wanted = self.reference.source_beside(self.source), self.reference.dtype_beside(self.model.dtype)
-        if self.lora is not None and self.reference.model is None:
+        if self.lora is not None and not self.lora.modules_to_save and self.reference.model is None:
             self._frozen = FrozenModel(self.model, adapted=True)
         elif source is None:
             self._frozen = copied(self.model, wanted, sharding)
@@ -207,6 +227,23 @@ class ProbSFTModule(L.LightningModule):
         if self._frozen.model is not self.model and not getattr(strategy, "cpu_offload", False):
             self._frozen.model.to(device)
         self._frozen_fingerprint = self._frozen.fingerprint(device)
+
+    def _check_adapters(self) -> None:
+        """Refuse what a strategy cannot do, and let it save adapters alone."""
+        strategy: Any = self.trainer.strategy
+        cut = "FSDP2" if isinstance(strategy, FSDP2) else ""
+        cut = "ZeRO-3" if getattr(strategy, "zero_stage_3", False) else cut
+        source = self.source if self.lora is not None else self.reference.source_beside(None)
+        if cut and getattr(source, "quantization", "none") != "none":
+            raise UserError(
+                f"model.model.quantization: expected none with {cut}, which cannot cut quantized matrices; use ddp, "
+                "which holds them whole on each device"
+            )
+        if self.lora is not None and self.lora.dora and cut == "ZeRO-3":
+            raise UserError(
+                "model.lora.dora: not possible with ZeRO-3, which empties the matrices whose rows it measures; use "
+                "fsdp2, or stage 1 or 2"
+            )
 
     def describe_reference(self) -> dict[str, Any]:
         """The frozen model as plain data, for the run's record; empty where there is none."""
@@ -443,7 +480,14 @@ class ProbSFTModule(L.LightningModule):
         Raises:
             UserError: in the midst of an optimizer step, whose gradients so far would be lost.
         """
+        if self.base_of_adapters is not None and "state_dict" in checkpoint:
+            checkpoint["state_dict"] = self._without_base(checkpoint["state_dict"])
         checkpoint["progress"] = progress_of(self)
+
+    def _without_base(self, weights: dict[str, Any]) -> dict[str, Any]:
+        frozen = {f"model.{n}" for n, p in self.model.named_parameters(remove_duplicate=False) if not p.requires_grad}
+        trained = {f"model.{n}" for n, _ in self.model.named_parameters(remove_duplicate=False)} - frozen
+        return {name: value for name, value in weights.items() if not name.startswith("model.") or name in trained}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """They go on where they were; a run that would be another one is refused by what differs. Windows may be cut
@@ -461,6 +505,7 @@ class ProbSFTModule(L.LightningModule):
     def configure_optimizers(self) -> Any:
         """The optimizer over two parameter groups and the schedule by step."""
         optimizer = self.optimizer_factory(parameter_groups(self.model))
+        check_optimizer(optimizer, self.trainer.strategy)
         lr = optimizer.param_groups[0]["lr"]
         if str(self.trainer.precision) == "bf16-true" and lr < 1e-5:
             rank_zero_warn(

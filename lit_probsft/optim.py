@@ -29,6 +29,20 @@ def parameter_groups(model: nn.Module) -> list[dict[str, Any]]:
     return [group for group in groups if group["params"]]
 
 
+def check_optimizer(optimizer: torch.optim.Optimizer, strategy: object) -> None:
+    """Refuse an optimizer that cannot step what a strategy has cut.
+
+    Raises:
+        UserError: bitsandbytes' kernels know no slices of FSDP2. DeepSpeed hands them flat ones.
+    """
+    kind = type(optimizer)
+    if kind.__module__.startswith("bitsandbytes.") and type(strategy).__name__ == "FSDP2":
+        raise UserError(
+            f"model.optimizer: {kind.__name__} of bitsandbytes cannot step the slices of fsdp2; use ddp or DeepSpeed, "
+            "or torch.optim.AdamW"
+        )
+
+
 def _dimensions(parameter: nn.Parameter) -> int:
     """Of the whole parameter: ZeRO-3 leaves an empty vector in its place."""
     return len(getattr(parameter, "ds_shape", parameter.shape))

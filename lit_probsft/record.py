@@ -264,7 +264,8 @@ class RunRecord(Callback):
                     out,
                     card=run_card(self.content, self.run.path.name),
                     weights=weights,
-                    lora_scaling=module.lora.scaling if module.lora else None,
+                    lora=module.lora,
+                    base=module.source,
                 )
             except UserError as error:
                 failure = str(error)
@@ -323,8 +324,9 @@ class RunRecord(Callback):
         assert isinstance(pl_module, ProbSFTModule)
         tokenizer = datamodule_of(trainer).tokenizer
         card = run_card(self.content, self.run.path.name)
-        scaling = pl_module.lora.scaling if pl_module.lora else None
-        checkpoint[CHECKPOINT_KEY] = checkpoint_entry(pl_module.model, tokenizer, card, scaling)
+        checkpoint[CHECKPOINT_KEY] = checkpoint_entry(
+            pl_module.model, tokenizer, card, pl_module.lora, pl_module.base_of_adapters
+        )
 
 
 def _metrics(trainer: L.Trainer) -> dict[str, float]:

@@ -17,12 +17,12 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from torch import Tensor
 
+from lit_probsft.adapters import adapters_off
 from lit_probsft.errors import UserError
 from lit_probsft.logits import Outputs
-from lit_probsft.lora import adapters_off
 from lit_probsft.model import ModelSource, PretrainedCausalLM, install_head, outputs_of, source_of
 from lit_probsft.packs import Packs
-from lit_probsft.parallel.sharding import Sharding
+from lit_probsft.parallel.sharding import Sharding, is_partitioned, local_part
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -34,7 +34,8 @@ class Reference:
 
     Args:
         model: where it comes from, with the trained model's vocabulary; None is the trained model's own source, that is
-            the model before training. With LoRA that takes no second copy: the adapters are switched off.
+            the model before training. With LoRA that takes no second copy, unless modules are trained whole: the
+            adapters are switched off. A second copy is not quantized.
         dtype: of its weights and its computation; `auto` is bfloat16, or float64 beside a model in float64.
     """
 
@@ -94,16 +95,26 @@ class FrozenModel:
         """
         if self._adapted:
             return "the model without its adapters"
-        weights, sums = dict(self.model.named_parameters()), []
-        for name in sorted(weights):
-            local = getattr(weights[name].data, "to_local", lambda n=name: weights[n].data)()
-            bits = {2: torch.int16, 4: torch.int32, 8: torch.int64}[local.element_size()]
-            sums.append(local.contiguous().view(bits).sum(dtype=torch.int64).to(device))  # exact in any order
-        total = torch.stack(sums)
-        if any(hasattr(weight.data, "to_local") for weight in weights.values()):
-            torch.distributed.all_reduce(total)
-        content = json.dumps([sorted(weights), total.tolist()])
-        return hashlib.sha256(content.encode()).hexdigest()[:16]
+        return fingerprint(self.model, device)
+
+
+def fingerprint(model: torch.nn.Module, device: torch.device) -> str:
+    """The same for the same weights, whole or in slices on any number of ranks, which must all ask for it.
+
+    Args:
+        model: its parameters, shared ones once.
+        device: on which the ranks talk to each other.
+    """
+    weights, sums = dict(model.named_parameters()), []
+    for name in sorted(weights):
+        local = local_part(weights[name])
+        bits = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}[local.element_size()]
+        sums.append(local.contiguous().view(bits).sum(dtype=torch.int64).to(device))  # exact in any order
+    total = torch.stack(sums)
+    if any(hasattr(weight.data, "to_local") or is_partitioned(weight) for weight in weights.values()):
+        torch.distributed.all_reduce(total)
+    content = json.dumps([sorted(weights), total.tolist()])
+    return hashlib.sha256(content.encode()).hexdigest()[:16]
 
 
 def load_reference(
@@ -140,6 +151,7 @@ def without_training(source: ModelSource, dtype: torch.dtype) -> ModelSource:
     the dtype in which they are drawn, and are the trained model's only if they are cast afterwards."""
     wanted: dict[str, Any] = {"gradient_checkpointing": False, "compile": False}
     if isinstance(source, PretrainedCausalLM):
+        wanted["quantization"] = "none"
         wanted["dtype"] = str(dtype).removeprefix("torch.")
     known = {field.name for field in dataclasses.fields(source)}
     return dataclasses.replace(source, **{name: value for name, value in wanted.items() if name in known})

@@ -9,6 +9,7 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.callbacks import Callback
 
+from lit_probsft.export import loader_of
 from lit_probsft.intervals import validation_set
 from lit_probsft.parallel.checkpoints import MONITOR
 from lit_probsft.runs import RunFolder
@@ -123,9 +124,7 @@ def summary(record: Mapping[str, Any], run: RunFolder, total: int) -> list[str]:
     config = run.config
     if run.hf.exists():
         of_step = f" of step {record['exported_step']}" if record.get("exported_step") is not None else ""
-        lines.append(
-            f"model:   {run.hf}{of_step}  (transformers.AutoModelForCausalLM.from_pretrained loads it as it is)"
-        )
+        lines.append(f"model:   {run.hf}{of_step}  ({loader_of(run.hf)} loads it as it is)")
     else:
         lines.append(f"model:   not exported; python -m lit_probsft export {run.checkpoints}/last.ckpt OUT does it")
     return [

@@ -83,7 +83,7 @@ def test_merged_weights_compute_what_the_adapters_do(name: str, tmp_path: Path) 
     lora = LoRA(r=4, alpha=3.0)
     model = adapted(name, lora)
     disturb(model)
-    export_model(model, ByteTokenizer().load(list), tmp_path / "out", lora_scaling=lora.scaling)
+    export_model(model, ByteTokenizer().load(list), tmp_path / "out", lora=lora)
     exported, base = AutoModelForCausalLM.from_pretrained(tmp_path / "out"), plain(name)
     expected = logits(model)
     assert float((expected - logits(base)).abs().max()) > 1e-2
@@ -99,7 +99,7 @@ def test_a_square_matrix_that_is_stored_transposed_is_merged_as_it_is_used(tmp_p
     model = adapted("gpt2", lora)
     assert len(adapters(model)) == 4
     disturb(model)
-    export_model(model, ByteTokenizer().load(list), tmp_path / "out", lora_scaling=lora.scaling)
+    export_model(model, ByteTokenizer().load(list), tmp_path / "out", lora=lora)
     exported = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
     assert float((logits(model) - logits(plain("gpt2"))).abs().max()) > 1e-2
     torch.testing.assert_close(logits(exported), logits(model), rtol=1e-5, atol=1e-5)
@@ -109,7 +109,7 @@ def test_merging_rounds_once_to_the_dtype_of_the_weights(tmp_path: Path) -> None
     lora = LoRA(r=4, target_modules=["q_proj"])
     model = adapted("llama", lora, torch.bfloat16)
     disturb(model)
-    export_model(model, ByteTokenizer().load(list), tmp_path / "out", lora_scaling=lora.scaling)
+    export_model(model, ByteTokenizer().load(list), tmp_path / "out", lora=lora)
     exported = AutoModelForCausalLM.from_pretrained(tmp_path / "out")
     assert {p.dtype for p in exported.parameters()} == {torch.bfloat16}
     layer = model.model.layers[0].self_attn.q_proj

@@ -3,15 +3,22 @@
 from __future__ import annotations
 
 import itertools
+import sys
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from lit_probsft.cli import main
 from lit_probsft.errors import UserError
+from lit_probsft.module import ProbSFTModule
 from lit_probsft.optim import Schedule, parameter_groups
+from lit_probsft.parallel.checkpoints import CheckpointOptions, Checkpoints
 from tests import tiny
+from tests.test_cli import config
 
 schedules = st.builds(
     Schedule,
@@ -87,3 +94,49 @@ def test_norms_and_biases_are_not_decayed_and_nothing_is_lost() -> None:
 def test_a_value_out_of_range_is_refused_by_name(fields: dict) -> None:
     with pytest.raises(UserError, match=f"schedule.{next(iter(fields))}"):
         Schedule(**fields)
+
+
+EIGHT = ["--model.optimizer", "AdamW8bit", "--model.optimizer.lr", "0.01"]
+
+
+def test_moments_of_8_bits_are_resumed_to_the_bit(tmp_path: Path) -> None:
+    optim = pytest.importorskip("bitsandbytes.optim")
+
+    def fit(**options: Any) -> ProbSFTModule:
+        module = ProbSFTModule(tiny.source(), optimizer=lambda p: optim.AdamW8bit(p, lr=1e-2, weight_decay=0.5))
+        trainer = tiny.trainer(**{key: options[key] for key in options if key != "ckpt_path"})
+        trainer.fit(module, datamodule=tiny.data(rows), ckpt_path=options.get("ckpt_path"))
+        return module
+
+    rows = tiny.write_rows(tmp_path / "rows.jsonl")
+    saved = Checkpoints(tmp_path, CheckpointOptions(every_n_steps=1, keep_last=9))
+    whole = fit(callbacks=[saved], enable_checkpointing=True)
+    optimizer = whole.trainer.optimizers[0]
+    assert [group["weight_decay"] for group in optimizer.param_groups] == [0.5, 0]
+    large = whole.model.get_input_embeddings().weight  # smaller ones keep moments of 32 bits
+    assert optimizer.state[large]["state1"].dtype == torch.uint8
+    resumed = fit(ckpt_path=tmp_path / "step-00000002.ckpt")
+    assert whole.trainer.global_step == resumed.trainer.global_step == 3
+    for name, value in tiny.weights(resumed).items():
+        assert torch.equal(value, tiny.weights(whole)[name]), name
+
+
+def test_moments_of_8_bits_are_not_cut_by_fsdp2(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    pytest.importorskip("bitsandbytes")
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError) as caught:
+        main(["fit", "--config", str(config(tmp_path)), *EIGHT, "--trainer.strategy", "fsdp2"])
+    assert str(caught.value) == (
+        "model.optimizer: AdamW8bit of bitsandbytes cannot step the slices of fsdp2; use ddp or DeepSpeed, or "
+        "torch.optim.AdamW"
+    )
+
+
+@pytest.mark.parametrize("name", ["AdamW8bit", "bitsandbytes.optim.AdamW8bit"])
+def test_8_bits_without_bitsandbytes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str) -> None:
+    monkeypatch.setitem(sys.modules, "bitsandbytes", None)
+    with pytest.raises(UserError) as caught:
+        main(["fit", "--config", str(config(tmp_path, model__optimizer={"class_path": name}))])
+    assert str(caught.value) == (
+        f'model.optimizer: {name} needs bitsandbytes, which is not installed (pip install "lit_probsft[bitsandbytes]")'
+    )

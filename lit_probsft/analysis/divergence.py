@@ -12,9 +12,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from lit_probsft.checks import first_line
 from lit_probsft.comparison import Comparison, compare_outputs
-from lit_probsft.errors import UserError
+from lit_probsft.errors import UserError, first_line
 from lit_probsft.head import IGNORE_INDEX
 from lit_probsft.model import ModelSource, PretrainedCausalLM, outputs_of
 from lit_probsft.module import ProbSFTModule

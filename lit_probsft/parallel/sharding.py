@@ -111,7 +111,7 @@ class FullySharded(Sharding):
         return model
 
     def added(self, model: Any) -> None:
-        """A unit for each adapted matrix, whose own slices stay in the unit of its layer."""
+        """A unit for each adapted matrix, whose own slices stay where they are: in its layer's unit, or the root."""
         from torch.distributed.fsdp import fully_shard
         from torch.distributed.tensor import DTensor
 
@@ -120,6 +120,9 @@ class FullySharded(Sharding):
                 base = getattr(module, "base_layer", None)
                 if isinstance(base, nn.Module):
                     fully_shard(module, ignored_params=set(base.parameters()), **self._options)
+        head = model.get_output_embeddings()
+        if hasattr(head, "lora_A"):
+            fully_shard(head, ignored_params=set(head.parameters(recurse=False)), **self._options)
         alone = [name for name, p in model.named_parameters() if not isinstance(p.data, DTensor)]
         if alone:  # each rank would train its own
             raise UserError(f"model.lora: expected adapters inside the decoder layers, got {alone[0]}")
@@ -298,8 +301,20 @@ def is_partitioned(parameter: Tensor) -> bool:
     return hasattr(parameter, "ds_id")
 
 
+def local_part(parameter: Any) -> Tensor:
+    """What this rank holds of a parameter."""
+    if is_partitioned(parameter):
+        part: Tensor = parameter.ds_tensor.data
+        before = torch.distributed.get_rank() * part.numel()
+        return part[: max(0, min(part.numel(), parameter.ds_numel - before))]  # behind them lies nothing of ours
+    found: Tensor = getattr(parameter.data, "to_local", lambda: parameter.data)()
+    return found
+
+
 def global_numel(parameter: nn.Parameter) -> int:
-    """Elements of a parameter over all ranks."""
+    """Elements of a parameter over all ranks; of the matrix that 4 bits stand for."""
+    if (state := getattr(parameter, "quant_state", None)) is not None:
+        return int(torch.Size(state.shape).numel())
     return int(getattr(parameter, "ds_numel", parameter.numel()))
 
 

@@ -131,7 +131,9 @@ class FSDP2(ModelParallelStrategy):
             return self._load_file(path, weights_only is not False)
         _check_format(path, "fsdp2")
         check_harmless(path)
-        return super().load_checkpoint(path, weights_only is not False)
+        assert self.lightning_module is not None
+        with contextlib.nullcontext() if self.lightning_module.strict_loading else _those_in(path):
+            return super().load_checkpoint(path, weights_only is not False)
 
     def _load_file(self, path: Path, weights_only: bool) -> dict[str, Any]:
         # Lightning would number the optimizer's parameters in the model's order, which is not that of its groups.
@@ -141,7 +143,7 @@ class FSDP2(ModelParallelStrategy):
         for name, tensor in (*self.model.named_parameters(), *self.model.named_buffers()):
             if name in weights and weights[name].shape == tensor.shape:
                 sharding.put(tensor, weights[name])
-            elif isinstance(tensor, torch.nn.Parameter):
+            elif isinstance(tensor, torch.nn.Parameter) and tensor.requires_grad:  # a frozen base is not in it
                 raise UserError(f"--resume: expected a checkpoint of this model, {path} is of another: {name}")
         states = content.pop("optimizer_states", [])
         for optimizer, saved in zip(self.optimizers, states, strict=False):
@@ -283,6 +285,26 @@ class DeepSpeed(DeepSpeedStrategy):
         """Let transformers forget the configuration."""
         self._alive = None
         super().teardown()
+
+
+@contextlib.contextmanager
+def _those_in(path: Path) -> Iterator[None]:
+    """Lightning asks a folder for every weight of the model; while this lasts, for those that it holds. Beside adapters
+    the base is not written."""
+    from torch.distributed.checkpoint import state_dict
+    from torch.distributed.checkpoint.filesystem import FileSystemReader
+
+    there = FileSystemReader(path).read_metadata().state_dict_metadata
+    whole = state_dict.get_model_state_dict
+
+    def some(*args: Any, **options: Any) -> dict[str, Any]:
+        return {name: value for name, value in whole(*args, **options).items() if f"state_dict.{name}" in there}
+
+    state_dict.get_model_state_dict = some
+    try:
+        yield
+    finally:
+        state_dict.get_model_state_dict = whole
 
 
 def _like(parameter: Any, value: Any) -> Any:

@@ -6,6 +6,7 @@ import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
@@ -79,7 +80,13 @@ def cases_of(strategy: str, base: Fit) -> dict[str, Case]:
         "pretrained": Case(short),
         "unclipped": Case(replace(short, clip=None)),
         "recompute": Case(replace(short, recompute=True)),
-        "lora": Case(replace(short, lora=True, recompute=True)),
+        "lora": Case(replace(short, lora="plain", recompute=True)),
+        "dora": Case(replace(short, lora="dora", recompute=True, clip=0.1)),
+        "dora gpt2": Case(replace(short, model="gpt2", clip=0.1, lora="dora")),
+        "head": Case(replace(short, clip=0.1, lora="head")),
+        "dora head": Case(replace(short, clip=0.1, lora="dora head")),
+        "whole": Case(replace(short, lora="whole", recompute=True, clip=0.1)),
+        "whole tied": Case(replace(short, clip=0.1, model="tied", lora="whole")),
         "more accumulation": Case(replace(short, batch_size=1, accumulate=4)),
         "sequence": Case(replace(short, normalize="sequence")),
         "kept": Case(replace(short, objective=ALL.index(Threshold(NLL(), 0.2, 1.0)), normalize="kept")),
@@ -93,8 +100,11 @@ def cases_of(strategy: str, base: Fit) -> dict[str, Case]:
         "broken": Case(replace(short, broken=2)),
         # Its pull on random weights is small.
         "anchored": Case(replace(short, objective=ALL.index(ASFT()), clip=0.3)),
-        "anchored, lora": Case(replace(short, objective=ALL.index(ASFT()), lora=True, recompute=True)),
+        "anchored, whole": Case(replace(short, objective=ALL.index(ASFT()), lora="whole", clip=0.3)),
+        "anchored, lora": Case(replace(short, objective=ALL.index(ASFT()), lora="plain", recompute=True)),
     }
+    if strategy in ("ddp", "zero2") and find_spec("bitsandbytes"):
+        cases["nf4"] = Case(replace(short, dtype="float32", quantization="nf4", lora="dora", clip=0.1))
     if strategy == "fsdp2":
         single = replace(short, dtype="float32")
         cases["bf16"] = Case(replace(single, precision="bf16-mixed"), replace(single, batch_size=8, accumulate=1))
@@ -161,6 +171,10 @@ SPECIAL = {
     "kept": ("zero2", "zero3"),
     "anchored": ("zero3",),
     "anchored, lora": ("zero3",),
+    "anchored, whole": ("zero3",),
+    "dora": ("zero3",),
+    "dora gpt2": ("zero3",),
+    "dora head": ("zero3",),
     "bf16": ("fsdp2",),
 }
 """Cases with a test of their own."""
@@ -218,10 +232,19 @@ def test_deepspeed_refuses_to_normalize_by_kept_tokens(launch: Launch, name: str
         assert "model.normalize: kept is not possible with DeepSpeed" in rank["refused"]
 
 
-@named(lambda s: ["anchored", "anchored, lora"] if s == "zero3" else [])
+@named(lambda s: ["anchored", "anchored, lora", "anchored, whole"] if s == "zero3" else [])
 def test_zero_3_refuses_a_second_model(launch: Launch, name: str) -> None:
     for rank in launch.ranks(name):
         assert "model.objective: ASFT needs reference_logits of a second model, which ZeRO-3" in rank["refused"]
+
+
+@named(lambda s: ["dora", "dora head"] if s == "zero3" else [])
+def test_zero_3_refuses_to_measure_rows(launch: Launch, name: str) -> None:
+    for rank in launch.ranks(name):
+        assert rank["refused"] == (
+            "model.lora.dora: not possible with ZeRO-3, which empties the matrices whose rows it measures; use fsdp2, "
+            "or stage 1 or 2"
+        )
 
 
 @named(lambda s: ["bf16"] if s == "fsdp2" else [])

@@ -42,6 +42,9 @@ STREAM = {
 }
 """Blocks end after every other step, the rows after three; packed, a block has more or fewer steps."""
 
+ADAPTERS = {"model__lora": {"r": 4, "dora": True, "dropout": 0.1, "modules_to_save": ["embed_tokens"]}}
+"""Whose checkpoints hold no base."""
+
 SETUPS: dict[str, dict[str, Any]] = {
     "one": {},
     "one, workers": {"data__num_workers": 1, "data__validation": None},
@@ -51,6 +54,9 @@ SETUPS: dict[str, dict[str, Any]] = {
     "one, saved after epochs": {"data__validation": None, "checkpoints__save_every": None, "trainer__max_epochs": 4},
     "ddp": two("ddp"),
     "fsdp2": two("fsdp2"),
+    "one, adapters": ADAPTERS,
+    "fsdp2, adapters": {**two("fsdp2"), **ADAPTERS},
+    "zero3, adapters": {**two("deepspeed_stage_3"), "model__lora": {"r": 4, "modules_to_save": ["embed_tokens"]}},
     "stream": STREAM,
     "stream, packed, workers": {
         **STREAM,

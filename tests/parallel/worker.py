@@ -59,6 +59,13 @@ CONFIGS: dict[str, dict[str, Any]] = {
     },
     "gemma2": {**tiny.LLAMA, "model_type": "gemma2", "head_dim": 8, "query_pre_attn_scalar": 8, "sliding_window": 32},
 }
+LORAS = {
+    "plain": LoRA(r=4),
+    "dora": LoRA(r=4, dora=True),
+    "head": LoRA(r=4, target_modules=["q_proj", "lm_head"]),
+    "dora head": LoRA(r=4, target_modules=["lm_head"], dora=True, rslora=True),
+    "whole": LoRA(r=4, modules_to_save=["embed_tokens", "lm_head", "input_layernorm"]),
+}
 OPTIMIZERS: dict[str, Any] = {
     "sgd": tiny.sgd,
     "adamw": tiny.adamw,
@@ -80,7 +87,10 @@ class Fit:
     precision: str | None = None
     optimizer: str = "sgd"
     clip: float | None = 1.0
-    lora: bool = False
+    lora: str | None = None
+    """A name in LORAS."""
+    quantization: str = "none"
+    """Of a model in a folder."""
     recompute: bool = False
     compile: bool = False
     batch_size: int = 2
@@ -96,7 +106,7 @@ class Fit:
         options: Any = {"dtype": self.dtype, "gradient_checkpointing": self.recompute, "compile": self.compile}
         if self.model in CONFIGS:
             return RandomCausalLM(CONFIGS[self.model], **options)
-        return PretrainedCausalLM(self.model, **options)
+        return PretrainedCausalLM(self.model, quantization=self.quantization, **options)  # type: ignore[arg-type]
 
     def run(self, strategy: str = "one") -> dict[str, Any]:
         """The whole weights, and what was logged at each step."""
@@ -106,7 +116,7 @@ class Fit:
             OPTIMIZERS[self.optimizer],
             Schedule("constant", warmup=0),
             normalize=self.normalize,  # type: ignore[arg-type]
-            lora=LoRA(r=4) if self.lora else None,
+            lora=LORAS[self.lora] if self.lora else None,
         )
         module.broken = self.broken
         torch._dynamo.reset()
