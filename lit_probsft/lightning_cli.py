@@ -229,7 +229,7 @@ class ProbSFTCLI(LightningCLI):
             class_path="lit_probsft.model.PretrainedCausalLM",
             init_args=Namespace(model_name_or_path=str(folder), **kept),
         )
-        config.data.init_args.tokenizer = str(folder)
+        config.data.init_args.tokenizer = _lent(config.model.init_args.model.init_args)
 
     def _whole_config(self, config: Namespace) -> str:
         kept = config.clone()
@@ -550,13 +550,17 @@ def _default_tokenizer(config: Namespace) -> bool:
     if isinstance(source, str):
         data.tokenizer = source
     elif "init_args" in source and "model_name_or_path" in source.init_args:
-        options = source.init_args
-        lent = {name: options[name] for name in ("revision", "trust_remote_code") if name in options}
-        data.tokenizer = Namespace(
-            class_path="lit_probsft.data.tokenizers.PretrainedTokenizer",
-            init_args=Namespace(name_or_path=options.model_name_or_path, **lent),
-        )
+        data.tokenizer = _lent(source.init_args)
     return data.get("tokenizer") is not None
+
+
+def _lent(model: Namespace) -> Namespace:
+    """The tokenizer that lies beside a model, of the same revision."""
+    options = {name: model[name] for name in ("revision", "trust_remote_code") if name in model}
+    return Namespace(
+        class_path="lit_probsft.data.tokenizers.PretrainedTokenizer",
+        init_args=Namespace(name_or_path=model.model_name_or_path, **options),
+    )
 
 
 def _on_gpu(trainer: Namespace) -> bool:
