@@ -254,9 +254,9 @@ class ProbSFTCLI(LightningCLI):
             self._make_hub_ready()
 
     def _make_hub_ready(self) -> None:
-        """Once nothing else can be refused: a repository may be created here. The first rank alone talks to the hub."""
+        """Once nothing else can be refused, as a repository may be created: by the first rank, and for no trial."""
         config = self.config_init[self.command]
-        if config.push_to_hub.repo_id is None or config.trainer.fast_dev_run:
+        if config.push_to_hub.repo_id is None or config.trainer.fast_dev_run or config.dry_run:
             return
         if config.checkpoints.export == "none":
             raise UserError("push_to_hub: expected checkpoints.export to leave a model to upload, got none")

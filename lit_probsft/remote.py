@@ -71,7 +71,7 @@ def dataset_commit(name: str, revision: str | None = None) -> str | None:
     where the hub does not say."""
     import huggingface_hub
 
-    if huggingface_hub.constants.is_offline_mode():
+    if huggingface_hub.constants.HF_HUB_OFFLINE:
         return None
     try:
         sha: str | None = huggingface_hub.HfApi().dataset_info(name, revision=revision, timeout=30).sha
