@@ -58,7 +58,7 @@ def made_ready(options: HubOptions, argument: str = "push_to_hub") -> HubOptions
     from huggingface_hub.errors import HfHubHTTPError
 
     assert options.repo_id is not None
-    if huggingface_hub.constants.is_offline_mode():
+    if huggingface_hub.constants.HF_HUB_OFFLINE:
         raise UserError(f"{argument}: expected a hub that can be reached, HF_HUB_OFFLINE is set")
     if huggingface_hub.get_token() is None:
         raise UserError(

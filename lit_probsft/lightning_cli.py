@@ -224,15 +224,15 @@ class ProbSFTCLI(LightningCLI):
         wanted = config.weights
         if wanted == "base" or config.get("ckpt_path") is not None:
             return
-        if wanted != "auto" and not (Path(wanted) / "config.json").is_file():
+        if wanted != "auto" and not (is_adapter_folder(wanted) or (Path(wanted) / "config.json").is_file()):
             raise UserError(f"--weights: expected `auto`, `base` or a folder with a model, got {wanted!r}")
         folder = self.run.hf if wanted == "auto" else Path(wanted)
         if not folder.is_dir():
             rank_zero_info(f"{self.command}: {folder} does not exist yet, taking the base model")
             return
         rank_zero_info(f"{self.command}: weights and tokenizer of {folder}")
-        config.data.init_args.tokenizer = str(folder)
         if is_adapter_folder(folder):  # beside the configuration's model, under any strategy
+            config.data.init_args.tokenizer = str(folder)
             start = dataclasses.asdict(LoRA.of(str(folder), "--weights")) | {"start": str(folder)}
             config.model.init_args.lora = Namespace(**start)
             return
@@ -248,6 +248,7 @@ class ProbSFTCLI(LightningCLI):
             class_path="lit_probsft.model.PretrainedCausalLM",
             init_args=Namespace(model_name_or_path=str(folder), **kept),
         )
+        config.data.init_args.tokenizer = _lent(config.model.init_args.model.init_args)
 
     def _whole_config(self, config: Namespace) -> str:
         kept = config.clone()
@@ -272,9 +273,9 @@ class ProbSFTCLI(LightningCLI):
             self._make_hub_ready()
 
     def _make_hub_ready(self) -> None:
-        """Once nothing else can be refused: a repository may be created here. The first rank alone talks to the hub."""
+        """Once nothing else can be refused, as a repository may be created: by the first rank, and for no trial."""
         config = self.config_init[self.command]
-        if config.push_to_hub.repo_id is None or config.trainer.fast_dev_run:
+        if config.push_to_hub.repo_id is None or config.trainer.fast_dev_run or config.dry_run:
             return
         if config.checkpoints.export == "none":
             raise UserError("push_to_hub: expected checkpoints.export to leave a model to upload, got none")
@@ -532,13 +533,17 @@ def lend_tokenizer(config: Namespace) -> bool:
     if isinstance(source, str):
         data.tokenizer = source
     elif "init_args" in source and "model_name_or_path" in source.init_args:
-        options = source.init_args
-        lent = {name: options[name] for name in ("revision", "trust_remote_code") if name in options}
-        data.tokenizer = Namespace(
-            class_path="lit_probsft.data.tokenizers.PretrainedTokenizer",
-            init_args=Namespace(name_or_path=options.model_name_or_path, **lent),
-        )
+        data.tokenizer = _lent(source.init_args)
     return data.get("tokenizer") is not None
+
+
+def _lent(model: Namespace) -> Namespace:
+    """The tokenizer that lies beside a model, of the same revision."""
+    options = {name: model[name] for name in ("revision", "trust_remote_code") if name in model}
+    return Namespace(
+        class_path="lit_probsft.data.tokenizers.PretrainedTokenizer",
+        init_args=Namespace(name_or_path=model.model_name_or_path, **options),
+    )
 
 
 def _on_gpu(trainer: Namespace) -> bool:

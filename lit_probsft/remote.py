@@ -8,8 +8,6 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from lightning.pytorch.utilities import rank_zero_warn
-
 from lit_probsft.errors import UserError
 
 _FILES = ("config.json", "tokenizer_config.json")
@@ -43,6 +41,8 @@ def _code_in(place: str, revision: str | None) -> Iterator[str]:
 @functools.cache
 def warn_of_code(argument: str, place: str, revision: str | None = None) -> None:
     """Say once what code of others will run, as the user has allowed it."""
+    from lightning.pytorch.utilities import rank_zero_warn
+
     code = custom_code(place, revision)
     if not code:
         return
@@ -71,7 +71,7 @@ def dataset_commit(name: str, revision: str | None = None) -> str | None:
     where the hub does not say."""
     import huggingface_hub
 
-    if huggingface_hub.constants.is_offline_mode():
+    if huggingface_hub.constants.HF_HUB_OFFLINE:
         return None
     try:
         sha: str | None = huggingface_hub.HfApi().dataset_info(name, revision=revision, timeout=30).sha

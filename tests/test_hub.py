@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import dataclasses
 import json
 import os
 import subprocess
@@ -207,10 +206,11 @@ def test_a_hub_that_is_not_there_is_told(hub: Hub, monkeypatch: pytest.MonkeyPat
 
 
 @pytest.mark.slow
-def test_a_trial_uploads_nothing(hub: Hub) -> None:
-    main(["fit", *flags("--push_to_hub.repo_id", "me/trial", "--trainer.fast_dev_run", "true")])
+@pytest.mark.parametrize("trial", [["--trainer.fast_dev_run", "true"], ["--dry_run"]])
+def test_a_trial_uploads_nothing(hub: Hub, trial: list[str]) -> None:
+    main(["fit", *flags("--push_to_hub.repo_id", "me/trial", *trial)])
     assert "models/me/trial" not in hub.repos
-    assert dataclasses.asdict(HubOptions())["repo_id"] is None
+    assert not any("whoami" in request for request in hub.requests)
 
 
 def test_files_have_no_revision_and_a_mixture_tells_commits_apart(hub: Hub, shelf: Any, tmp_path: Path) -> None:

@@ -93,8 +93,9 @@ def refusal(argument: str, folder: Path) -> str:
 
 def flags(folder: Path) -> list[str]:
     rows = tiny.write_rows(folder.parent / "rows.jsonl", 8)
-    data = ["--data.train", "Rows", "--data.train.path", str(rows)]
-    data += ["--data.train.prompt", "question", "--data.train.response", "answer"]
+    data: list[str] = []
+    for part in ("--data.train", "--data.validation"):
+        data += [part, "Rows", f"{part}.path", str(rows), f"{part}.prompt", "question", f"{part}.response", "answer"]
     return ["--name", "run", "--model.model", str(folder), *data, "--trainer.accelerator", "cpu"]
 
 
@@ -138,6 +139,7 @@ def test_it_runs_when_asked_for_and_is_named_once(odd: Path) -> None:
         f"trust_remote_code: code that comes with {odd} {code}",
         f"model.model.trust_remote_code: code that comes with {odd} {code}",
     ]
+    main(["validate", *asked])  # by the weights, the tokenizer and the code of the run
     # what was trained needs the code too, and has it beside its weights
     hf = odd.parent / "runs" / "run" / "hf"
     shutil.rmtree(odd)

@@ -18,7 +18,8 @@ from lit_probsft.errors import UserError
 from lit_probsft.lora import LoRA
 from lit_probsft.model import PretrainedCausalLM, RandomCausalLM, install_head
 from lit_probsft.module import ProbSFTModule
-from lit_probsft.objectives import NLL
+from lit_probsft.objectives import ASFT, NLL
+from lit_probsft.reference import Reference
 from tests import tiny
 
 NEW = ["<think>", "</think>"]
@@ -173,3 +174,21 @@ def test_adapters_alone_would_not_train_them(tmp_path: Path, monkeypatch: pytest
     module = ProbSFTModule(tiny.model(), NLL(), lora=LoRA(r=2))
     with pytest.raises(UserError, match=r"^data.add_tokens: expected the rows of new tokens to be trained"):
         tiny.trainer().fit(module, datamodule=tiny.data(rows, add_tokens=NEW))
+
+
+@pytest.mark.parametrize("named", [False, True], ids=["its own", "another"])
+def test_a_reference_has_the_same_rows(tmp_path: Path, named: bool) -> None:
+    """As the model before training: its own folder, or one named as the reference."""
+    saved(tmp_path / "base", CONFIGS["tied"])
+    saved(tmp_path / "other", CONFIGS["tied"])
+    reference = Reference(str(tmp_path / "other")) if named else Reference()
+    source = PretrainedCausalLM(str(tmp_path / "base"))
+    module = ProbSFTModule(source, ASFT(), optimizer=tiny.sgd, reference=reference)
+    module.teardown = lambda stage: None  # type: ignore[method-assign]  # which lets go of the reference
+    rows = tiny.write_rows(tmp_path / "rows.jsonl", 8)
+    data = tiny.data(rows, add_tokens=["1 "])
+    tiny.trainer(max_steps=1).fit(module, datamodule=data)
+    assert module._frozen is not None
+    frozen, fresh = module._frozen.model, source.load(data.tokenizer, torch.bfloat16)
+    assert frozen.get_output_embeddings().out_features == 260
+    assert torch.equal(frozen.get_input_embeddings().weight, fresh.get_input_embeddings().weight)

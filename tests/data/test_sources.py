@@ -158,7 +158,7 @@ def test_what_the_hub_refuses_is_the_users_error(monkeypatch, error, message):
         raise error
 
     monkeypatch.setattr(datasets, "load_dataset", refuse)
-    monkeypatch.setattr(datasets, "get_dataset_split_names", lambda *args: ["train", "test"])
+    monkeypatch.setattr(datasets, "get_dataset_split_names", lambda *args, **options: ["train", "test"])
     with pytest.raises(UserError, match=message):
         Rows("somebody/q", split="tset").load()
 

@@ -105,7 +105,7 @@ def test_a_stream_of_the_hub_goes_on_from_any_place(monkeypatch, tmp_path, kind)
     asked = []
     load = datasets.load_dataset
 
-    def from_hub(path, name, *, split, streaming=False):
+    def from_hub(path, name, *, split, revision, streaming=False):
         asked.append((path, name, split, streaming))
         if kind == "made":
             return datasets.Dataset.from_list(ROWS).to_iterable_dataset(num_shards=3)
