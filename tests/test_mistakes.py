@@ -124,9 +124,10 @@ def test_no_message_speaks_like_a_library() -> None:
     ("words", "message"),
     [
         ("export nowhere.ckpt out", "CKPT: expected a checkpoint, there is none at nowhere.ckpt"),
-        (
+        pytest.param(
             "fit --config c.yaml --data.batch_size four",
             "data.batch_size: expected a whole number, got 'four'",
+            marks=pytest.mark.slow,
         ),
         pytest.param(
             "fit --config c.yaml --data.batch_size 0",
