@@ -205,10 +205,10 @@ REASONED = "|".join(
     (
         r"no (such )?(file|folder|split|function|option)\b|there is no such option",
         r"(\S+ )?(line \{\}: )?not (valid|a readable|possible)|(\{\}\S*: )?not (valid|a readable)",
-        r".*\b(cannot (be read|be imported|import|write)|could not (be written|start))",
+        r".*\b(cannot (be read|be imported|import|write)|could not (be written|be uploaded|start))",
         r".* (is|are) not (supported|installed|in the tokenizer)|\{\} was written by DeepSpeed, which is not installed",
         r"\{\} (refuses its|needs|raised|is a folder that|is there and|changes its)|the run folder \{\} exists",
-        r"(it|its|what|the tokenizer|the mask|the hub|the assistant's turn|a text|a list|a stream) [a-z]",
+        r"(it|its|what|the (tokenizer|model's chat template|mask|hub|assistant's turn|talk)|a (text|list|stream)) [a-z]",
         r"plain text (has|ends)|kept (would|is)|fsdp2 shards",
     )
 )
@@ -232,7 +232,7 @@ def wrong_messages(source: str) -> list[str]:
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "UserError" and node.args:
             for text in texts(node.args[0]):
-                handed_on = re.fullmatch(r"[\w.{}\[\]-]*(: )?\{\}(\{\}|, got .*|;.*| \(.*| Name .*)?", text, re.DOTALL)
+                handed_on = re.fullmatch(r"[\w.{}\[\]-]*(: ?)?\{\}(\{\}|, got .*|;.*| \(.*| Name .*)?", text, re.DOTALL)
                 place, colon, rest = text.partition(": ")
                 formed = (
                     colon and re.fullmatch(PLACE, place) and re.match(rf"(.*\bexpected\b|{REASONED})", rest, re.DOTALL)
