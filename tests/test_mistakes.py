@@ -214,6 +214,9 @@ REASONED = "|".join(
 )
 """How a message may go on that gives a reason and need not say what was expected."""
 
+HANDED_ON = r"[\w.{}\[\]-]*(: ?)?\{\}(\{\}|, got .*|;.*| \(.*| Name .*)?"
+"""Another's message, with a place in front or a word behind it."""
+
 
 def texts(node: ast.expr) -> list[str]:
     """What an expression may say, `{}` where it puts a value in; nothing where it is another's message."""
@@ -232,7 +235,7 @@ def wrong_messages(source: str) -> list[str]:
     for node in ast.walk(ast.parse(source)):
         if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "UserError" and node.args:
             for text in texts(node.args[0]):
-                handed_on = re.fullmatch(r"[\w.{}\[\]-]*(: ?)?\{\}(\{\}|, got .*|;.*| \(.*| Name .*)?", text, re.DOTALL)
+                handed_on = re.fullmatch(HANDED_ON, text, re.DOTALL)
                 place, colon, rest = text.partition(": ")
                 formed = (
                     colon and re.fullmatch(PLACE, place) and re.match(rf"(.*\bexpected\b|{REASONED})", rest, re.DOTALL)
