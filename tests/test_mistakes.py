@@ -208,7 +208,7 @@ REASONED = "|".join(
         r".*\b(cannot (be read|be imported|import|write)|could not (be written|be uploaded|start))",
         r".* (is|are) not (supported|installed|in the tokenizer)|\{\} was written by DeepSpeed, which is not installed",
         r"\{\} (refuses its|needs|raised|is a folder that|is there and|changes its)|the run folder \{\} exists",
-        r"(it|its|what|the (tokenizer|model's chat template|mask|hub|assistant's turn|talk)|a (text|list|stream)) [a-z]",
+        r"(it|its|what|the (tokenizer|model's chat \w+|mask|hub|assistant's \w+|talk)|a (text|list|stream)) [a-z]",
         r"plain text (has|ends)|kept (would|is)|fsdp2 shards",
     )
 )
