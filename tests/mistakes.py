@@ -1,7 +1,7 @@
 """Mistakes that users make, each with the message that it earns, word for word.
 
-`{folder}` stands for the folder in which the command is typed; a line that begins with a flag is one of `fit --config
-c.yaml`. What c.yaml and the rows are, `tests.mistaken` says.
+`{folder}` stands for the folder in which the command is typed, `{commands}` and `{configs}` for what
+there is; a line that begins with a flag is one of `fit --config c.yaml`. What c.yaml and the rows are, `tests.mistaken` says.
 """
 
 # ruff: noqa: E501 (messages are not broken, so that they can be searched for)
@@ -86,14 +86,14 @@ def number(row):
 '''
 
 PARSING = [
-    Mistake('an unknown command', 'ft', "COMMAND: expected one of fit, validate, test, predict, configs, preview, capability, divergence, export, report, got 'ft'. Did you mean 'fit'?"),
-    Mistake('a file in the place of the command', 'c.yaml', "COMMAND: expected one of fit, validate, test, predict, configs, preview, capability, divergence, export, report, got 'c.yaml'."),
+    Mistake('an unknown command', 'ft', "COMMAND: expected one of {commands}, got 'ft'. Did you mean 'fit'?"),
+    Mistake('a file in the place of the command', 'c.yaml', "COMMAND: expected one of {commands}, got 'c.yaml'."),
     Mistake('an unknown flag', '--data.batchsize 3', "data.batchsize: there is no such option of InstructionDataModule. Did you mean 'batch_size' or 'eval_batch_size'?"),
     Mistake('the beginning of a flag', '--data.batch 3', "data.batch: there is no such option of InstructionDataModule. Did you mean 'batch_size'?"),
     Mistake('a flag without its group', '--batch_size 3', "batch_size: there is no such option. Did you mean 'data.batch_size'?"),
     Mistake('a flag of an optimizer without its group', '--lr 1e-3', "lr: there is no such option. Did you mean 'model.optimizer.lr'?"),
     Mistake('a flag of the trainer without its group', '--max_epochs 3', "max_epochs: there is no such option. Did you mean 'trainer.max_epochs'?"),
-    Mistake('a flag of a group that has no other like it', '--checkpoints.kep 1', 'checkpoints.kep: there is no such option. It takes every_n_steps, keep_last, asynchronous, export.'),
+    Mistake('a flag of a group that has no other like it', '--checkpoints.kep 1', 'checkpoints.kep: there is no such option. It takes save_every, keep_last, asynchronous, export.'),
     Mistake('a flag of an inner group', '--model.generation.temprature 1', "model.generation.temprature: there is no such option. Did you mean 'temperature'?"),
     Mistake('a flag of adapters', '--model.lora LoRA --model.lora.rank 3', 'model.lora.rank: there is no such option of LoRA. It takes r, alpha, dropout, target_modules, seed.'),
     Mistake('a flag of an objective', '--model.objective Power --model.objective.alhpa 3', "model.objective.alhpa: there is no such option of Power. Did you mean 'alpha'?"),
@@ -138,7 +138,7 @@ PARSING = [
     Mistake('a precision that is not there', '--trainer.precision bf17', "trainer.precision: expected 32-true, bf16-mixed or bf16-true, got 'bf17'"),
     Mistake('a dtype that is not there', '--model.model.dtype float17', "model.model.dtype: expected one of auto, float32, bfloat16, float64, got 'float17'. Did you mean 'bfloat16' or 'float64' or 'float32'?"),
     Mistake("a text for a model's configuration", '--model.model.config llama', "model.model.config: expected a mapping, got 'llama'"),
-    Mistake('a time of export', '--checkpoints.export lst', "checkpoints.export: expected one of final, best, every, none, got 'lst'"),
+    Mistake('a time of export', '--checkpoints.export lst', "checkpoints.export: expected one of final, best, every, none or null, got 'lst'"),
     Mistake('a side', '--model.objective QuantileThreshold --model.objective.side lef', "model.objective.side: expected one of top, bottom, got 'lef'"),
     Mistake('null for the model', '--model null', 'model: expected a value, got none'),
     Mistake('a flag of a source that is a text', '--data.train train.jsonl --data.train.row_function f.x', "data.train.row_function: expected a class with arguments as data.train, got the text 'train.jsonl'"),
@@ -222,12 +222,12 @@ OWN = [
 """Classes of the user's own."""
 
 OTHERS = [
-    Mistake('export of nothing', 'export', 'CKPT, OUT: expected a value for each, got none (usage: python -m lit_probsft export [-h] [--overwrite] CKPT OUT)'),
-    Mistake('export to nowhere', 'export a.ckpt', 'OUT: expected a value, got none (usage: python -m lit_probsft export [-h] [--overwrite] CKPT OUT)'),
+    Mistake('export of nothing', 'export', 'CKPT, OUT: expected a value for each, got none (usage: python -m lit_probsft export [-h] [--overwrite] [--push-to-hub ID] CKPT OUT)'),
+    Mistake('export to nowhere', 'export a.ckpt', 'OUT: expected a value, got none (usage: python -m lit_probsft export [-h] [--overwrite] [--push-to-hub ID] CKPT OUT)'),
     Mistake('export of what is not there', 'export a.ckpt out', 'CKPT: expected a checkpoint, there is none at a.ckpt'),
     Mistake('export of no checkpoint', 'export train.jsonl out', 'CKPT: expected a whole checkpoint, train.jsonl is damaged: File is not a zip file'),
-    Mistake('export of three', 'export a b c', 'c: expected no more arguments (usage: python -m lit_probsft export [-h] [--overwrite] CKPT OUT)'),
-    Mistake('export with a flag that is cut short', 'export a.ckpt out --overwrit', "--overwrit: there is no such option. Did you mean '--overwrite'? (usage: python -m lit_probsft export [-h] [--overwrite] CKPT OUT)"),
+    Mistake('export of three', 'export a b c', 'c: expected no more arguments (usage: python -m lit_probsft export [-h] [--overwrite] [--push-to-hub ID] CKPT OUT)'),
+    Mistake('export with a flag that is cut short', 'export a.ckpt out --overwrit', "--overwrit: there is no such option. Did you mean '--overwrite'? (usage: python -m lit_probsft export [-h] [--overwrite] [--push-to-hub ID] CKPT OUT)"),
     Mistake('report of nothing', 'report', 'RUN: expected a value, got none (usage: python -m lit_probsft report [-h] [--html HTML] RUN)'),
     Mistake('report of what is not there', 'report runs/nope', "RUN: expected the folder of a run, such as runs/quickstart, got 'runs/nope'"),
     Mistake('report of a folder without a run', 'report .', "RUN: expected a folder that fit has written to, got '.' without a run.json"),
@@ -235,7 +235,7 @@ OTHERS = [
     Mistake('configs of nothing', 'configs', 'list | show NAME | copy NAME [OUT]: expected a value, got none (usage: python -m lit_probsft configs [-h] list | show NAME | copy NAME [OUT] ...)'),
     Mistake('configs of an unknown kind', 'configs lst', "COMMAND: expected one of list, show, copy, got 'lst'. Did you mean 'list'?"),
     Mistake('configs of no name', 'configs show', 'NAME: expected a value, got none (usage: python -m lit_probsft configs show [-h] NAME)'),
-    Mistake('configs of an unknown name', 'configs show quickstrt', "NAME: expected one of llama_neg_p, llama_nll, llama_power, llama_threshold, mixture, parallel/ddp, parallel/fsdp2, parallel/fsdp2_offload, parallel/zero2, parallel/zero3, parallel/zero3_offload, quickstart, got 'quickstrt'. Did you mean 'quickstart'?"),
+    Mistake('configs of an unknown name', 'configs show quickstrt', "NAME: expected one of {configs}, got 'quickstrt'. Did you mean 'quickstart'?"),
     Mistake('configs to a file', 'configs copy quickstart train.jsonl', "OUT: expected a folder that can be written to, got 'train.jsonl': File exists"),
     Mistake('configs with a flag that is not there', 'configs list --all', '--all: there is no such option. (usage: python -m lit_probsft configs [-h] list | show NAME | copy NAME [OUT] ...)'),
     Mistake('capability of one row', 'capability --sample 1', '--sample: expected at least 2 rows, got 1'),
@@ -301,12 +301,12 @@ TRAINER = [
     Mistake('an unknown profiler', '--trainer.profiler simpl', "trainer.profiler: expected one of simple, advanced, pytorch, xla, got 'simpl'. Did you mean 'simple'?"),
     Mistake('a time', '--trainer.max_time foo', "trainer.max_time: expected days:hours:minutes:seconds (00:12:00:00), got 'foo'"),
     Mistake('barebones', '--trainer.barebones true', "trainer.barebones: expected false, since a run's record needs a logger, got true"),
-    Mistake('a checkpoint callback', "--trainer.callbacks '[{class_path: ModelCheckpoint}]'", 'trainer.callbacks: expected no ModelCheckpoint: --checkpoints.every_n_steps, keep_last and export say what is kept, the best by val/nll among it'),
+    Mistake('a checkpoint callback', "--trainer.callbacks '[{class_path: ModelCheckpoint}]'", 'trainer.callbacks: expected no ModelCheckpoint: --checkpoints.save_every, keep_last and export say what is kept, the best by val/nll among it'),
     Mistake('best without checkpoints', '--trainer.enable_checkpointing false --checkpoints.export best', 'checkpoints.export: expected final or none with trainer.enable_checkpointing: false, got best'),
     Mistake('a share of a batch', '--trainer.limit_train_batches 0.01', 'trainer.limit_train_batches: expected a share that leaves a batch of 3, got 0.01'),
     Mistake('part of a window', '--trainer.limit_train_batches 3 --trainer.accumulate_grad_batches 2', 'trainer.limit_train_batches: expected a multiple of accumulate_grad_batches (2), since a step is divided by all the tokens of its window, got 3'),
     Mistake("validation after the epoch's end", '--trainer.val_check_interval 1000', 'trainer.val_check_interval: expected at most 3, the micro-batches of an epoch (or trainer.check_val_every_n_epoch null, to count on), got 1000'),
-    Mistake('checkpoints every 0 steps', '--checkpoints.every_n_steps 0', 'checkpoints.every_n_steps: expected at least 1, got 0'),
+    Mistake('checkpoints every 0 steps', '--checkpoints.save_every 0', 'checkpoints.save_every: expected at least 1, got 0'),
 ]
 """What the trainer is told."""
 

@@ -16,8 +16,10 @@ from typing import Any
 import pytest
 
 import lit_probsft
+from lit_probsft import cli
 from lit_probsft.cli import main, run
 from lit_probsft.errors import UserError
+from lit_probsft.recipes import names
 from tests import mistaken, mistakes
 from tests.mistakes import Mistake
 
@@ -99,7 +101,11 @@ def test_a_mistake_is_told_in_one_message_and_nothing_is_begun(
     for name in [name for name in sys.modules if name.endswith("_of_mistakes")]:
         del sys.modules[name]  # the next row's file has the same name
     assert status == 2
-    assert told == f"lit_probsft: error: {mistake.said.replace('{folder}', str(tmp_path))}\n"
+    said = mistake.said
+    places = {"folder": tmp_path, "commands": ", ".join([*cli.TRAINING, *cli._OTHERS]), "configs": ", ".join(names())}
+    for place, value in places.items():
+        said = said.replace(f"{{{place}}}", str(value))
+    assert told == f"lit_probsft: error: {said}\n"
     assert content(tmp_path) == before
 
 
