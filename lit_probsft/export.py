@@ -236,7 +236,9 @@ def _base_weights(described: Mapping[str, Any], shell: Any, place: str | None) -
         bare: ModelSource = replace(source, gradient_checkpointing=False, compile=False)
         model = bare.load(None, getattr(torch, described["dtype"]))
     except UserError as error:
-        raise UserError(f"--base: the checkpoint holds adapters alone, whose base is not to be had: {error}") from error
+        raise UserError(
+            f"--base: expected the base of the checkpoint's adapters, which is not to be had: {error}"
+        ) from error
     if (found := fingerprint(model, torch.device("cpu"))) != described["fingerprint"]:
         raise UserError(
             f"--base: expected the base that the adapters were trained with (weights {described['fingerprint']}), "

@@ -188,8 +188,8 @@ class LoRA:
                 )
             if any(quantized_layer(m) for name in found for m in model.get_submodule(name).modules()):
                 raise UserError(
-                    f"model.lora.modules_to_save: {wanted} is quantized and cannot be trained whole; name it in "
-                    "target_modules"
+                    "model.lora.modules_to_save: expected modules that are not quantized, since those cannot be "
+                    f"trained whole, got {wanted!r}; name it in target_modules"
                 )
             if wanted in given:
                 raise UserError(

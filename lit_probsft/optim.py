@@ -38,8 +38,8 @@ def check_optimizer(optimizer: torch.optim.Optimizer, strategy: object) -> None:
     kind = type(optimizer)
     if kind.__module__.startswith("bitsandbytes.") and type(strategy).__name__ == "FSDP2":
         raise UserError(
-            f"model.optimizer: {kind.__name__} of bitsandbytes cannot step the slices of fsdp2; use ddp or DeepSpeed, "
-            "or torch.optim.AdamW"
+            "model.optimizer: expected an optimizer that steps the slices of fsdp2, such as torch.optim.AdamW, got "
+            f"{kind.__name__} of bitsandbytes, which goes with ddp and DeepSpeed"
         )
 
 

@@ -161,10 +161,15 @@ def _fields(classes: list[str], group: str) -> list[str] | None:
 def _types(message: str) -> str:
     """What the innermost value may be, in words; empty where it may be a class."""
     innermost = message[max((match.end() for match in _KEY.finditer(message)), default=0) :]
-    found = [_WORDS.get(kind, f"one of {_choices(choices)}") for kind, choices in _TYPE.findall(innermost)
-             if kind in _WORDS or choices]  # fmt: skip
-    optional = re.match(r"\s*(?:-[^\n]*\n\s*-\s*)?Does not validate[^\n]*\n[^\n]*NoneType", innermost)
-    return " or ".join(dict.fromkeys(found)) + " or null" * bool(found and optional)
+    kinds = [(kind, _choices(choices)) for kind, choices in _TYPE.findall(innermost) if kind in _WORDS or choices]
+    several = len(kinds) > 1
+    found = [_WORDS.get(kind, choices if several else f"one of {choices}") for kind, choices in kinds]
+    if "a number" in found:
+        found = [word for word in found if word != "a whole number"]
+    if found and re.match(r"\s*(?:-[^\n]*\n\s*-\s*)?Does not validate[^\n]*\n[^\n]*NoneType", innermost):
+        found.append("null")
+    *others, last = dict.fromkeys(found) or [""]
+    return f"{', '.join(others)} or {last}" if others else last
 
 
 def _choices(literal: str) -> str:

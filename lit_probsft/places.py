@@ -57,7 +57,7 @@ def class_hint(name: str, place: str) -> str:
         return ""
     known = {member.__name__ for member in members(family)}
     if place.endswith("optimizer") and "." in name:  # torch's are known by their names too
-        known = {f"torch.optim.{member}" for member in known}
+        known = {f"{member.__module__.split('.')[0]}.optim.{member.__name__}" for member in members(family)}
     return near_matches(name, known)
 
 
@@ -116,11 +116,11 @@ def option_hint(place: str, accepted: Iterable[str] | None, flags: Iterable[str]
     if accepted is not None:
         accepted = [*accepted]
         near = near_matches(option, [*accepted, "class_path", "init_args"])
-        if not near and len(accepted) < 9:
+        if not near and len(accepted) < 13:
             near = f" It takes {', '.join(accepted) or 'none'}."
     elif group:
         names = [flag.removeprefix(f"{group}.") for flag in flags if flag.startswith(f"{group}.")]
-        near = near_matches(option, names) or f" It takes {', '.join(names)}." * (0 < len(names) < 9)
+        near = near_matches(option, names) or f" It takes {', '.join(names)}." * (0 < len(names) < 13)
     else:
         near = near_matches(option, [flag for flag in flags if "." not in flag])
     if there and family_at(group) is not Objective:  # an objective's alpha is not an adapter's

@@ -95,7 +95,7 @@ PARSING = [
     Mistake('a flag of the trainer without its group', '--max_epochs 3', "max_epochs: there is no such option. Did you mean 'trainer.max_epochs'?"),
     Mistake('a flag of a group that has no other like it', '--checkpoints.kep 1', 'checkpoints.kep: there is no such option. It takes save_every, keep_last, asynchronous, export.'),
     Mistake('a flag of an inner group', '--model.generation.temprature 1', "model.generation.temprature: there is no such option. Did you mean 'temperature'?"),
-    Mistake('a flag of adapters', '--model.lora LoRA --model.lora.rank 3', 'model.lora.rank: there is no such option of LoRA. It takes r, alpha, dropout, target_modules, seed.'),
+    Mistake('a flag of adapters', '--model.lora LoRA --model.lora.rank 3', 'model.lora.rank: there is no such option of LoRA. It takes r, alpha, dropout, target_modules, seed, dora, rslora, modules_to_save, start, export.'),
     Mistake('a flag of an objective', '--model.objective Power --model.objective.alhpa 3', "model.objective.alhpa: there is no such option of Power. Did you mean 'alpha'?"),
     Mistake('a flag that its objective does not have', '--model.objective.alpha 3', 'model.objective.alpha: there is no such option of NLL. It takes none.'),
     Mistake('an objective without its group', '--objective NegP', "objective: there is no such option. Did you mean 'model.objective'?"),
@@ -222,12 +222,12 @@ OWN = [
 """Classes of the user's own."""
 
 OTHERS = [
-    Mistake('export of nothing', 'export', 'CKPT, OUT: expected a value for each, got none (usage: python -m lit_probsft export [-h] [--overwrite] [--push-to-hub ID] CKPT OUT)'),
-    Mistake('export to nowhere', 'export a.ckpt', 'OUT: expected a value, got none (usage: python -m lit_probsft export [-h] [--overwrite] [--push-to-hub ID] CKPT OUT)'),
+    Mistake('export of nothing', 'export', 'CKPT, OUT: expected a value for each, got none (usage: python -m lit_probsft export [-h] [--overwrite] [--push-to-hub ID] [--merged | --adapter] [--base MODEL] CKPT OUT)'),
+    Mistake('export to nowhere', 'export a.ckpt', 'OUT: expected a value, got none (usage: python -m lit_probsft export [-h] [--overwrite] [--push-to-hub ID] [--merged | --adapter] [--base MODEL] CKPT OUT)'),
     Mistake('export of what is not there', 'export a.ckpt out', 'CKPT: expected a checkpoint, there is none at a.ckpt'),
     Mistake('export of no checkpoint', 'export train.jsonl out', 'CKPT: expected a whole checkpoint, train.jsonl is damaged: File is not a zip file'),
-    Mistake('export of three', 'export a b c', 'c: expected no more arguments (usage: python -m lit_probsft export [-h] [--overwrite] [--push-to-hub ID] CKPT OUT)'),
-    Mistake('export with a flag that is cut short', 'export a.ckpt out --overwrit', "--overwrit: there is no such option. Did you mean '--overwrite'? (usage: python -m lit_probsft export [-h] [--overwrite] [--push-to-hub ID] CKPT OUT)"),
+    Mistake('export of three', 'export a b c', 'c: expected no more arguments (usage: python -m lit_probsft export [-h] [--overwrite] [--push-to-hub ID] [--merged | --adapter] [--base MODEL] CKPT OUT)'),
+    Mistake('export with a flag that is cut short', 'export a.ckpt out --overwrit', "--overwrit: there is no such option. Did you mean '--overwrite'? (usage: python -m lit_probsft export [-h] [--overwrite] [--push-to-hub ID] [--merged | --adapter] [--base MODEL] CKPT OUT)"),
     Mistake('report of nothing', 'report', 'RUN: expected a value, got none (usage: python -m lit_probsft report [-h] [--html HTML] RUN)'),
     Mistake('report of what is not there', 'report runs/nope', "RUN: expected the folder of a run, such as runs/quickstart, got 'runs/nope'"),
     Mistake('report of a folder without a run', 'report .', "RUN: expected a folder that fit has written to, got '.' without a run.json"),

@@ -208,7 +208,7 @@ def fit(rows: Path, lora: LoRA, source: Any = None, ckpt_path: Path | None = Non
 @pytest.mark.parametrize("kind", [slow("dora"), "dora head", "whole"])
 def test_a_small_checkpoint_goes_on_to_the_bit(tmp_path: Path, kind: str) -> None:
     rows, lora = tiny.write_rows(tmp_path / "rows.jsonl"), lora_of("llama", kind)
-    saved = Checkpoints(tmp_path, CheckpointOptions(every_n_steps=1, keep_last=9))
+    saved = Checkpoints(tmp_path, CheckpointOptions(save_every=1, keep_last=9))
     whole = fit(rows, lora, callbacks=[saved], enable_checkpointing=True)
     middle = tmp_path / "step-00000001.ckpt"
     held = torch.load(middle, weights_only=True)["state_dict"]
@@ -277,7 +277,9 @@ def test_a_run_exports_adapters_and_is_validated_with_them(tmp_path: Path, monke
     main(["export", checkpoint, "merged", "--merged"])
     torch.testing.assert_close(logits(AutoModelForCausalLM.from_pretrained("merged")), expected, rtol=1e-5, atol=1e-5)
     (tmp_path / "base").rename(tmp_path / "moved")
-    with pytest.raises(UserError, match="--base: the checkpoint holds adapters alone, whose base is not to be had"):
+    with pytest.raises(
+        UserError, match="--base: expected the base of the checkpoint's adapters, which is not to be had"
+    ):
         main(["export", checkpoint, "again", "--merged"])
     main(["export", checkpoint, "again", "--merged", "--base", "moved"])
     assert torch.equal(
@@ -421,7 +423,7 @@ def test_adapters_alone_need_a_base_with_a_name() -> None:
 
 def test_a_checkpoint_of_adapters_is_validated_beside_its_base_alone(tmp_path: Path) -> None:
     rows, lora = tiny.write_rows(tmp_path / "rows.jsonl"), lora_of("llama", "plain")
-    saved = Checkpoints(tmp_path, CheckpointOptions(every_n_steps=3))
+    saved = Checkpoints(tmp_path, CheckpointOptions(save_every=3))
     whole = fit(rows, lora, callbacks=[saved], enable_checkpointing=True)
     data = tiny.data(rows, validation_fraction=0.3)
 

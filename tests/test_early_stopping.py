@@ -133,7 +133,7 @@ def test_what_was_asked_to_be_exported_is(tmp_path: Path) -> None:
     ("flags", "message"),
     [
         (["--early_stopping.patience", "0"], "early_stopping.patience: expected at least 1 validation, got 0"),
-        (["--early_stopping.patience", "soon"], "early_stopping.patience: expected int, got 'soon'"),
+        (["--early_stopping.patience", "soon"], "early_stopping.patience: expected a whole number or null, got 'soon'"),
         (["--early_stopping.min_delta", "-1"], "early_stopping.min_delta: expected 0 nats or more, got -1.0"),
         (
             ["--early_stopping.min_delta", "0.1"],

@@ -226,7 +226,10 @@ def test_files_have_no_revision_and_a_mixture_tells_commits_apart(hub: Hub, shel
 def test_a_revision_that_is_not_there_is_told(hub: Hub) -> None:
     with pytest.raises(UserError, match=r"^model.model.model_name_or_path: .*you/tiny"):
         PretrainedCausalLM("you/tiny", revision="v9").load(None, torch.float32)
-    with pytest.raises(UserError, match=r"^path: 'you/rows' is no local file, and the hub could not give it"):
+    with pytest.raises(
+        UserError,
+        match=r"^path: expected a local file or a data set that the hub can give, got 'you/rows': Revision 'v9'",
+    ):
         Rows("you/rows", revision="v9").load()
 
 

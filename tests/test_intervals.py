@@ -55,7 +55,7 @@ BAD = {
         "validate_every: expected optimizer steps (1, 2, ...), a share of an epoch between 0 and 1, or epoch, got 1.0; "
         "1 is each optimizer step, epoch an epoch",
     ),
-    "a word": (["--validate_every", "often"], "validate_every: expected int or float or one of 'epoch', got 'often'"),
+    "a word": (["--validate_every", "often"], "validate_every: expected a number, epoch or null, got 'often'"),
     "saving": (
         ["--checkpoints.save_every", "0"],
         "checkpoints.save_every: expected optimizer steps (1, 2, ...), a share of an epoch between 0 and 1, or epoch, "

@@ -109,7 +109,7 @@ def test_moments_of_8_bits_are_resumed_to_the_bit(tmp_path: Path) -> None:
         return module
 
     rows = tiny.write_rows(tmp_path / "rows.jsonl")
-    saved = Checkpoints(tmp_path, CheckpointOptions(every_n_steps=1, keep_last=9))
+    saved = Checkpoints(tmp_path, CheckpointOptions(save_every=1, keep_last=9))
     whole = fit(callbacks=[saved], enable_checkpointing=True)
     optimizer = whole.trainer.optimizers[0]
     assert [group["weight_decay"] for group in optimizer.param_groups] == [0.5, 0]
@@ -127,8 +127,8 @@ def test_moments_of_8_bits_are_not_cut_by_fsdp2(tmp_path: Path, monkeypatch: pyt
     with pytest.raises(UserError) as caught:
         main(["fit", "--config", str(config(tmp_path)), *EIGHT, "--trainer.strategy", "fsdp2"])
     assert str(caught.value) == (
-        "model.optimizer: AdamW8bit of bitsandbytes cannot step the slices of fsdp2; use ddp or DeepSpeed, or "
-        "torch.optim.AdamW"
+        "model.optimizer: expected an optimizer that steps the slices of fsdp2, such as torch.optim.AdamW, got "
+        "AdamW8bit of bitsandbytes, which goes with ddp and DeepSpeed"
     )
 
 

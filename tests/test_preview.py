@@ -119,8 +119,8 @@ def test_the_command_reads_a_run_s_configuration_and_loads_no_model(
     ("rows", "flags", "message"),
     [
         (GOOD, ["--rows", "0"], "^--rows: expected at least 1, got 0"),
-        (GOOD, ["--rows", "x"], "--rows: invalid int value: 'x'"),
-        (GOOD, ["--split", "tset"], "--split: invalid choice"),
+        (GOOD, ["--rows", "x"], "--rows: expected a whole number, got 'x'"),
+        (GOOD, ["--split", "tset"], "--split: expected one of train, validation, test, predict, got"),
         (GOOD, ["--split", "test"], "^data.test: expected a source of rows"),
         (GOOD, ["--html", "no/where.html"], "^--html: expected a file in a folder that exists"),
         (GOOD, ["--data.turns", "frist"], "turns"),

@@ -127,7 +127,7 @@ def test_training_learns_and_leaves_a_plain_model(
 @pytest.mark.parametrize("quantization", ["nf4", pytest.param("int8", marks=pytest.mark.slow)])
 def test_a_run_goes_on_to_the_bit_and_its_base_stays(base: Path, tmp_path: Path, quantization: Any) -> None:
     rows, lora = tiny.write_rows(tmp_path / "rows.jsonl"), LoRA(r=4, modules_to_save=["norm"])
-    saved = Checkpoints(tmp_path, CheckpointOptions(every_n_steps=1, keep_last=9))
+    saved = Checkpoints(tmp_path, CheckpointOptions(save_every=1, keep_last=9))
     chosen = source(base, quantization)
     whole = fit(rows, chosen, lora, max_epochs=2, callbacks=[saved], enable_checkpointing=True)
     assert whole.losses[-1] < whole.losses[0] - 0.1
@@ -177,7 +177,8 @@ def test_quantized_matrices_cannot_be_trained(base: Path) -> None:
     with pytest.raises(UserError) as caught:
         LoRA(modules_to_save=["q_proj"]).inject(model)
     assert str(caught.value) == (
-        "model.lora.modules_to_save: q_proj is quantized and cannot be trained whole; name it in target_modules"
+        "model.lora.modules_to_save: expected modules that are not quantized, since those cannot be trained whole, "
+        "got 'q_proj'; name it in target_modules"
     )
 
 

@@ -71,7 +71,7 @@ def test_a_copy_never_replaces_what_differs(tmp_path: Path) -> None:
         (["show", "../pyproject"], "NAME: expected one of"),
         (["show"], "NAME"),
         ([], "list | show NAME | copy NAME"),
-        (["lsit"], "invalid choice: 'lsit'"),
+        (["lsit"], "COMMAND: expected one of list, show, copy, got 'lsit'. Did you mean 'list'?"),
     ],
 )
 def test_a_name_that_is_none_is_one_message(args: list[str], message: str) -> None:

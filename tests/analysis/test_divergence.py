@@ -122,7 +122,7 @@ def test_flags_are_refused_before_anything_is_read(path: Path) -> None:
     for flags, words in (
         ([], "--model-b: expected a trained model in runs/tiny/hf, there is none"),
         (["--out", "no/where.json"], "--out: expected a file in a folder that exists"),
-        (["--split", "all"], "--split: invalid choice"),
+        (["--split", "all"], "--split: expected one of train, validation, test, got 'all'"),
     ):
         with pytest.raises(UserError, match=words):
             main(["divergence", "--config", str(path), *flags])
