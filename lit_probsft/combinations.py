@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Any
 
 from lit_probsft.errors import UserError
 from lit_probsft.objectives.base import REFERENCE
-from lit_probsft.parallel.strategies import DeepSpeed
+from lit_probsft.parallel.strategies import FSDP2, DeepSpeed
 
 if TYPE_CHECKING:
     from lit_probsft.module import ProbSFTModule
@@ -42,6 +42,28 @@ def check_combination(module: ProbSFTModule, stage: str) -> None:
         raise UserError(
             "trainer.val_check_interval: expected a number of micro-batches or a share of an epoch where "
             f"accumulate_grad_batches is above 1, got a time of {seconds:g} s"
+        )
+
+
+def check_adapters(module: ProbSFTModule) -> None:
+    """Refuse adapters, and matrices in few bits, that the strategy cannot handle.
+
+    Raises:
+        UserError: it cannot.
+    """
+    strategy: Any = module.trainer.strategy
+    cut = "FSDP2" if isinstance(strategy, FSDP2) else ""
+    cut = "ZeRO-3" if getattr(strategy, "zero_stage_3", False) else cut
+    source = module.source if module.lora is not None else module.reference.source_beside(None)
+    if cut and getattr(source, "quantization", "none") != "none":
+        raise UserError(
+            f"model.model.quantization: expected none with {cut}, which cannot cut quantized matrices; use ddp, "
+            "which holds them whole on each device"
+        )
+    if module.lora is not None and module.lora.dora and cut == "ZeRO-3":
+        raise UserError(
+            "model.lora.dora: not possible with ZeRO-3, which empties the matrices whose rows it measures; use "
+            "fsdp2, or stage 1 or 2"
         )
 
 

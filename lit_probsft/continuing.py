@@ -60,6 +60,14 @@ def progress_of(module: ProbSFTModule) -> dict[str, Any]:
     }
 
 
+def without_base(model: Any, weights: dict[str, Any]) -> dict[str, Any]:
+    """A module's state dict without the weights of `model` that are frozen."""
+    named = list(model.named_parameters(remove_duplicate=False))
+    frozen = {f"model.{name}" for name, parameter in named if not parameter.requires_grad}
+    trained = {f"model.{name}" for name, _ in named} - frozen
+    return {name: value for name, value in weights.items() if not name.startswith("model.") or name in trained}
+
+
 def restore(module: ProbSFTModule, checkpoint: dict[str, Any]) -> None:
     """They go on where they were. Windows may be cut into other micro-batches, for another number of processes: what is
     in them stays, and Lightning's counters in `checkpoint` are rewritten.

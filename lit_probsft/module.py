@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import math
 import os
+from collections.abc import Mapping
 from typing import Any, Literal, cast
 
 import lightning as L
@@ -14,8 +15,8 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 
 from lit_probsft.callbacks import NonFiniteGuard
-from lit_probsft.combinations import check_combination, check_fits
-from lit_probsft.continuing import optimizer_anew, progress_of, restore
+from lit_probsft.combinations import check_adapters, check_combination, check_fits
+from lit_probsft.continuing import optimizer_anew, progress_of, restore, without_base
 from lit_probsft.data.added import added_to
 from lit_probsft.errors import UserError
 from lit_probsft.export import check_named, describe_base
@@ -39,10 +40,10 @@ from lit_probsft.optim import OptimizerFactory, Schedule, check_optimizer, param
 from lit_probsft.packs import Packs, check_packing, takes_boundaries
 from lit_probsft.parallel.resuming import derived_seed
 from lit_probsft.parallel.sharding import Sharding
-from lit_probsft.parallel.strategies import FSDP2, DeepSpeed, check_supported, sharding_of
+from lit_probsft.parallel.strategies import DeepSpeed, check_supported, sharding_of
 from lit_probsft.probing import measure
 from lit_probsft.reference import FrozenModel, Reference, check_reference, copied, fingerprint, load_reference
-from lit_probsft.vocabulary import check_trained, extend
+from lit_probsft.vocabulary import check_rows_trained, check_trained, extend
 
 Normalize = Literal["tokens", "sequence", "kept", "micro_batch"]
 
@@ -157,14 +158,15 @@ class ProbSFTModule(L.LightningModule):
         """Load the model, once, after the data have been read; refuse ids that are outside its vocabulary."""
         datamodule = self.datamodule
         check_supported(self.trainer.strategy)
-        self._check_adapters()
+        check_adapters(self)
         sharding = sharding_of(self.trainer.strategy)
         dtype = torch.bfloat16 if str(self.trainer.precision) == "bf16-true" else torch.float32
         tokenizer = getattr(datamodule, "tokenizer", None)
         if self.source is not None and self.model is None:
-            check_trained(self.source.new_tokens(tokenizer), self.lora)
+            tokens = self.source.new_tokens(tokenizer)
+            check_trained(tokens, self.lora)
             model = self.source.load(tokenizer, dtype, sharding)
-            self.model = self._with_head(model, sharding)
+            self.model = self._with_head(model, sharding, tokens)
             self._load_reference(dtype, sharding)
         else:
             if self.source is None:  # handed in, and perhaps trained before by this very module
@@ -192,14 +194,15 @@ class ProbSFTModule(L.LightningModule):
         """
         check_fits(self.model, largest, longest)
 
-    def _with_head(self, model: Any, sharding: Sharding | None = None) -> Any:
+    def _with_head(self, model: Any, sharding: Sharding | None = None, new: Mapping[str, int] | None = None) -> Any:
         model = model if sharding is None else sharding.whole(model)
         if self.lora is not None:
-            if self.source is not None:
+            if self.source is not None and not new:  # a base that has grown lies nowhere
                 device = torch.device("cpu") if self._trainer is None else self._trainer.strategy.root_device
                 self.base_of_adapters = describe_base(self.source, model.dtype, fingerprint(model, device))
                 self.strict_loading = self.base_of_adapters is None
             self.lora.inject(model, sharding)
+            check_rows_trained(new or {}, model)
             if sharding is not None:
                 sharding.added(model)
         head = install_head(model)
@@ -227,23 +230,6 @@ class ProbSFTModule(L.LightningModule):
         if self._frozen.model is not self.model and not getattr(strategy, "cpu_offload", False):
             self._frozen.model.to(device)
         self._frozen_fingerprint = self._frozen.fingerprint(device)
-
-    def _check_adapters(self) -> None:
-        """Refuse what a strategy cannot do, and let it save adapters alone."""
-        strategy: Any = self.trainer.strategy
-        cut = "FSDP2" if isinstance(strategy, FSDP2) else ""
-        cut = "ZeRO-3" if getattr(strategy, "zero_stage_3", False) else cut
-        source = self.source if self.lora is not None else self.reference.source_beside(None)
-        if cut and getattr(source, "quantization", "none") != "none":
-            raise UserError(
-                f"model.model.quantization: expected none with {cut}, which cannot cut quantized matrices; use ddp, "
-                "which holds them whole on each device"
-            )
-        if self.lora is not None and self.lora.dora and cut == "ZeRO-3":
-            raise UserError(
-                "model.lora.dora: not possible with ZeRO-3, which empties the matrices whose rows it measures; use "
-                "fsdp2, or stage 1 or 2"
-            )
 
     def describe_reference(self) -> dict[str, Any]:
         """The frozen model as plain data, for the run's record; empty where there is none."""
@@ -481,13 +467,8 @@ class ProbSFTModule(L.LightningModule):
             UserError: in the midst of an optimizer step, whose gradients so far would be lost.
         """
         if self.base_of_adapters is not None and "state_dict" in checkpoint:
-            checkpoint["state_dict"] = self._without_base(checkpoint["state_dict"])
+            checkpoint["state_dict"] = without_base(self.model, checkpoint["state_dict"])
         checkpoint["progress"] = progress_of(self)
-
-    def _without_base(self, weights: dict[str, Any]) -> dict[str, Any]:
-        frozen = {f"model.{n}" for n, p in self.model.named_parameters(remove_duplicate=False) if not p.requires_grad}
-        trained = {f"model.{n}" for n, _ in self.model.named_parameters(remove_duplicate=False)} - frozen
-        return {name: value for name, value in weights.items() if not name.startswith("model.") or name in trained}
 
     def on_load_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """They go on where they were; a run that would be another one is refused by what differs. Windows may be cut

@@ -61,6 +61,26 @@ def check_trained(tokens: Mapping[str, int], lora: Any) -> None:
             f"but its adapters: {', '.join(map(repr, tokens))} would stay the mean of the others; name the embeddings "
             "and the output layer in model.lora.modules_to_save, or train without model.lora"
         )
+    if tokens and lora is not None and getattr(lora, "export", "merged") == "adapter":
+        raise UserError(
+            "model.lora.export: expected merged beside data.add_tokens, since the model that the adapters belong to "
+            "has no rows for them, got adapter"
+        )
+
+
+def check_rows_trained(tokens: Mapping[str, int], model: PreTrainedModel) -> None:
+    """The same once the adapters are there: are embeddings and output layer among what is trained whole?
+
+    Raises:
+        UserError: one of them is not.
+    """
+    ends = zip(("the embeddings", "the output layer"), _ends(model), strict=True)
+    frozen = [name for name, module in ends if not module.weight.requires_grad]
+    if tokens and frozen:
+        raise UserError(
+            f"model.lora.modules_to_save: expected it to name embeddings and output layer beside data.add_tokens, "
+            f"{' and '.join(frozen)} would not be trained"
+        )
 
 
 def rows_for(tokens: Mapping[str, int]) -> int:

@@ -12,6 +12,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from lit_probsft.cli import main
+from lit_probsft.combinations import check_adapters
 from lit_probsft.errors import UserError
 from lit_probsft.lora import LoRA
 from lit_probsft.model import PretrainedCausalLM, describe
@@ -207,7 +208,7 @@ def test_fsdp2_cannot_cut_it(base: Path) -> None:
     module = ProbSFTModule(source(base), lora=LoRA())
     module.trainer = tiny.trainer(strategy=FSDP2(), devices=1)
     with pytest.raises(UserError) as caught:
-        module._check_adapters()
+        check_adapters(module)
     assert str(caught.value) == (
         "model.model.quantization: expected none with FSDP2, which cannot cut quantized matrices; use ddp, which holds "
         "them whole on each device"

@@ -125,11 +125,19 @@ def config(folder: Path, **data: Any) -> Path:
     return folder / "new.yaml"
 
 
+WHOLE_ENDS = {"class_path": "LoRA", "init_args": {"modules_to_save": ["embed_tokens", "lm_head"]}}
+
+
+@pytest.mark.parametrize("lora", [None, pytest.param(WHOLE_ENDS, marks=pytest.mark.slow)])
 def test_a_run_with_new_tokens_is_resumed_exported_validated_and_asked(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lora: dict[str, Any] | None
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    path = str(config(tmp_path))
+    path = config(tmp_path)
+    content = yaml.safe_load(path.read_text())
+    content["model"]["lora"] = lora
+    path.write_text(yaml.safe_dump(content))
+    path = str(path)
     whole = main(["fit", "--config", path, "--name", "whole"])
     main(["fit", "--config", path, "--name", "parts", "--trainer.max_epochs", "1"])
     again = main(["fit", "--config", path, "--name", "parts", "--resume"])
@@ -168,6 +176,19 @@ def test_adapters_alone_would_not_train_them(tmp_path: Path, monkeypatch: pytest
         "data.add_tokens: expected the rows of new tokens to be trained, but model.lora freezes all of the model but "
         "its adapters: '<think>', '</think>' would stay the mean of the others; name the embeddings and the output "
         "layer in model.lora.modules_to_save, or train without model.lora"
+    )
+    with pytest.raises(UserError) as caught:
+        main(["fit", "--config", path, "--model.lora", "LoRA", "--model.lora.modules_to_save", "[embed_tokens]"])
+    assert str(caught.value) == (
+        "model.lora.modules_to_save: expected it to name embeddings and output layer beside data.add_tokens, the "
+        "output layer would not be trained"
+    )
+    ends = ["--model.lora.modules_to_save", "[embed_tokens, lm_head]", "--model.lora.export", "adapter"]
+    with pytest.raises(UserError) as caught:
+        main(["fit", "--config", path, "--model.lora", "LoRA", *ends])
+    assert str(caught.value) == (
+        "model.lora.export: expected merged beside data.add_tokens, since the model that the adapters belong to has no "
+        "rows for them, got adapter"
     )
     assert not (tmp_path / "runs").exists()
     rows = tiny.write_rows(tmp_path / "rows.jsonl", 8)
