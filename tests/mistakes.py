@@ -306,7 +306,7 @@ TRAINER = [
     Mistake('a share of a batch', '--trainer.limit_train_batches 0.01', 'trainer.limit_train_batches: expected a share that leaves a batch of 3, got 0.01'),
     Mistake('part of a window', '--trainer.limit_train_batches 3 --trainer.accumulate_grad_batches 2', 'trainer.limit_train_batches: expected a multiple of accumulate_grad_batches (2), since a step is divided by all the tokens of its window, got 3'),
     Mistake("validation after the epoch's end", '--trainer.val_check_interval 1000', 'trainer.val_check_interval: expected at most 3, the micro-batches of an epoch (or trainer.check_val_every_n_epoch null, to count on), got 1000'),
-    Mistake('checkpoints every 0 steps', '--checkpoints.save_every 0', 'checkpoints.save_every: expected at least 1, got 0'),
+    Mistake('checkpoints every 0 steps', '--checkpoints.save_every 0', 'checkpoints.save_every: expected optimizer steps (1, 2, ...), a share of an epoch between 0 and 1, or epoch, got 0'),
 ]
 """What the trainer is told."""
 
