@@ -150,8 +150,7 @@ class PretrainedCausalLM(ModelSource):
                     **loading_options(self.quantization, wanted),
                     **options,
                 )
-            if sharding is None:
-                check_complete(place, loaded)
+            check_complete(place, loaded)
         extend(model, tokens, sharding)
         return _prepared(settled(model), self.gradient_checkpointing, self.compile)
 

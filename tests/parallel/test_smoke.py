@@ -8,8 +8,11 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from lit_probsft.analysis.tokens import Tokens
+from lit_probsft.data import ByteTokenizer
+from lit_probsft.model import RandomCausalLM
 from lit_probsft.parallel.storage import damage, format_of, steps
 from tests import tiny
 from tests.crash.scene import Scene, exported, metrics
@@ -65,3 +68,23 @@ def test_two_processes_do_what_one_does(single: Scene, strategy: str, kind: str)
     for when in ("before", "after"):
         assert tokens.measured(when)
         np.testing.assert_allclose(getattr(tokens, when), getattr(of_one, when), rtol=1e-4)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("strategy", ["fsdp2", "deepspeed_stage_3"])
+def test_a_model_that_lacks_weights_is_refused_in_slices_too(single: Scene, tmp_path: Path, strategy: str) -> None:
+    """transformers would draw them at random."""
+    if strategy != "fsdp2":
+        pytest.importorskip("deepspeed")
+    tokenizer = ByteTokenizer().load(list)
+    RandomCausalLM(tiny.LLAMA).load(tokenizer, torch.float32).save_pretrained(tmp_path)
+    tokenizer.save_pretrained(tmp_path)
+    weights = load_file(tmp_path / "model.safetensors")
+    lacking = weights.pop("model.layers.0.self_attn.q_proj.weight")
+    assert lacking.numel()
+    save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
+    flags = ["--trainer.strategy", strategy, "--trainer.devices=2", "--model.model", str(tmp_path)]
+    run = single.fit(f"lacks-{strategy}", *flags, status=2)
+    assert (
+        f"expected all weights of the model, {str(tmp_path)!r} lacks model.layers.0.self_attn.q_proj.weight" in run.said
+    )
