@@ -53,6 +53,26 @@ def check_intervals(config: Namespace) -> Every | None:
     return every
 
 
+def export_of(config: Namespace) -> str:
+    """When a run exports its model: as it says, else the best where it may stop early, whose last steps did not help.
+
+    Raises:
+        UserError: that takes checkpoints, and there are none.
+    """
+    early = config.early_stopping.patience is not None
+    export = config.checkpoints.export or ("best" if early else "final")
+    if config.trainer.enable_checkpointing is False and export in ("best", "every"):
+        if config.checkpoints.export is None:
+            raise UserError(
+                "early_stopping.patience: expected checkpoints beside it, the best of which is exported, or "
+                "checkpoints.export: final, got trainer.enable_checkpointing: false"
+            )
+        raise UserError(
+            f"checkpoints.export: expected final or none with trainer.enable_checkpointing: false, got {export}"
+        )
+    return str(export)
+
+
 _LEAST = {
     "accumulate_grad_batches": 1,
     "check_val_every_n_epoch": 1,

@@ -76,14 +76,15 @@ def restore(module: ProbSFTModule, checkpoint: dict[str, Any]) -> None:
         UserError: the run would be another one, by what differs.
     """
     progress = checkpoint.get("progress", {})
+    flag = "--resume" if module.trainer.state.fn == "fit" else "--ckpt_path"
     known = module.base_of_adapters and module.base_of_adapters["fingerprint"]
     if (base := progress.get("base")) is not None and base != known:
         raise UserError(
-            f"--resume: expected the base that the checkpoint's adapters were trained with (weights {base}), got "
-            f"{'no adapters' if known is None else known}"
+            f"{flag}: expected the base that the checkpoint's adapters were trained with (weights {base}), got "
+            f"{'no model.lora' if known is None else known}"
         )
     if base is None and not module.strict_loading:
-        raise UserError("--resume: expected a checkpoint of adapters, it holds a whole model")
+        raise UserError(f"{flag}: expected a checkpoint of adapters beside model.lora, it holds a whole model")
     if module.trainer.training or module.trainer.state.fn == "fit":
         before, now = progress.get("run", {}), identity(module)
         for name in before:
@@ -126,7 +127,14 @@ def optimizer_anew(trainer: L.Trainer, chosen: list[dict[str, Any]], *, quietly:
             rank_zero_info(f"--resume: the optimizer's {option} is now {value}")
 
 
-KEPT = ("seed_everything", "model.model", "model.model.model_name_or_path", "model.model.seed", "model.probe_rows")
+KEPT = (
+    "seed_everything",
+    "model.model",
+    "model.model.model_name_or_path",
+    "model.model.seed",
+    "model.probe_rows",
+    "model.lora.start",
+)
 """Flags whose work was done before the first step: the checkpoint has what came of it."""
 _NOT_ASKED = ("name", "runs_dir")
 

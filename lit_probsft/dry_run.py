@@ -20,6 +20,7 @@ from lit_probsft.data.loader import PlanLoader
 from lit_probsft.data.packing import PackedPlan
 from lit_probsft.data.plan import MicroBatch, Plan
 from lit_probsft.data.store import Documents
+from lit_probsft.early_stopping import EarlyStop
 from lit_probsft.errors import UserError
 from lit_probsft.intervals import at_boundary, steps_in_epoch, total_steps
 from lit_probsft.lightning_cli import ProbSFTCLI
@@ -213,7 +214,7 @@ class DryRunCLI(ProbSFTCLI):
 
     def _callbacks(self, config: Any, given: list[Callback]) -> list[Callback]:
         self.trial = Trial()
-        return [self.trial]
+        return [self.trial, EarlyStop(config.early_stopping)]  # which refuses what would never stop
 
     def after_fit(self) -> None:
         """Say what was found."""

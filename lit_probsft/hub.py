@@ -10,6 +10,7 @@ from typing import Any
 from lit_probsft.errors import UserError
 
 _WEIGHTS = ["*.safetensors", "*.safetensors.index.json"]
+_CONFIGURATIONS = ("config.json", "generation_config.json", "adapter_config.json")
 
 
 @dataclass(frozen=True)
@@ -108,7 +109,9 @@ def upload(options: HubOptions, folder: Path, argument: str = "push_to_hub") -> 
             folder_path=folder,
             revision=options.revision,
             commit_message=options.message,
-            delete_patterns=_WEIGHTS,  # a file of another cut would be read in the place of the new ones
+            # A file of another cut would be read in the place of the new ones; and what says that a folder holds a
+            # model, or adapters, must not stay where the other has come.
+            delete_patterns=[*_WEIGHTS, *(name for name in _CONFIGURATIONS if not (folder / name).exists())],
         )
     except Exception as error:  # of the network, the hub or the disk: the model is there, whatever it is
         command = ["hf", "upload", options.repo_id, str(folder), ".", "--revision", options.revision]

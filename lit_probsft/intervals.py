@@ -9,6 +9,7 @@ from typing import Any, Literal
 
 import lightning as L
 from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.utilities import rank_zero_warn
 
 from lit_probsft.errors import UserError
 
@@ -112,8 +113,10 @@ class ValidateEvery(Callback):
             loop._should_check_val_fx = lambda data_fetcher: self._due(trainer)  # type: ignore[method-assign]
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Refuse a share of what has no epochs."""
+        """Refuse a share of what has no epochs; say that there is nothing to validate on."""
         self.every.check(trainer)
+        if not validates(trainer):
+            rank_zero_warn("validate_every: there is no data.validation or data.validation_fraction to validate on")
 
     def _due(self, trainer: L.Trainer) -> bool:
         loop = trainer.fit_loop.epoch_loop

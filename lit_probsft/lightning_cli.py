@@ -30,6 +30,7 @@ from lit_probsft.changes import TokenChanges
 from lit_probsft.checks import (
     check_intervals,
     check_trainer,
+    export_of,
     in_our_words,
     not_built,
     read_checkpoint,
@@ -206,7 +207,9 @@ class ProbSFTCLI(LightningCLI):
             raise UserError("model.model: expected a model (a hub id, a folder, or RandomCausalLM), got none")
         if config.model.init_args.get("objective", ...) is None:
             raise UserError("model.objective: expected an objective, such as NLL, got none")
-        self._validate_every = check_intervals(config) if self.command == "fit" else None
+        if self.command == "fit":
+            self._validate_every = check_intervals(config)
+            export_of(config)
         self.config_text = self._whole_config(config)
         if self.command != "fit":
             self._use_weights(config)
@@ -390,13 +393,12 @@ class ProbSFTCLI(LightningCLI):
         if self.command != "fit" or config.trainer.fast_dev_run:
             return ours
         options = config.checkpoints
-        export = options.export or ("final" if config.early_stopping.patience is None else "best")
         self.record = record = RunRecord(
             self.run,
             resume=config.resume,
             config=self.config_text,
             context={"seed": config.seed_everything},
-            export=export,
+            export=export_of(config),
         )
         again = f"python -m lit_probsft fit --config {self.run.config} --resume"
         stop = EarlyStop(config.early_stopping, given)
@@ -407,12 +409,7 @@ class ProbSFTCLI(LightningCLI):
                 "trainer.callbacks: expected no ModelCheckpoint: --checkpoints.save_every, keep_last and export say "
                 "what is kept, the best by val/nll among it"
             )
-        if config.trainer.enable_checkpointing is False:
-            if export in ("best", "every"):
-                raise UserError(
-                    f"checkpoints.export: expected final or none with trainer.enable_checkpointing: false, got {export}"
-                )
-        else:
+        if config.trainer.enable_checkpointing is not False:
             checkpoints = Checkpoints(self.run.checkpoints, options)
             checkpoints.on_saved, checkpoints.on_resumed = record.on_saved, record.on_resumed
             ours.append(checkpoints)

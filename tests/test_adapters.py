@@ -276,6 +276,12 @@ def test_a_run_exports_adapters_and_is_validated_with_them(tmp_path: Path, monke
     assert all(torch.equal(ours[name], theirs[name]) for name in ours.keys() | theirs.keys())
     main(["export", checkpoint, "merged", "--merged"])
     torch.testing.assert_close(logits(AutoModelForCausalLM.from_pretrained("merged")), expected, rtol=1e-5, atol=1e-5)
+    plain, adapted_too = (
+        main(["capability", "--config", path, *flags]).result
+        for flags in (["--weights", "merged"], ["--weights", "runs/tiny/hf"])
+    )
+    assert adapted_too["nll"] == pytest.approx(plain["nll"], rel=1e-5)
+    assert main(["capability", "--config", path]).result["nll"] != pytest.approx(plain["nll"], rel=1e-4)
     (tmp_path / "base").rename(tmp_path / "moved")
     with pytest.raises(
         UserError, match="--base: expected the base of the checkpoint's adapters, which is not to be had"
@@ -436,5 +442,5 @@ def test_a_checkpoint_of_adapters_is_validated_beside_its_base_alone(tmp_path: P
     assert nll(tiny.source(), lora, ckpt_path=path) == pytest.approx(nll(str(tmp_path / "merged"), None), rel=1e-5)
     with pytest.raises(UserError, match="expected the base that the checkpoint's adapters were trained with"):
         nll(tiny.source(seed=5), lora, ckpt_path=path)
-    with pytest.raises(UserError, match="got no adapters"):
+    with pytest.raises(UserError, match="^--ckpt_path: .*got no model.lora"):
         nll(tiny.source(), None, ckpt_path=path)

@@ -149,6 +149,18 @@ def test_it_holds_under_every_kind_of_data_and_model(tmp_path: Path, batches: li
     [
         (["fit", "--resume"], {}, "--dry_run: expected without --resume and --ckpt_path, got them"),
         (["validate"], {}, "--dry_run: expected with fit only"),
+        (
+            ["fit", "--early_stopping.patience=2"],
+            {"data__validation": None},
+            "early_stopping.patience: expected data.validation or data.validation_fraction with it, whose val/nll is "
+            "watched, got no validation",
+        ),
+        (
+            ["fit", "--early_stopping.patience=2", "--trainer.enable_checkpointing=false"],
+            {},
+            "early_stopping.patience: expected checkpoints beside it, the best of which is exported, or "
+            "checkpoints.export: final, got trainer.enable_checkpointing: false",
+        ),
     ],
 )
 def test_what_it_cannot_stand_beside(tmp_path: Path, args: list[str], changes: dict[str, Any], message: str) -> None:

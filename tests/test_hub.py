@@ -137,6 +137,18 @@ def test_an_upload_takes_the_place_of_weights_in_another_cut(hub: Hub, tmp_path:
     }
 
 
+@pytest.mark.parametrize(
+    ("before", "now"), [("adapter_config.json", "config.json"), ("config.json", "adapter_config.json")]
+)
+def test_adapters_and_a_model_take_each_others_place(hub: Hub, tmp_path: Path, before: str, now: str) -> None:
+    repo = hub.repos["models/me/turn"] = Repo()
+    repo.commit({before: b"{}", "tokenizer.json": b"{}"})
+    (tmp_path / "hf").mkdir()
+    (tmp_path / "hf" / now).write_text("{}")
+    upload(HubOptions("me/turn"), tmp_path / "hf")
+    assert set((repo.at("main") or ("", {}))[1]) == {now, "tokenizer.json"}
+
+
 @pytest.mark.slow
 def test_a_checkpoint_is_exported_and_uploaded(hub: Hub) -> None:
     main(["fit", *flags()])

@@ -166,3 +166,8 @@ def test_a_run_that_goes_on_is_validated_and_saved_as_if_it_had_never_stopped(
     assert [row for row in parts if "val/nll" in row and row["step"] not in extra] == [
         row for row in whole if "val/nll" in row and row["step"] not in extra
     ]
+
+
+def test_nothing_to_validate_on_is_said(tmp_path: Path) -> None:
+    with pytest.warns(UserWarning, match="validate_every: there is no data.validation or data.validation_fraction"):
+        fit(config(tmp_path, data__validation=None), "--validate_every", "2")

@@ -13,6 +13,7 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.cli import LightningArgumentParser
 from torch import Tensor
 
+from lit_probsft.adapters import is_adapter_folder
 from lit_probsft.analysis.advice import Command
 from lit_probsft.analysis.findings import Findings, in_words
 from lit_probsft.analysis.pictures import draw_capability
@@ -84,10 +85,15 @@ class TrainingRows(LightningDataModule):
 
 
 class Probe(ProbSFTModule):
-    """Looks at tokens in `validate` instead of evaluating an objective; without adapters, which change nothing yet."""
+    """Looks at tokens in `validate` instead of evaluating an objective; without adapters that change nothing yet."""
 
     def __init__(self, configured: ProbSFTModule) -> None:
-        super().__init__(configured.source or configured.model, logits_budget_mb=configured.logits_budget_mb)
+        lora, quantization = configured.lora, getattr(configured.source, "quantization", "none")
+        super().__init__(
+            configured.source or configured.model,
+            lora=lora if lora and (lora.start or quantization != "none") else None,
+            logits_budget_mb=configured.logits_budget_mb,
+        )
         self.configured_objective: Objective = configured.objective
         self.histogram, self.calibrated = ProbHistogram(), Calibration()
 
@@ -193,7 +199,8 @@ class CapabilityCLI(ProbSFTCLI):
         flags = [*self.flags]
         weights = self.config[self.command].weights
         if weights != "base":
-            flags += ["--model.model", str(self.run.hf) if weights == "auto" else weights]
+            folder = str(self.run.hf) if weights == "auto" else weights
+            flags += ["--model.lora.start" if is_adapter_folder(folder) else "--model.model", folder]
         if not plan.streaming and "validation" not in plan.data.report:
             flags += ["--data.validation_fraction", "0.05"]
         validated = ["--validate_every", str(max(1, steps))]  # a pilot ends before its epoch does
