@@ -255,6 +255,7 @@ def run_config(folder: Path) -> str:
     return str(config(folder, model__model=source))
 
 
+@pytest.mark.slow
 def test_a_run_exports_adapters_and_is_validated_with_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     path = run_config(tmp_path)

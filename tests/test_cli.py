@@ -591,6 +591,7 @@ def test_help_lists_every_command_and_imports_nothing_heavy(tmp_path: Path) -> N
         assert out.stdout.splitlines()[-1] == "[]"
 
 
+@pytest.mark.slow
 def test_the_shell_gets_status_2_one_line_and_no_traceback(tmp_path: Path) -> None:
     done, _ = shell("export", "nowhere.ckpt", "out", cwd=tmp_path)
     assert done.returncode == 2

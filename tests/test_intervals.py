@@ -168,6 +168,7 @@ def test_a_run_that_goes_on_is_validated_and_saved_as_if_it_had_never_stopped(
     ]
 
 
-def test_nothing_to_validate_on_is_said(tmp_path: Path) -> None:
+def test_nothing_to_validate_on_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
     with pytest.warns(UserWarning, match="validate_every: there is no data.validation or data.validation_fraction"):
         fit(config(tmp_path, data__validation=None), "--validate_every", "2")
