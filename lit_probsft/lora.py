@@ -134,8 +134,10 @@ class LoRA:
             if adapter and parameter.dtype.itemsize < 4:  # steps of a small learning rate would round to nothing
                 parameter.data = parameter.data.float()
         narrow = model.dtype
-        for name in whole:
-            _widen(model.get_submodule(name), model, narrow, sharding)
+        # Before any is widened: of tied ones that widens both, and each has hooks of its own.
+        modules = [model.get_submodule(name) for name in whole]
+        for module in [m for m in modules if any(p.dtype.itemsize < 4 for p in m.parameters())]:
+            _widen(module, model, narrow, sharding)
         if self.start is not None:
             self._load(model, sharding)
 
@@ -291,8 +293,6 @@ def _whole_matrix(layer: Any) -> Tensor:
 
 def _widen(module: nn.Module, model: PreTrainedModel, narrow: torch.dtype, sharding: Sharding | None) -> None:
     """What is trained whole is fp32 at least; it takes and gives what the others do."""
-    if all(parameter.dtype.itemsize >= 4 for parameter in module.parameters()):
-        return
     if sharding is not None:
         raise UserError(
             "model.lora.modules_to_save: expected weights in float32 (model.model.dtype) where a strategy cuts them, "

@@ -183,10 +183,12 @@ def test_hidden_states_come_with_the_adapted_output_layer() -> None:
     torch.testing.assert_close(said.logits(slice(0, len(expected))), expected, rtol=1e-5, atol=1e-6)
 
 
+@pytest.mark.parametrize("name", ["llama", "tied"])
 @pytest.mark.parametrize("names", [["embed_tokens"], ["lm_head"], ["embed_tokens", "lm_head", "input_layernorm"]])
-def test_what_is_trained_whole_beside_a_narrow_base_is_wide(names: list[str]) -> None:
+def test_what_is_trained_whole_beside_a_narrow_base_is_wide(name: str, names: list[str]) -> None:
     lora = LoRA(r=2, modules_to_save=names)
-    model, base = adapted("llama", lora, torch.bfloat16), plain("llama", torch.bfloat16)
+    model, base = adapted(name, lora, torch.bfloat16), plain(name, torch.bfloat16)
+    assert model.get_input_embeddings()(IDS).dtype == torch.bfloat16
     assert {p.dtype for p in trained(model).values()} == {torch.float32}
     torch.testing.assert_close(logits(model).float(), logits(base).float(), rtol=0.05, atol=0.05)
     forward_with_objective(model.train(), IDS, HeadRequest(IDS, NLL()))[1].backward()
