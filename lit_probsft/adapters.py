@@ -157,6 +157,26 @@ def is_adapter_folder(path: str | Path) -> bool:
     return (Path(path) / CONFIG).is_file()
 
 
+def adapters_at(place: str, revision: str | None = None) -> Path | None:
+    """The folder of the adapters that a hub id or a folder holds in place of a model, None if it holds none.
+
+    Args:
+        place: hub id or folder.
+        revision: branch, tag or commit on the hub, from which their files are fetched.
+    """
+    from transformers.utils import cached_file
+
+    if Path(place).expanduser().exists():
+        return Path(place) if is_adapter_folder(place) else None
+    found = []
+    for name in (CONFIG, WEIGHTS):
+        try:
+            found.append(cached_file(place, name, revision=revision or "main"))
+        except (OSError, ValueError):  # reading it as a model, or its weights, will say what is wrong
+            break
+    return Path(found[0]).parent if found and found[0] else None
+
+
 def read_config(folder: str | Path, argument: str) -> dict[str, Any]:
     """The fields of `adapter_config.json`.
 

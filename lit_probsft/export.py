@@ -17,7 +17,15 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 
 from lit_probsft.adapters import CONFIG as ADAPTER_CONFIG
-from lit_probsft.adapters import is_adapter, is_adapter_folder, merged, stored_transposed, within, write_adapter
+from lit_probsft.adapters import (
+    adapters_at,
+    is_adapter,
+    is_adapter_folder,
+    merged,
+    stored_transposed,
+    within,
+    write_adapter,
+)
 from lit_probsft.disk import beside, reason, told
 from lit_probsft.errors import UserError
 from lit_probsft.lora import LoRA
@@ -320,16 +328,19 @@ def _check_target(out: Path, checkpoint: Path, overwrite: bool) -> None:
         )
 
 
-def check_named(lora: LoRA, kind: str | None, argument: str, name: str = "") -> None:
+def check_named(
+    lora: LoRA, kind: str | None, argument: str, name: str | None = None, revision: str | None = None
+) -> None:
     """Refuse adapters alone that could not say beside what they are to be loaded.
 
     Args:
         lora: as asked for.
         kind: class of the source of their base.
         argument: how they were asked for.
-        name: the base's.
+        name: the base's hub id or folder, if it has one.
+        revision: of a hub id.
     """
-    if lora.export == "adapter" and is_adapter_folder(name):
+    if lora.export == "adapter" and name and adapters_at(name, revision) is not None:
         raise UserError(
             f"{argument}: expected merged beside a base that is a folder of adapters itself, got adapter; to train "
             "those on, name their base and model.lora.start"

@@ -10,12 +10,13 @@ from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from lit_probsft.adapters import is_adapter_folder, merged, read_config, stored_transposed
+from lit_probsft.adapters import adapters_at, merged, read_config, stored_transposed
 from lit_probsft.data.tokenizers import read_tokenizer
 from lit_probsft.errors import UserError, near_matches
 from lit_probsft.head import HeadOutput, HeadRequest, HiddenRequest, ObjectiveHead
@@ -125,13 +126,13 @@ class PretrainedCausalLM(ModelSource):
     def load(
         self, tokenizer: PreTrainedTokenizerBase | None, dtype: torch.dtype, sharding: Sharding | None = None
     ) -> PreTrainedModel:
-        """The pretrained model; of a folder of adapters its base with the adapters merged into it."""
+        """The pretrained model; of adapters their base with the adapters merged into it."""
         from transformers import AutoModelForCausalLM
 
         place = self.model_name_or_path
         check_place(place)
-        if is_adapter_folder(place):
-            return self._merged(tokenizer, dtype, sharding)
+        if (folder := adapters_at(place, self.commit or self.revision)) is not None:
+            return self._merged(folder, tokenizer, dtype, sharding)
         wanted = dtype if self.dtype == "auto" else getattr(torch, self.dtype)
         tokens = self.new_tokens(tokenizer)
         longer = partial(grow, rows=rows_for(tokens)) if tokens else None
@@ -155,19 +156,23 @@ class PretrainedCausalLM(ModelSource):
         return _prepared(settled(model), self.gradient_checkpointing, self.compile)
 
     def _merged(
-        self, tokenizer: PreTrainedTokenizerBase | None, dtype: torch.dtype, sharding: Sharding | None
+        self,
+        folder: Path,
+        tokenizer: PreTrainedTokenizerBase | None,
+        dtype: torch.dtype,
+        sharding: Sharding | None,
     ) -> PreTrainedModel:
-        folder, argument = self.model_name_or_path, "model.model.model_name_or_path"
+        place, argument = self.model_name_or_path, "model.model.model_name_or_path"
         if sharding is not None or self.quantization != "none":
             raise UserError(
-                f"{argument}: expected a model, got a folder of adapters, {folder!r}, which cannot be merged into a "
+                f"{argument}: expected a model, got a folder of adapters, {place!r}, which cannot be merged into a "
                 "base that is cut or quantized; name the base here and the folder as model.lora.start"
             )
         base = read_config(folder, argument).get("base_model_name_or_path")
-        if not base or is_adapter_folder(base):
-            raise UserError(f"{argument}: expected adapters that name their base, {folder!r} names {base!r}")
+        if not base or adapters_at(base) is not None:
+            raise UserError(f"{argument}: expected adapters that name their base, {place!r} names {base!r}")
         model = replace(self, model_name_or_path=base, revision=None).load(tokenizer, dtype)
-        lora = replace(LoRA.of(folder, argument), start=folder)
+        lora = replace(LoRA.of(str(folder), argument), start=str(folder))
         return without_adapters(model, lora)
 
 

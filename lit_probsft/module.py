@@ -106,8 +106,8 @@ class ProbSFTModule(L.LightningModule):
                 "quantized matrices cannot be trained, got none"
             )
         if lora is not None:
-            name = model if isinstance(model, str) else getattr(model, "name", "")
-            check_named(lora, type(model).__name__, "model.lora.export", str(name))
+            place = model if isinstance(model, str) else getattr(model, "model_name_or_path", None)
+            check_named(lora, type(model).__name__, "model.lora.export", place, getattr(model, "revision", None))
             if lora.dora and getattr(model, "quantization", "none") == "int8":
                 raise UserError("model.lora.dora: expected nf4 or no quantization beside it, got int8")
         if normalize not in ("tokens", "sequence", "kept", "micro_batch"):

@@ -86,7 +86,7 @@ def model_commit(place: str, revision: str | None = None) -> str | None:
     now, the same for as long as this process lives; None for a local folder."""
     from transformers.utils import cached_file
 
-    for name in _FILES:
+    for name in (*_FILES, "adapter_config.json"):
         try:
             path = cached_file(place, name, revision=revision or "main")
         except (OSError, ValueError):  # loading it will say what is wrong

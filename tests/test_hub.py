@@ -18,8 +18,11 @@ from safetensors.torch import load
 from lit_probsft.cli import main
 from lit_probsft.data import ByteTokenizer, InstructionDataModule, Mixture, PretrainedTokenizer, Rows
 from lit_probsft.errors import UserError
+from lit_probsft.export import export_model
 from lit_probsft.hub import HubOptions, made_ready, upload
+from lit_probsft.lora import LoRA
 from lit_probsft.model import PretrainedCausalLM
+from lit_probsft.module import ProbSFTModule
 from tests import tiny
 from tests.hub import TOKEN, USER, Hub, Repo, connected, forget
 
@@ -75,6 +78,39 @@ def test_model_tokenizer_and_data_are_those_of_the_revision(hub: Hub, shelf: Any
     assert streamed is not None
     assert streamed() == wanted[0]
     assert rows.commits() == {"": commits[f"rows {branch}"]}
+
+
+def adapters_of(base: PretrainedCausalLM, out: Path) -> Any:
+    """A folder of adapters of that base, and the model that computes with them."""
+    lora = LoRA(r=2, export="adapter")
+    model = base.load(None, torch.float32)
+    lora.inject(model)
+    for name, parameter in model.named_parameters():
+        if ".lora_B." in name:
+            torch.nn.init.normal_(parameter, std=0.5)
+    export_model(model, ByteTokenizer().load(list), out, lora=lora, base=base)
+    return model
+
+
+def same_answers(one: Any, other: Any) -> bool:
+    ids = torch.tensor([[5, 6, 7, 8, 9]])
+    with torch.no_grad():
+        return torch.allclose(one(input_ids=ids).logits, other(input_ids=ids).logits, rtol=1e-5, atol=1e-5)
+
+
+def test_a_repository_of_adapters_is_its_base_with_them(hub: Hub, shelf: Any) -> None:
+    base = PretrainedCausalLM("you/tiny")
+    adapted = adapters_of(base, Path("adapters"))
+    assert not same_answers(adapted, base.load(None, torch.float32))
+    sha = hub.add("models", "me/adapters", Path("adapters"))
+    forget()
+    source = PretrainedCausalLM("me/adapters")
+    assert source.commit == sha
+    read = source.load(None, torch.float32)
+    assert same_answers(read, adapted)
+    assert read.state_dict().keys() == base.load(None, torch.float32).state_dict().keys()
+    with pytest.raises(UserError, match=r"model.lora.export: expected merged beside a base that is a folder of adap"):
+        ProbSFTModule(source, lora=LoRA(export="adapter"))
 
 
 def flags(*more: str) -> list[str]:
