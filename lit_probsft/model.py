@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal, TypeVar
 import torch
 from torch import Tensor, nn
 
-from lit_probsft.adapters import adapters_at, merged, read_config, stored_transposed
+from lit_probsft.adapters import adapters_at, is_adapter_folder, merged, read_config, stored_transposed
 from lit_probsft.data.tokenizers import read_tokenizer
 from lit_probsft.errors import UserError, near_matches
 from lit_probsft.head import HeadOutput, HeadRequest, HiddenRequest, ObjectiveHead
@@ -79,7 +79,7 @@ class PretrainedCausalLM(ModelSource):
 
     Args:
         model_name_or_path: hub id or folder.
-        revision: branch, tag or commit on the hub.
+        revision: branch, tag or commit on the hub; of adapters there their own, since they name that of their base.
         dtype: of the weights; `auto` is float32, the master weights, unless the trainer's precision is `bf16-true`.
         attn_implementation: `sdpa`, `eager`, `flash_attention_2` ..., as transformers names them; None lets it choose.
         gradient_checkpointing: recompute each decoder layer in backward; the head is never recomputed.
@@ -103,6 +103,11 @@ class PretrainedCausalLM(ModelSource):
             raise UserError(f"model.model.quantization: expected none, nf4 or int8, got {self.quantization!r}")
         if self.quantization != "none":
             check_installed()
+        if self.revision is not None and is_adapter_folder(self.model_name_or_path):
+            raise UserError(
+                f"model.model.revision: expected none beside a folder of adapters, whose adapter_config.json names "
+                f"that of their base, got {self.revision!r}"
+            )
 
     @property
     def name(self) -> str:
@@ -168,10 +173,11 @@ class PretrainedCausalLM(ModelSource):
                 f"{argument}: expected a model, got a folder of adapters, {place!r}, which cannot be merged into a "
                 "base that is cut or quantized; name the base here and the folder as model.lora.start"
             )
-        base = read_config(folder, argument).get("base_model_name_or_path")
-        if not base or adapters_at(base) is not None:
+        named = read_config(folder, argument)
+        base, revision = named.get("base_model_name_or_path"), named.get("revision")
+        if not base or adapters_at(base, revision) is not None:
             raise UserError(f"{argument}: expected adapters that name their base, {place!r} names {base!r}")
-        model = replace(self, model_name_or_path=base, revision=None).load(tokenizer, dtype)
+        model = replace(self, model_name_or_path=base, revision=revision).load(tokenizer, dtype)
         lora = replace(LoRA.of(str(folder), argument), start=str(folder))
         return without_adapters(model, lora)
 

@@ -113,6 +113,13 @@ def test_a_repository_of_adapters_is_its_base_with_them(hub: Hub, shelf: Any) ->
         ProbSFTModule(source, lora=LoRA(export="adapter"))
 
 
+def test_adapters_are_read_beside_the_revision_of_their_base(hub: Hub, shelf: Any) -> None:
+    adapted = adapters_of(PretrainedCausalLM("you/tiny", revision="v1"), Path("adapters"))
+    assert same_answers(PretrainedCausalLM("adapters").load(None, torch.float32), adapted)
+    with pytest.raises(UserError, match=r"model.model.revision: expected none beside a folder of adapters, .* 'main'"):
+        PretrainedCausalLM("adapters", revision="main")
+
+
 def flags(*more: str) -> list[str]:
     return [
         *("--name", "run", "--trainer.accelerator", "cpu", "--trainer.enable_progress_bar", "false"),
