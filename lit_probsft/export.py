@@ -32,6 +32,7 @@ from lit_probsft.lora import LoRA
 from lit_probsft.model import ModelSource, PretrainedCausalLM, RandomCausalLM
 from lit_probsft.parallel.sharding import plain_class
 from lit_probsft.quantization import dequantized, is_quantized, narrowest
+from lit_probsft.vocabulary import check_trained
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -123,13 +124,16 @@ def checkpoint_entry(
     card: Mapping[str, Any],
     lora: LoRA | None = None,
     base: Mapping[str, Any] | None = None,
+    new_tokens: Mapping[str, int] | None = None,
 ) -> dict[str, Any]:
     """What a checkpoint must hold beside the weights for `export_checkpoint` to work from it alone, or with the `base`
-    that it names where it holds nothing but adapters (see `describe_base`)."""
+    that it names where it holds nothing but adapters (see `describe_base`); `new_tokens` are those that the base does
+    not know."""
     return {
         "model_class": plain_class(model).__name__,
         "lora": None if lora is None else json.dumps(asdict(lora)),
         "base": None if base is None else json.dumps(base),
+        "new_tokens": dict(new_tokens or {}),
         "config": model.config.to_json_string(use_diff=False),
         "generation_config": None if model.generation_config is None else model.generation_config.to_json_string(),
         "tokenizer": {} if tokenizer is None else _tokenizer_files(tokenizer),
@@ -208,8 +212,11 @@ def export_checkpoint(
     described = None if entry.get("base") is None else json.loads(entry["base"])
     card = json.loads(entry["card"])
     if lora is not None and lora.export == "adapter":
-        check_named(lora, None if described is None else described["kind"], "--adapter")
-        source = None if described is None else PretrainedCausalLM(**described["fields"])
+        check_trained(entry.get("new_tokens") or {}, lora, "--adapter")
+        known = {} if described is None else described["fields"]
+        for name, revision in ((known.get("model_name_or_path"), known.get("revision")), (base, None)):
+            check_named(lora, None if described is None else described["kind"], "--adapter", name, revision)
+        source = None if described is None else PretrainedCausalLM(**known)
         source = PretrainedCausalLM(base) if base is not None else source
         write = partial(_write_adapter, weights=weights, lora=lora, base=source, model=shell)
         _write(out, write, entry["tokenizer"], {**card, "adapter": True})

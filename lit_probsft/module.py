@@ -126,6 +126,8 @@ class ProbSFTModule(L.LightningModule):
         self.reference = reference
         self.base_of_adapters: dict[str, Any] | None = None
         """How to load again what lies beside the adapters, where checkpoints hold those alone."""
+        self.new_tokens: dict[str, int] = {}
+        """Tokens that the model has been given rows for, by their texts."""
         self._frozen: FrozenModel | None = None  # no submodule: neither trained nor saved
         self._frozen_fingerprint: str | None = None
         self.train_means = TokenMeans(objective)
@@ -144,7 +146,6 @@ class ProbSFTModule(L.LightningModule):
         self.changes_told = False  # to the user: what a run that goes on does otherwise
         self.stop_wanted = False  # was the trainer asked to stop in the midst of a window, at whose end it will?
         self._chosen: list[dict[str, Any]] = []
-        self._given: set[str] = set()  # tokens that a model which was handed in has been given rows for
         self._readings: dict[str, float] = {}
         self._grad_norm: Tensor | None = None
         self._lr = math.nan
@@ -163,17 +164,18 @@ class ProbSFTModule(L.LightningModule):
         dtype = torch.bfloat16 if str(self.trainer.precision) == "bf16-true" else torch.float32
         tokenizer = getattr(datamodule, "tokenizer", None)
         if self.source is not None and self.model is None:
-            tokens = self.source.new_tokens(tokenizer)
+            tokens = dict(self.source.new_tokens(tokenizer))
             check_trained(tokens, self.lora)
+            self.new_tokens = tokens
             model = self.source.load(tokenizer, dtype, sharding)
             self.model = self._with_head(model, sharding, tokens)
             self._load_reference(dtype, sharding)
         else:
             if self.source is None:  # handed in, and perhaps trained before by this very module
-                tokens = {text: id for text, id in added_to(tokenizer).items() if text not in self._given}
+                tokens = {text: id for text, id in added_to(tokenizer).items() if text not in self.new_tokens}
                 check_trained(tokens, self.lora)
                 extend(self.model, tokens)
-                self._given.update(tokens)
+                self.new_tokens.update(tokens)
             self._load_reference(dtype, sharding)  # a copy of the model, before that is cut
             self.model = self.model if sharding is None else sharding.whole(self.model)
         if isinstance(self.trainer.strategy, DeepSpeed):  # which writes the weights itself

@@ -325,7 +325,7 @@ class RunRecord(Callback):
         tokenizer = datamodule_of(trainer).tokenizer
         card = run_card(self.content, self.run.path.name)
         checkpoint[CHECKPOINT_KEY] = checkpoint_entry(
-            pl_module.model, tokenizer, card, pl_module.lora, pl_module.base_of_adapters
+            pl_module.model, tokenizer, card, pl_module.lora, pl_module.base_of_adapters, pl_module.new_tokens
         )
 
 

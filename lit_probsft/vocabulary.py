@@ -45,15 +45,16 @@ def new_to(tokenizer: Any, own: Callable[[], Any]) -> dict[str, int]:
     return {text: id for text, id in added.items() if known.get(text) != id}
 
 
-def check_trained(tokens: Mapping[str, int], lora: Any) -> None:
+def check_trained(tokens: Mapping[str, int], lora: Any, argument: str = "model.lora.export") -> None:
     """Refuse to add tokens whose rows would stay as they begin.
 
     Args:
         tokens: new to the model.
         lora: adapters, or None where all weights are trained.
+        argument: how adapters alone were asked for.
 
     Raises:
-        UserError: naming what trains them.
+        UserError: naming what trains them, or that adapters alone could not be loaded.
     """
     if tokens and lora is not None and not getattr(lora, "modules_to_save", None):
         raise UserError(
@@ -63,7 +64,7 @@ def check_trained(tokens: Mapping[str, int], lora: Any) -> None:
         )
     if tokens and lora is not None and getattr(lora, "export", "merged") == "adapter":
         raise UserError(
-            "model.lora.export: expected merged beside data.add_tokens, since the model that the adapters belong to "
+            f"{argument}: expected merged beside data.add_tokens, since the model that the adapters belong to "
             "has no rows for them, got adapter"
         )
 

@@ -447,3 +447,23 @@ def test_a_checkpoint_of_adapters_is_validated_beside_its_base_alone(tmp_path: P
         nll(tiny.source(seed=5), lora, ckpt_path=path)
     with pytest.raises(UserError, match="^--ckpt_path: .*got no model.lora"):
         nll(tiny.source(), None, ckpt_path=path)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("grown", [False, True])
+def test_adapters_alone_are_not_exported_where_nothing_could_load_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, grown: bool
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    path, flags = run_config(tmp_path), ["--model.lora", "LoRA", "--model.lora.r", "2"]
+    if grown:
+        flags += ["--model.lora.modules_to_save", "[embed_tokens,lm_head]", "--data.add_tokens", "['<think>']"]
+        message = "since the model that the adapters belong to has no rows for them, got adapter"
+    else:
+        flags += ["--model.model.init_args.model_name_or_path", str(folder_of(tmp_path))]
+        message = "a base that is a folder of adapters itself, got adapter"
+    main(["fit", "--config", path, "--trainer.max_steps", "1", *flags])
+    with pytest.raises(UserError, match=f"^--adapter: expected merged beside .*{message}"):
+        main(["export", "runs/tiny/checkpoints/last.ckpt", "out", "--adapter"])
+    assert not Path("out").exists()
+    main(["export", "runs/tiny/checkpoints/last.ckpt", "out", "--merged"])
