@@ -101,6 +101,7 @@ class ProbSFTCLI(LightningCLI):
     def __init__(self, args: Sequence[str]) -> None:
         self.command, self._args = args[0], list(args)
         self._checkpoint: dict[str, Any] = {}
+        self._began_with: tuple[str | None] | None = None
         self._lent_tokenizer = False
         self._validate_every: Every | None = None
         self.hub: HubOptions | None = None
@@ -234,6 +235,11 @@ class ProbSFTCLI(LightningCLI):
             rank_zero_info(f"{self.command}: {folder} does not exist yet, taking the base model")
             return
         rank_zero_info(f"{self.command}: weights and tokenizer of {folder}")
+        source, lora = config.model.init_args.model, config.model.init_args.get("lora")
+        reference = config.model.init_args.get("reference")
+        anchored = isinstance(reference, Namespace) and reference.get("model") is None
+        if anchored:  # what was trained is compared with what it began as, adapters among it
+            self._began_with = (lora.get("init_args", lora).get("start") if isinstance(lora, Namespace) else None,)
         if is_adapter_folder(folder):  # beside the configuration's model, under any strategy
             config.data.init_args.tokenizer = str(folder)
             start = dataclasses.asdict(LoRA.of(str(folder), "--weights")) | {"start": str(folder)}
@@ -241,10 +247,8 @@ class ProbSFTCLI(LightningCLI):
             return
         if "lora" in config.model.init_args:
             config.model.init_args.lora = None  # it is merged
-        source = config.model.init_args.model
-        reference = config.model.init_args.get("reference")
-        if isinstance(reference, Namespace) and reference.get("model") is None:
-            reference.model = source  # what was trained is compared with what it began as
+        if anchored:
+            reference.model = source
         options = source.init_args if isinstance(source, Namespace) else Namespace()
         kept = {k: options[k] for k in ("dtype", "attn_implementation", "trust_remote_code") if k in options}
         config.model.init_args.model = Namespace(
@@ -271,6 +275,8 @@ class ProbSFTCLI(LightningCLI):
                 f"model.objective: expected a class decorated with @dataclass(frozen=True), "
                 f"{type(self.model.objective).__name__} is not"
             )
+        if self._began_with is not None:
+            self.model.began_with = self._began_with[0]
         if self.command == "fit":
             self._check_optimizer()
             self._make_hub_ready()

@@ -124,6 +124,8 @@ class ProbSFTModule(L.LightningModule):
         self.fitted = Fitted(objective)
         """What the objective reads of the model before training, and of the steps so far."""
         self.reference = reference
+        self.began_with = lora.start if lora is not None and reference.model is None else None
+        """The folder of adapters that are part of the reference, since training began with them."""
         self.base_of_adapters: dict[str, Any] | None = None
         """How to load again what lies beside the adapters, where checkpoints hold those alone."""
         self.new_tokens: dict[str, int] = {}
@@ -219,14 +221,15 @@ class ProbSFTModule(L.LightningModule):
             return
         strategy = None if trainer is None else trainer.strategy
         source, wanted = self.reference.source_beside(self.source), self.reference.dtype_beside(self.model.dtype)
-        if self.lora is not None and not self.lora.modules_to_save and self.reference.model is None:
+        bare = self.lora is not None and not self.lora.modules_to_save and self.began_with is None
+        if bare and self.reference.model is None:
             self._frozen = FrozenModel(self.model, adapted=True)
         elif source is None:
             self._frozen = copied(self.model, wanted, sharding)
         else:
             tokenizer = getattr(self.datamodule, "tokenizer", None)
             own = self.reference.model is not None
-            self._frozen = load_reference(source, tokenizer, dtype, wanted, sharding, own=own)
+            self._frozen = load_reference(source, tokenizer, dtype, wanted, sharding, own=own, adapters=self.began_with)
         check_reference(self._frozen.model, self.model)
         device = self.device if strategy is None else strategy.root_device
         if self._frozen.model is not self.model and not getattr(strategy, "cpu_offload", False):
@@ -239,6 +242,7 @@ class ProbSFTModule(L.LightningModule):
             return {}
         source = self.reference.source_beside(self.source)
         name = "the model handed in" if source is None else source.name
+        name += "" if self.began_with is None else f" with the adapters in {self.began_with}"
         dtype = str(self._frozen.model.dtype).removeprefix("torch.")
         commit = None if source is None else source.commit
         found = {"name": name, "dtype": dtype, "weights": self._frozen_fingerprint}

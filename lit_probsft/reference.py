@@ -20,7 +20,15 @@ from torch import Tensor
 from lit_probsft.adapters import adapters_off
 from lit_probsft.errors import UserError
 from lit_probsft.logits import Outputs
-from lit_probsft.model import ModelSource, PretrainedCausalLM, install_head, outputs_of, source_of
+from lit_probsft.lora import LoRA
+from lit_probsft.model import (
+    ModelSource,
+    PretrainedCausalLM,
+    install_head,
+    outputs_of,
+    source_of,
+    without_adapters,
+)
 from lit_probsft.packs import Packs
 from lit_probsft.parallel.sharding import Sharding, is_partitioned, local_part
 
@@ -34,8 +42,9 @@ class Reference:
 
     Args:
         model: where it comes from, with the trained model's vocabulary; None is the trained model's own source, that is
-            the model before training. With LoRA that takes no second copy, unless modules are trained whole: the
-            adapters are switched off. A second copy is not quantized.
+            the model before training, with the adapters of `model.lora.start`. With LoRA that takes no second copy,
+            unless there are such, or modules are trained whole: the adapters are switched off. A second copy is not
+            quantized.
         dtype: of its weights and its computation; `auto` is bfloat16, or float64 beside a model in float64.
     """
 
@@ -125,6 +134,7 @@ def load_reference(
     sharding: Sharding | None,
     *,
     own: bool = False,
+    adapters: str | None = None,
 ) -> FrozenModel:
     """Load it.
 
@@ -135,13 +145,22 @@ def load_reference(
         dtype: of the reference.
         sharding: of the trainer's strategy.
         own: it is named as the reference, and not the model before training.
+        adapters: a folder of them, that are part of it: merged into it, or beside it where it is cut.
     """
     try:
         model = without_training(source, dtype).load(tokenizer, trained, sharding)
     except UserError as error:
         where = "model.reference.model" if own else "model.model"
         raise UserError(str(error).replace("model.model", where, 1)) from error
-    model = (model if sharding is None else sharding.whole(model)).to(dtype)
+    lora = None if adapters is None else dataclasses.replace(LoRA.of(adapters, "model.lora.start"), start=adapters)
+    if sharding is not None:
+        model = sharding.whole(model)
+        if lora is not None:
+            lora.inject(model, sharding)
+            sharding.added(model)
+    elif lora is not None:
+        model = without_adapters(model, lora)
+    model = model.to(dtype)
     install_head(model)
     return FrozenModel(model)
 

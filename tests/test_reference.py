@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +16,7 @@ from lit_probsft.cli import main
 from lit_probsft.data import ByteTokenizer
 from lit_probsft.disk import remove
 from lit_probsft.errors import UserError
+from lit_probsft.export import export_model
 from lit_probsft.lora import LoRA
 from lit_probsft.model import ModelSource, PretrainedCausalLM
 from lit_probsft.module import ProbSFTModule
@@ -138,6 +140,32 @@ def test_the_reference_of_adapters_is_the_model_without_them() -> None:
     torch.testing.assert_close(output.token_losses + output.log_probs, kl, rtol=1e-9, atol=1e-14)
     assert model.training
     assert {name: p.requires_grad for name, p in model.named_parameters()} == changed
+
+
+def started(folder: Path, **options: Any) -> LoRA:
+    """Adapters to start with, far from zero, of the tiny model."""
+    lora = LoRA(r=2, export="adapter", **options)
+    model = tiny.model()
+    lora.inject(model)
+    disturb(model)
+    export_model(model, ByteTokenizer().load(list), folder, lora=lora, base=PretrainedCausalLM("base"))
+    return replace(lora, start=str(folder), export="merged")
+
+
+@pytest.mark.parametrize("whole", [[], ["embed_tokens", "lm_head"]])
+@pytest.mark.parametrize("handed", [False, True])
+def test_training_begins_at_the_reference_where_it_begins_with_adapters(
+    rows: Path, tmp_path: Path, whole: list[str], handed: bool
+) -> None:
+    lora, exact = started(tmp_path / "start", modules_to_save=whole), Reference(dtype="float32")
+    first = []
+    for objective in (NLL(), Anchored(NLL(), 1000.0)):
+        model = tiny.model() if handed else None
+        module = fitted(rows, objective, model, lora=lora, reference=exact, max_steps=1)
+        first.append(module.losses[0])
+    assert first[1] == pytest.approx(first[0], abs=1e-3)  # a divergence of 1e-6 at most
+    without = fitted(rows, NLL(), lora=replace(lora, start=None), max_steps=1)
+    assert abs(without.losses[0] - first[0]) > 1e-4
 
 
 def test_a_weight_of_zero_is_the_base_to_the_bit(rows: Path) -> None:
@@ -286,6 +314,27 @@ def test_a_bf16_reference_is_close(rows: Path) -> None:
 def test_random_weights_are_those_of_the_trained_model_whatever_the_dtype() -> None:
     frozen = load_reference(tiny.source(), ByteTokenizer().load(list), torch.float32, torch.float64, None)
     assert torch.equal(frozen.model.lm_head.weight, tiny.model().lm_head.weight.double())
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("form", ["merged", "adapter"])
+def test_what_began_with_adapters_is_validated_against_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, form: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    tiny.model().save_pretrained("base")
+    ByteTokenizer().load(list).save_pretrained("base")
+    started(tmp_path / "start")
+    anchored = {"class_path": "Anchored", "init_args": {"base": {"class_path": "NegP"}, "weight": 500.0}}
+    path = str(config(tmp_path, model__model="base", model__objective=anchored, model__reference={"dtype": "float32"}))
+    flags = ["--model.lora", "LoRA", "--model.lora.r", "2", "--model.lora.start", str(tmp_path / "start")]
+    flags += ["--model.lora.export", form]
+    after = main(["fit", "--config", path, *flags]).trainer.callback_metrics
+    record = json.loads((tmp_path / "runs/tiny/run.json").read_text())["reference"]
+    assert record["name"] == f"base with the adapters in {tmp_path / 'start'}"
+    again = main(["validate", "--config", path, *flags]).trainer.callback_metrics
+    assert float(after["val/loss"]) > 1 - float(after["val/mean_p"]) + 1e-2
+    assert float(again["val/loss"]) == pytest.approx(float(after["val/loss"]), rel=1e-4)
 
 
 @pytest.mark.slow
