@@ -20,11 +20,11 @@ from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from lightning.pytorch.strategies.launchers.subprocess_script import _SubprocessScriptLauncher
-from lightning.pytorch.utilities import rank_zero_info
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 import lit_probsft.data.choices
 import lit_probsft.data.mixture  # noqa: F401  by their short names the parser finds only what is imported
-from lit_probsft.adapters import is_adapter_folder
+from lit_probsft.adapters import is_adapter_folder, read_config
 from lit_probsft.callbacks import PredictionWriter, ProgressBar, Throughput
 from lit_probsft.changes import TokenChanges
 from lit_probsft.checks import (
@@ -243,6 +243,10 @@ class ProbSFTCLI(LightningCLI):
         if is_adapter_folder(folder):  # beside the configuration's model, under any strategy
             config.data.init_args.tokenizer = str(folder)
             start = dataclasses.asdict(LoRA.of(str(folder), "--weights")) | {"start": str(folder)}
+            theirs = read_config(folder, "--weights").get("base_model_name_or_path")
+            ours = source.init_args.get("model_name_or_path") if isinstance(source, Namespace) else source
+            if theirs and ours and Path(theirs).resolve() != Path(ours).resolve():
+                rank_zero_warn(f"--weights: the adapters in {folder} are of {theirs}, model.model is {ours}")
             config.model.init_args.lora = Namespace(**start)
             return
         if "lora" in config.model.init_args:
