@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -17,6 +18,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from lit_probsft.adapters import adapters_off, is_adapter, peft_name
 from lit_probsft.cli import main
 from lit_probsft.data import ByteTokenizer
+from lit_probsft.data.tokenizers import read_tokenizer
 from lit_probsft.errors import UserError
 from lit_probsft.export import export_model
 from lit_probsft.head import HeadRequest
@@ -467,3 +469,31 @@ def test_adapters_alone_are_not_exported_where_nothing_could_load_them(
         main(["export", "runs/tiny/checkpoints/last.ckpt", "out", "--adapter"])
     assert not Path("out").exists()
     main(["export", "runs/tiny/checkpoints/last.ckpt", "out", "--merged"])
+
+
+def test_adapters_without_a_tokenizer_have_that_of_their_base(tmp_path: Path) -> None:
+    out = folder_of(tmp_path)
+    for file in [*out.glob("tokenizer*"), *out.glob("*.jinja")]:
+        file.unlink()
+    (tmp_path / "base" / "chat_template.jinja").write_text("{{ 'of the base' }}")
+    assert read_tokenizer(str(out)).chat_template == "{{ 'of the base' }}"
+    (out / "tokenizer.json").write_text("damaged")
+    with pytest.raises(UserError, match="name_or_path: expected a folder or a hub id that holds a tokenizer"):
+        read_tokenizer(str(out))
+
+
+@pytest.mark.slow
+def test_adapters_beside_another_base_are_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recwarn: pytest.WarningsRecorder
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    out, path = folder_of(tmp_path), run_config(tmp_path)
+    (tmp_path / "link").symlink_to("base")
+    same, other = (["--model.model.init_args.model_name_or_path", name] for name in ("link", "other"))
+    shutil.copytree("base", "other")
+    told = []
+    for flags in (same, other):
+        recwarn.clear()
+        main(["validate", "--config", path, "--weights", str(out), *flags])
+        told.append([str(w.message) for w in recwarn if str(w.message).startswith("--weights")])
+    assert told == [[], [f"--weights: the adapters in {out} are of {tmp_path / 'base'}, model.model is other"]]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import re
 from abc import ABC, abstractmethod
@@ -10,6 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
+from lit_probsft.adapters import adapters_at, read_config
 from lit_probsft.errors import UserError, near_matches
 from lit_probsft.remote import model_commit, refused_code, warn_of_code
 
@@ -86,7 +88,8 @@ class PretrainedTokenizer(TokenizerSource):
 
 
 def read_tokenizer(name_or_path: str, revision: str | None = None, trust_remote_code: bool = False) -> Any:
-    """A tokenizer as it lies on the hub or in a folder. Arguments as `PretrainedTokenizer`.
+    """A tokenizer as it lies on the hub or in a folder; beside adapters without one that of their base. Arguments as
+    `PretrainedTokenizer`.
 
     Raises:
         UserError: there is none, or its own code would have to run.
@@ -105,12 +108,30 @@ def read_tokenizer(name_or_path: str, revision: str | None = None, trust_remote_
         revision = model_commit(place, revision) or revision or "main"
         return AutoTokenizer.from_pretrained(place, revision=revision, trust_remote_code=trust_remote_code)
     except Exception as error:  # a missing file, a refused connection and a broken file share no base class
+        if (base := _base_of_adapters(place, revision)) is not None:
+            return read_tokenizer(*base, trust_remote_code)
         hint = near_matches(name_or_path, ["ByteTokenizer", "BPETokenizer"])
         said = next(iter(str(error).splitlines()), "")
         why = f": {said}" if said and not said.endswith(": ") else ", which has none that can be read"
         raise refused_code(error, "trust_remote_code", place, revision) or UserError(
             f"name_or_path: expected a folder or a hub id that holds a tokenizer, got {name_or_path!r}{why}{hint}"
         ) from error
+
+
+def _base_of_adapters(place: str, revision: str | None) -> tuple[str, str | None] | None:
+    """Name and revision of their base, of adapters that lie without a tokenizer."""
+    from transformers.utils import cached_file
+
+    folder = adapters_at(place, revision)
+    if folder is None:
+        return None
+    for name in ("tokenizer_config.json", "tokenizer.json"):
+        with contextlib.suppress(OSError, ValueError):
+            if cached_file(place, name, revision=revision or "main"):
+                return None  # one that cannot be read
+    named = read_config(folder, "name_or_path")
+    base = named.get("base_model_name_or_path")
+    return None if not base or adapters_at(base, named.get("revision")) else (base, named.get("revision"))
 
 
 @dataclass(frozen=True)
