@@ -103,7 +103,7 @@ class EarlyStop(Callback):
             return None
         if self._exhausted:
             by = f" by more than {self.options.min_delta:g} nats" if self.options.min_delta else ""
-            best = f"its best was {self.best:.4g} nats after step {self.best_step}"
+            best = f"the last fall was to {self.best:.4g} nats after step {self.best_step}"
             return f"{MONITOR} has not fallen{by} in {_validations(self.waited)}; {best}"
         for other in self._others:
             if other.stopping_reason_message:

@@ -8,8 +8,8 @@ from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
-from lit_probsft.errors import UserError, first_line, near_matches
-from lit_probsft.remote import refused_code
+from lit_probsft.errors import UserError, first_line
+from lit_probsft.remote import missing_folder, refused_code
 
 _PLACE = "model.model.model_name_or_path"
 
@@ -23,9 +23,8 @@ def check_place(place: str) -> None:
     folder = Path(place).expanduser()
     if folder.is_file() or not place:
         raise UserError(f"{_PLACE}: expected a hub id or a folder, got {place!r}")
-    if place.startswith((".", "/", "~")) and not folder.is_dir():
-        names = [entry.name for entry in folder.parent.iterdir()] if folder.parent.is_dir() else []
-        hint = near_matches(folder.name, names)
+    local, hint = missing_folder(place)
+    if local:
         raise UserError(f"{_PLACE}: expected a hub id or a folder, there is none at {str(folder)!r}.{hint}")
 
 

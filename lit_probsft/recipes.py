@@ -64,7 +64,8 @@ def copy(name: str, out: Path, *, overwrite: bool = False) -> list[Path]:
     try:
         for part, target in targets.items():
             target.parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(part, target)
+            if not (target.exists() and target.samefile(part)):
+                shutil.copyfile(part, target)
     except OSError as error:
         raise UserError(f"OUT: expected a folder that can be written to, got {str(out)!r}: {error.strerror}") from error
     return list(targets.values())

@@ -8,10 +8,23 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from lit_probsft.errors import UserError
+from lit_probsft.errors import UserError, near_matches
 
 _FILES = ("config.json", "tokenizer_config.json")
 _SNAPSHOT = re.compile(r"/snapshots/([0-9a-f]{40})/")
+
+
+def missing_folder(place: str) -> tuple[bool, str]:
+    """Is `place` a folder that is not there, and no id on the hub; and folders beside it that are like it, as a hint.
+
+    `runs/quickstrt` could be either: it is a folder where `runs/` has a name like that.
+    """
+    path = Path(place).expanduser()
+    if path.is_dir():
+        return False, ""
+    names = [entry.name for entry in path.parent.iterdir()] if "/" in place and path.parent.is_dir() else []
+    hint = near_matches(path.name, names)
+    return bool(hint) or place.startswith((".", "/", "~")) or place.count("/") > 1, hint
 
 
 def custom_code(place: str, revision: str | None = None) -> list[str]:

@@ -145,6 +145,8 @@ def _came_to(record: Mapping[str, Any]) -> list[str]:
     seen, mean_p = record["validations"], record["metrics"].get("val/mean_p")
     if "first" in seen:
         first, best, last = seen["first"], seen["best"], seen["last"]
+        if last["step"] == first["step"]:
+            return [f"val/nll {first['nll']:.3f} nats after step {first['step']}, not measured since"]
         text = f"val/nll {first['nll']:.3f} -> {last['nll']:.3f} nats"
         text += f", mean p {mean_p:.3f}" if mean_p is not None else ""
         text += f"; the best was {best['nll']:.3f} after step {best['step']}" if best["step"] != last["step"] else ""

@@ -81,7 +81,7 @@ def test_your_own_rows_train_as_the_readme_says(tmp_path: Path, monkeypatch: pyt
     monkeypatch.chdir(tmp_path)
     tiny.write_rows(tmp_path / "my.jsonl", 40)
     cli = run(the_command("my.jsonl"))
-    assert cli.model.objective == objectives.Threshold(objectives.NegP(), 0.1)
+    assert cli.model.objective == objectives.Power(0.3)
     record = json.loads((tmp_path / "runs" / "mine" / "run.json").read_text())
     assert record["data"]["validation"]["kept"] == 2
 

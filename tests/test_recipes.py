@@ -111,3 +111,11 @@ def test_an_installed_wheel_has_all_that_the_clone_has(tmp_path: Path) -> None:
     )
     assert done.stdout.splitlines()[-1] == "python -m lit_probsft fit --config configs/quickstart.yaml"
     assert (tmp_path / "configs/parts/objective/nll.yaml").exists()
+
+
+def test_a_copy_onto_itself_changes_nothing() -> None:
+    """As in a clone, whose ./configs is the package's."""
+    before = {path: path.read_bytes() for path in recipes.folder().rglob("*.yaml")}
+    written = recipes.copy("quickstart", recipes.folder())
+    assert written
+    assert {path: path.read_bytes() for path in recipes.folder().rglob("*.yaml")} == before

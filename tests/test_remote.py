@@ -163,3 +163,12 @@ def test_code_from_another_repository_is_named_as_such(odd: Path) -> None:
     change(odd / "config.json", auto_map={"AutoConfig": "you/there--configuration_there.TheirConfig"})
     with pytest.warns(match=r"configuration_there.py of you/there, .*; no revision pins configuration_there"):
         remote.warn_of_code("x", str(odd))
+
+
+def test_a_folder_that_is_misspelt_is_not_asked_of_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs" / "quickstart").mkdir(parents=True)
+    assert missing_folder("runs/quickstrt") == (True, " Did you mean 'quickstart'?")
+    assert missing_folder("runs/quickstart") == (False, "")
+    assert missing_folder("me/model") == missing_folder("runs/something-else") == missing_folder("gpt2") == (False, "")
+    assert missing_folder("./gpt2") == missing_folder("a/b/c") == (True, "")

@@ -11,9 +11,8 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from lit_probsft.adapters import adapters_at, read_config
 from lit_probsft.errors import UserError, near_matches
-from lit_probsft.remote import model_commit, refused_code, warn_of_code
+from lit_probsft.remote import missing_folder, model_commit, refused_code, warn_of_code
 
 PAD, TURN_START, TURN_END = "<|pad|>", "<|im_start|>", "<|im_end|>"
 
@@ -96,11 +95,10 @@ def read_tokenizer(name_or_path: str, revision: str | None = None, trust_remote_
     """
     from transformers import AutoTokenizer
 
-    looks_local = name_or_path.startswith((".", "/", "~")) or name_or_path.count("/") > 1
     path = Path(name_or_path).expanduser()
-    if looks_local and not path.exists():
-        names = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
-        raise UserError(f"name_or_path: no such folder: {name_or_path!r}.{near_matches(path.name, names)}")
+    local, hint = missing_folder(name_or_path)
+    if local:
+        raise UserError(f"name_or_path: no such folder: {name_or_path!r}.{hint}")
     place = str(path) if path.exists() else name_or_path
     if trust_remote_code:
         warn_of_code("trust_remote_code", place, revision)
@@ -121,6 +119,8 @@ def read_tokenizer(name_or_path: str, revision: str | None = None, trust_remote_
 def _base_of_adapters(place: str, revision: str | None) -> tuple[str, str | None] | None:
     """Name and revision of their base, of adapters that lie without a tokenizer."""
     from transformers.utils import cached_file
+
+    from lit_probsft.adapters import adapters_at, read_config
 
     folder = adapters_at(place, revision)
     if folder is None:
