@@ -168,7 +168,9 @@ def test_code_from_another_repository_is_named_as_such(odd: Path) -> None:
 def test_a_folder_that_is_misspelt_is_not_asked_of_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "runs" / "quickstart").mkdir(parents=True)
-    assert missing_folder("runs/quickstrt") == (True, " Did you mean 'quickstart'?")
-    assert missing_folder("runs/quickstart") == (False, "")
-    assert missing_folder("me/model") == missing_folder("runs/something-else") == missing_folder("gpt2") == (False, "")
-    assert missing_folder("./gpt2") == missing_folder("a/b/c") == (True, "")
+    assert remote.missing_folder("runs/quickstrt") == (True, " Did you mean 'quickstart'?")
+    assert remote.missing_folder("runs/quickstart") == (False, "")
+    for place in ("me/model", "runs/something-else", "gpt2"):
+        assert remote.missing_folder(place) == (False, "")
+    for place in ("./gpt2", "a/b/c"):
+        assert remote.missing_folder(place) == (True, "")
