@@ -149,4 +149,6 @@ class PredictionWriter(Callback):
         if trainer.is_global_zero:
             lines = [json.dumps(rows[document], ensure_ascii=False) + "\n" for document in sorted(rows)]
             write_text(self.path, "".join(lines))
-            rank_zero_info(f"{len(rows)} answers in {self.path}")
+            empty = sum(not row["answer"] for row in rows.values())
+            ends = f"; {empty} of them are empty, where the model ends its turn at once" if empty else ""
+            rank_zero_info(f"{len(rows)} answers in {self.path}{ends}")

@@ -8,6 +8,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -15,6 +16,7 @@ import torch
 import yaml
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
+from lit_probsft.callbacks import PredictionWriter
 from lit_probsft.cli import main
 from lit_probsft.errors import UserError
 from lit_probsft.runs import RunFolder
@@ -597,3 +599,12 @@ def test_the_shell_gets_status_2_one_line_and_no_traceback(tmp_path: Path) -> No
     assert done.returncode == 2
     assert done.stderr.startswith("lit_probsft: error: CKPT")
     assert len(done.stderr.strip().splitlines()) == 1
+
+
+def test_answers_that_are_empty_are_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    writer = PredictionWriter(tmp_path / "predictions.jsonl")
+    writer._rows = {index: {"index": index, "answer": answer} for index, answer in enumerate(["", "a", ""])}
+    with caplog.at_level("INFO"):
+        writer.on_predict_epoch_end(SimpleNamespace(world_size=1, is_global_zero=True), None)  # type: ignore[arg-type]
+    assert "3 answers in" in caplog.text
+    assert "2 of them are empty" in caplog.text
