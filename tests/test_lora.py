@@ -17,7 +17,6 @@ from lit_probsft.export import export_model
 from lit_probsft.head import HeadRequest
 from lit_probsft.lora import LoRA
 from lit_probsft.model import RandomCausalLM, forward_with_objective
-from lit_probsft.module import ProbSFTModule
 from lit_probsft.objectives import NLL
 from lit_probsft.optim import Schedule
 from lit_probsft.parallel.checkpoints import CheckpointOptions, Checkpoints
@@ -158,18 +157,8 @@ def test_the_named_matrices_of_all_layers_are_adapted_and_no_other(targets: Any,
     assert len(found) == 2 * len(ends)
 
 
-class Counted(ProbSFTModule):
-    def __init__(self, *args: Any, **options: Any) -> None:
-        super().__init__(*args, **options)
-        self.losses: list[float] = []
-
-    def on_train_batch_end(self, *args: Any) -> None:
-        super().on_train_batch_end(*args)
-        self.losses.append(float(self.trainer.callback_metrics["train/loss"]))
-
-
-def fit(rows: Path, *, lora: LoRA = LoRA(r=4), ckpt_path: Path | None = None, **options: Any) -> Counted:  # noqa: B008
-    module = Counted(
+def fit(rows: Path, *, lora: LoRA = LoRA(r=4), ckpt_path: Path | None = None, **options: Any) -> tiny.Counted:  # noqa: B008
+    module = tiny.Counted(
         tiny.source(),
         optimizer=lambda p: torch.optim.AdamW(p, lr=1e-2, weight_decay=0.1),
         schedule=Schedule("constant", warmup=0),

@@ -42,20 +42,12 @@ def source(base: Path, quantization: Any = "nf4", **options: Any) -> PretrainedC
     return PretrainedCausalLM(str(base), quantization=quantization, **options)
 
 
-class Counted(ProbSFTModule):
-    def __init__(self, *args: Any, **options: Any) -> None:
-        super().__init__(*args, **options)
-        self.losses: list[float] = []
-
-    def on_train_batch_end(self, *args: Any) -> None:
-        super().on_train_batch_end(*args)
-        self.losses.append(float(self.trainer.callback_metrics["train/loss"]))
-
-
-def fit(rows: Path, source: PretrainedCausalLM, lora: LoRA, ckpt_path: Path | None = None, **options: Any) -> Counted:
+def fit(
+    rows: Path, source: PretrainedCausalLM, lora: LoRA, ckpt_path: Path | None = None, **options: Any
+) -> tiny.Counted:
     objective = options.pop("objective", NLL())
     adamw = lambda p: torch.optim.AdamW(p, lr=5e-3)  # noqa: E731
-    module = Counted(source, objective, optimizer=adamw, schedule=Schedule("constant", warmup=0), lora=lora)
+    module = tiny.Counted(source, objective, optimizer=adamw, schedule=Schedule("constant", warmup=0), lora=lora)
     tiny.trainer(**options).fit(module, datamodule=tiny.data(rows), ckpt_path=ckpt_path)
     return module
 

@@ -101,3 +101,15 @@ def fit(
 
 def weights(module: ProbSFTModule) -> dict[str, torch.Tensor]:
     return {name: value.detach().clone() for name, value in module.model.state_dict().items()}
+
+
+class Counted(ProbSFTModule):
+    """Keeps the loss of every step."""
+
+    def __init__(self, *args: Any, **options: Any) -> None:
+        super().__init__(*args, **options)
+        self.losses: list[float] = []
+
+    def on_train_batch_end(self, *args: Any) -> None:
+        super().on_train_batch_end(*args)
+        self.losses.append(float(self.trainer.callback_metrics["train/loss"]))
