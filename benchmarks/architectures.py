@@ -17,8 +17,9 @@ import torch
 from torch import Tensor
 
 from benchmarks import harness
-from lit_probsft.head import HeadRequest
-from lit_probsft.model import RandomCausalLM, forward_with_objective, install_head
+from lit_probsft.head.layer import HeadRequest
+from lit_probsft.model.forward import forward_with_objective, install_head
+from lit_probsft.model.sources import RandomCausalLM
 from lit_probsft.objectives import NLL, NegP, Objective
 
 SMALL = {

@@ -23,8 +23,8 @@ import torch
 from benchmarks import harness
 from benchmarks.step import MODELS, POOL, counts, lightning_loop, make_data
 from lit_probsft import RandomCausalLM
-from lit_probsft.analysis.capability import Probe, TrainingRows
-from lit_probsft.module import ProbSFTModule
+from lit_probsft.cli.capability import Probe, TrainingRows
+from lit_probsft.training.module import ProbSFTModule
 
 PROBE, TRAINING = "probe", "training, Trainer.fit"
 

@@ -20,8 +20,8 @@ import torch
 import yaml
 
 from benchmarks import harness
-from lit_probsft.cli import main
-from lit_probsft.head import IGNORE_INDEX
+from lit_probsft.cli.commands import main
+from lit_probsft.head.loss import IGNORE_INDEX
 
 CONFIG = Path(__file__).with_name("gsm8k.yaml")
 

@@ -25,7 +25,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from benchmarks import harness
-from lit_probsft.data.packing import PackedPlan
+from lit_probsft.data.batches.packing import PackedPlan
 
 MAX_LENGTH = 2048
 RANKS = {"batch_size": 1, "accumulate": 4, "world_size": 8}

@@ -27,11 +27,11 @@ import torch
 from benchmarks import harness
 from lit_probsft import InstructionDataModule, ProbSFTModule, RandomCausalLM
 from lit_probsft.data import BPETokenizer, Rows
-from lit_probsft.head import HeadRequest
-from lit_probsft.model import forward_with_objective, install_head
-from lit_probsft.module import default_optimizer
+from lit_probsft.head.layer import HeadRequest
+from lit_probsft.model.forward import forward_with_objective, install_head
 from lit_probsft.objectives import NLL, NegP
-from lit_probsft.optim import Schedule, parameter_groups
+from lit_probsft.training.module import default_optimizer
+from lit_probsft.training.optim import Schedule, parameter_groups
 
 VOCABULARY = {"cpu": 32768, "cuda": 151936}
 

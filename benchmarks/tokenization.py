@@ -81,7 +81,7 @@ def rows_of(options: argparse.Namespace) -> list[tuple[str, str]]:
     """Prompts and responses: of the file, or drawn."""
     if not options.train:
         return drawn(options.rows or 4000)
-    from lit_probsft.data.sources import Rows
+    from lit_probsft.data.rows.sources import Rows
 
     source = Rows(options.train, prompt=options.prompt, response=options.response, limit=options.rows)
     turns = [source.conversation(row) for row in source.load()]
@@ -263,7 +263,7 @@ def measure(job: Job, rounds: int) -> dict[str, Any]:
 
 def jobs(options: argparse.Namespace, folder: Path) -> Iterator[tuple[str, Job]]:
     """Every combination, under its name."""
-    from lit_probsft.data.tokenizers import BPETokenizer, ByteTokenizer
+    from lit_probsft.data.tokens.tokenizers import BPETokenizer, ByteTokenizer
 
     pairs = rows_of(options)
     sources = {"byte": ByteTokenizer(), "bpe": BPETokenizer(8192)}

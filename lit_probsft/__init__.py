@@ -11,16 +11,16 @@ from typing import TYPE_CHECKING, Any
 __version__ = "0.1.0"
 
 _HOMES = {
-    "ProbSFTModule": "module",
+    "ProbSFTModule": "training.module",
     "InstructionDataModule": "data",
     "Objective": "objectives",
     "TokenStats": "objectives",
     "objective_loss": "head",
     "PretrainedCausalLM": "model",
     "RandomCausalLM": "model",
-    "Reference": "reference",
-    "Schedule": "optim",
-    "Generation": "generation",
+    "Reference": "model.reference",
+    "Schedule": "training.optim",
+    "Generation": "model.generation",
     "UserError": "errors",
     "main": "cli",
 }
@@ -41,16 +41,16 @@ __all__ = [
 ]
 
 if TYPE_CHECKING:
-    from lit_probsft.cli import main
+    from lit_probsft.cli.commands import main
     from lit_probsft.data import InstructionDataModule
     from lit_probsft.errors import UserError
-    from lit_probsft.generation import Generation
-    from lit_probsft.head import objective_loss
-    from lit_probsft.model import PretrainedCausalLM, RandomCausalLM
-    from lit_probsft.module import ProbSFTModule
+    from lit_probsft.head.loss import objective_loss
+    from lit_probsft.model.generation import Generation
+    from lit_probsft.model.reference import Reference
+    from lit_probsft.model.sources import PretrainedCausalLM, RandomCausalLM
     from lit_probsft.objectives import Objective, TokenStats
-    from lit_probsft.optim import Schedule
-    from lit_probsft.reference import Reference
+    from lit_probsft.training.module import ProbSFTModule
+    from lit_probsft.training.optim import Schedule
 
 
 def __getattr__(name: str) -> Any:

@@ -6,8 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from lit_probsft.logits import Outputs
-from lit_probsft.measured import Capability
+from lit_probsft.head.logits import Outputs
 from lit_probsft.objectives import (
     ASFT,
     DEFT,
@@ -41,6 +40,7 @@ from lit_probsft.objectives import (
     TokenStats,
     TrSFT,
 )
+from lit_probsft.training.fitting import Capability
 
 
 @dataclass(frozen=True)

@@ -61,9 +61,9 @@ def test_every_promised_name_is_in_the_reference(package: str, site: Any, module
 
 
 def test_links_to_what_is_no_page_lead_to_the_reference_or_name_the_file(site: Any) -> None:
-    text = "[a](../head.py) [b](../../configs/quickstart.yaml) [c](README.md#x) [configs/](nowhere) [d](https://x.org)"
+    text = "[a](../head/loss.py) [b](../../configs/quickstart.yaml) [c](README.md#x) [configs/](nowhere) [d](https://x.org)"
     assert site.relinked(text, "lit_probsft/data/README.md", ["lit_probsft/data/README.md"]) == (
-        "[a][lit_probsft.head] b (`configs/quickstart.yaml`) [c](README.md#x) [configs/](nowhere) [d](https://x.org)"
+        "[a][lit_probsft.head.loss] b (`configs/quickstart.yaml`) [c](README.md#x) [configs/](nowhere) [d](https://x.org)"
     )
 
 

@@ -11,8 +11,8 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from lit_probsft.metrics import ProbHistogram
 from lit_probsft.objectives import NLL, LogOneMinusP, NegP, Objective, Power, TokenStats
+from lit_probsft.training.metrics import ProbHistogram
 
 PAPER: dict[str, Any] = {
     "source": "Li et al. 2025, arXiv 2510.00526",

@@ -15,10 +15,10 @@ from torch import Tensor
 
 from lit_probsft.analysis.advice import PAPER, Command, advise, compare, enough, level, warnings
 from lit_probsft.analysis.survey import clustered_interval, means
-from lit_probsft.data.store import Documents
-from lit_probsft.measured import Capability
-from lit_probsft.metrics import ProbHistogram, share_above
+from lit_probsft.data.batches.store import Documents
 from lit_probsft.objectives import Objective
+from lit_probsft.training.fitting import Capability
+from lit_probsft.training.metrics import ProbHistogram, share_above
 
 QUANTILES = (0.01, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99)
 _LISTED = 10

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import json
 import math
 from collections.abc import Mapping
@@ -10,10 +9,10 @@ from pathlib import Path
 from typing import Any
 
 from lit_probsft.analysis import charts
-from lit_probsft.analysis.page import escape, facts_table, figure, missing, page, table, told, write_page
+from lit_probsft.analysis.page import escape, facts_table, figure, missing, page, table, told
 from lit_probsft.analysis.tokens import Moved, Tokens
 from lit_probsft.errors import UserError
-from lit_probsft.runs import RunFolder
+from lit_probsft.run.folder import RunFolder
 
 NO_TOKENS = "tokens.npz; fit writes it where there is a validation set that is evaluated during training."
 NOT_BEFORE = (
@@ -55,26 +54,6 @@ def make_report(run: RunFolder) -> str:
             facts_table({name: value for name, value in record.items() if name not in ("forgetting", "tokens")}),
         ],
     )
-
-
-def run_report(options: argparse.Namespace) -> Path:
-    """The command.
-
-    Args:
-        options: `run`, the folder, and `html`, where the page is written to; None for report.html in the run's folder.
-
-    Raises:
-        UserError: what `make_report` refuses, or the page cannot be written.
-    """
-    run = RunFolder(options.run)
-    if not run.path.is_dir():
-        raise UserError(f"RUN: expected the folder of a run, such as runs/quickstart, got {str(run.path)!r}")
-    path: Path = options.html or run.report
-    if not path.parent.is_dir():
-        raise UserError(f"--html: expected a file in a folder that exists, got {str(path)!r}")
-    write_page(path, make_report(run), "--html")
-    print(f"{path}: the run as a page")
-    return path
 
 
 def _facts(record: Mapping[str, Any]) -> str:

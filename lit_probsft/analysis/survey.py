@@ -12,7 +12,7 @@ from numpy.typing import NDArray
 from torch import Tensor
 from torchmetrics import Metric
 
-from lit_probsft.head import IGNORE_INDEX, HeadOutput
+from lit_probsft.head.loss import IGNORE_INDEX, HeadOutput
 
 PLACES, TENTHS = 24, 10
 """Groups of tokens: by place in the answer, doubling in width; by share of the answer."""

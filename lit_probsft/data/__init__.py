@@ -9,14 +9,14 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from lit_probsft.data.choices import MultipleChoice
+    from lit_probsft.data.batches.packing import PackedPlan
+    from lit_probsft.data.batches.plan import MicroBatch, Plan
     from lit_probsft.data.datamodule import InstructionDataModule
-    from lit_probsft.data.mixture import Mixture, Part
-    from lit_probsft.data.packing import PackedPlan
-    from lit_probsft.data.plan import MicroBatch, Plan
-    from lit_probsft.data.sources import FigletPuzzles, Rows, Source
-    from lit_probsft.data.tokenization import tokenize_conversation, tokenize_prompt
-    from lit_probsft.data.tokenizers import BPETokenizer, ByteTokenizer, PretrainedTokenizer, TokenizerSource
+    from lit_probsft.data.rows.choices import MultipleChoice
+    from lit_probsft.data.rows.mixture import Mixture, Part
+    from lit_probsft.data.rows.sources import FigletPuzzles, Rows, Source
+    from lit_probsft.data.tokens.tokenization import tokenize_conversation, tokenize_prompt
+    from lit_probsft.data.tokens.tokenizers import BPETokenizer, ByteTokenizer, PretrainedTokenizer, TokenizerSource
 
 __all__ = [
     "BPETokenizer",
@@ -38,14 +38,14 @@ __all__ = [
 ]
 
 _HOMES = {
-    "choices": ("MultipleChoice",),
+    "rows.choices": ("MultipleChoice",),
     "datamodule": ("InstructionDataModule",),
-    "mixture": ("Mixture", "Part"),
-    "packing": ("PackedPlan",),
-    "plan": ("MicroBatch", "Plan"),
-    "sources": ("FigletPuzzles", "Rows", "Source"),
-    "tokenization": ("tokenize_conversation", "tokenize_prompt"),
-    "tokenizers": ("BPETokenizer", "ByteTokenizer", "PretrainedTokenizer", "TokenizerSource"),
+    "rows.mixture": ("Mixture", "Part"),
+    "batches.packing": ("PackedPlan",),
+    "batches.plan": ("MicroBatch", "Plan"),
+    "rows.sources": ("FigletPuzzles", "Rows", "Source"),
+    "tokens.tokenization": ("tokenize_conversation", "tokenize_prompt"),
+    "tokens.tokenizers": ("BPETokenizer", "ByteTokenizer", "PretrainedTokenizer", "TokenizerSource"),
 }
 
 

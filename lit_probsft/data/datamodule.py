@@ -13,25 +13,31 @@ import numpy as np
 from lightning.pytorch import LightningDataModule
 from lightning.pytorch.utilities import rank_zero_info
 
-from lit_probsft.data.added import check_added, with_added
 from lit_probsft.data.arguments import LENGTH_POOL, SHUFFLE_BUFFER, check_arguments
-from lit_probsft.data.beginning import check_beginning, first_rows, stream_fingerprint, unread
-from lit_probsft.data.blocks import Reading
-from lit_probsft.data.cache import cached_store, cached_tokenizer, digests
-from lit_probsft.data.formats import Conversation
-from lit_probsft.data.loader import PlanLoader
-from lit_probsft.data.packing import PackedPlan
-from lit_probsft.data.plan import Plan
-from lit_probsft.data.prepare import Outcome, Recipe, Work
-from lit_probsft.data.rendering import plain_template, read_template
-from lit_probsft.data.reporting import report_overlap, report_packs, report_skipped, report_sources, report_split
-from lit_probsft.data.sources import Source, as_source
-from lit_probsft.data.splits import LoadedSource, Split, located
-from lit_probsft.data.store import Documents, TokenStore
-from lit_probsft.data.streaming import StreamLoader, StreamPlan
-from lit_probsft.data.tokenization import IGNORED, Reasoning, Turns, tokenize_conversation
-from lit_probsft.data.tokenizers import TokenizerSource, as_tokenizer_source, checked_tokenizer
-from lit_probsft.data.visits import Visits
+from lit_probsft.data.batches.blocks import Reading
+from lit_probsft.data.batches.cache import cached_store, cached_tokenizer, digests
+from lit_probsft.data.batches.epoch_sampling import Visits
+from lit_probsft.data.batches.loader import PlanLoader
+from lit_probsft.data.batches.packing import PackedPlan
+from lit_probsft.data.batches.plan import Plan
+from lit_probsft.data.batches.prepare import Outcome, Recipe, Work
+from lit_probsft.data.batches.reporting import (
+    report_overlap,
+    report_packs,
+    report_skipped,
+    report_sources,
+    report_split,
+)
+from lit_probsft.data.batches.store import Documents, TokenStore
+from lit_probsft.data.batches.stream_checks import check_beginning, first_rows, stream_fingerprint, unread
+from lit_probsft.data.batches.streaming import StreamLoader, StreamPlan
+from lit_probsft.data.rows.formats import Conversation
+from lit_probsft.data.rows.sources import Source, as_source
+from lit_probsft.data.rows.splits import LoadedSource, Split, located
+from lit_probsft.data.tokens.added_tokens import check_added, with_added
+from lit_probsft.data.tokens.rendering import plain_template, read_template
+from lit_probsft.data.tokens.tokenization import IGNORED, Reasoning, Turns, tokenize_conversation
+from lit_probsft.data.tokens.tokenizers import TokenizerSource, as_tokenizer_source, checked_tokenizer
 from lit_probsft.errors import UserError
 
 _STAGES = {"fit": ("train", "validation"), "validate": ("validation",), "test": ("test",), "predict": ("predict",)}

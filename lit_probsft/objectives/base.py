@@ -19,7 +19,7 @@ _NODES = 24
 
 
 class Capability(Protocol):
-    """What an objective reads of the model before training (see `lit_probsft.measured`)."""
+    """What an objective reads of the model before training (see `lit_probsft.training.fitting`)."""
 
     @property
     def mean_prob(self) -> float:

@@ -20,10 +20,10 @@ from lightning.pytorch.strategies.strategy import Strategy
 from lightning_utilities.core.apply_func import apply_to_collection
 from torch.distributed.tensor import distribute_tensor
 
-from lit_probsft.disk import partial_of
 from lit_probsft.errors import UserError
 from lit_probsft.parallel.sharding import FullySharded, Partitioned, Sharding
-from lit_probsft.parallel.storage import (
+from lit_probsft.storage.atomic import partial_of
+from lit_probsft.storage.checkpoint_files import (
     begin_folder,
     check_harmless,
     finish_folder,

@@ -10,13 +10,14 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM
 
-from lit_probsft.analysis.divergence import _check_tokens, measure_divergence
-from lit_probsft.cli import main
+from lit_probsft.analysis.divergence import measure_divergence
+from lit_probsft.cli.commands import main
+from lit_probsft.cli.divergence import _check_tokens
 from lit_probsft.data import ByteTokenizer
 from lit_probsft.errors import UserError
-from lit_probsft.model import PretrainedCausalLM
+from lit_probsft.model.sources import PretrainedCausalLM
 from tests import tiny
-from tests.test_cli import config
+from tests.cli.test_fit import config
 
 
 def folder(path: Path, seed: int = 0, tokenizer: Any = None, **fields: Any) -> str:

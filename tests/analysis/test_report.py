@@ -16,12 +16,12 @@ from lit_probsft.analysis.charts import curves, read_metrics
 from lit_probsft.analysis.page import escape, told
 from lit_probsft.analysis.svg import Plot, ticks
 from lit_probsft.analysis.tokens import BINS, EDGES, Tokens
-from lit_probsft.cli import main
+from lit_probsft.cli.commands import main
+from lit_probsft.cli.preview import html_page, make_preview
 from lit_probsft.data import Rows
 from lit_probsft.errors import UserError
-from lit_probsft.preview import html_page, make_preview
 from tests import tiny
-from tests.test_cli import config
+from tests.cli.test_fit import config
 
 HOSTILE = '</b><script>alert("x")</script><img src="https://evil.example/x.png"/>&amp;\x07\x1b[31m\ud800\uffff'
 

@@ -11,7 +11,7 @@ from typing import Any
 import lightning as L
 
 from lit_probsft.errors import UserError
-from lit_probsft.record import RunRecord
+from lit_probsft.run.record import RunRecord
 
 
 class Diary(L.Callback):

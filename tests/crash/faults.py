@@ -42,9 +42,9 @@ def install(
         patience: seconds that ranks are given to end by themselves.
     """
     if patience is not None:
-        from lit_probsft.parallel import signals
+        from lit_probsft.parallel import processes
 
-        signals._PATIENCE = patience
+        processes._PATIENCE = patience
     if no_privileges:
         _drop_privileges()
     if file_limit is not None:
@@ -61,10 +61,11 @@ class _Watch:
         self.note = os.open(note, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
 
     def install(self) -> None:
-        import lit_probsft.export as export
-        from lit_probsft.parallel import storage
-        from lit_probsft.parallel.checkpoints import Checkpoints
-        from lit_probsft.record import RunRecord, _LocalFiles
+        import lit_probsft.run.export as export
+        from lit_probsft.run.metrics_csv import _LocalFiles
+        from lit_probsft.run.record import RunRecord
+        from lit_probsft.storage import checkpoint_files as storage
+        from lit_probsft.training.checkpoints import Checkpoints
 
         for name in _CALLS:
             setattr(os, name, self.around(name, getattr(os, name)))

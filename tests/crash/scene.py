@@ -13,12 +13,12 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
-from lit_probsft.export import CHECKPOINT_KEY
-from lit_probsft.parallel.storage import damage
-from lit_probsft.summary import CLOCK
+from lit_probsft.run.export import CHECKPOINT_KEY
+from lit_probsft.run.summary import CLOCK
+from lit_probsft.storage.checkpoint_files import damage
 from tests import tiny
+from tests.cli.test_fit import config
 from tests.crash.server import Run, Server, Shell
-from tests.test_cli import config
 
 EVERY = 2
 """Optimizer steps between two checkpoints; an epoch, and so a validation, has three."""
@@ -31,7 +31,7 @@ class Scene:
         server: starts them.
         folder: where they lie.
         pause: seconds that each micro-batch takes longer.
-        changes: of the configuration, as of `tests.test_cli.config`.
+        changes: of the configuration, as of `tests.cli.test_fit.config`.
     """
 
     def __init__(self, server: Server, folder: Path, *, pause: float = 0.0, **changes: Any) -> None:

@@ -29,7 +29,7 @@ _QUIET = {
     **dict.fromkeys(("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS", "MKL_NUM_THREADS"), "1"),
 }
 _HEAVY = (
-    "lit_probsft.lightning_cli",
+    "lit_probsft.cli.fit",
     "torch.distributed.checkpoint.state_dict",
     "torch.distributed.checkpoint.filesystem",
     "torch.distributed.fsdp",
@@ -277,7 +277,7 @@ def _command(faults: dict[str, Any]) -> None:
     try:
         import lightning.pytorch.strategies.launchers.subprocess_script as launcher
 
-        from lit_probsft.cli import run
+        from lit_probsft.cli.commands import run
         from tests.crash.faults import install
 
         launcher.subprocess = SimpleNamespace(Popen=lambda *_, env, **__: _Rank(env, faults))  # type: ignore[attr-defined]

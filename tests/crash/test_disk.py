@@ -14,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from lit_probsft.parallel.storage import damage
+from lit_probsft.storage.checkpoint_files import damage
 from tests.crash.scene import Scene, difference, exported
 from tests.crash.server import Run, Server
 

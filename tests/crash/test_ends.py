@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from lit_probsft.parallel.signals import STOPPED
-from lit_probsft.parallel.storage import damage, steps
+from lit_probsft.parallel.processes import STOPPED
+from lit_probsft.storage.checkpoint_files import damage, steps
 from tests.crash.scene import Scene, difference, documents, exported, metrics
 from tests.crash.server import Server
 from tests.crash.test_damage import flip

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from lit_probsft.parallel.storage import steps
+from lit_probsft.storage.checkpoint_files import steps
 from tests.crash.scene import EVERY, Scene, difference, documents, exported, losses
 from tests.crash.server import Run, Server
 

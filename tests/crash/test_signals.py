@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from lit_probsft.parallel.signals import INTERRUPTED, STOPPED
-from lit_probsft.parallel.storage import damage, steps
+from lit_probsft.parallel.processes import INTERRUPTED, STOPPED
+from lit_probsft.storage.checkpoint_files import damage, steps
 from tests.crash.scene import Scene, documents, losses
 from tests.crash.server import Run, Server
 

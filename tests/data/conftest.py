@@ -1,9 +1,9 @@
 import json
 
 import pytest
-from chat_templates import SPECIAL_TOKENS
 
 from lit_probsft.data import BPETokenizer, ByteTokenizer
+from tests.data.chat_templates import SPECIAL_TOKENS
 
 CORPUS = ["How many apples are left?", "There are 12 apples left, and\n\n4 pears.", "añb 🎈 ok"] * 3
 

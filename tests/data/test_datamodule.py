@@ -5,7 +5,6 @@ from pathlib import Path
 
 import pytest
 import yaml
-from chat_templates import CHATML, MARKS_WITHOUT_END, NO_SYSTEM
 from jsonargparse import ArgumentParser
 from lightning.pytorch import LightningModule, Trainer
 
@@ -18,6 +17,7 @@ from lit_probsft.data import (
     Rows,
 )
 from lit_probsft.errors import UserError
+from tests.data.chat_templates import CHATML, MARKS_WITHOUT_END, NO_SYSTEM
 
 
 @pytest.fixture
@@ -155,7 +155,9 @@ def test_puzzles_need_no_file(tmp_path):
 
 def test_the_second_time_nothing_is_tokenized(make, monkeypatch):
     first = make(validation_fraction=0.25)
-    monkeypatch.setattr("lit_probsft.data.cache.documents", lambda *args, **kwargs: pytest.fail("tokenized again"))
+    monkeypatch.setattr(
+        "lit_probsft.data.batches.cache.documents", lambda *args, **kwargs: pytest.fail("tokenized again")
+    )
     second = make(validation_fraction=0.25)
     assert second.report == first.report
 

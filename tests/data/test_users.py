@@ -6,7 +6,7 @@ import sys
 import pytest
 import yaml
 
-from lit_probsft.cli import main
+from lit_probsft.cli.commands import main
 from lit_probsft.errors import UserError
 from tests import tiny
 

@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 from jsonargparse import ArgumentParser
 
 from lit_probsft import objectives
+from lit_probsft.cli.config.explain import with_own_defaults
 from lit_probsft.errors import UserError
 from lit_probsft.objectives import (
     ASFT,
@@ -48,7 +49,6 @@ from lit_probsft.objectives import (
     TokenStats,
     TrSFT,
 )
-from lit_probsft.parsing import with_own_defaults
 from tests.members import ALL, CONTEXT, OF_P_ALONE, reference
 
 of_p_alone = pytest.mark.parametrize("objective", OF_P_ALONE, ids=repr)

@@ -8,8 +8,8 @@ from typing import Any
 import pytest
 
 from tests import tiny
+from tests.cli.test_fit import config
 from tests.crash.server import Server
-from tests.test_cli import config
 
 pytestmark = pytest.mark.slow
 

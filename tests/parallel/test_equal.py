@@ -13,7 +13,6 @@ from typing import Any
 import pytest
 import torch
 
-from lit_probsft.module import ProbSFTModule
 from lit_probsft.objectives import (
     ASFT,
     EAFT,
@@ -25,7 +24,8 @@ from lit_probsft.objectives import (
     RunningPower,
     Threshold,
 )
-from lit_probsft.optim import Schedule
+from lit_probsft.training.module import ProbSFTModule
+from lit_probsft.training.optim import Schedule
 from tests import tiny
 from tests.members import ALL
 from tests.parallel.worker import Fit, do_jobs

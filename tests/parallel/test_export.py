@@ -12,7 +12,7 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer
 
-from lit_probsft.parallel.storage import steps
+from lit_probsft.storage.checkpoint_files import steps
 from tests import tiny
 from tests.crash.scene import Scene, difference, exported
 from tests.crash.server import Server

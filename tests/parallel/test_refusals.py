@@ -22,19 +22,19 @@ from lightning.pytorch.strategies import (
 )
 from torch import nn
 
-from lit_probsft.cli import main
+from lit_probsft.cli.commands import main
 from lit_probsft.errors import UserError
-from lit_probsft.lora import LoRA
-from lit_probsft.model import RandomCausalLM
-from lit_probsft.module import ProbSFTModule
+from lit_probsft.model.lora import LoRA
+from lit_probsft.model.sources import RandomCausalLM
 from lit_probsft.parallel import FSDP2, DeepSpeed
-from lit_probsft.parallel.checkpoints import CheckpointOptions, Checkpoints, where_to_continue
 from lit_probsft.parallel.sharding import FullySharded, Sharding
-from lit_probsft.parallel.storage import MANIFEST, WholeFileIO, write_file, write_folder
 from lit_probsft.parallel.strategies import check_supported, settled
+from lit_probsft.storage.checkpoint_files import MANIFEST, WholeFileIO, write_file, write_folder
+from lit_probsft.training.checkpoints import CheckpointOptions, Checkpoints, where_to_continue
+from lit_probsft.training.module import ProbSFTModule
 from tests import tiny
+from tests.cli.test_fit import config
 from tests.parallel.worker import CONFIGS
-from tests.test_cli import config
 
 pytestmark = pytest.mark.filterwarnings("ignore:Model has `tie_word_embeddings=True`:UserWarning")  # it is refused
 

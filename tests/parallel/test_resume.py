@@ -15,8 +15,8 @@ from typing import Any
 import pytest
 import torch
 
-from lit_probsft.parallel.signals import STOPPED
-from lit_probsft.parallel.storage import steps
+from lit_probsft.parallel.processes import STOPPED
+from lit_probsft.storage.checkpoint_files import steps
 from tests import tiny
 from tests.crash.scene import Scene, difference, documents, exported, losses, metrics
 from tests.crash.server import Run, Server

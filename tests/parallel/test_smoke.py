@@ -12,8 +12,8 @@ from safetensors.torch import load_file, save_file
 
 from lit_probsft.analysis.tokens import Tokens
 from lit_probsft.data import ByteTokenizer
-from lit_probsft.model import RandomCausalLM
-from lit_probsft.parallel.storage import damage, format_of, steps
+from lit_probsft.model.sources import RandomCausalLM
+from lit_probsft.storage.checkpoint_files import damage, format_of, steps
 from tests import tiny
 from tests.crash.scene import Scene, exported, metrics
 from tests.crash.server import Server

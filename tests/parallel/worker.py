@@ -24,13 +24,13 @@ import torch
 import transformers
 
 from lit_probsft.errors import UserError
-from lit_probsft.lora import LoRA
-from lit_probsft.model import ModelSource, PretrainedCausalLM, RandomCausalLM
-from lit_probsft.module import ProbSFTModule
+from lit_probsft.model.lora import LoRA
+from lit_probsft.model.sources import ModelSource, PretrainedCausalLM, RandomCausalLM
 from lit_probsft.objectives import TokenStats
-from lit_probsft.optim import Schedule
 from lit_probsft.parallel import FSDP2, DeepSpeed
 from lit_probsft.parallel.sharding import global_numel, is_partitioned
+from lit_probsft.training.module import ProbSFTModule
+from lit_probsft.training.optim import Schedule
 from tests import tiny
 from tests.members import ALL
 from tests.parallel.launch import torchrun

@@ -1,0 +1,1 @@
+"""Documents to micro-batches: the plan, packing, the token store, loaders."""

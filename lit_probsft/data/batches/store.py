@@ -1,0 +1,213 @@
+"""Tokenized documents on disk: flat arrays that are mapped into memory, in a cache that is never half-written.
+
+A folder holds `tokens.bin` (int32, all ids one after the other), `learnt.bin` (uint8, 1 where supervised),
+`offsets.npy` (n + 1,), `rows.npy` (n,), `supervised.npy` (n,) and `meta.json`; also `weights.npy` (n,) where one is not
+1, and `sources.npy` (n,) where there are several. A document is a slice: no parsing, and workers share pages.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import itertools
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lit_probsft.data.tokens.tokenization import IGNORED
+
+
+class Documents:
+    """Tokenized documents.
+
+    Attributes:
+        lengths: (n,) tokens of each document.
+        supervised: (n,) supervised tokens of each, counted after the shift.
+        rows: (n,) which row of the source each came from; rows that were dropped are missing.
+        weights: (n,) factor of each in the sum of a step's losses; None where all are 1.
+        sources: (n,) which part of the source each came from; None where it has none.
+    """
+
+    rows: NDArray[np.int64]
+    supervised: NDArray[np.int64]
+    lengths: NDArray[np.int64]
+    weights: NDArray[np.float64] | None
+    sources: NDArray[np.int64] | None
+    _offsets: NDArray[np.int64]
+    _tokens: NDArray[np.int32]
+    _learnt: NDArray[np.uint8]
+
+    def __len__(self) -> int:
+        return len(self.lengths)
+
+    def __getitem__(self, index: int) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
+        """`(input_ids, labels)` of a document, each (t,)."""
+        place = slice(self._offsets[index], self._offsets[index + 1])
+        ids = self._tokens[place]
+        return ids, np.where(self._learnt[place], ids, np.int32(IGNORED))
+
+    def fields(self, indices: Sequence[int]) -> dict[str, NDArray[Any]]:
+        """What else is known of some documents: `weights` and `sources`, those that are not None."""
+        known = {"weights": self.weights, "sources": self.sources}
+        return {name: values[list(indices)] for name, values in known.items() if values is not None}
+
+
+class TokenStore(Documents):
+    """The documents of one split, on disk.
+
+    Attributes:
+        meta: the counts kept beside the tokens, with `fingerprint` (of ids and masks) and `max_token_id`, and the names
+            of the `sources`.
+    """
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.meta: dict[str, Any] = json.loads((folder / "meta.json").read_text())
+        self._offsets = np.load(folder / "offsets.npy")
+        self.rows = np.load(folder / "rows.npy")
+        self.supervised = np.load(folder / "supervised.npy")
+        self.lengths = np.diff(self._offsets)
+        self.weights = _load(folder / "weights.npy")
+        self.sources = _load(folder / "sources.npy")
+        self._tokens = np.memmap(folder / "tokens.bin", dtype=np.int32, mode="r")
+        self._learnt = np.memmap(folder / "learnt.bin", dtype=np.uint8, mode="r")
+
+    def __reduce__(self) -> tuple[Any, ...]:
+        # A worker maps the files itself; pickling a memory map would copy it.
+        return TokenStore, (self.folder,)
+
+
+class InMemory(Documents):
+    """Documents that are kept in memory.
+
+    Args:
+        documents: in their order.
+        parts: does their source have parts to be told apart?
+
+    Attributes:
+        max_token_id: the largest id; -1 without documents.
+    """
+
+    def __init__(self, documents: Sequence[Document], *, parts: bool) -> None:
+        self._tokens = np.concatenate([np.zeros(0, dtype=np.int32), *(document.ids for document in documents)])
+        labels = np.concatenate([np.zeros(0, dtype=np.int32), *(document.labels for document in documents)])
+        self._tokens, self._learnt = self._tokens.astype(np.int32), (labels != IGNORED).astype(np.uint8)
+        self.lengths = np.array([len(document.ids) for document in documents], dtype=np.int64)
+        self._offsets = np.concatenate([[0], np.cumsum(self.lengths)])
+        firsts = self._learnt[self._offsets[:-1]].astype(np.int64)  # predicted by nothing
+        self.supervised = np.diff(np.concatenate([[0], np.cumsum(self._learnt)])[self._offsets]) - firsts
+        self.rows = np.array([document.row for document in documents], dtype=np.int64)
+        weights = np.array([document.weight for document in documents], dtype=np.float64)
+        self.weights = None if (weights == 1).all() else weights
+        self.sources = np.array([document.source for document in documents], dtype=np.int64) if parts else None
+        self.max_token_id = int(self._tokens.max(initial=-1))
+
+
+def _load(path: Path) -> Any:
+    return np.load(path) if path.exists() else None
+
+
+class Document(NamedTuple):
+    """A row as tokens.
+
+    Attributes:
+        row: which of its source's.
+        ids, labels: (t,) integers, lists or arrays; labels are -100 where masked.
+        weight: factor of its tokens in the sum of a step's losses.
+        source: which of several sources it came from, counted from 0.
+    """
+
+    row: int
+    ids: Any
+    labels: Any
+    weight: float = 1.0
+    source: int = 0
+
+
+def write_store(
+    folder: Path,
+    documents: Iterable[tuple[Any, ...]],
+    counts: Callable[[], dict[str, Any]],
+    sources: Sequence[str] = (),
+) -> TokenStore:
+    """Writes `documents` to `folder` as they come.
+
+    Args:
+        folder: must not exist.
+        documents: each a `Document`, or its first fields.
+        counts: asked after the last document; kept in `meta`.
+        sources: names of the sources, where they are to be told apart.
+
+    Raises:
+        EmptyStoreError: there was no document. Nothing is left on disk.
+    """
+    with written_whole(folder) as unfinished:
+        digest = hashlib.sha256()
+        offsets, rows, supervised, max_token_id = [0], [], [], -1
+        weights, origins = [], []
+        with (unfinished / "tokens.bin").open("wb") as tokens, (unfinished / "learnt.bin").open("wb") as learnt:
+            for row, ids, labels, weight, source in itertools.starmap(Document, documents):
+                token_array = np.asarray(ids, dtype=np.int32)
+                mask = (np.asarray(labels) != IGNORED).astype(np.uint8)
+                for stream, array in ((tokens, token_array), (learnt, mask)):
+                    stream.write(array.tobytes())
+                    digest.update(array.tobytes())
+                digest.update(b"|" if weight == 1 else f"|{weight!r}|".encode())
+                offsets.append(offsets[-1] + len(ids))
+                rows.append(row)
+                weights.append(weight)
+                origins.append(source)
+                supervised.append(int(mask[1:].sum()))
+                max_token_id = max(max_token_id, int(token_array.max(initial=-1)))
+        if not rows:  # an empty file cannot be mapped, and what is an error is not worth keeping
+            raise EmptyStoreError(counts())
+        for name, values in (("offsets", offsets), ("rows", rows), ("supervised", supervised)):
+            np.save(unfinished / f"{name}.npy", np.asarray(values, dtype=np.int64))
+        if set(weights) != {1.0}:
+            np.save(unfinished / "weights.npy", np.asarray(weights, dtype=np.float64))
+        if sources:
+            np.save(unfinished / "sources.npy", np.asarray(origins, dtype=np.int64))
+        meta = {
+            **counts(),
+            "sources": list(sources),
+            "kept": len(rows),
+            "tokens": offsets[-1],
+            "supervised_tokens": sum(supervised),
+            "max_length": int(np.diff(offsets).max()),
+            "fingerprint": digest.hexdigest(),
+            "max_token_id": max_token_id,
+        }
+        (unfinished / "meta.json").write_text(json.dumps(meta, indent=1))
+    return TokenStore(folder)
+
+
+class EmptyStoreError(Exception):
+    """No document was left; `args[0]` are the counts."""
+
+
+@contextlib.contextmanager
+def written_whole(folder: Path) -> Iterator[Path]:
+    """A folder to write to, which becomes `folder` at the end of the block, or disappears if an exception leaves it.
+
+    A process that is killed leaves at most a hidden folder that nobody reads. Where another process was first, its work
+    is as good, and stays.
+    """
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    # Beside its final place, for a rename is atomic only within one file system.
+    unfinished = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+    try:
+        yield unfinished
+        try:
+            os.rename(unfinished, folder)
+        except OSError:
+            if not folder.is_dir():
+                raise
+    finally:
+        shutil.rmtree(unfinished, ignore_errors=True)

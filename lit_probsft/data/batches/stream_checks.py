@@ -1,0 +1,55 @@
+"""The beginning of a stream: its first rows, looked at before a model is loaded, and what it is known by."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
+
+from lit_probsft.data.batches.prepare import Work
+from lit_probsft.data.rows.splits import Item, LoadedSource, located
+from lit_probsft.data.tokens.tokenizers import tokenizer_fingerprint
+from lit_probsft.errors import UserError
+
+_PROBED = 100  # rows among which one that can be used is looked for
+
+
+def unread(loaded: LoadedSource) -> LoadedSource:
+    """The same rows, none of them loaded: what the workers of a stream begin with."""
+    return LoadedSource(loaded.source, loaded.argument, skips=loaded.skips)
+
+
+def first_rows(loaded: LoadedSource, most: int) -> list[Item]:
+    """The first rows of a stream, at most one pass of it."""
+    items: list[Item] = []
+    try:
+        stream = loaded.source.stream()
+        while len(items) < most and (following := stream.next()).passes == 0:
+            items.append(Item(following.row(), following.source, following.number))
+    except UserError as error:
+        raise located(error, f"data.{loaded.argument}") from error
+    return items
+
+
+def check_beginning(work: Work) -> None:
+    """Refuse a stream whose first rows cannot be trained on.
+
+    Raises:
+        UserError: it cannot be read, the template is broken, or a row cannot be used that is not to be skipped.
+    """
+    work.check()
+    for row, item in enumerate(first_rows(work.loaded, _PROBED)):
+        if work.of(item, row).document is not None:
+            break
+
+
+def stream_fingerprint(work: Work, options: Mapping[str, Any]) -> str:
+    """A digest of what a stream is made of: its files or repository, recipe, tokenizer and the options of its order."""
+    try:
+        identity = work.loaded.source.identity()
+    except UserError as error:
+        raise located(error, f"data.{work.loaded.argument}") from error
+    parts = [identity, asdict(work.recipe), tokenizer_fingerprint(work.tokenizer), *options.values()]
+    return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()

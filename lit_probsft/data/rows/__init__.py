@@ -1,0 +1,1 @@
+"""Rows: where they come from, which format they have, conversations, mixtures."""

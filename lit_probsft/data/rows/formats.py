@@ -1,0 +1,259 @@
+"""From a row of data to what it teaches: a conversation, a text, or tokens that somebody else has made.
+
+The format is recognized from the row's columns, unless it is named.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from lit_probsft.data.rows.conversation import (
+    Message,
+    check_template,
+    fill_places,
+    fill_template,
+    listed,
+    missing_column,
+    shown_value,
+    text_field,
+    validate_conversation,
+    validate_tools,
+    with_nested,
+)
+from lit_probsft.errors import UserError
+
+FORMATS = ("messages", "sharegpt", "prompt", "alpaca", "tokens", "text")
+"""In the order in which they are recognized."""
+
+IGNORED = -100
+"""The label of a token that is not supervised."""
+
+
+@dataclass(frozen=True)
+class Conversation:
+    """Turns, of which the assistant's are learnt.
+
+    Attributes:
+        messages: see `Message`.
+        tools: JSON schemas of what may be called; the chat template gets them.
+        weight: factor of the row's tokens in the sum of a step's losses.
+    """
+
+    messages: list[Message]
+    tools: list[dict[str, Any]] | None = None
+    weight: float = 1.0
+
+
+@dataclass(frozen=True)
+class Text:
+    """A text without turns, learnt from its first character to the end-of-text token."""
+
+    text: str
+    weight: float = 1.0
+
+
+@dataclass(frozen=True)
+class Tokens:
+    """Ids and their mask as they are: `labels` (t,) equal `input_ids` (t,) where supervised and are -100 elsewhere."""
+
+    input_ids: list[int]
+    labels: list[int]
+    weight: float = 1.0
+
+
+Example = Conversation | Text | Tokens
+"""What a row teaches."""
+
+
+@dataclass(frozen=True)
+class Columns:
+    """How rows are read; None leaves it to their columns.
+
+    Attributes:
+        format: one of `FORMATS`.
+        prompt, response: columns, or templates such as `{question}\\nThink step by step.`; a literal brace is doubled,
+            and `{}` is left alone. A field of a nested column has a dotted name. Given together.
+        messages: the column that holds the turns.
+        text: the column that holds a text without turns.
+        system: a text (or template) that opens every conversation that has no system turn of its own.
+        weight: the column that holds the row's weight, a number from 0 on.
+        answered: rows are for training, which needs an answer; otherwise one that is missing, or empty, is no error.
+
+    Raises:
+        UserError: they contradict each other.
+    """
+
+    format: str | None = None
+    prompt: str | None = None
+    response: str | None = None
+    messages: str | None = None
+    text: str | None = None
+    system: str | None = None
+    weight: str | None = None
+    answered: bool = True
+
+    def __post_init__(self) -> None:
+        named = {
+            "prompt": self.prompt is not None or self.response is not None,
+            "messages": self.messages is not None,
+            "text": self.text is not None,
+        }
+        given = [name for name, is_given in named.items() if is_given]
+        if len(given) > 1:
+            raise UserError(
+                f"{given[-1]}: expected either `messages`, or `prompt` with `response`, or `text`, got "
+                f"{' and '.join(given)}"
+            )
+        for argument, value, other in (("prompt", self.prompt, "response"), ("response", self.response, "prompt")):
+            if given == ["prompt"] and value is None and (self.answered or argument == "prompt"):
+                raise UserError(f"{argument}: expected a column or a template, as `{other}` is given; got nothing")
+        fitting = {"sharegpt": "messages"}.get(self.format or "", self.format)
+        if self.format is not None and given and given != [fitting]:
+            raise UserError(f"{given[0]}: expected none with `format: {self.format}`, got {getattr(self, given[0])!r}")
+
+    def recognize(self, columns: Sequence[str]) -> str:
+        """The format of rows with these columns.
+
+        Raises:
+            UserError: none fits, or a column that was named is not there.
+        """
+        for name, value in (("prompt", self.prompt), ("messages", self.messages), ("text", self.text)):
+            if value is not None:
+                return name
+        if self.format is not None:
+            return self.format
+        for name in FORMATS:
+            if all(column in columns for column in self._needed(name)):
+                return name
+        for name, other in (("response", "prompt"), ("prompt", "response")):
+            if name in columns:
+                raise UserError(f"{other}: {missing_column(other, columns)} Name the one to use.")
+        raise UserError(
+            "prompt: expected a column `messages`, `conversations` or `text`, or columns `prompt` and `response`, "
+            "`instruction` and `output`, or `input_ids` and `labels`, or the columns to use named by `prompt` and "
+            f"`response`, by `messages` or by `text`; the columns are {listed(columns)}"
+        )
+
+    def check(self, columns: Sequence[str]) -> None:
+        """Refuse columns that are not there, before any row is used.
+
+        Raises:
+            UserError: naming the argument at fault.
+        """
+        name = self.recognize(columns)
+        if self.weight is not None and self.weight not in columns:
+            raise UserError(f"weight: {missing_column(self.weight, columns)}")
+        if name == "prompt":
+            check_template(self.prompt or "prompt", columns, "prompt")
+            if self.answered or self.response is not None:
+                check_template(self.response or "response", columns, "response")
+            return
+        for column in self._used(name):
+            if column not in columns:
+                argument = name if column == getattr(self, name, None) else "format"
+                raise UserError(f"{argument}: {missing_column(column, columns)}")
+
+    def example(self, row: Mapping[str, Any]) -> Example:
+        """What `row` teaches.
+
+        Raises:
+            UserError: a column is missing, empty or of the wrong type, or turns are out of order. The message starts
+                with the argument that is at fault.
+        """
+        row = with_nested(row)
+        self.check(list(row))
+        example = self._example(row, self.recognize(list(row)))
+        return example if self.weight is None else replace(example, weight=_weight(row[self.weight], self.weight))
+
+    def _example(self, row: Mapping[str, Any], name: str) -> Example:
+        if name == "text":
+            column = self.text or "text"
+            return Text(text_field(row[column], f"text: column {column!r}"))
+        if name == "tokens":
+            return _tokens(row["input_ids"], row["labels"])
+        if name in ("messages", "sharegpt"):
+            turns = validate_conversation(row[self._used(name)[0]], argument="messages", answered=self.answered)
+        elif name == "alpaca":
+            turns = _alpaca(row, self.answered or bool(row.get("output")))
+        else:
+            turns = [{"role": "user", "content": fill_template(self.prompt or "prompt", row, argument="prompt")}]
+            response = self.response or "response"
+            if self.answered or row.get(response, self.response):  # a template is no column
+                answer = fill_template(response, row, argument="response")
+                turns.append({"role": "assistant", "content": answer})
+        if self.system is not None and turns[0]["role"] != "system":
+            # A system text is never looked up as a bare column name: "helpful" should not silently mean a column.
+            turns.insert(0, {"role": "system", "content": fill_places(self.system, row, argument="system")})
+        tools = validate_tools(row.get("tools")) if name in ("messages", "sharegpt") else None
+        return Conversation(turns, tools)
+
+    def _used(self, name: str) -> tuple[str, ...]:
+        """The columns that a row of this format must have."""
+        if name in ("messages", "sharegpt") and self.messages is not None:
+            return (self.messages,)
+        return (self.text,) if name == "text" and self.text is not None else self._needed(name)
+
+    def _needed(self, name: str) -> tuple[str, ...]:
+        """The columns by which a format is recognized."""
+        return _NEEDED[name] if self.answered or name not in _ANSWERS else _NEEDED[name][:-1]
+
+
+_NEEDED = {
+    "messages": ("messages",),
+    "sharegpt": ("conversations",),
+    "prompt": ("prompt", "response"),
+    "alpaca": ("instruction", "output"),
+    "tokens": ("input_ids", "labels"),
+    "text": ("text",),
+}
+_ANSWERS = ("prompt", "alpaca")
+"""Formats whose last column is the answer."""
+
+
+def _weight(value: Any, column: str) -> float:
+    try:  # a file of CSV has texts only
+        weight = float(value) if isinstance(value, int | float | str) and not isinstance(value, bool) else math.nan
+    except ValueError:
+        weight = math.nan
+    if not 0 <= weight < math.inf:
+        raise UserError(f"weight: column {column!r}: expected a finite number from 0 on, got {shown_value(value)}")
+    return weight
+
+
+def _alpaca(row: Mapping[str, Any], answered: bool) -> list[Message]:
+    """The instruction, its input (which may be empty) after a blank line, and the output."""
+    question = text_field(row["instruction"], "instruction")
+    given = text_field(row.get("input") or "", "input", empty=True)
+    turns: list[Message] = [{"role": "user", "content": f"{question}\n\n{given}" if given.strip() else question}]
+    if answered:
+        turns.append({"role": "assistant", "content": text_field(row["output"], "output")})
+    return turns
+
+
+def _tokens(input_ids: Any, labels: Any) -> Tokens:
+    for name, value in (("input_ids", input_ids), ("labels", labels)):
+        integers = (
+            isinstance(value, Sequence)
+            and not isinstance(value, str | bytes)
+            and all(isinstance(token, int) and not isinstance(token, bool) for token in value)
+        )
+        if not integers or not value:
+            raise UserError(f"{name}: expected a list of integers that is not empty, got {shown_value(value)}")
+    if len(input_ids) != len(labels):
+        raise UserError(f"labels: expected as many as input_ids, {len(input_ids)}, got {len(labels)}")
+    for place, (token, label) in enumerate(zip(input_ids, labels, strict=True)):
+        if not 0 <= token < 2**31:
+            raise UserError(f"input_ids: expected ids from 0 on, got {token} at place {place}")
+        if label not in (token, IGNORED):
+            raise UserError(
+                f"labels: expected the id itself ({token}) or {IGNORED} where it is not supervised, got {label} at "
+                f"place {place} (labels are not shifted)"
+            )
+    if all(label == IGNORED for label in labels[1:]):
+        raise UserError(
+            f"labels: the mask supervises nothing: all of {len(labels)} labels after the first are {IGNORED}"
+        )
+    return Tokens(list(input_ids), list(labels))

@@ -1,0 +1,195 @@
+"""The objective head in place of a model's output layer, and the forward pass through it."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, TypeVar
+
+import torch
+from torch import Tensor, nn
+
+from lit_probsft.errors import UserError
+from lit_probsft.head.layer import HeadRequest, HiddenRequest, ObjectiveHead
+from lit_probsft.head.logits import Outputs
+from lit_probsft.head.loss import HeadOutput
+from lit_probsft.model.packing import Packs
+from lit_probsft.parallel.sharding import is_partitioned
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedModel
+
+
+def logit_transform(config: Any) -> tuple[float, float | None]:
+    """What a model of this configuration does to its output layer's result: (factor, soft cap).
+
+    Cohere multiplies by `logit_scale`, Granite divides by `logits_scaling`, Gemma 2 and 3 cap by a tanh.
+    """
+    text = config.get_text_config() if hasattr(config, "get_text_config") else config
+    scale = float(getattr(text, "logit_scale", None) or 1.0) / float(getattr(text, "logits_scaling", None) or 1.0)
+    return scale, getattr(text, "final_logit_softcapping", None)
+
+
+def install_head(model: PreTrainedModel) -> ObjectiveHead:
+    """Put an `ObjectiveHead` in the place of the model's output layer, sharing its parameters; twice is once.
+
+    Raises:
+        UserError: the model has no output layer, one that is no plain linear layer, or does something to its logits
+            that `logit_transform` does not know, found by sending known logits through the rest of its forward.
+    """
+    get_output = getattr(model, "get_output_embeddings", None)
+    layer = get_output() if get_output is not None else None
+    kind = type(model).__name__
+    if layer is None:
+        raise UserError(f"model: expected a causal language model with an output layer, got {kind}, which has none")
+    if isinstance(layer, ObjectiveHead):
+        return layer
+    sharded = type(layer).__name__ == "FSDPLinear"  # whatever FSDP2 shards gets a class of its own
+    if type(layer) is not nn.Linear and not sharded:
+        raise UserError(
+            f"model: expected an output layer that is a plain torch.nn.Linear, {kind} has a {type(layer).__name__}"
+        )
+    scale, soft_cap = logit_transform(model.config)
+    head = ObjectiveHead.replacing(layer, logit_scale=scale, soft_cap=soft_cap)
+    if not (head.weight.is_meta or is_partitioned(head.weight)):
+        check_head(model)
+    return head
+
+
+def check_head(model: PreTrainedModel) -> None:
+    """Refuse a model that is not causal, or whose logits `logit_transform` does not explain. `install_head` calls it
+    where it can; parameters that ZeRO-3 holds in parts cannot run before the engine is there.
+
+    Raises:
+        UserError: as `install_head`.
+    """
+    head = model.get_output_embeddings()
+    device = next((buffer.device for buffer in model.buffers() if buffer.device.type != "cpu"), head.weight.device)
+    probe = torch.linspace(-3, 3, head.out_features, device=device, dtype=torch.float32).reshape(1, 1, -1)
+    hidden: list[Tensor] = []
+
+    def answer(_: nn.Module, inputs: tuple[Tensor, ...], __: Tensor) -> Tensor:
+        hidden.append(inputs[0].detach()[0, 0].float())
+        return probe.clone()
+
+    hook, training = head.register_forward_hook(answer), model.training
+    model.eval()  # dropout would make two passes differ
+    try:
+        with torch.no_grad():
+            for last in (0, 1):
+                seen = model(input_ids=torch.tensor([[0, last]], device=device), use_cache=False).logits
+    finally:
+        hook.remove()
+        model.train(training)
+    if not torch.allclose(hidden[0], hidden[1], rtol=1e-3, atol=1e-4):
+        raise UserError(
+            f"model: expected a causal language model, in {type(model).__name__} a token sees those after it"
+        )
+    expected = probe * head.logit_scale
+    if head.soft_cap is not None:
+        expected = head.soft_cap * torch.tanh(expected / head.soft_cap)
+    if seen.shape != expected.shape or not torch.allclose(seen.float(), expected, rtol=1e-5, atol=1e-5):
+        raise UserError(
+            f"model: {type(model).__name__} changes its logits after the output layer in a way that the objective head "
+            "does not know (it knows a factor, `logit_scale` or `logits_scaling`, and a soft cap, "
+            "`final_logit_softcapping`)"
+        )
+
+
+def forward_with_objective(
+    model: PreTrainedModel,
+    input_ids: Tensor,
+    request: HeadRequest,
+    attention_mask: Tensor | None = None,
+    packs: Packs | None = None,
+) -> tuple[HeadOutput, Tensor, Tensor | None]:
+    """One forward pass of the whole model, the head answering `request` instead of returning logits.
+
+    Args:
+        model: a model with an installed head.
+        input_ids: (B, T), padded on the right. A causal model never sees padding from a real position, so that no mask
+            is passed on, except to a mixture of experts, whose auxiliary loss would count the padding.
+        request: labels, objective and normalizer.
+        attention_mask: (B, T).
+        packs: where documents lie that share rows.
+
+    Returns:
+        The head's output, the loss as it left the model (the same value, with hooks of sharding strategies on it), and
+        the auxiliary loss of a mixture of experts times its coefficient, or None.
+    """
+    request, output = _answered(model, input_ids, request, attention_mask, packs)
+    assert request.output is not None
+    auxiliary = getattr(output, "aux_loss", None)
+    if auxiliary is not None:
+        auxiliary = auxiliary * getattr(model.config.get_text_config(), "router_aux_loss_coef", 0.0)
+    return request.output, output.logits.reshape(()) / model.get_output_embeddings().logit_scale, auxiliary
+
+
+@torch.no_grad()
+def outputs_of(
+    model: PreTrainedModel,
+    input_ids: Tensor,
+    labels: Tensor,
+    attention_mask: Tensor | None = None,
+    packs: Packs | None = None,
+) -> Outputs:
+    """What a model says about the supervised positions, in row-major order, before it is multiplied out; without
+    gradient and without dropout. Arguments as `forward_with_objective`, with labels (B, T)."""
+    training = model.training
+    model.eval()
+    try:
+        request, _ = _answered(model, input_ids, HiddenRequest(labels), attention_mask, packs)
+    finally:
+        model.train(training)
+    assert request.outputs is not None
+    return request.outputs
+
+
+_Request = TypeVar("_Request", HeadRequest, HiddenRequest)
+
+
+def _answered(
+    model: PreTrainedModel, input_ids: Tensor, request: _Request, attention_mask: Tensor | None, packs: Packs | None
+) -> tuple[_Request, Any]:
+    """The request, answered, and what came out of the model's forward."""
+    head = install_head(model)
+    config = model.config.get_text_config()
+    router = bool(getattr(config, "output_router_logits", False))
+    if packs is None:
+        arguments = {"attention_mask": attention_mask if router else None, "use_cache": False}
+    elif router and attention_mask is not None:
+        # A mask would undo the division into documents: a mixture of experts is given no padding in the first place.
+        real = attention_mask.bool()
+        request = replace(request, labels=request.labels[real].unsqueeze(0))
+        if isinstance(request, HeadRequest) and request.token_weight is not None:
+            request.token_weight = request.token_weight[real].unsqueeze(0)
+        input_ids, packs = input_ids[real].unsqueeze(0), packs.without_padding(real)
+    if packs is not None:
+        arguments = packs.arguments(config)
+    with head.answering(request), _uncapped(config):
+        return request, model(input_ids=input_ids, **arguments)
+
+
+@contextlib.contextmanager
+def _uncapped(config: Any) -> Iterator[None]:
+    """The head has applied the soft cap itself; the model must not apply it to the loss that leaves in the logits'
+    place."""
+    cap = getattr(config, "final_logit_softcapping", None)
+    if cap is None:
+        yield
+        return
+    config.final_logit_softcapping = None
+    try:
+        yield
+    finally:
+        config.final_logit_softcapping = cap
+
+
+def stop_generation_at(model: PreTrainedModel, token: int) -> None:
+    """Let `generate` end at `token` too, beside what already ends it; it is saved with the model."""
+    config = model.generation_config
+    known = config.eos_token_id
+    known = known if isinstance(known, list) else [known]
+    stops = list(dict.fromkeys([*(id for id in known if id is not None), token]))
+    config.eos_token_id = stops if len(stops) > 1 else stops[0]

@@ -1,0 +1,54 @@
+"""predictions.jsonl: the answers of `predict`."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import lightning as L
+import torch
+from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.utilities import rank_zero_info
+
+from lit_probsft.storage.atomic import write_text
+from lit_probsft.training.callbacks import datamodule_of
+
+
+class PredictionWriter(Callback):
+    """Writes the answers of `predict` to predictions.jsonl: index, prompt, answer, reference; in the order of the
+    rows."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self._rows: dict[int, dict[str, Any]] = {}  # by document: sources of a mixture count their rows alike
+
+    def on_predict_batch_end(
+        self,
+        trainer: L.Trainer,
+        pl_module: L.LightningModule,
+        outputs: Any,
+        batch: Any,
+        batch_idx: int,
+        dataloader_idx: int = 0,
+    ) -> None:
+        """Decode a batch."""
+        datamodule = datamodule_of(trainer)
+        texts = datamodule.tokenizer.batch_decode(outputs["answers"].tolist(), skip_special_tokens=True)
+        # A rank without documents left has answered a row of padding, which is nobody's.
+        for index, text in zip(outputs["documents"].tolist(), texts, strict=False):
+            self._rows[index] = {**datamodule.prediction_row(index), "answer": text}
+
+    def on_predict_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        """Gather the ranks, write once."""
+        rows = self._rows
+        if trainer.world_size > 1:
+            parts: list[Any] = [None] * trainer.world_size
+            torch.distributed.all_gather_object(parts, rows)
+            rows = {document: row for part in parts for document, row in part.items()}
+        if trainer.is_global_zero:
+            lines = [json.dumps(rows[document], ensure_ascii=False) + "\n" for document in sorted(rows)]
+            write_text(self.path, "".join(lines))
+            empty = sum(not row["answer"] for row in rows.values())
+            ends = f"; {empty} of them are empty, where the model ends its turn at once" if empty else ""
+            rank_zero_info(f"{len(rows)} answers in {self.path}{ends}")

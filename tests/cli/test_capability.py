@@ -1,0 +1,317 @@
+"""What `capability` says of a model is what a plain loop over its tokens says, and its advice can be followed."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+import shlex
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from lit_probsft.analysis import advice
+from lit_probsft.analysis.advice import Command, advise, compare, enough, level, warnings, weights
+from lit_probsft.analysis.survey import clustered_interval
+from lit_probsft.cli.commands import main
+from lit_probsft.errors import UserError
+from lit_probsft.objectives import DEFT, NLL, LogOneMinusP, NegP, Power, QuantileThreshold, Threshold
+from lit_probsft.training.metrics import ProbHistogram
+from lit_probsft.training.module import ProbSFTModule
+from lit_probsft.training.optim import Schedule
+from tests import tiny
+from tests.cli.test_fit import config
+
+MODEL = {"class_path": "RandomCausalLM", "init_args": {"config": {**tiny.LLAMA, "initializer_range": 0.3}}}
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """The folder of a model that has seen some rows: p lies everywhere between 0 and 1."""
+    folder = tmp_path_factory.mktemp("trained")
+    rows = tiny.write_rows(folder / "rows.jsonl", 25)
+    module = ProbSFTModule(
+        tiny.source(), NLL(), lambda p: torch.optim.AdamW(p, lr=1e-2), schedule=Schedule("constant", warmup=0)
+    )
+    tiny.trainer(max_epochs=20).fit(module, datamodule=tiny.data(rows))
+    module.model.save_pretrained(folder / "model")
+    return str(folder / "model")
+
+
+@pytest.fixture(autouse=True)
+def _in_its_own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+
+
+def ask(path: Path, *flags: str) -> dict[str, Any]:
+    main(["capability", "--config", str(path), *flags])
+    return json.loads((path.parent / "runs" / "tiny" / "capability.json").read_text())
+
+
+def tokens_of(cli: Any) -> list[dict[str, np.ndarray]]:
+    """By document: log p of its tokens in float64, whether it is the largest, the largest p and the entropy; one
+    document after the other, by transformers' own logits."""
+    model, store, found = cli.model.model.eval(), cli.datamodule.documents, []
+    for index in range(len(store)):
+        ids, labels = (torch.from_numpy(np.array(part)).long() for part in store[index])
+        with torch.no_grad():
+            log_p = model(ids[None]).logits[0, :-1].double().log_softmax(-1)
+        kept = labels[1:] != -100
+        log_p, target = log_p[kept], labels[1:][kept]
+        others = log_p.scatter(-1, target[:, None], -torch.inf)
+        own = log_p.gather(-1, target[:, None])[:, 0]
+        found.append(
+            {
+                "p": own.exp().numpy(),
+                "nll": -own.numpy(),
+                "odds": (own - others.logsumexp(-1)).numpy(),
+                "correct": (log_p.argmax(-1) == target).double().numpy(),
+                "top": log_p.amax(-1).exp().numpy(),
+                "entropy": -(log_p.exp() * log_p).sum(-1).numpy(),
+            }
+        )
+    return found
+
+
+def test_the_command_says_what_a_plain_loop_says(
+    tmp_path: Path, trained: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    path = config(tmp_path, model__model=trained, model__objective__class_path="NegP", trainer__limit_val_batches=1)
+    cli = main(["capability", "--config", str(path)])
+    result = json.loads((tmp_path / "runs" / "tiny" / "capability.json").read_text())
+    by_document = tokens_of(cli)
+    together = {name: np.concatenate([tokens[name] for tokens in by_document]) for name in by_document[0]}
+    assert (result["rows"], result["tokens"]) == (24, len(together["p"]))
+    for name, expected in (("mean_prob", "p"), ("nll", "nll"), ("accuracy", "correct"), ("entropy", "entropy")):
+        assert result[name] == pytest.approx(together[expected].mean(), rel=1e-6, abs=1e-6), name
+    assert 0.05 < result["mean_prob"] < 0.95
+
+    ordered = np.sort(together["odds"])
+    assert ordered[0] < -3
+    assert ordered[-1] > 1
+    for place, odds in enumerate(result["permilles"], 1):
+        assert odds == pytest.approx(ordered[math.ceil(round(place * len(ordered) / 1000, 6)) - 1], abs=1e-3), place
+    assert result["quantiles"]["0.1"]["log_odds"] == result["permilles"][99]
+    assert result["quantiles"]["0.5"]["prob"] == pytest.approx(1 / (1 + math.exp(-result["permilles"][499])))
+    assert result["share_above_0.55"] == pytest.approx((together["p"] > 0.55).mean())
+    low, high = result["interval"]
+    assert low < result["mean_prob"] < high
+
+    first = np.mean([tokens["p"][0] for tokens in by_document])
+    assert result["by_position"][0]["mean_prob"] == pytest.approx(first, rel=1e-5)
+    assert result["by_position"][0]["tokens"] == 24
+    third = np.concatenate([tokens["p"][3:7] for tokens in by_document])
+    assert (result["by_position"][2]["from"], result["by_position"][2]["to"]) == (3, 6)
+    assert result["by_position"][2]["mean_prob"] == pytest.approx(third.mean(), rel=1e-5)
+    last = np.concatenate([t["p"][[k * 10 // len(t["p"]) == 9 for k in range(len(t["p"]))]] for t in by_document])
+    assert result["by_tenth"][9] == {
+        "tokens": len(last),
+        "mean_prob": pytest.approx(last.mean(), rel=1e-5),
+        "accuracy": result["by_tenth"][9]["accuracy"],
+    }
+    bins = np.minimum((together["top"] * 15).astype(int), 14)
+    gaps = [abs((together["top"] - together["correct"])[bins == k].sum()) for k in range(15)]
+    assert result["calibration"]["error"] == pytest.approx(sum(gaps) / len(bins), rel=1e-4)
+
+    with (tmp_path / "runs" / "tiny" / "capability_examples.csv").open(newline="") as file:
+        table = list(csv.DictReader(file))
+    assert [float(row["mean_prob"]) for row in table] == pytest.approx([t["p"].mean() for t in by_document], rel=1e-5)
+    lowest = min(range(24), key=lambda index: by_document[index]["p"].mean())
+    assert result["by_example"]["lowest"][0]["row"] == lowest
+    assert (tmp_path / "runs" / "tiny" / "capability.png").read_bytes().startswith(b"\x89PNG")
+    said = capsys.readouterr().out
+    assert f"mean p   {result['mean_prob']:.4f}" in said
+    assert result["advice"]["commands"][0] in said
+    assert "paper    mean p strong: math 0.76 to 0.81" in said
+    assert result["objectives"][0]["objective"] == "NegP()"
+    assert result["objectives"][0]["chosen"]
+
+    # What it has written is what objectives read.
+    flags = ("--model.objective", "QuantileThreshold", "--model.objective.source", "runs/tiny")
+    fit = main(["fit", "--config", str(path), "--name=fit", "--trainer.max_steps=1", *flags, "--trainer.precision=32"])
+    assert fit.model.fitted.capability.mean_prob == result["mean_prob"]
+    record = json.loads((tmp_path / "runs" / "fit" / "run.json").read_text())["objective"]
+    edge = record["fitted"]["init_args"]["min_prob"]
+    assert np.log(edge / (1 - edge)) == pytest.approx(result["permilles"][99])
+
+
+def test_a_sample_is_drawn_at_random_and_says_whether_it_is_enough(tmp_path: Path) -> None:
+    objective = {"class_path": "QuantileThreshold", "init_args": {"source": "runs/other"}}  # what is written here
+    path = config(tmp_path, model__model=MODEL, model__objective=objective, data__batch_size=3)
+    with pytest.raises(UserError, match="model.objective.source: .* got 'runs/other'"):
+        main(["fit", "--config", str(path)])
+    cli = main(["capability", "--config", str(path), "--sample", "10", "--name=other"])
+    result = json.loads((tmp_path / "runs" / "other" / "capability.json").read_text())
+    rows = cli.datamodule.documents.rows.tolist()
+    assert len(set(rows)) == 10
+    assert rows != list(range(10))
+    assert result["sample"]["rows"] == 10
+    assert (result["sample"]["of"], result["sample"]["drawn"]) == (24, "at random")
+    expected = np.concatenate([tokens["p"] for tokens in tokens_of(cli)]).mean()
+    assert result["mean_prob"] == pytest.approx(expected, rel=1e-6)
+    assert result["objectives"][0]["objective"].startswith("Threshold(base=NLL(), min_prob=0.00")
+
+
+def test_a_stream_is_measured_by_its_first_rows_and_sources_apart(tmp_path: Path) -> None:
+    tiny.write_rows(tmp_path / "b.jsonl", 8, seed=5)
+    columns = {"prompt": "question", "response": "answer"}
+    sources = {
+        name: {"class_path": "Rows", "init_args": {"path": str(tmp_path / file), **columns}}
+        for name, file in (("a", "train.jsonl"), ("b", "b.jsonl"))
+    }
+    mixture = {"class_path": "Mixture", "init_args": {"sources": sources}}
+    path = config(tmp_path, model__model=MODEL, data__train=mixture)
+    whole = ask(path)
+    assert {name: entry["rows"] for name, entry in whole["by_source"].items()} == {"a": 24, "b": 8}
+    tokens = sum(entry["tokens"] * entry["mean_prob"] for entry in whole["by_source"].values())
+    assert tokens / whole["tokens"] == pytest.approx(whole["mean_prob"])
+    assert {(e["source"], e["row"]) for e in whole["by_example"]["lowest"]} <= {
+        (name, row) for name, count in (("a", 24), ("b", 8)) for row in range(count)
+    }
+    alone = config(tmp_path, model__model=MODEL, data__streaming=True, trainer__max_steps=100)
+    stream = ask(alone, "--sample", "24")
+    assert stream["mean_prob"] == pytest.approx(whole["by_source"]["a"]["mean_prob"], rel=1e-6)
+    assert (stream["sample"]["of"], stream["sample"]["drawn"]) == (None, "the first")
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        (["--sample", "1"], "^--sample: expected at least 2 rows, got 1"),
+        (["--sample", "x"], "--sample: expected a whole number, got 'x'"),
+        (["--data.streaming", "true"], "^--sample: expected a number of rows with data.streaming"),
+        (["--weights", "no/where"], "^--weights: expected .* got 'no/where'"),
+        (["--ckpt_path", "x.ckpt"], "^--ckpt_path: expected none with capability"),
+        (["--resume"], "--resume and --overwrite: expected only with fit"),
+        (["--data.train", "null"], "^data.train: expected a source of rows"),
+        (["--data.train.path", "no.jsonl"], "^data.train.*no.jsonl"),
+        (
+            ["--model.objective", "CapabilityPower", "--model.objective.max_alpha", "-1"],
+            "model.objective.max_alpha: expected a finite number above 0, got -1.0",
+        ),
+        (["--name", "a/b"], "^--name: expected a folder's name"),
+        (["--runs_dir", "train.jsonl"], "^--runs_dir: expected a folder"),
+    ],
+)
+def test_what_the_command_refuses(tmp_path: Path, flags: list[str], message: str) -> None:
+    path = config(tmp_path, model__model="./no/such/model")
+    with pytest.raises(UserError, match=message):
+        main(["capability", "--config", str(path), *flags])
+    assert not (tmp_path / "runs").exists()
+
+
+def test_its_help_names_its_flags(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["capability", "--help"])
+    said = capsys.readouterr().out
+    assert all(flag in said for flag in ("--sample", "--weights", "--config"))
+
+
+@pytest.mark.parametrize(
+    ("mean_prob", "expected"),
+    [
+        (0.0, "weak"),
+        (0.1, "weak"),
+        (math.nextafter(0.1, 1), "between"),
+        (math.nextafter(0.45, 0), "between"),
+        (0.45, "intermediate"),
+        (0.65, "intermediate"),
+        (math.nextafter(0.65, 1), "between"),
+        (math.nextafter(0.75, 0), "between"),
+        (0.75, "strong"),
+        (1.0, "strong"),
+    ],
+)
+def test_levels_at_their_edges(mean_prob: float, expected: str) -> None:
+    assert level(mean_prob) == expected
+
+
+def test_a_sample_is_enough_when_its_interval_lies_within_one_level() -> None:
+    assert enough(0.5, (0.45, 0.65), 9)["enough"]
+    assert enough(0.2, (0.11, 0.44), 9)["enough"]
+    assert not enough(0.3, (0.09, 0.51), 9)["enough"]
+    assert not enough(0.55, (0.3, 0.7), 9)["enough"]  # both ends are between levels, but not between the same
+    assert enough(0.8, (0.7, 0.9), 100) == {"enough": False, "rows_needed": 400}
+    assert enough(0.75, (0.7, 0.8), 100) == {"enough": False, "rows_needed": None}
+    assert enough(0.8, None, 1) == {"enough": False, "rows_needed": None}
+
+
+COMMAND = Command(["--config", "my file.yaml"], "mine", ["--trainer.max_steps", "12"], "runs/mine/capability.json")
+
+
+def test_the_advice_names_an_objective_at_the_ends_and_pilots_in_between() -> None:
+    assert advise(0.05, 0.0, COMMAND)["objective"] == "NLL"
+    assert advise(0.8, 0.8, COMMAND)["objective"] == "NegP"
+    for mean_prob in (0.2, 0.5, 0.7):
+        told = advise(mean_prob, 0.5, COMMAND)
+        assert told["objective"] is None
+        assert "no single objective prevails" in told["reason"]
+        assert [shlex.split(command)[:8] for command in told["commands"]] == [
+            ["python", "-m", "lit_probsft", "fit", "--config", "my file.yaml", "--name", f"mine-pilot-{name}"]
+            for name in ("nll", "power", "neg-p", "running")
+        ]
+
+
+def test_the_pilots_can_be_run_as_they_are_printed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(advice, "level", lambda mean_prob: "intermediate")
+    path = config(tmp_path, model__model=MODEL, data__validation=None)
+    main(["capability", "--config", str(path), "--name", "mine", "--data.batch_size=4"])
+    result = json.loads((tmp_path / "runs" / "mine" / "capability.json").read_text())
+    *_, command = result["advice"]["commands"]
+    assert "--name mine-pilot-running" in command
+    cli = main(shlex.split(command)[3:])
+    assert cli.trainer.global_step == 2  # a quarter of an epoch of 24 rows, four to a step
+    assert cli.model.fitted.capability.mean_prob == result["mean_prob"]
+    assert "val/accuracy" in cli.trainer.callback_metrics
+
+
+def seen(*probabilities: float) -> torch.Tensor:
+    histogram = ProbHistogram()
+    p = torch.tensor(probabilities, dtype=torch.float64)
+    histogram.update(p.log(), torch.log1p(-p))
+    return histogram.compute()
+
+
+def test_the_weights_mean_over_the_tokens_is_told_of_every_objective_of_p() -> None:
+    p = (0.01, 0.3, 0.9, 0.99999)
+    for objective in (NLL(), NegP(), Power(0.5), LogOneMinusP(), Threshold(NLL(), 0.2)):
+        expected = objective.gradient_weight(torch.tensor(p, dtype=torch.float64).log()).mean().item()
+        assert weights(objective, seen(*p))["mean"] == pytest.approx(expected, rel=1e-3)
+    assert weights(DEFT(), seen(*p)) is None
+    assert weights(QuantileThreshold(), seen(*p)) is None
+
+
+def test_an_objective_whose_weight_vanishes_where_p_lies_is_warned_of() -> None:
+    weak, strong = seen(*[0.001] * 99, 0.4), seen(*[0.9] * 90, *[0.3] * 10)
+    assert any("the objective of this configuration, NegP()" in text for text in warnings(compare(NegP(), weak)))
+    assert not any("NLL()" in text for text in warnings(compare(NLL(), weak)))
+    assert weights(NegP(), weak)["dead"] == pytest.approx(99 * 0.999 / (99 * 0.999 + 0.6), rel=1e-4)
+    assert not any("NegP" in text or "NLL" in text for text in warnings(compare(NegP(), strong)))
+    above = Threshold(NLL(), 0.95)
+    assert weights(above, strong)["dead"] == 1
+    assert len([entry for entry in compare(NLL(), weak) if entry["objective"] == "NLL()"]) == 1
+
+
+def test_the_interval_is_that_of_the_ratio_over_examples() -> None:
+    tokens, sums = np.array([1.0, 3.0, 2.0, 0.0]), np.array([0.5, 2.4, 0.2, 0.0])
+    mean = 3.1 / 6
+    deviation = math.sqrt(3 / 2 * sum((s - mean * t) ** 2 for s, t in zip(sums, tokens, strict=True))) / 6
+    assert clustered_interval(tokens, sums) == pytest.approx((mean - 4.3027 * deviation, 1.0), rel=1e-9, abs=1)
+    assert clustered_interval(tokens[:1], sums[:1]) is None
+
+
+def test_the_interval_covers_the_mean_in_nineteen_of_twenty_samples_although_tokens_of_an_example_agree() -> None:
+    rng = np.random.default_rng(0)
+    covered, naive = 0, 0
+    for _ in range(2000):
+        tokens = rng.integers(5, 50, 20).astype(float)
+        sums = tokens * rng.uniform(0.2, 0.6, 20)  # all tokens of an example have the same p
+        low, high = clustered_interval(tokens, sums)
+        covered += low <= 0.4 <= high
+        half = 1.96 * math.sqrt(0.4**2 / 12 / tokens.sum())
+        naive += abs(sums.sum() / tokens.sum() - 0.4) <= half
+    assert 0.93 < covered / 2000 < 0.97
+    assert naive / 2000 < 0.6

@@ -1,0 +1,149 @@
+"""What `preview` shows of a configuration, and that it needs no model for that."""
+
+from __future__ import annotations
+
+import io
+import re
+from pathlib import Path
+from typing import Any
+
+import pytest
+import yaml
+from rich.console import Console
+
+from lit_probsft.cli.commands import main
+from lit_probsft.cli.parts import data_of
+from lit_probsft.cli.preview import html_page, make_preview, print_preview
+from lit_probsft.data import ByteTokenizer, InstructionDataModule
+from lit_probsft.errors import UserError
+
+ROOT = Path(__file__).parents[2]
+GOOD = b'{"prompt": "Say \\u001b[31mhi <b>", "response": "hi"}\n'
+
+
+@pytest.fixture
+def make(tmp_path: Path) -> Any:
+    def build(content: bytes, **options: Any) -> InstructionDataModule:
+        path = tmp_path / "rows.jsonl"
+        path.write_bytes(content)
+        return InstructionDataModule(str(path), tokenizer=ByteTokenizer(), cache_dir=str(tmp_path / "cache"), **options)
+
+    return build
+
+
+def printed(preview: Any, **options: Any) -> str:
+    console = Console(file=io.StringIO(), width=100, highlight=False, **options)
+    print_preview(preview, console)
+    return console.file.getvalue()  # type: ignore[attr-defined]
+
+
+def test_a_row_is_shown_as_it_is_learnt(make: Any) -> None:
+    preview = make_preview(make(GOOD), rows=2)
+    (shown,) = preview.shown
+    assert shown.pieces == [
+        ("<|im_start|>user\nSay ␛[31mhi <b><|im_end|>\n<|im_start|>assistant\n", "masked"),
+        ("hi", "learnt"),
+        ("<|im_end|>", "end"),
+        ("\n", "masked"),
+    ]
+    assert (shown.row, shown.supervised, shown.tokens, shown.length) == (0, 3, 38, 38)
+    assert preview.facts()["supervised"] == "3 of 38 tokens, 7.9 %"
+    assert preview.problems == []
+    assert "⟦hi<|im_end|>⟧" in printed(preview)
+    assert "nothing wrong" in printed(preview)
+    coloured = printed(preview, force_terminal=True, color_system="standard")
+    assert "⟦" not in coloured
+    assert "\x1b[1;32mhi\x1b[0m\x1b[30;42m<|im_end|>\x1b[0m" in coloured
+    assert "\x1b[31mhi" not in coloured  # which the row itself has
+
+
+def test_what_is_wrong_is_counted_and_located_whatever_the_policy(make: Any) -> None:
+    content = GOOD * 3 + b'{"prompt": \n' + b'{"prompt": "a", "response": ""}\n' * 2 + GOOD
+    preview = make_preview(make(content), rows=10)
+    assert [(problem.rows, problem.first) for problem in preview.problems] == [(2, 4), (1, 3)]
+    assert "expected a text that is not empty" in preview.problems[0].what
+    assert "line 4: not valid JSON" in preview.problems[1].what
+    assert [shown.row for shown in preview.shown] == [0, 1, 2, 6]
+    assert "2 of 7 rows, from row 4 on: cannot be used" in printed(preview)
+
+
+def test_long_rows_are_counted_as_what_becomes_of_them(make: Any) -> None:
+    content = GOOD + b'{"prompt": "a", "response": "' + b"b" * 90 + b'"}\n'
+    cut = make_preview(make(content, max_length=60, overflow="truncate"), rows=2)
+    assert cut.truncated == 1
+    assert (cut.shown[1].tokens, cut.shown[1].length) == (60, 112)
+    assert "cut off by data.max_length" in cut.problems[0].what
+    dropped = make_preview(make(content, max_length=60, overflow="drop"))
+    assert dropped.problems[0].what == "dropped: data.max_length: too many tokens, at most 60 are kept"
+    assert max(dropped.lengths) == 112
+
+
+def test_many_rows_are_measured_in_part_and_shown_from_all_over(make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lit_probsft.cli.preview.MEASURED", 10)
+    preview = make_preview(make(GOOD * 40), rows=2)
+    assert preview.facts()["rows"] == "40, 10 of them measured"
+    assert [shown.row for shown in preview.shown] == [0, 20]
+
+
+def test_the_page_needs_nothing_else_and_runs_nothing_of_the_rows(make: Any) -> None:
+    page = html_page(make_preview(make(GOOD)))
+    assert not re.search(r"(src|href)=|<script|<b>", page)
+    assert '<span class="learnt">hi</span><span class="end">&lt;|im_end|&gt;</span>' in page
+
+
+def config(folder: Path, rows: bytes) -> Path:
+    (folder / "rows.jsonl").write_bytes(rows)
+    content = {
+        "model": {"model": "./no/such/model", "objective": {"class_path": "NLL"}},
+        "data": {"train": str(folder / "rows.jsonl"), "tokenizer": {"class_path": "ByteTokenizer"}},
+    }
+    path = folder / "mine.yaml"
+    path.write_text(yaml.safe_dump(content))
+    return path
+
+
+def test_the_command_reads_a_run_s_configuration_and_loads_no_model(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    path = config(tmp_path, GOOD * 2)
+    flags = ["--config", str(path), "--rows", "1", "--html=page.html", "--data.max_length", "500"]
+    preview = main(["preview", *flags])
+    assert len(preview.shown) == 1
+    assert "hi<|im_end|>" in capsys.readouterr().out
+    assert (tmp_path / "page.html").read_text().startswith("<!doctype html>")
+    assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize(
+    ("rows", "flags", "message"),
+    [
+        (GOOD, ["--rows", "0"], "^--rows: expected at least 1, got 0"),
+        (GOOD, ["--rows", "x"], "--rows: expected a whole number, got 'x'"),
+        (GOOD, ["--split", "tset"], "--split: expected one of train, validation, test, predict, got"),
+        (GOOD, ["--split", "test"], "^data.test: expected a source of rows"),
+        (GOOD, ["--html", "no/where.html"], "^--html: expected a file in a folder that exists"),
+        (GOOD, ["--data.turns", "frist"], "turns"),
+        (b'{"prompt": "a"}\n', [], "^data.train: expected at least one row that can be used"),
+    ],
+)
+def test_what_the_command_refuses(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rows: bytes, flags: list[str], message: str
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(UserError, match=message):
+        main(["preview", "--config", str(config(tmp_path, rows)), *flags])
+
+
+@pytest.mark.parametrize("name", ["quickstart", "llama_neg_p"])
+def test_the_training_configurations_give_their_data_module(name: str) -> None:
+    datamodule = data_of(["--config", str(ROOT / "configs" / f"{name}.yaml")])
+    assert isinstance(datamodule, InstructionDataModule)
+
+
+def test_its_help_names_its_flags(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(SystemExit):
+        main(["preview", "--help"])
+    said = capsys.readouterr().out
+    for flag in ("--rows", "--split", "--html", "--config"):
+        assert flag in said

@@ -1,0 +1,439 @@
+import json
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lit_probsft.data import ByteTokenizer, InstructionDataModule, Rows
+from lit_probsft.data.rows.conversation import validate_conversation, validate_tools
+from lit_probsft.data.rows.formats import Columns, Conversation, Text, Tokens
+from lit_probsft.data.rows.mixture import Mixture
+from lit_probsft.errors import UserError
+
+USER, ASSISTANT = {"role": "user", "content": "Weather?"}, {"role": "assistant", "content": "Rain."}
+CALL = {"type": "function", "function": {"name": "weather", "arguments": {"town": "Ulm"}}}
+TOOLS = [{"type": "function", "function": {"name": "weather", "parameters": {}}}]
+WITH_TOOLS = [
+    USER,
+    {"role": "assistant", "content": "", "tool_calls": [CALL]},
+    {"role": "tool", "content": "wet", "name": "weather"},
+    ASSISTANT,
+]
+SHAREGPT = [{"from": "human", "value": "Weather?"}, {"from": "gpt", "value": "Rain."}]
+
+
+@pytest.mark.parametrize(
+    ("row", "taught"),
+    [
+        ({"prompt": "Weather?", "response": "Rain.", "text": "x"}, Conversation([USER, ASSISTANT])),
+        ({"messages": [USER, ASSISTANT], "prompt": "x", "response": "y"}, Conversation([USER, ASSISTANT])),
+        ({"conversations": SHAREGPT, "id": 3}, Conversation([USER, ASSISTANT])),
+        ({"messages": SHAREGPT}, Conversation([USER, ASSISTANT])),
+        ({"instruction": "Weather?", "input": "", "output": "Rain."}, Conversation([USER, ASSISTANT])),
+        ({"instruction": "Weather?", "output": "Rain."}, Conversation([USER, ASSISTANT])),
+        (
+            {"instruction": "Say it.", "input": "Rain", "output": "Rain."},
+            Conversation([{"role": "user", "content": "Say it.\n\nRain"}, ASSISTANT]),
+        ),
+        ({"text": "Once upon a time."}, Text("Once upon a time.")),
+        ({"input_ids": [5, 6, 7], "labels": [-100, 6, 7], "text": "x"}, Tokens([5, 6, 7], [-100, 6, 7])),
+        ({"messages": WITH_TOOLS, "tools": TOOLS}, Conversation(WITH_TOOLS, TOOLS)),
+        ({"messages": WITH_TOOLS, "tools": json.dumps(TOOLS)}, Conversation(WITH_TOOLS, TOOLS)),
+        ({"messages": [USER, ASSISTANT], "tools": ""}, Conversation([USER, ASSISTANT])),
+    ],
+    ids=lambda value: ", ".join(value) if isinstance(value, dict) else "",
+)
+def test_a_format_is_recognized_by_its_columns(row, taught):
+    assert Columns().example(row) == taught
+
+
+def test_a_named_format_or_column_wins_over_what_would_be_recognized():
+    row = {"messages": [USER, ASSISTANT], "conversations": SHAREGPT[:1], "text": "a", "instruction": "i", "output": "o"}
+    assert Columns(text="text").example(row) == Columns(format="text").example(row) == Text("a")
+    assert Columns(format="alpaca").example(row).messages[1]["content"] == "o"
+    assert Columns(prompt="{text}?", response="output").example(row).messages[0]["content"] == "a?"
+    assert Columns(format="sharegpt", messages="messages").example(row) == Conversation([USER, ASSISTANT])
+    with pytest.raises(UserError, match="^messages: expected the last turn to be the assistant's"):
+        Columns(format="sharegpt").example(row)
+
+
+def test_turns_of_other_vocabularies_are_the_same_turns():
+    arguments = json.dumps({"town": "Ulm"})
+    openai = [
+        {"role": "developer", "content": "Be kind."},
+        {"role": "user", "content": [{"type": "text", "text": "Wea"}, {"type": "text", "text": "ther?"}]},
+        {
+            "role": "assistant",
+            "content": None,
+            "tool_calls": [{"id": "c1", "type": "function", "function": {"name": "weather", "arguments": arguments}}],
+        },
+        {"role": "tool", "content": "wet", "tool_call_id": "c1", "name": None},
+        ASSISTANT,
+    ]
+    expected = [
+        {"role": "system", "content": "Be kind."},
+        USER,
+        {"role": "assistant", "content": "", "tool_calls": [{"id": "c1", **CALL}]},
+        {"role": "tool", "content": "wet", "tool_call_id": "c1"},
+        ASSISTANT,
+    ]
+    assert validate_conversation(openai) == expected
+    sharegpt = [
+        {"from": "system", "value": "Be kind."},
+        SHAREGPT[0],
+        {"from": "function_call", "value": json.dumps({"name": "weather", "arguments": {"town": "Ulm"}})},
+        {"from": "observation", "value": "wet"},
+        SHAREGPT[1],
+    ]
+    assert validate_conversation(sharegpt) == [
+        *expected[:2],
+        {"role": "assistant", "content": "", "tool_calls": [CALL]},
+        {"role": "tool", "content": "wet"},
+        ASSISTANT,
+    ]
+
+
+def test_a_turn_may_be_excluded_and_may_bring_its_reasoning():
+    turns = [USER, {**ASSISTANT, "weight": 0}, USER, {**ASSISTANT, "train": True, "thinking": "Clouds."}]
+    assert validate_conversation(turns) == [
+        USER,
+        {**ASSISTANT, "train": False},
+        USER,
+        {**ASSISTANT, "reasoning_content": "Clouds."},
+    ]
+    assert validate_conversation([{**USER, "train": False}, {**ASSISTANT, "weight": 1, "train": None}]) == [
+        USER,
+        ASSISTANT,
+    ]
+
+
+@pytest.mark.parametrize(
+    ("turns", "message"),
+    [
+        (
+            [USER, {**ASSISTANT, "train": False}],
+            "^messages: expected a turn of the assistant to learn, got `train: false`",
+        ),
+        (
+            [{**USER, "train": True}, ASSISTANT],
+            r"^messages\[0\].train: expected none, as a turn of user is never learnt",
+        ),
+        ([USER, {**ASSISTANT, "train": "no"}], r"^messages\[1\].train: expected true or false, got 'no'"),
+        ([USER, {**ASSISTANT, "weight": 0.5}], r"^messages\[1\].weight: expected 0 \(not learnt\) or 1, got 0.5"),
+        ([*WITH_TOOLS[:2], USER, ASSISTANT], "expected tool after a turn of assistant with tool calls, got user"),
+        ([USER, ASSISTANT, WITH_TOOLS[2], ASSISTANT], "expected user after a turn of assistant, got tool"),
+        (
+            [USER, {"role": "assistant", "content": None}],
+            r"^messages\[1\]: expected a text that is not empty, got null",
+        ),
+        ([USER, {**ASSISTANT, "tool_calls": "x"}], r"^messages\[1\].tool_calls: expected a list, got 'x'"),
+        (
+            [USER, {**ASSISTANT, "tool_calls": [{"x": 1}]}],
+            r"tool_calls\[0\]: expected a mapping with name and arguments",
+        ),
+        (
+            [USER, {**ASSISTANT, "tool_calls": [{"name": "f", "arguments": "{"}]}],
+            r"^messages\[1\].tool_calls\[0\].arguments: expected a mapping, or its JSON text, got '\{'",
+        ),
+        (
+            [USER, {**ASSISTANT, "tool_calls": [{"name": "f", "arguments": [1]}]}],
+            r"arguments: expected a mapping, or its JSON text, got \[1\]",
+        ),
+        ([SHAREGPT[0], {"from": "function_call", "value": "f(x)"}], r"^messages\[1\]: expected a call, as JSON text"),
+        ([{"role": "user", "content": [{"type": "image"}]}, ASSISTANT], r"^messages\[0\]: expected a text"),
+        ([{"role": "user", "content": "\ud800"}, ASSISTANT], r"^messages\[0\]: expected Unicode text.*U\+D800"),
+    ],
+)
+def test_turns_that_make_no_sense_are_refused_by_place(turns, message):
+    with pytest.raises(UserError, match=message):
+        validate_conversation(turns)
+
+
+@pytest.mark.parametrize("value", ["{", 3, ["x"], {"name": "f"}, '{"name": "f"}', [{}]])
+def test_tools_are_a_list_of_schemas_or_refused(value):
+    with pytest.raises(UserError, match="^tools: expected a list of tools"):
+        validate_tools(value)
+
+
+@pytest.mark.parametrize(
+    ("row", "message"),
+    [
+        ({"input_ids": [1, 2], "labels": [1]}, "^labels: expected as many as input_ids, 2, got 1"),
+        (
+            {"input_ids": [1, 2], "labels": [-100, 3]},
+            r"^labels: expected the id itself \(2\) or -100 .* got 3 at place 1",
+        ),
+        ({"input_ids": [1, 2], "labels": [1, -100]}, "^labels: the mask supervises nothing: all of 2 labels after"),
+        ({"input_ids": "ab", "labels": [1, 2]}, "^input_ids: expected a list of integers that is not empty, got 'ab'"),
+        ({"input_ids": [1, True], "labels": [1, 2]}, "^input_ids: expected a list of integers"),
+        ({"input_ids": [], "labels": []}, "^input_ids: expected a list of integers"),
+        ({"input_ids": [-1, 2], "labels": [-1, 2]}, "^input_ids: expected ids from 0 on, got -1 at place 0"),
+        ({"input_ids": [1, 2]}, "^prompt: expected a column `messages`"),
+        ({"text": 3}, "^text: column 'text': expected a text that is not empty, got 3"),
+        ({"instruction": "i", "output": ""}, "^output: expected a text that is not empty"),
+        ({"instruction": "i", "input": 3, "output": "o"}, "^input: expected a text"),
+        ({"conversations": []}, "^messages: expected a non-empty list"),
+    ],
+)
+def test_a_bad_row_of_any_format_is_refused_by_its_field(row, message):
+    with pytest.raises(UserError, match=message):
+        Columns().example(row)
+
+
+@pytest.mark.parametrize(
+    ("columns", "message"),
+    [
+        ({"messages": "m", "text": "t"}, "^text: expected either `messages`, or .*got messages and text"),
+        ({"format": "text", "messages": "m"}, "^messages: expected none with `format: text`, got 'm'"),
+        ({"format": "alpaca", "prompt": "p", "response": "r"}, "^prompt: expected none with `format: alpaca`"),
+    ],
+)
+def test_named_columns_that_contradict_each_other_are_refused_before_any_row(columns, message):
+    with pytest.raises(UserError, match=message):
+        Columns(**columns)
+    with pytest.raises(UserError, match=message):
+        Rows("nowhere.jsonl", **columns).load()
+
+
+def test_a_format_that_does_not_exist_or_does_not_fit_is_refused(jsonl):
+    with pytest.raises(
+        UserError, match="^format: expected one of messages, .* got 'sharegtp'. Did you mean 'sharegpt'"
+    ):
+        Rows("x", format="sharegtp")
+    path = jsonl([{"text": "a"}])
+    with pytest.raises(UserError, match="^format: no column 'instruction' among 'text'"):
+        Rows(path, format="alpaca").load()
+    with pytest.raises(UserError, match="^text: no column 'txt' among 'text'. Did you mean 'text'"):
+        Rows(path, text="txt").load()
+    with pytest.raises(UserError, match="^format: expected rows with turns, got text"):
+        Rows(path).conversation({"text": "a"})
+
+
+values = st.recursive(
+    st.none()
+    | st.booleans()
+    | st.integers(-3, 300)
+    | st.text(max_size=4)
+    | st.sampled_from(["user", "assistant", "tool"]),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(
+            st.sampled_from(["role", "content", "from", "value", "tool_calls", "name", "arguments", "train", "type"]),
+            inner,
+            max_size=3,
+        )
+    ),
+    max_leaves=8,
+)
+names = [
+    "messages",
+    "conversations",
+    "prompt",
+    "response",
+    "instruction",
+    "input",
+    "output",
+    "text",
+    "input_ids",
+    "labels",
+]
+
+
+@settings(max_examples=300, deadline=None)
+@given(st.dictionaries(st.sampled_from([*names, "tools"]), values, max_size=4))
+def test_a_wild_row_teaches_something_or_is_refused(row):
+    try:
+        example = Columns().example(row)
+    except UserError:
+        return
+    assert isinstance(example, Conversation | Text | Tokens)
+    if isinstance(example, Conversation):
+        assert example.messages[-1]["role"] == "assistant"
+
+
+# Rows of any format through the data module.
+
+
+def documents(tmp_path, source, **options):
+    module = InstructionDataModule(source, tokenizer=ByteTokenizer(), cache_dir=str(tmp_path / "cache"), **options)
+    module.setup("fit")
+    store = module._stores["train"]
+    decode = module.tokenizer.decode
+    return [(decode(ids), decode(labels[labels != -100])) for ids, labels in map(store.__getitem__, range(len(store)))]
+
+
+def test_a_text_is_learnt_whole_and_ends_once(tmp_path, jsonl):
+    path = jsonl([{"text": "Once."}, {"text": "Twice.<|im_end|>"}])
+    assert documents(tmp_path, path) == [("Once.<|im_end|>",) * 2, ("Twice.<|im_end|>",) * 2]
+    with pytest.raises(UserError, match=r"^data.predict: expected rows with turns to answer, got text \(row 0"):
+        module = InstructionDataModule(test=path, tokenizer=ByteTokenizer(), cache_dir=str(tmp_path / "cache"))
+        module.setup("predict")
+
+
+def test_a_text_is_learnt_but_for_the_token_that_begins_it(many_specials):
+    from copy import deepcopy
+
+    from tokenizers.processors import TemplateProcessing
+
+    from lit_probsft.data.tokens.tokenization import tokenize_text
+
+    tokenizer = deepcopy(many_specials)
+    tokenizer.bos_token = "<s>"
+    begin, end = tokenizer.bos_token_id, tokenizer.eos_token_id
+    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(single="<s> $A", special_tokens=[("<s>", begin)])
+    for text in ("ab", "<s>ab"):
+        assert tokenize_text(tokenizer, text) == {"input_ids": [begin, 97, 98, end], "labels": [-100, 97, 98, end]}
+    tokenizer.eos_token = None
+    with pytest.raises(UserError, match="^text: a text ends with the tokenizer's eos token"):
+        tokenize_text(tokenizer, "ab")
+
+
+def test_tokens_stay_what_they_are(tmp_path, jsonl):
+    ids = [*b"What? That.", 258]
+    labels = [-100] * 6 + ids[6:]
+    assert documents(tmp_path, jsonl([{"input_ids": ids, "labels": labels}])) == [
+        ("What? That.<|im_end|>", "That.<|im_end|>")
+    ]
+
+
+def test_files_of_several_formats_may_be_read_together(tmp_path, jsonl):
+    paths = [
+        jsonl([{"conversations": SHAREGPT}], "a.jsonl"),
+        jsonl([{"instruction": "Weather?", "output": "Rain."}], "b.jsonl"),
+        jsonl([{"text": "Rain."}], "c.jsonl"),
+    ]
+    learnt = [supervised for _, supervised in documents(tmp_path, Rows(paths))]
+    assert learnt == ["Rain.<|im_end|>"] * 3
+
+
+FUNCTIONS = """
+from lit_probsft import UserError
+
+
+def questions(row):
+    return {"prompt": "\\n".join(row["CONTEXTS"]) + "\\n" + row["QUESTION"], "response": row["final_decision"]}
+
+
+def with_key(row):
+    return {"prompt": row["key"], "response": "x"}
+
+
+def nothing(row):
+    return None
+"""
+
+
+def test_a_row_function_reads_any_other_format(tmp_path, monkeypatch):
+    """A dictionary of rows by their key, as PubMedQA's."""
+    (tmp_path / "rows_of_test_formats.py").write_text(FUNCTIONS)
+    monkeypatch.syspath_prepend(tmp_path)
+    content = {str(i): {"QUESTION": f"{i}?", "CONTEXTS": ["a", "b"], "final_decision": "yes"} for i in range(2)}
+    path = tmp_path / "nested.json"
+    path.write_text(json.dumps(content, indent=1))
+    source = Rows(str(path), row_function="rows_of_test_formats.questions")
+    assert [learnt for _, learnt in documents(tmp_path, source)] == ["yes<|im_end|>"] * 2
+    assert source.conversation(source.load()[1])[0]["content"] == "a\nb\n1?"
+    keyed = Rows(str(path), row_function="rows_of_test_formats.with_key")
+    assert [text[17:18] for text, _ in documents(tmp_path, keyed)] == ["0", "1"]
+    assert keyed.fingerprint() != source.fingerprint()
+    for name, message in (
+        ("nothing", "^row_function: expected .*nothing to return a mapping .* got NoneType"),
+        ("question", "^row_function: no function 'question' in .*Did you mean 'questions'"),
+    ):
+        with pytest.raises(UserError, match=message):
+            broken = Rows(str(path), row_function=f"rows_of_test_formats.{name}")
+            broken.example(broken.load()[0])
+    with pytest.raises(
+        UserError, match=r"^data.train.row_function: .*questions raised KeyError: 'CONTEXTS' \(row 0 of"
+    ):
+        path.write_text('[{"a": 1}]')
+        documents(tmp_path, source)
+    for name, message in (("questions", "expected an import path"), ("no.where", "cannot import 'no'")):
+        with pytest.raises(UserError, match=f"^row_function: {message}"):
+            Rows(str(path), row_function=name).load()
+
+
+def test_what_a_row_function_makes_decides_the_cache_not_its_name(tmp_path, monkeypatch, jsonl):
+    import importlib
+
+    monkeypatch.syspath_prepend(tmp_path)
+    file, path = tmp_path / "changing_of_test_formats.py", jsonl([{"a": "x"}])
+    seen = []
+    for answer in ("one", "another"):
+        file.write_text(f"def make(row):\n    return {{'prompt': row['a'], 'response': {answer!r}}}\n")
+        importlib.invalidate_caches()
+        importlib.reload(importlib.import_module("changing_of_test_formats"))
+        seen += documents(tmp_path, Rows(path, row_function="changing_of_test_formats.make"))
+    assert [learnt for _, learnt in seen] == ["one<|im_end|>", "another<|im_end|>"]
+
+
+def test_prediction_of_a_conversation_with_tools_gives_its_question_and_answer(tmp_path, jsonl):
+    path = jsonl([{"messages": WITH_TOOLS}, {"messages": WITH_TOOLS[:2]}])
+    module = InstructionDataModule(
+        test=path, tokenizer=ByteTokenizer(), cache_dir=str(tmp_path), chat_template=TOOLS_TEMPLATE
+    )
+    module.setup("predict")
+    assert [module.prediction_row(i)["prompt"] for i in range(2)] == ["Weather?"] * 2
+    assert module.prediction_row(0)["reference"] == "Rain."
+    assert json.loads(module.prediction_row(1)["reference"]) == CALL["function"]
+
+
+SYSTEM, ANSWER = {"role": "system", "content": "s"}, {"role": "assistant", "content": "a"}
+ASKED = {
+    "messages": ({"messages": [SYSTEM, USER]}, {"messages": [SYSTEM, USER, ANSWER]}, {}),
+    "sharegpt": (
+        {"conversations": [{"from": "human", "value": "q"}]},
+        {"conversations": [{"from": "human", "value": "q"}, {"from": "gpt", "value": "a"}]},
+        {},
+    ),
+    "prompt": ({"prompt": "q"}, {"prompt": "q", "response": "a"}, {}),
+    "a null answer": ({"prompt": "q", "response": None}, {"prompt": "q", "response": "a"}, {}),
+    "a template": ({"x": "q"}, {"x": "q", "y": "a"}, {"prompt": "{x}?", "response": "{y}"}),
+    "an empty column": ({"x": "q", "y": ""}, {"x": "q", "y": "a"}, {"prompt": "x", "response": "y"}),
+    "alpaca": ({"instruction": "q", "input": "i"}, {"instruction": "q", "input": "i", "output": "a"}, {}),
+}
+
+
+@pytest.mark.parametrize("mixed", [False, True], ids=["alone", "in a mixture"])
+@pytest.mark.parametrize("kind", ASKED)
+def test_a_question_without_an_answer_is_asked_in_the_words_of_one_with(kind, mixed, tmp_path, jsonl):
+    question, answered, columns = ASKED[kind]
+    asked = columns if kind != "a template" else {"prompt": "{x}?"}
+    sources = Rows(jsonl([question], "q.jsonl"), **asked), Rows(jsonl([answered], "a.jsonl"), **columns)
+    alone, whole = (
+        InstructionDataModule(
+            predict=Mixture({"one": source}) if mixed else source, tokenizer=ByteTokenizer(), cache_dir=str(tmp_path)
+        )
+        for source in sources
+    )
+    for module in (alone, whole):
+        module.setup("predict")
+    assert alone.documents("predict")[0][0].tolist() == whole.documents("predict")[0][0].tolist()
+    assert alone.prediction_row(0) == {**whole.prediction_row(0), "reference": None}
+    assert whole.prediction_row(0)["reference"] == "a"
+
+
+@pytest.mark.parametrize("kind", ASKED)
+def test_no_other_split_takes_a_question_without_an_answer(kind, tmp_path, jsonl):
+    question, _, columns = ASKED[kind]
+    module = InstructionDataModule(
+        test=Rows(jsonl([question]), **columns), tokenizer=ByteTokenizer(), cache_dir=str(tmp_path)
+    )
+    for stage in ("test", "predict"):  # the rows of `test`, which are its too where it has none of its own
+        with pytest.raises(UserError, match=r"^data\.test\."):
+            module.setup(stage)
+
+
+def test_a_column_that_is_named_must_be_there_though_no_answer_is_needed(tmp_path, jsonl):
+    module = InstructionDataModule(
+        predict=Rows(jsonl([{"x": "q"}]), prompt="x", response="anser"), tokenizer=ByteTokenizer()
+    )
+    with pytest.raises(UserError, match=r"^data\.predict\.response: no column 'anser' among 'x'"):
+        module.setup("predict")
+
+
+TOOLS_TEMPLATE = (
+    "{% for m in messages %}{{ '<|im_start|>' + m.role + '\n' + m.content }}"
+    "{% for call in m.tool_calls %}{{ call.function | tojson }}{% endfor %}{{ '<|im_end|>\n' }}{% endfor %}"
+    "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
+)

@@ -1,0 +1,233 @@
+"""Rows one after the other: each format gives what it gives as a whole, from any place on, over and over again."""
+
+import csv
+import json
+from collections import Counter
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from lit_probsft.data import FigletPuzzles, Mixture, Part, Rows
+from lit_probsft.data.rows.files import BrokenRow
+from lit_probsft.data.rows.streams import Indexed, MixedStream, RowStream
+from lit_probsft.errors import UserError
+
+ROWS = [{"prompt": f"What is {i}?", "response": "so " * (i % 4) + f"{i}\n{i}"} for i in range(23)]
+
+
+def as_json_lines(path, rows=ROWS):
+    text = "\ufeff" + "\n".join(f"{json.dumps(row)}" + "\n" * (i % 3) for i, row in enumerate(rows))
+    path.with_suffix(".jsonl").write_text(text, encoding="utf-8")
+    return str(path.with_suffix(".jsonl"))
+
+
+def as_list(path):
+    path.with_suffix(".json").write_text(json.dumps(ROWS))
+    return str(path.with_suffix(".json"))
+
+
+def as_list_in_lines(path):
+    path.with_suffix(".jsonl").write_text("\n " + json.dumps(ROWS))
+    return str(path.with_suffix(".jsonl"))
+
+
+def as_csv(path):
+    with path.with_suffix(".csv").open("w", newline="") as file:
+        writer = csv.DictWriter(file, ["prompt", "response"])
+        writer.writeheader()
+        writer.writerows(ROWS)
+    return str(path.with_suffix(".csv"))
+
+
+def as_parquet(path):
+    import pyarrow
+    from pyarrow import parquet
+
+    parquet.write_table(pyarrow.Table.from_pylist(ROWS), path.with_suffix(".parquet"), row_group_size=5)
+    return str(path.with_suffix(".parquet"))
+
+
+def as_saved(path):
+    from datasets import Dataset
+
+    Dataset.from_list(ROWS).save_to_disk(path)
+    return str(path)
+
+
+def as_several(path):
+    as_json_lines(path.with_name("a"), ROWS[:7])
+    as_json_lines(path.with_name("b"), [])
+    as_json_lines(path.with_name("c"), ROWS[7:])
+    return str(path.with_name("*.jsonl"))
+
+
+FILES = [as_json_lines, as_list, as_list_in_lines, as_csv, as_parquet, as_saved, as_several]
+
+
+def take(stream, count):
+    return [stream.next() for _ in range(count)]
+
+
+def rows_of(following):
+    return [one.row() for one in following]
+
+
+def moved(place):
+    """A place as a checkpoint gives it back."""
+    return json.loads(json.dumps(place))
+
+
+@pytest.mark.parametrize("write", FILES, ids=lambda write: write.__name__)
+def test_a_stream_of_files_gives_what_they_hold_and_goes_on_from_any_place(write, tmp_path):
+    source = Rows(write(tmp_path / "rows"))
+    assert [dict(row) for row in source.load()] == ROWS
+    whole = source.stream()
+    found, places = [], [whole.place]
+    for _ in range(2 * len(ROWS) + 3):
+        found.append(whole.next())
+        places.append(whole.place)
+    assert [dict(row) for row in rows_of(found)] == [*ROWS, *ROWS, *ROWS[:3]]
+    assert [(one.number, one.passes) for one in found[20:26]] == [(20, 0), (21, 0), (22, 0), (0, 1), (1, 1), (2, 1)]
+    for start in (0, 1, 6, 7, 8, 22, 23, 24, 46):
+        again = source.stream(moved(places[start]))
+        assert again.place == places[start]
+        rest = take(again, len(found) - start)
+        assert rows_of(rest) == rows_of(found[start:])
+        assert [(one.number, one.passes) for one in rest] == [(one.number, one.passes) for one in found[start:]]
+        assert again.place == places[-1]
+
+
+@pytest.mark.parametrize("kind", ["made", "parquet", "json"])
+def test_a_stream_of_the_hub_goes_on_from_any_place(monkeypatch, tmp_path, kind):
+    import datasets
+
+    asked = []
+    load = datasets.load_dataset
+
+    def from_hub(path, name, *, split, revision, streaming=False):
+        asked.append((path, name, split, streaming))
+        if kind == "made":
+            return datasets.Dataset.from_list(ROWS).to_iterable_dataset(num_shards=3)
+        written = {"parquet": as_parquet, "json": as_json_lines}[kind](tmp_path / "rows")
+        return load(kind, data_files=written, split="train", streaming=True)
+
+    monkeypatch.setattr(datasets, "load_dataset", from_hub)
+    source = Rows("someone/rows", name="main", split="test")
+    whole = source.stream()
+    found, places = [], [whole.place]
+    for _ in range(30):
+        found.append(whole.next())
+        places.append(whole.place)
+    assert rows_of(found) == [*ROWS, *ROWS[:7]]
+    for start in (0, 1, 5, 9, 22, 23, 25):
+        again = source.stream(moved(places[start]))
+        assert rows_of(take(again, 30 - start)) == rows_of(found[start:])
+    assert set(asked) == {("someone/rows", "main", "test", True)}
+
+
+def test_broken_rows_keep_their_lines_in_a_stream(tmp_path):
+    path = tmp_path / "rows.jsonl"
+    path.write_bytes(b'{"text": "a"}\n\n{nonsense\n[1]\n{"text": "b\xff"}\n{"text": "c"}')
+    stream = Rows(str(path)).stream()
+    found = rows_of(take(stream, 5))
+    assert [row for row in found if not isinstance(row, BrokenRow)] == [{"text": "a"}, {"text": "c"}]
+    broken = [row.message.partition("line ")[2] for row in found if isinstance(row, BrokenRow)]
+    assert [text.split(":")[0] for text in broken] == ["3", "4", "5"]
+    whole = [row.message for row in Rows(str(path)).load_with_broken() if isinstance(row, BrokenRow)]
+    assert [row.message for row in found if isinstance(row, BrokenRow)] == whole
+
+
+def test_other_sources_are_streamed_by_their_numbers_and_a_limit_ends_a_pass(tmp_path):
+    figlet = FigletPuzzles(count=3)
+    assert rows_of(take(figlet.stream(), 4)) == [*figlet.load(), figlet.load()[0]]
+    limited = Rows(as_json_lines(tmp_path / "x"), limit=2)
+    assert rows_of(take(limited.stream(), 5)) == [ROWS[0], ROWS[1], ROWS[0], ROWS[1], ROWS[0]]
+    assert limited.stream(limited.stream().place).place == limited.stream().place
+
+
+@pytest.mark.parametrize(
+    ("content", "suffix", "message"),
+    [
+        (b"", ".jsonl", "path: expected at least one row, got an empty data set"),
+        (b"a\n", ".csv", "path: expected at least one row, got an empty data set"),
+        (b"nonsense", ".parquet", "not a readable parquet file"),
+        (b"[1,", ".jsonl", "not valid JSON"),
+    ],
+)
+def test_a_stream_that_cannot_be_read_is_refused(tmp_path, content, suffix, message):
+    path = tmp_path / f"x{suffix}"
+    path.write_bytes(content)
+    with pytest.raises(UserError, match=message):
+        Rows(str(path)).stream().next()
+
+
+# Mixtures.
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.tuples(st.integers(1, 9), st.floats(0.1, 9)), min_size=1, max_size=4), st.integers(0, 60))
+def test_a_mixed_stream_keeps_its_shares_at_every_row_and_goes_on_from_any_place(drawn, start):
+    def opened(count):
+        return lambda place: RowStream(lambda at: Indexed([{"i": i} for i in range(count)], at), place)
+
+    streams = {f"s{i}": opened(count) for i, (count, _) in enumerate(drawn)}
+    weights = {f"s{i}": weight for i, (_, weight) in enumerate(drawn)}
+    whole = MixedStream(streams, weights, None)
+    found = take(whole, start)
+    place = moved(whole.place)
+    found += take(whole, 80 - start)
+    again = MixedStream(streams, weights, place)
+    assert rows_of(take(again, 80 - start)) == rows_of(found[start:])
+    assert again.place == whole.place
+    seen = Counter()
+    for number, one in enumerate(found, start=1):
+        name = f"s{one.source}"
+        count = drawn[one.source][0]
+        assert one.row() == {"source": name, "row": {"i": seen[name] % count}}
+        assert (one.number, one.passes) == (seen[name] % count, seen[name] // count)
+        seen[name] += 1
+        shares = {name: weight / sum(weights.values()) for name, weight in weights.items()}
+        assert all(abs(seen[name] - shares[name] * number) < len(drawn) for name in weights)
+
+
+def test_a_mixture_without_weights_or_with_a_size_is_no_stream(tmp_path):
+    path = as_json_lines(tmp_path / "x")
+    with pytest.raises(UserError, match=r"sources.a.weight: expected one, since a stream does not know"):
+        Mixture({"a": path}).stream()
+    with pytest.raises(UserError, match=r"size: expected none for a stream, which has no epochs, got 3"):
+        Mixture({"a": Part(path, 1.0)}, size=3).stream()
+    stream = Mixture({"a": Part(path, 1.0), "b": Part(Rows(path, limit=2), 1.0)}).stream()
+    assert [(one.source, one.number) for one in take(stream, 6)] == [(0, 0), (1, 0), (0, 1), (1, 1), (0, 2), (1, 0)]
+    (tmp_path / "empty.jsonl").write_text("")
+    with pytest.raises(UserError, match=r"sources.e.path: expected at least one row"):
+        Mixture({"e": Part(str(tmp_path / "empty.jsonl"), 1.0)}).stream().next()
+
+
+def test_a_file_that_is_damaged_further_on_is_refused_by_its_name(tmp_path):
+    path = tmp_path / "rows.parquet"
+    as_parquet(path)
+    damaged = bytearray(path.read_bytes())
+    place = damaged.index(b"What is 20?")
+    damaged[place - 40 : place + 40] = bytes(value ^ 0x5A for value in damaged[place - 40 : place + 40])
+    path.write_bytes(damaged)
+    stream = Rows(str(path)).stream()
+    with pytest.raises(UserError, match=r"^path: .*rows.parquet'"):
+        rows_of(take(stream, len(ROWS)))
+
+
+def test_a_hub_that_gives_no_more_rows_is_told_as_such(monkeypatch):
+    import datasets
+
+    def rows():
+        yield ROWS[0]
+        raise ConnectionError("no route\nto the hub")
+
+    monkeypatch.setattr(
+        datasets, "load_dataset", lambda *args, **options: datasets.IterableDataset.from_generator(rows)
+    )
+    stream = Rows("someone/something").stream()
+    assert stream.next().row() == ROWS[0]
+    with pytest.raises(UserError) as error:
+        stream.next()
+    assert str(error.value) == "path: the hub gave no more rows: ConnectionError: no route"

@@ -1,0 +1,55 @@
+"""Tokens added to a tokenizer: one id each wherever they stand, and no other text changes its ids."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+
+from lit_probsft.data import BPETokenizer, ByteTokenizer, InstructionDataModule, PretrainedTokenizer
+from lit_probsft.data.tokens.added_tokens import added_to, with_added
+from lit_probsft.errors import UserError
+
+TEXT = "a<think>2 + 2</think>4<|go|><thinking"
+
+
+@pytest.mark.parametrize("source", [ByteTokenizer(), BPETokenizer(280)], ids=["bytes", "bpe"])
+def test_each_is_one_id_behind_all_others_and_the_rest_stays(source: Any) -> None:
+    before = source.load(lambda: ["two and two are four"])
+    size = len(before)
+    after = with_added(before, ["<think>", "</think>"], ["<|go|>"])
+    assert added_to(after) == {"<think>": size, "</think>": size + 1, "<|go|>": size + 2}
+    assert len(before) == size
+    assert not added_to(before)
+    ids = after(TEXT)["input_ids"]
+    pieces = ["a", size, "2 + 2", size + 1, "4", size + 2, "<thinking"]
+    assert ids == [id for piece in pieces for id in ([piece] if isinstance(piece, int) else before(piece)["input_ids"])]
+    # what an answer says is shown, what controls it is not
+    assert after.decode(ids, skip_special_tokens=True) == TEXT.replace("<|go|>", "")
+
+
+def test_to_add_twice_is_to_add_once_also_after_saving(tmp_path: Any) -> None:
+    after = with_added(ByteTokenizer().load(list), ["<think>"], ["<|go|>"])
+    assert with_added(after, ["<think>"], ["<|go|>"]) is after
+    after.save_pretrained(tmp_path)
+    again = with_added(PretrainedTokenizer(str(tmp_path)).load(list), ["<think>", "<|im_end|>"], ["<|go|>"])
+    assert not added_to(again)
+    assert again(TEXT)["input_ids"] == after(TEXT)["input_ids"]
+    assert again.decode([again.eos_token_id], skip_special_tokens=True) == ""  # what was special stays so
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"add_tokens": [" "]}, "data.add_tokens: expected texts that are more than white space, got ' '"),
+        ({"add_tokens": "<a>"}, "data.add_tokens: expected a list of tokens, got the text '<a>'"),
+        (
+            {"add_tokens": ["<a>"], "add_special_tokens": ["<a>"]},
+            "data.add_special_tokens: expected each token once, got '<a>' twice",
+        ),
+    ],
+)
+def test_what_cannot_be_a_token_is_refused_at_construction(options: Any, message: str) -> None:
+    with pytest.raises(UserError) as caught:
+        InstructionDataModule(tokenizer=ByteTokenizer(), **options)
+    assert str(caught.value) == message

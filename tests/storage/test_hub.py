@@ -1,0 +1,176 @@
+"""Code that comes with a model or a tokenizer runs when it was asked for, is named when it does, and never else."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import warnings
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from lit_probsft.cli.commands import main
+from lit_probsft.data import ByteTokenizer, PretrainedTokenizer
+from lit_probsft.errors import UserError
+from lit_probsft.model.sources import PretrainedCausalLM
+from lit_probsft.storage import hub as remote
+from tests import tiny
+
+CONFIGURATION = """
+from transformers import LlamaConfig
+
+
+class OddConfig(LlamaConfig):
+    model_type = "odd"
+"""
+MODELING = """
+from pathlib import Path
+
+from transformers import LlamaForCausalLM
+
+from .configuration_odd import OddConfig
+
+with open({ran!r}, "a") as file:
+    file.write("ran ")
+
+
+class OddForCausalLM(LlamaForCausalLM):
+    config_class = OddConfig
+"""
+TOKENIZATION = """
+from transformers import PreTrainedTokenizerFast
+
+with open({ran!r}, "a") as file:
+    file.write("tokenized ")
+
+
+class OddTokenizer(PreTrainedTokenizerFast):
+    pass
+"""
+
+
+@pytest.fixture
+def odd(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A folder whose model and tokenizer need code of their own, which leaves a trace where it runs."""
+    import transformers.dynamic_module_utils
+
+    monkeypatch.setattr(transformers.dynamic_module_utils, "HF_MODULES_CACHE", str(tmp_path / "modules"))
+    monkeypatch.syspath_prepend(tmp_path / "modules")
+    monkeypatch.chdir(tmp_path)
+    remote.warn_of_code.cache_clear()
+    folder, ran = tmp_path / "odd", str(tmp_path / "ran")
+    tiny.model().save_pretrained(folder)
+    ByteTokenizer().load(list).save_pretrained(folder)
+    classes = {"AutoConfig": "configuration_odd.OddConfig", "AutoModelForCausalLM": "modeling_odd.OddForCausalLM"}
+    change(folder / "config.json", model_type="odd", architectures=["OddForCausalLM"], auto_map=classes)
+    change(
+        folder / "tokenizer_config.json",
+        tokenizer_class="OddTokenizer",
+        auto_map={"AutoTokenizer": [None, "tokenization_odd.OddTokenizer"]},
+    )
+    (folder / "configuration_odd.py").write_text(CONFIGURATION)
+    (folder / "modeling_odd.py").write_text(MODELING.format(ran=ran))
+    (folder / "tokenization_odd.py").write_text(TOKENIZATION.format(ran=ran))
+    return folder
+
+
+def change(path: Path, **fields: Any) -> None:
+    path.write_text(json.dumps({**json.loads(path.read_text()), **fields}))
+
+
+CODE = "configuration_odd.py, modeling_odd.py, tokenization_odd.py"
+
+
+def refusal(argument: str, folder: Path) -> str:
+    return (
+        f"{argument}: expected true, since {str(folder)!r} comes with code of its own that would have to run "
+        f"({CODE}); got false. Read that code, pin it with `revision`, and set it to true if you trust "
+        "it"
+    )
+
+
+def flags(folder: Path) -> list[str]:
+    rows = tiny.write_rows(folder.parent / "rows.jsonl", 8)
+    data: list[str] = []
+    for part in ("--data.train", "--data.validation"):
+        data += [part, "Rows", f"{part}.path", str(rows), f"{part}.prompt", "question", f"{part}.response", "answer"]
+    return ["--name", "run", "--model.model", str(folder), *data, "--trainer.accelerator", "cpu"]
+
+
+def test_it_does_not_run_unless_asked_for_and_the_flag_is_named(odd: Path) -> None:
+    with pytest.raises(UserError) as caught:
+        PretrainedCausalLM(str(odd)).load(None, torch.float32)
+    assert str(caught.value) == refusal("model.model.trust_remote_code", odd)
+    with pytest.raises(UserError) as caught:
+        PretrainedTokenizer(str(odd)).load(list)
+    assert str(caught.value) == refusal("trust_remote_code", odd)
+    with pytest.raises(UserError) as caught:
+        main(["fit", *flags(odd)])
+    said = refusal("model.model.trust_remote_code", odd)
+    assert str(caught.value) == f"{said} (it names the tokenizer too, as data.tokenizer is not given)"
+    with pytest.raises(UserError) as caught:
+        reference = ["--model.reference.model", str(odd), "--model.objective", "ASFT"]
+        main(["fit", *flags(plain(odd)), *reference])
+    assert str(caught.value) == refusal("model.reference.model.trust_remote_code", odd)
+    assert not (odd.parent / "ran").exists()
+
+
+def plain(odd: Path) -> Path:
+    """The same without code."""
+    folder = odd.parent / "plain"
+    tiny.model().save_pretrained(folder)
+    ByteTokenizer().load(list).save_pretrained(folder)
+    return folder
+
+
+def test_it_runs_when_asked_for_and_is_named_once(odd: Path) -> None:
+    source = ["--model.model", "PretrainedCausalLM", "--model.model.model_name_or_path", str(odd)]
+    asked = [*flags(odd), *source, "--model.model.trust_remote_code", "true"]
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        cli = main(["fit", *asked])
+    assert type(cli.model.model).__name__ == "OddForCausalLM"
+    assert set((odd.parent / "ran").read_text().split()) == {"ran", "tokenized"}
+    loud = [str(warning.message) for warning in caught if "WILL RUN" in str(warning.message)]
+    code = f"WILL RUN ON THIS MACHINE with all your rights: {CODE}"
+    assert loud == [
+        f"trust_remote_code: code that comes with {odd} {code}",
+        f"model.model.trust_remote_code: code that comes with {odd} {code}",
+    ]
+    main(["validate", *asked])  # by the weights, the tokenizer and the code of the run
+    # what was trained needs the code too, and has it beside its weights
+    hf = odd.parent / "runs" / "run" / "hf"
+    shutil.rmtree(odd)
+    with pytest.raises(UserError, match=r"^model.model.trust_remote_code: expected true, since .* \(.*modeling_odd.py"):
+        PretrainedCausalLM(str(hf)).load(None, torch.float32)
+    again = PretrainedCausalLM(str(hf), trust_remote_code=True).load(None, torch.float32)
+    for name, value in tiny.weights(cli.model).items():
+        assert torch.equal(again.state_dict()[name], value), name
+
+
+def test_a_model_without_code_is_loaded_in_silence(odd: Path) -> None:
+    folder = plain(odd)
+    with warnings.catch_warnings(record=True) as caught:
+        warnings.simplefilter("always")
+        PretrainedCausalLM(str(folder), trust_remote_code=True).load(None, torch.float32)
+        PretrainedTokenizer(str(folder), trust_remote_code=True).load(list)
+    assert not [warning for warning in caught if "WILL RUN" in str(warning.message)]
+
+
+def test_code_from_another_repository_is_named_as_such(odd: Path) -> None:
+    change(odd / "config.json", auto_map={"AutoConfig": "you/there--configuration_there.TheirConfig"})
+    with pytest.warns(match=r"configuration_there.py of you/there, .*; no revision pins configuration_there"):
+        remote.warn_of_code("x", str(odd))
+
+
+def test_a_folder_that_is_misspelt_is_not_asked_of_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "runs" / "quickstart").mkdir(parents=True)
+    assert remote.missing_folder("runs/quickstrt") == (True, " Did you mean 'quickstart'?")
+    assert remote.missing_folder("runs/quickstart") == (False, "")
+    for place in ("me/model", "runs/something-else", "gpt2"):
+        assert remote.missing_folder(place) == (False, "")
+    for place in ("./gpt2", "a/b/c"):
+        assert remote.missing_folder(place) == (True, "")

@@ -1,0 +1,82 @@
+"""Which token pads makes no difference: padding is told by its place, also where the token that ends turns pads."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from lit_probsft.data import ByteTokenizer, InstructionDataModule
+from lit_probsft.objectives import NegP
+from lit_probsft.run.export import export_model
+from lit_probsft.training.module import Generation, ProbSFTModule
+from lit_probsft.training.optim import Schedule
+from tests import tiny
+
+
+@pytest.fixture
+def rows(tmp_path: Path) -> str:
+    """Conversations of one to three rounds: the token that ends turns stands within documents."""
+
+    def turn(role: str, text: str) -> dict[str, str]:
+        return {"role": role, "content": text}
+
+    turns = [turn(role, f"{i}" * (1 + i % 4)) for i in range(9) for role in ("user", "assistant")]
+    lines = [json.dumps({"messages": (turns + turns)[2 * i : 2 * i + 2 + i % 3 * 2]}) for i in range(9)]
+    (tmp_path / "rows.jsonl").write_text("\n".join(lines))
+    return str(tmp_path / "rows.jsonl")
+
+
+def trained(pad: str, rows: str, **options: Any) -> tuple[ProbSFTModule, Any, dict[int, str]]:
+    """Four steps from the same weights, of a model that is told the same pad token as the data; module, tokenizer and
+    the answers to all rows."""
+    tokenizer = ByteTokenizer().load(list)
+    tokenizer.pad_token = pad
+    model = tiny.source(tie_word_embeddings=options.pop("tied")).load(tokenizer, torch.float64)
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():
+        for parameter in model.parameters():  # the row of the pad token is drawn as zeros otherwise
+            parameter.normal_(std=0.2, generator=generator)
+    module = ProbSFTModule(
+        model, NegP(), optimizer=tiny.sgd, schedule=Schedule("constant", warmup=0), generation=Generation(6)
+    )
+    data = InstructionDataModule(rows, predict=rows, tokenizer=tokenizer, batch_size=3, **options)
+    trainer = tiny.trainer(max_steps=4, max_epochs=2)
+    trainer.fit(module, datamodule=data)
+    assert trainer.global_step == 4
+    answers = {}
+    for batch in trainer.predict(module, datamodule=data):
+        texts = tokenizer.batch_decode(batch["answers"].tolist(), skip_special_tokens=True)
+        answers |= dict(zip(batch["documents"].tolist(), texts, strict=True))
+    return module, tokenizer, answers
+
+
+@pytest.mark.parametrize(("tied", "packing"), [(False, False), (True, False), (False, True)])
+def test_training_and_answers_are_the_same_whatever_pads(rows: str, tied: bool, packing: bool, tmp_path: Path) -> None:
+    packed = {"packing": True, "max_length": 128} if packing else {}
+    special, _, answers = trained("<|pad|>", rows, tied=tied, **packed)
+    ending, tokenizer, same = trained("<|im_end|>", rows, tied=tied, **packed)
+    moved = tiny.weights(ending)
+    for name, weight in tiny.weights(special).items():
+        torch.testing.assert_close(moved[name], weight, rtol=0, atol=0)
+    assert answers == same
+    assert len(answers) == 9
+
+    from transformers import AutoModelForCausalLM, AutoTokenizer
+
+    export_model(ending.model, tokenizer, tmp_path / "hf")
+    loaded = AutoModelForCausalLM.from_pretrained(tmp_path / "hf")
+    assert AutoTokenizer.from_pretrained(tmp_path / "hf").pad_token == "<|im_end|>"
+    assert loaded.generation_config.eos_token_id == 258
+
+
+def test_the_token_that_ends_turns_learns_where_it_pads_too(rows: str) -> None:
+    """Torch gives the embedding of a model's pad token no gradient."""
+    after = trained("<|im_end|>", rows, tied=False)[0].model.get_input_embeddings().weight
+    before = torch.empty_like(after).normal_(std=0.2, generator=torch.Generator().manual_seed(0))
+    moved = (after - before).detach().abs().amax(-1)
+    assert moved[258] > 1e-5
+    assert moved[0] == 0  # in no document
