@@ -8,11 +8,33 @@ from collections.abc import Iterable
 
 
 class UserError(ValueError):
-    """Something in a config, a flag, a file or a call is wrong and only its author can mend it.
+    """Something in a config, a flag, a file or a call is wrong, and only its author can fix it.
 
     The command line prints the message from rank 0, without a traceback, and exits with status 2; `main()` and the
-    Python interface raise it. A message names the argument, what was expected and what came.
+    Python API raise it.
+
+    Args:
+        argument: the flag, option or file that is wrong, as the caller named it; empty where the raiser cannot know.
+        problem: what was expected and what came.
     """
+
+    def __init__(self, argument: str, problem: str) -> None:
+        super().__init__(argument, problem)
+        self.argument = argument
+        self.problem = problem
+
+    def __str__(self) -> str:
+        return f"{self.argument}: {self.problem}" if self.argument else self.problem
+
+    def within(self, prefix: str, where: str = "") -> UserError:
+        """The same error seen from one level up.
+
+        Args:
+            prefix: names the option that holds the argument.
+            where: added to the end of the problem, such as the number of a row.
+        """
+        problem = self.problem.removesuffix(".") + where if where else self.problem
+        return UserError(".".join(filter(None, (prefix, self.argument))), problem)
 
 
 def first_rank() -> bool:

@@ -79,7 +79,7 @@ def embedded(path: Path) -> str:
     try:
         content = base64.b64encode(path.read_bytes()).decode()
     except OSError as error:
-        raise UserError(f"{path}: cannot be read: {error.strerror or error}") from error
+        raise UserError(str(path), f"cannot be read: {error.strerror or error}") from error
     return f'<img alt="" src="data:image/png;base64,{content}"/>'
 
 
@@ -169,7 +169,7 @@ def read_metrics(path: Path) -> dict[str, list[tuple[float, float]]]:
                     if name != "step" and text and math.isfinite(value := float(text)):
                         found.setdefault(name, []).append((float(row["step"]), value))
     except (OSError, ValueError, KeyError, csv.Error) as error:
-        raise UserError(f"{path}: expected a table with a column step, which cannot be read: {error}") from error
+        raise UserError(str(path), f"expected a table with a column step, which cannot be read: {error}") from error
     return found
 
 

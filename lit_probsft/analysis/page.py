@@ -114,7 +114,7 @@ def write_page(path: Path, text: str, argument: str) -> None:
     try:
         path.write_text(text, encoding="utf-8")
     except OSError as error:
-        raise UserError(f"{argument}: cannot write {str(path)!r}: {error.strerror or error}") from error
+        raise UserError(argument, f"cannot write {str(path)!r}: {error.strerror or error}") from error
 
 
 def _flat(facts: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, str]]:

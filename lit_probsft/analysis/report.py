@@ -32,7 +32,7 @@ def make_report(run: RunFolder) -> str:
     """
     record = _read_json(run.record)
     if record is None:
-        raise UserError(f"RUN: expected a folder that fit has written to, got {str(run.path)!r} without a run.json")
+        raise UserError("RUN", f"expected a folder that fit has written to, got {str(run.path)!r} without a run.json")
     tokens = Tokens(run.tokens) if run.tokens.exists() else None
     return page(
         f"Run {run.path.name}",
@@ -233,7 +233,7 @@ def _read_json(path: Path) -> dict[str, Any] | None:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
-        raise UserError(f"{path}: expected JSON, which cannot be read: {error}") from error
+        raise UserError(str(path), f"expected JSON, which cannot be read: {error}") from error
     if not isinstance(content, dict):
-        raise UserError(f"{path}: expected a JSON object, got {type(content).__name__}")
+        raise UserError(str(path), f"expected a JSON object, got {type(content).__name__}")
     return content

@@ -76,7 +76,7 @@ class Tokens:
                 self.arrays: dict[str, Any] = {name: file[name] for name in file.files}
             self.before, self.after = (self.arrays[name].astype(np.float64) for name in ("before", "after"))
         except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-            raise UserError(f"{path}: expected the tokens of a run, which cannot be read: {error}") from error
+            raise UserError(str(path), f"expected the tokens of a run, which cannot be read: {error}") from error
 
     def measured(self, when: str) -> bool:
         """Was any token measured `before`, or `after`?"""

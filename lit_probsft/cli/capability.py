@@ -47,7 +47,7 @@ class TrainingRows(LightningDataModule):
     def __init__(self, data: InstructionDataModule, sample: int | None) -> None:
         super().__init__()
         if data.streaming and sample is None:
-            raise UserError("--sample: expected a number of rows with data.streaming, since a stream has no end")
+            raise UserError("--sample", "expected a number of rows with data.streaming, since a stream has no end")
         self.data, self.sample = data, sample
         self.documents: Documents
         self.total: int | None = None
@@ -153,7 +153,7 @@ class CapabilityCLI(ProbSFTCLI):
 
     def _parse_ckpt_path(self) -> None:
         if self.config[self.command].get("ckpt_path"):
-            raise UserError("--ckpt_path: expected none with capability; --weights takes a folder with a model")
+            raise UserError("--ckpt_path", "expected none with capability; --weights takes a folder with a model")
 
     def _callbacks(self, config: Any, given: list[Callback]) -> list[Callback]:
         return [_Bar()] if config.trainer.enable_progress_bar is not False else []
@@ -222,7 +222,7 @@ def run_capability(sample: int | None, rest: Sequence[str]) -> CapabilityCLI:
         UserError: a flag, or what `fit` would refuse of model, data and trainer.
     """
     if sample is not None and sample < 2:
-        raise UserError(f"--sample: expected at least 2 rows, got {sample}")
+        raise UserError("--sample", f"expected at least 2 rows, got {sample}")
 
     class Asked(CapabilityCLI):
         flags = _without(rest, ("--name", "--weights"))

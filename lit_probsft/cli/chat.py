@@ -53,7 +53,9 @@ class Chat:
         prompt = tokenize_prompt(self.tokenizer, asked)
         limit = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
         if limit is not None and len(prompt) >= limit:
-            raise UserError(f"chat: the talk has {len(prompt)} tokens, the model {limit} positions; /reset begins anew")
+            raise UserError(
+                "chat", f"the talk has {len(prompt)} tokens, the model {limit} positions; /reset begins anew"
+            )
         stream = _Stream(self.tokenizer, out)
         ids = torch.tensor([prompt], device=self.model.device)
         options = self.generation.as_kwargs()
@@ -120,8 +122,8 @@ def run_chat(options: argparse.Namespace) -> None:
     try:
         generation = Generation(options.max_new_tokens, options.temperature, options.top_p)
     except UserError as error:
-        name, _, said = str(error).partition(":")
-        raise UserError(f"--{name.removeprefix('generation.').replace('_', '-')}:{said}") from error
+        flag = error.argument.removeprefix("generation.").replace("_", "-")
+        raise UserError(f"--{flag}", error.problem) from error
     device = _device(options.device)
     chat = Chat(*loaded(options, device), generation, options.system)
     torch.manual_seed(options.seed)
@@ -150,7 +152,7 @@ def loaded(options: argparse.Namespace, device: torch.device) -> tuple[Any, Any]
     """Model and tokenizer that `options.model` names: an exported folder, a run's folder, or a hub id."""
     place, revision, trusted = _place(options.model), options.revision, options.trust_remote_code
     if revision is not None and Path(place).exists():
-        raise UserError(f"--revision: expected it with a hub id, {place} is a folder")
+        raise UserError("--revision", f"expected it with a hub id, {place} is a folder")
     dtype = options.dtype if options.dtype != "auto" else "bfloat16" if device.type == "cuda" else "float32"
     transformers.utils.logging.disable_progress_bar()
     transformers.utils.logging.set_verbosity_error()  # of sampling options that do not matter where none is sampled
@@ -160,8 +162,9 @@ def loaded(options: argparse.Namespace, device: torch.device) -> tuple[Any, Any]
             render = Renderer(tokenizer, chosen_template(tokenizer, None))
         except UserError as error:
             raise UserError(
-                f"MODEL: expected a model with a chat template, {options.model!r} has none: it has not been trained to "
-                "hold a conversation; fine-tune it first"
+                "MODEL",
+                f"expected a model with a chat template, {options.model!r} has none: it has not been trained to "
+                "hold a conversation; fine-tune it first",
             ) from error
         if options.system:
             _check_system(render, options.system)
@@ -177,9 +180,9 @@ def _check_system(render: Renderer, text: str) -> None:
     try:
         whole = render([{"role": "system", "content": text}, {"role": "user", "content": "a"}], True)
     except UserError as error:
-        raise UserError(f"--system: the model's chat template refuses a system text: {error}") from error
+        raise UserError("--system", f"the model's chat template refuses a system text: {error}") from error
     if text.strip() not in whole:
-        raise UserError(f"--system: the model's chat template leaves a system text out, or changes it: {whole!r}")
+        raise UserError("--system", f"the model's chat template leaves a system text out, or changes it: {whole!r}")
 
 
 def _place(name: str) -> str:
@@ -187,8 +190,9 @@ def _place(name: str) -> str:
     path = Path(name).expanduser()
     if path.is_file() or (path / "meta.pt").exists() or (path.is_dir() and path.suffix == ".ckpt"):
         raise UserError(
-            f"MODEL: expected a model's folder, {name} is a checkpoint; make one of it: "
-            f"python -m lit_probsft export {name} OUT"
+            "MODEL",
+            f"expected a model's folder, {name} is a checkpoint; make one of it: "
+            f"python -m lit_probsft export {name} OUT",
         )
     if not path.is_dir():
         return name
@@ -196,14 +200,13 @@ def _place(name: str) -> str:
         return str(path)
     if RunFolder(path).hf.is_dir():
         return str(RunFolder(path).hf)
-    raise UserError(f"MODEL: expected an exported model, the folder of a run with one, or a hub id, got {name!r}")
+    raise UserError("MODEL", f"expected an exported model, the folder of a run with one, or a hub id, got {name!r}")
 
 
 def _renamed(error: UserError) -> UserError:
-    name, _, said = str(error).partition(": ")
     flags = {"name_or_path": "MODEL", "trust_remote_code": "--trust-remote-code"}
     flags |= {"model.model.model_name_or_path": "MODEL", "model.model.trust_remote_code": "--trust-remote-code"}
-    return UserError(f"{flags[name]}: {said}") if name in flags else error
+    return UserError(flags[error.argument], error.problem) if error.argument in flags else error
 
 
 def _device(name: str) -> torch.device:
@@ -213,7 +216,7 @@ def _device(name: str) -> torch.device:
     try:
         torch.empty(1, device=(device := torch.device(name)))
     except (RuntimeError, AssertionError, NotImplementedError) as error:
-        raise UserError(f"--device: expected one that is here, such as cpu or cuda, got {name!r}") from error
+        raise UserError("--device", f"expected one that is here, such as cpu or cuda, got {name!r}") from error
     return device
 
 

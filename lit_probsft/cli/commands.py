@@ -51,7 +51,9 @@ def main(args: Sequence[str] | None = None) -> Any:
         return _OTHERS[command][0](rest)
     if command not in TRAINING:
         known = [*TRAINING, *_OTHERS]
-        raise UserError(f"COMMAND: expected one of {', '.join(known)}, got {command!r}.{near_matches(command, known)}")
+        raise UserError(
+            "COMMAND", f"expected one of {', '.join(known)}, got {command!r}.{near_matches(command, known)}"
+        )
     if command == "fit" and "--dry_run" in rest:
         from lit_probsft.cli.dry_run import run_dry_run
 
@@ -304,7 +306,7 @@ class _Parser(argparse.ArgumentParser):
     def error(self, message: str) -> NoReturn:
         usage = f" (usage: {' '.join(self.format_usage().split()[1:])})"
         if match := re.fullmatch(r"the following arguments are required: (.*)", message):
-            raise UserError(f"{match[1]}: expected a value{' for each' * (', ' in match[1])}, got none{usage}")
+            raise UserError(match[1], f"expected a value{' for each' * (', ' in match[1])}, got none{usage}")
         if match := re.match(r"unrecognized arguments: (\S+)", message):
             flags = [flag for action in self._actions for flag in action.option_strings]
             said = (
@@ -312,18 +314,18 @@ class _Parser(argparse.ArgumentParser):
                 if match[1][0] == "-"
                 else "expected no more arguments"
             )
-            raise UserError(f"{match[1]}: {said}{usage}")
+            raise UserError(match[1], f"{said}{usage}")
         if match := re.fullmatch(r"argument (.+?): expected one argument", message):
-            raise UserError(f"{match[1]}: expected a value, got none")
+            raise UserError(match[1], "expected a value, got none")
         if match := re.fullmatch(r"argument (.+?): invalid int value: (.*)", message):
-            raise UserError(f"{match[1]}: expected a whole number, got {match[2]}")
+            raise UserError(match[1], f"expected a whole number, got {match[2]}")
         if match := re.fullmatch(r"argument (.+?): invalid choice: '(.*)' \(choose from (.*)\)", message):
             choices = match[3].replace("'", "").split(", ")
             place = match[1] if match[1].startswith("-") else "COMMAND"
             raise UserError(
-                f"{place}: expected one of {', '.join(choices)}, got {match[2]!r}.{near_matches(match[2], choices)}"
+                place, f"expected one of {', '.join(choices)}, got {match[2]!r}.{near_matches(match[2], choices)}"
             )
-        raise UserError(f"{self.prog.split()[-1]}: {message}{usage}")
+        raise UserError(self.prog.split()[-1], f"{message}{usage}")
 
 
 _OTHERS: dict[str, tuple[Callable[[Sequence[str]], Any], str]] = {

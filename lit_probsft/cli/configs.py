@@ -34,7 +34,7 @@ def path_of(name: str) -> Path:
     known = names()
     short = name.removesuffix(".yaml").removeprefix("configs/")
     if short not in known:
-        raise UserError(f"NAME: expected one of {', '.join(known)}, got {name!r}.{near_matches(short, known)}")
+        raise UserError("NAME", f"expected one of {', '.join(known)}, got {name!r}.{near_matches(short, known)}")
     return folder() / f"{short}.yaml"
 
 
@@ -61,14 +61,16 @@ def copy(name: str, out: Path, *, overwrite: bool = False) -> list[Path]:
     targets = {part: out / part.relative_to(root) for part in parts_of(path_of(name).resolve())}
     for part, target in targets.items():
         if target.exists() and target.read_bytes() != part.read_bytes() and not overwrite:
-            raise UserError(f"OUT: {target} is there and differs from the package's; --overwrite replaces it")
+            raise UserError("OUT", f"{target} is there and differs from the package's; --overwrite replaces it")
     try:
         for part, target in targets.items():
             target.parent.mkdir(parents=True, exist_ok=True)
             if not (target.exists() and target.samefile(part)):
                 shutil.copyfile(part, target)
     except OSError as error:
-        raise UserError(f"OUT: expected a folder that can be written to, got {str(out)!r}: {error.strerror}") from error
+        raise UserError(
+            "OUT", f"expected a folder that can be written to, got {str(out)!r}: {error.strerror}"
+        ) from error
     return list(targets.values())
 
 

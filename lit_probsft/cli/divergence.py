@@ -39,9 +39,9 @@ def run_divergence(options: argparse.Namespace, rest: Sequence[str]) -> dict[str
         UserError: a flag, a model that is not there, or two that do not speak of the same tokens.
     """
     if options.out is not None and not options.out.absolute().parent.is_dir():
-        raise UserError(f"--out: expected a file in a folder that exists, got {str(options.out)!r}")
+        raise UserError("--out", f"expected a file in a folder that exists, got {str(options.out)!r}")
     if options.out is not None and options.out.is_dir():
-        raise UserError(f"--out: expected a file to write, got {str(options.out)!r}, which is a folder")
+        raise UserError("--out", f"expected a file to write, got {str(options.out)!r}, which is a folder")
     from lit_probsft.cli.parts import parts_of
 
     module, datamodule, run, trainer = parts_of(rest)
@@ -60,7 +60,7 @@ def run_divergence(options: argparse.Namespace, rest: Sequence[str]) -> dict[str
         ProbSFTModule(model).check_fits(datamodule.max_token_id, datamodule.report[options.split]["max_length"])
     sizes = [model.get_output_embeddings().out_features for model in (a, b)]
     if sizes[0] != sizes[1]:
-        raise UserError(f"--model-b: expected a vocabulary of {sizes[0]} tokens, which --model-a has, got {sizes[1]}")
+        raise UserError("--model-b", f"expected a vocabulary of {sizes[0]} tokens, which --model-a has, got {sizes[1]}")
     found = measure_divergence(a, b, _shown(batches))
     content = {
         "model_a": sources["--model-a"].name,
@@ -85,8 +85,8 @@ def _source(flag: str, wanted: str, base: ModelSource, run: RunFolder, dtype: to
     if wanted == RUN:
         if not run.hf.is_dir():
             raise UserError(
-                f"{flag}: expected a trained model in {run.hf}, there is none; train it with fit, or name a folder or "
-                "a hub id"
+                flag,
+                f"expected a trained model in {run.hf}, there is none; train it with fit, or name a folder or a hub id",
             )
         wanted = str(run.hf)
     if wanted != BASE:
@@ -106,23 +106,24 @@ def _check_tokens(flag: str, source: ModelSource, tokenizer: Any) -> None:
         other_tokenizer = AutoTokenizer.from_pretrained(source.tokenizer_name, trust_remote_code=trusted)
     except (OSError, ValueError, KeyError, ImportError) as error:
         raise UserError(
-            f"{flag}: expected a hub id or a folder with a model and its tokenizer, got {source.name!r}: "
-            f"{first_line(error)}"
+            flag,
+            f"expected a hub id or a folder with a model and its tokenizer, got {source.name!r}: {first_line(error)}",
         ) from error
     theirs, ours = other_tokenizer.get_vocab(), tokenizer.get_vocab()
     if theirs != ours:
         other = sorted(set(theirs.items()) ^ set(ours.items()), key=lambda item: (item[1], item[0]))
         token, number = other[0]
         raise UserError(
-            f"{flag}: expected a model with the tokenizer of the data, {source.name} numbers {len(other)} tokens "
-            f"differently, the first of them {token!r} ({number})"
+            flag,
+            f"expected a model with the tokenizer of the data, {source.name} numbers {len(other)} tokens "
+            f"differently, the first of them {token!r} ({number})",
         )
 
 
 def _batches(datamodule: InstructionDataModule, split: str) -> tuple[Any, Any]:
     """The split's micro-batches, each document once and alone, and the row of each document."""
     if split == "train" and datamodule.streaming:
-        raise UserError("--split: expected validation or test with data.streaming, which has no end, got 'train'")
+        raise UserError("--split", "expected validation or test with data.streaming, which has no end, got 'train'")
     datamodule.setup({"train": "fit", "validation": "validate", "test": "test"}[split])
     documents = datamodule.documents(split)
     return datamodule.loader_over(documents), documents.rows

@@ -176,7 +176,7 @@ class DryRunCLI(ProbSFTCLI):
         """What the run would be, but for what only a whole run needs."""
         config = self.config[self.command]
         if config.resume or config.get("ckpt_path"):
-            raise UserError("--dry_run: expected without --resume and --ckpt_path, got them")
+            raise UserError("--dry_run", "expected without --resume and --ckpt_path, got them")
         config.overwrite = True  # in words only: whatever is there stays
         super().before_instantiate_classes()
         trainer = config.trainer
@@ -195,7 +195,7 @@ class DryRunCLI(ProbSFTCLI):
         super().instantiate_classes()
         data = self.datamodule
         if not isinstance(data, InstructionDataModule):
-            raise UserError(f"--dry_run: expected an InstructionDataModule, got {type(data).__name__}")
+            raise UserError("--dry_run", f"expected an InstructionDataModule, got {type(data).__name__}")
         self.model.probe_rows = min(self.model.probe_rows, _PROBED)
         validation = data.val_dataloader
 

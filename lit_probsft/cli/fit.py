@@ -117,9 +117,9 @@ class ProbSFTCLI(LightningCLI):
             super().parse_arguments(parser, args)
         except SyntaxError as error:  # of a module of the user's that the configuration names
             where = f"{error.filename} line {error.lineno}"
-            raise UserError(f"--config: a class's module cannot be imported: {where}: {error.msg}") from error
+            raise UserError("--config", f"a class's module cannot be imported: {where}: {error.msg}") from error
         except _Complaint as error:
-            raise UserError(explain(str(error), flags, list(args))) from error
+            raise explain(str(error), flags, list(args)) from error
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """The run's own flags, and our defaults."""
@@ -176,7 +176,7 @@ class ProbSFTCLI(LightningCLI):
         self.run = RunFolder(Path(config.runs_dir).expanduser() / run_name(config))
         self.run.check_path()
         if config.dry_run and "--dry_run" not in self._args:
-            raise UserError("--dry_run: expected on the command line of fit, not in a configuration file")
+            raise UserError("--dry_run", "expected on the command line of fit, not in a configuration file")
         check_trainer(config.trainer, self.command)
         if self.command == "fit":
             self.run.check(resume=config.resume, overwrite=config.overwrite)
@@ -184,11 +184,11 @@ class ProbSFTCLI(LightningCLI):
                 config.ckpt_path = str(where_to_continue(self.run.checkpoints))
                 self._checkpoint = read_checkpoint(Path(config.ckpt_path), "--resume", None)
         elif config.resume or config.overwrite:
-            raise UserError(f"--resume and --overwrite: expected only with fit, got them with {self.command}")
+            raise UserError("--resume and --overwrite", f"expected only with fit, got them with {self.command}")
         if "init_args" not in config.model or config.model.init_args.get("model") is None:
-            raise UserError("model.model: expected a model (a hub id, a folder, or RandomCausalLM), got none")
+            raise UserError("model.model", "expected a model (a hub id, a folder, or RandomCausalLM), got none")
         if config.model.init_args.get("objective", ...) is None:
-            raise UserError("model.objective: expected an objective, such as NLL, got none")
+            raise UserError("model.objective", "expected an objective, such as NLL, got none")
         if self.command == "fit":
             self._validate_every = check_intervals(config)
             export_of(config)
@@ -210,7 +210,7 @@ class ProbSFTCLI(LightningCLI):
         if wanted == "base" or config.get("ckpt_path") is not None:
             return
         if wanted != "auto" and not (is_adapter_folder(wanted) or (Path(wanted) / "config.json").is_file()):
-            raise UserError(f"--weights: expected `auto`, `base` or a folder with a model, got {wanted!r}")
+            raise UserError("--weights", f"expected `auto`, `base` or a folder with a model, got {wanted!r}")
         folder = self.run.hf if wanted == "auto" else Path(wanted)
         if not folder.is_dir():
             rank_zero_info(f"{self.command}: {folder} does not exist yet, taking the base model")
@@ -257,8 +257,9 @@ class ProbSFTCLI(LightningCLI):
             raise cause_of(error, self.config[self.command]) from None
         if not dataclasses.is_dataclass(self.model.objective):
             raise UserError(
-                f"model.objective: expected a class decorated with @dataclass(frozen=True), "
-                f"{type(self.model.objective).__name__} is not"
+                "model.objective",
+                "expected a class decorated with @dataclass(frozen=True), "
+                f"{type(self.model.objective).__name__} is not",
             )
         if self._began_with is not None:
             self.model.began_with = self._began_with[0]
@@ -272,7 +273,7 @@ class ProbSFTCLI(LightningCLI):
         if config.push_to_hub.repo_id is None or config.trainer.fast_dev_run or config.dry_run:
             return
         if config.checkpoints.export == "none":
-            raise UserError("push_to_hub: expected checkpoints.export to leave a model to upload, got none")
+            raise UserError("push_to_hub", "expected checkpoints.export to leave a model to upload, got none")
         if first_rank():
             self.hub = made_ready(config.push_to_hub)
 
@@ -282,7 +283,7 @@ class ProbSFTCLI(LightningCLI):
             trial = self.model.optimizer_factory([{"params": [torch.nn.Parameter(torch.zeros(2, 2))]}])
         except (ValueError, TypeError) as error:
             name = self.config[self.command].model.init_args.optimizer.class_path.rsplit(".", 1)[-1]
-            raise UserError(f"model.optimizer: {name} refuses its arguments: {first_line(error)}") from error
+            raise UserError("model.optimizer", f"{name} refuses its arguments: {first_line(error)}") from error
         check_optimizer(trial, self.trainer.strategy)
         path = self.config[self.command].get("ckpt_path")
         states = self._checkpoint.get("optimizer_states") if path else None
@@ -292,8 +293,9 @@ class ProbSFTCLI(LightningCLI):
             )
             if before != now:
                 raise UserError(
-                    f"--resume: expected the optimizer that wrote {path}, got {type(trial).__name__}, whose arguments "
-                    f"differ ({', '.join(sorted(before ^ now))})"
+                    "--resume",
+                    f"expected the optimizer that wrote {path}, got {type(trial).__name__}, whose arguments "
+                    f"differ ({', '.join(sorted(before ^ now))})",
                 )
 
     def _parse_ckpt_path(self) -> None:
@@ -302,7 +304,7 @@ class ProbSFTCLI(LightningCLI):
         if config.get("ckpt_path"):
             path = Path(config.ckpt_path)
             if path.exists() and config.get("weights_only") is not False and (wrong := damage(path)):
-                raise UserError(f"--ckpt_path: expected a whole checkpoint, {path} is damaged: {wrong}")
+                raise UserError("--ckpt_path", f"expected a whole checkpoint, {path} is damaged: {wrong}")
             self._checkpoint = read_checkpoint(path, "--ckpt_path", config.get("weights_only"))
         super()._parse_ckpt_path()
 
@@ -311,26 +313,27 @@ class ProbSFTCLI(LightningCLI):
         try:
             super()._run_subcommand(subcommand)
         except UserError as error:
-            name, _, said = str(error).partition(": ")
-            of = {"data.tokenizer.name_or_path": "", "data.tokenizer.trust_remote_code": ".trust_remote_code"}.get(name)
+            of = {"data.tokenizer.name_or_path": "", "data.tokenizer.trust_remote_code": ".trust_remote_code"}.get(
+                error.argument
+            )
             if self._lent_tokenizer and of is not None:
                 raise UserError(
-                    f"model.model{of}: {said} (it names the tokenizer too, as data.tokenizer is not given)"
+                    f"model.model{of}", f"{error.problem} (it names the tokenizer too, as data.tokenizer is not given)"
                 ) from error
             raise
         except (RuntimeError, ValueError, KeyError, MisconfigurationException) as error:
             if (ours := in_our_words(str(error))) is not None:
-                raise UserError(ours) from error
+                raise ours from error
             lines = [line.strip() for line in str(error).splitlines() if line.strip()]
             named = re.match(r"`(\w+)`", lines[0]) if lines else None
             if named and named[1] in self.config[self.command].trainer:
-                raise UserError(f"trainer.{named[1]}: {lines[0]}") from error
+                raise UserError(f"trainer.{named[1]}", f"{lines[0]}") from error
             if not lines or not re.search(r"loading state_dict|loaded state dict", lines[0]):
                 raise
             config = self.config[self.command]
             flag = "--resume" if config.get("resume") else "--ckpt_path"
             raise UserError(
-                f"{flag}: expected a checkpoint of this model, {config.ckpt_path} is of another: {lines[-1]}"
+                flag, f"expected a checkpoint of this model, {config.ckpt_path} is of another: {lines[-1]}"
             ) from error
 
     # --- the trainer
@@ -364,14 +367,14 @@ class ProbSFTCLI(LightningCLI):
             raise
         except (MisconfigurationException, ValueError, TypeError, RuntimeError, ImportError) as error:
             if (ours := in_our_words(str(error))) is not None:
-                raise UserError(ours) from error
+                raise ours from error
             message = first_line(error)
             found = {key: re.search(rf"\b{key}\b", message) for key in vars(config.trainer)}
             places = {key: match.start() for key, match in found.items() if match}
             argument = min(places, key=places.__getitem__, default="")
             if not argument and re.search("accelerator|backend", message, re.IGNORECASE):
                 argument = "accelerator"
-            raise UserError(f"trainer{'.' * bool(argument)}{argument}: {message}") from error
+            raise UserError(f"trainer{'.' * bool(argument)}{argument}", f"{message}") from error
 
     def _callbacks(self, config: Namespace, given: list[Callback]) -> list[Callback]:
         ours: list[Callback] = []
@@ -397,8 +400,9 @@ class ProbSFTCLI(LightningCLI):
         self._stop = stop
         if any(isinstance(callback, ModelCheckpoint) for callback in given):
             raise UserError(
-                "trainer.callbacks: expected no ModelCheckpoint: --checkpoints.save_every, keep_last and export say "
-                "what is kept, the best by val/nll among it"
+                "trainer.callbacks",
+                "expected no ModelCheckpoint: --checkpoints.save_every, keep_last and export say "
+                "what is kept, the best by val/nll among it",
             )
         if config.trainer.enable_checkpointing is not False:
             checkpoints = Checkpoints(self.run.checkpoints, options)
@@ -454,7 +458,7 @@ def run_training_command(args: Sequence[str], kind: type[ProbSFTCLI] = ProbSFTCL
     follow_parent()
     quieten()
     if "--dry_run" in args and args[0] != "fit":
-        raise UserError("--dry_run: expected with fit only")
+        raise UserError("--dry_run", "expected with fit only")
     return kind(args)
 
 
@@ -464,10 +468,10 @@ def run_name(config: Namespace) -> str:
         name = str(config.name)
         if name in (".", "..") or re.search(r"[/\\\0]", name):
             raise UserError(
-                f"--name: expected a folder's name, without separators; --runs_dir says where; got {name!r}"
+                "--name", f"expected a folder's name, without separators; --runs_dir says where; got {name!r}"
             )
         if len(name.encode()) > 255:
-            raise UserError(f"--name: expected at most 255 bytes, got {len(name.encode())}")
+            raise UserError("--name", f"expected at most 255 bytes, got {len(name.encode())}")
         return name
     files = config.get("config") or []
     for path in files:  # the recipe; those behind it change a detail
@@ -483,7 +487,10 @@ def cause_of(error: BaseException, config: Namespace) -> BaseException:
     while cause is not None and not isinstance(cause, UserError):
         cause = cause.__cause__ or cause.__context__
     if cause is None and (told := re.search(r"^ *- (\w+(\.[\w-]+)*: expected .*, got .*)$", str(error), re.MULTILINE)):
-        cause = UserError(told[1])  # of several types that a value may have, the chain knows the first one's error only
+        argument, _, problem = told[1].partition(": ")
+        cause = UserError(
+            argument, problem
+        )  # of several types that a value may have, the chain knows the first one's error only
     if cause is None:
         return not_built(error, config) or error
     return with_prefix(cause, config)

@@ -47,7 +47,7 @@ class _Parts(_DataOnly):
         config = self.config[self.command]
         self.run = RunFolder(Path(config.runs_dir).expanduser() / run_name(config))
         if "init_args" not in config.model or config.model.init_args.get("model") is None:
-            raise UserError("model.model: expected a model (a hub id, a folder, or RandomCausalLM), got none")
+            raise UserError("model.model", "expected a model (a hub id, a folder, or RandomCausalLM), got none")
         super().before_instantiate_classes()
 
     def instantiate_classes(self) -> None:

@@ -192,9 +192,9 @@ def run_preview(options: argparse.Namespace, rest: Sequence[str]) -> Preview:
         UserError: a flag, or what `make_preview` refuses.
     """
     if options.rows < 1:
-        raise UserError(f"--rows: expected at least 1, got {options.rows}")
+        raise UserError("--rows", f"expected at least 1, got {options.rows}")
     if options.html is not None and not options.html.parent.is_dir():
-        raise UserError(f"--html: expected a file in a folder that exists, got {str(options.html)!r}")
+        raise UserError("--html", f"expected a file in a folder that exists, got {str(options.html)!r}")
     from rich.console import Console
 
     from lit_probsft.cli.parts import data_of
@@ -205,7 +205,7 @@ def run_preview(options: argparse.Namespace, rest: Sequence[str]) -> Preview:
         write_page(options.html, html_page(preview), "--html")
         print(f"{options.html}: the same as a page")
     if not preview.tokens:
-        raise UserError(f"data.{options.split}: expected at least one row that can be used, got none of those above")
+        raise UserError(f"data.{options.split}", "expected at least one row that can be used, got none of those above")
     return preview
 
 

@@ -22,10 +22,10 @@ def run_report(options: argparse.Namespace) -> Path:
     """
     run = RunFolder(options.run)
     if not run.path.is_dir():
-        raise UserError(f"RUN: expected the folder of a run, such as runs/quickstart, got {str(run.path)!r}")
+        raise UserError("RUN", f"expected the folder of a run, such as runs/quickstart, got {str(run.path)!r}")
     path: Path = options.html or run.report
     if not path.parent.is_dir():
-        raise UserError(f"--html: expected a file in a folder that exists, got {str(path)!r}")
+        raise UserError("--html", f"expected a file in a folder that exists, got {str(path)!r}")
     write_page(path, make_report(run), "--html")
     print(f"{path}: the run as a page")
     return path

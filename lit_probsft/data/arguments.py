@@ -47,15 +47,15 @@ def check_arguments(given: Mapping[str, Any]) -> None:
     """
     for argument, least in _AT_LEAST.items():
         if given[argument] is not None and given[argument] < least:
-            raise UserError(f"data.{argument}: expected at least {least}, got {given[argument]}")
+            raise UserError(f"data.{argument}", f"expected at least {least}, got {given[argument]}")
     for argument, known in _ONE_OF.items():
         if (word := given[argument]) not in known:
             raise UserError(
-                f"data.{argument}: expected one of {', '.join(known)}, got {word!r}.{near_matches(word, known)}"
+                f"data.{argument}", f"expected one of {', '.join(known)}, got {word!r}.{near_matches(word, known)}"
             )
     _check_held_out(given)
     if given["format"] == "plain" and given["chat_template"] is not None:
-        raise UserError("data.chat_template: expected none with `data.format: plain`, which uses no template")
+        raise UserError("data.chat_template", "expected none with `data.format: plain`, which uses no template")
     _check_order(given)
 
 
@@ -63,36 +63,37 @@ def _check_held_out(given: Mapping[str, Any]) -> None:
     """Validation rows, and the sets that are watched beside them."""
     fraction = given["validation_fraction"]
     if not 0 <= fraction < 1:
-        raise UserError(f"data.validation_fraction: expected at least 0 and less than 1, got {fraction}")
+        raise UserError("data.validation_fraction", f"expected at least 0 and less than 1, got {fraction}")
     if fraction and given["validation"] is not None:
-        raise UserError("data.validation_fraction: expected it or data.validation, got both")
+        raise UserError("data.validation_fraction", "expected it or data.validation, got both")
     if fraction and given["train"] is None:
-        raise UserError("data.validation_fraction: expected data.train to take the rows from, got none")
+        raise UserError("data.validation_fraction", "expected data.train to take the rows from, got none")
     for name in given["watch"] or {}:
         if not _SET_NAME.fullmatch(name):
-            raise UserError(f"data.watch: expected names of letters, digits, `_`, `-` and `.`, got {name!r}")
+            raise UserError("data.watch", f"expected names of letters, digits, `_`, `-` and `.`, got {name!r}")
         if name in _NOT_A_SET:
-            raise UserError(f"data.watch: expected a name that no metric has, got {name!r}")
+            raise UserError("data.watch", f"expected a name that no metric has, got {name!r}")
     if given["watch"] and given["validation"] is None and not fraction:
         raise UserError(
-            "data.watch: expected data.validation or data.validation_fraction beside it, which say what is gained, "
-            "got neither"
+            "data.watch",
+            "expected data.validation or data.validation_fraction beside it, which say what is gained, got neither",
         )
 
 
 def _check_order(given: Mapping[str, Any]) -> None:
     """Packing and streaming, which decide how training goes through its rows."""
     if given["packing"] and given["max_length"] is None:
-        raise UserError("data.packing: expected data.max_length, the tokens of a pack, got none")
+        raise UserError("data.packing", "expected data.max_length, the tokens of a pack, got none")
     if given["packing"] and given["length_pool"] != LENGTH_POOL:
         raise UserError(
-            "data.length_pool: expected it left alone with data.packing, whose rows are all of one length, "
-            f"got {given['length_pool']}"
+            "data.length_pool",
+            f"expected it left alone with data.packing, whose rows are all of one length, got {given['length_pool']}",
         )
     if not given["streaming"] and given["shuffle_buffer"] != SHUFFLE_BUFFER:
-        raise UserError(f"data.shuffle_buffer: expected it with data.streaming only, got {given['shuffle_buffer']}")
+        raise UserError("data.shuffle_buffer", f"expected it with data.streaming only, got {given['shuffle_buffer']}")
     if given["streaming"] and given["validation_fraction"]:
         raise UserError(
-            "data.validation_fraction: expected none with data.streaming, which does not know the number of rows "
-            f"(name a data.validation), got {given['validation_fraction']}"
+            "data.validation_fraction",
+            "expected none with data.streaming, which does not know the number of rows "
+            f"(name a data.validation), got {given['validation_fraction']}",
         )

@@ -33,7 +33,7 @@ from lit_probsft.data.batches.stream_checks import check_beginning, first_rows, 
 from lit_probsft.data.batches.streaming import StreamLoader, StreamPlan
 from lit_probsft.data.rows.formats import Conversation
 from lit_probsft.data.rows.sources import Source, as_source
-from lit_probsft.data.rows.splits import LoadedSource, Split, located
+from lit_probsft.data.rows.splits import LoadedSource, Split
 from lit_probsft.data.tokens.added_tokens import check_added, with_added
 from lit_probsft.data.tokens.rendering import plain_template, read_template
 from lit_probsft.data.tokens.tokenization import IGNORED, Reasoning, Turns, tokenize_conversation
@@ -180,8 +180,9 @@ class InstructionDataModule(LightningDataModule):
         self.add_tokens, self.add_special_tokens = tuple(add_tokens or ()), tuple(add_special_tokens or ())
         if streaming and getattr(self._tokenizer_source, "learns", False):
             raise UserError(
-                "data.tokenizer: expected one that is there already with data.streaming, got "
-                f"{type(self._tokenizer_source).__name__}, which learns from the training rows"
+                "data.tokenizer",
+                "expected one that is there already with data.streaming, got "
+                f"{type(self._tokenizer_source).__name__}, which learns from the training rows",
             )
         self._tokenizer: Any = None
         self._stores: dict[str, TokenStore] = {}
@@ -202,7 +203,7 @@ class InstructionDataModule(LightningDataModule):
                 elif self._recipe.plain_text and self._tokenizer.eos_token is not None:
                     self._tokenizer.chat_template = plain_template(self._tokenizer)
             except UserError as error:
-                raise error if str(error).startswith("data.") else located(error, "data.tokenizer") from error
+                raise error if error.argument.startswith("data.") else error.within("data.tokenizer") from error
         return self._tokenizer
 
     @property
@@ -261,7 +262,7 @@ class InstructionDataModule(LightningDataModule):
         steps = self.plan.num_windows
         if steps is None:
             raise UserError(
-                "data.streaming: expected a trainer with max_steps, since a stream has no end; got no trainer"
+                "data.streaming", "expected a trainer with max_steps, since a stream has no end; got no trainer"
             )
         return steps
 
@@ -422,7 +423,9 @@ class InstructionDataModule(LightningDataModule):
                 fixed_epoch=overfit,
             )
         if overfit:
-            raise UserError("trainer.overfit_batches: expected 0 with data.streaming; a `limit` of rows does the same")
+            raise UserError(
+                "trainer.overfit_batches", "expected 0 with data.streaming; a `limit` of rows does the same"
+            )
         validation = self._store("validation") if "validation" in self._splits else None
         reading = Reading(
             Work(unread(self._split("train").loaded), self.tokenizer, self._recipe),
@@ -474,7 +477,7 @@ class InstructionDataModule(LightningDataModule):
             also = {"validation": " or data.validation_fraction", "predict": ", data.test or data.validation"}.get(
                 name, ""
             )
-            raise UserError(f"data.{name}: expected a source of rows (a file, say){also}, got none")
+            raise UserError(f"data.{name}", f"expected a source of rows (a file, say){also}, got none")
         return self._splits[name]
 
     def _ranks(self) -> tuple[int, int]:
@@ -491,8 +494,9 @@ class InstructionDataModule(LightningDataModule):
         """Refuse a stream that cannot be trained on, by its first rows, before a model is loaded."""
         if self.trainer is not None and self.trainer.max_steps < 1:
             raise UserError(
-                "trainer.max_steps: expected the number of optimizer steps with data.streaming, since a stream has no "
-                f"end, got {self.trainer.max_steps}"
+                "trainer.max_steps",
+                "expected the number of optimizer steps with data.streaming, since a stream has no "
+                f"end, got {self.trainer.max_steps}",
             )
         work = Work(unread(self._split("train").loaded), self.tokenizer, self._recipe)
         check_beginning(work)
@@ -517,7 +521,7 @@ class InstructionDataModule(LightningDataModule):
         try:
             quotas = loaded.source.quotas(counts)
         except UserError as error:
-            raise located(error, f"data.{loaded.argument}") from error
+            raise error.within(f"data.{loaded.argument}") from error
         if all(quotas.get(part, 0) == counts[part] for part in parts):
             return None
         return Visits(store.lengths, store.sources, [quotas.get(part, 0) for part in parts], seed=self.seed)
@@ -525,7 +529,7 @@ class InstructionDataModule(LightningDataModule):
     def _load_tokenizer(self) -> Any:
         source = self._tokenizer_source
         if source is None:
-            raise UserError("data.tokenizer: expected a tokenizer (ByteTokenizer, or the name of a model), got none")
+            raise UserError("data.tokenizer", "expected a tokenizer (ByteTokenizer, or the name of a model), got none")
         if not isinstance(source, TokenizerSource):
             return checked_tokenizer(source)
         if not source.learns:

@@ -329,8 +329,9 @@ def _losses(work: _Work, **fields: Any) -> Tensor:
         got = tuple(losses.shape) if isinstance(losses, Tensor) else losses
         name = getattr(work.objective, "_label", type(work.objective).__name__)
         raise UserError(
-            f"{name}.loss: expected a loss of each token, {tuple(fields['log_probs'].shape)}, got {got}; summing and "
-            "dividing is the head's business"
+            f"{name}.loss",
+            f"expected a loss of each token, {tuple(fields['log_probs'].shape)}, got {got}; summing and "
+            "dividing is the head's business",
         )
     return losses
 
@@ -372,8 +373,9 @@ def _check_labels(labels: Tensor, vocabulary: int) -> None:
     # model's.
     if labels.device.type == "cpu" and labels.numel() and not 0 <= int(labels.min()) <= int(labels.max()) < vocabulary:
         raise UserError(
-            f"labels: expected ids from 0 to {vocabulary - 1} (or {IGNORE_INDEX}), "
-            f"got {int(labels.min())} to {int(labels.max())}: does the tokenizer belong to this model?"
+            "labels",
+            f"expected ids from 0 to {vocabulary - 1} (or {IGNORE_INDEX}), "
+            f"got {int(labels.min())} to {int(labels.max())}: does the tokenizer belong to this model?",
         )
 
 

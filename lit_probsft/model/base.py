@@ -44,10 +44,11 @@ def check_named(
     """
     if lora.export == "adapter" and name and adapters_at(name, revision) is not None:
         raise UserError(
-            f"{argument}: expected merged beside a base that is a folder of adapters itself, got adapter; to train "
-            "those on, name their base and model.lora.start"
+            argument,
+            "expected merged beside a base that is a folder of adapters itself, got adapter; to train "
+            "those on, name their base and model.lora.start",
         )
     if lora.export == "adapter" and kind == RandomCausalLM.__name__:
         raise UserError(
-            f"{argument}: expected merged beside a base of random weights, which no name stands for, got adapter"
+            argument, "expected merged beside a base of random weights, which no name stands for, got adapter"
         )

@@ -42,13 +42,13 @@ def install_head(model: PreTrainedModel) -> ObjectiveHead:
     layer = get_output() if get_output is not None else None
     kind = type(model).__name__
     if layer is None:
-        raise UserError(f"model: expected a causal language model with an output layer, got {kind}, which has none")
+        raise UserError("model", f"expected a causal language model with an output layer, got {kind}, which has none")
     if isinstance(layer, ObjectiveHead):
         return layer
     sharded = type(layer).__name__ == "FSDPLinear"  # whatever FSDP2 shards gets a class of its own
     if type(layer) is not nn.Linear and not sharded:
         raise UserError(
-            f"model: expected an output layer that is a plain torch.nn.Linear, {kind} has a {type(layer).__name__}"
+            "model", f"expected an output layer that is a plain torch.nn.Linear, {kind} has a {type(layer).__name__}"
         )
     scale, soft_cap = logit_transform(model.config)
     head = ObjectiveHead.replacing(layer, logit_scale=scale, soft_cap=soft_cap)
@@ -84,16 +84,17 @@ def check_head(model: PreTrainedModel) -> None:
         model.train(training)
     if not torch.allclose(hidden[0], hidden[1], rtol=1e-3, atol=1e-4):
         raise UserError(
-            f"model: expected a causal language model, in {type(model).__name__} a token sees those after it"
+            "model", f"expected a causal language model, in {type(model).__name__} a token sees those after it"
         )
     expected = probe * head.logit_scale
     if head.soft_cap is not None:
         expected = head.soft_cap * torch.tanh(expected / head.soft_cap)
     if seen.shape != expected.shape or not torch.allclose(seen.float(), expected, rtol=1e-5, atol=1e-5):
         raise UserError(
-            f"model: {type(model).__name__} changes its logits after the output layer in a way that the objective head "
+            "model",
+            f"{type(model).__name__} changes its logits after the output layer in a way that the objective head "
             "does not know (it knows a factor, `logit_scale` or `logits_scaling`, and a soft cap, "
-            "`final_logit_softcapping`)"
+            "`final_logit_softcapping`)",
         )
 
 

@@ -22,10 +22,10 @@ def check_place(place: str) -> None:
     """
     folder = Path(place).expanduser()
     if folder.is_file() or not place:
-        raise UserError(f"{_PLACE}: expected a hub id or a folder, got {place!r}")
+        raise UserError(_PLACE, f"expected a hub id or a folder, got {place!r}")
     local, hint = missing_folder(place)
     if local:
-        raise UserError(f"{_PLACE}: expected a hub id or a folder, there is none at {str(folder)!r}.{hint}")
+        raise UserError(_PLACE, f"expected a hub id or a folder, there is none at {str(folder)!r}.{hint}")
 
 
 def check_complete(place: str, loaded: Mapping[str, Any]) -> None:
@@ -37,8 +37,9 @@ def check_complete(place: str, loaded: Mapping[str, Any]) -> None:
     """
     if missing := sorted(loaded["missing_keys"]):
         raise UserError(
-            f"{_PLACE}: expected all weights of the model, {place!r} lacks {missing[0]}"
-            f"{f' and {len(missing) - 1} more' * (len(missing) > 1)}"
+            _PLACE,
+            f"expected all weights of the model, {place!r} lacks {missing[0]}"
+            f"{f' and {len(missing) - 1} more' * (len(missing) > 1)}",
         )
 
 
@@ -53,24 +54,24 @@ def told(place: str, revision: str | None) -> Iterator[None]:
         raise
     except pickle.UnpicklingError as error:
         raise UserError(
-            f"{_PLACE}: expected weights and nothing else, {place!r} holds a pickle that wants to run code, or is "
-            "damaged"
+            _PLACE, f"expected weights and nothing else, {place!r} holds a pickle that wants to run code, or is damaged"
         ) from error
     except SafetensorError as error:
-        raise UserError(f"{_PLACE}: expected whole weights, a file of {place!r} is damaged: {error}") from error
+        raise UserError(_PLACE, f"expected whole weights, a file of {place!r} is damaged: {error}") from error
     except (OSError, ValueError, ImportError) as error:
         said = first_line(error)
         if said.startswith("Unrecognized configuration class"):
             said = "its architecture is no causal language model's"
         raise refused_code(error, "model.model.trust_remote_code", place, revision) or UserError(
-            f"{_PLACE}: expected a hub id or a folder with a causal language model, got {place!r}: {said}"
+            _PLACE, f"expected a hub id or a folder with a causal language model, got {place!r}: {said}"
         ) from error
     except RuntimeError as error:
         if "ignore_mismatched_sizes" not in str(error):
             raise
         raise UserError(
-            f"{_PLACE}: expected weights of the shapes that config.json says, those of {place!r} differ "
-            "(transformers says above which)"
+            _PLACE,
+            f"expected weights of the shapes that config.json says, those of {place!r} differ "
+            "(transformers says above which)",
         ) from error
     except AssertionError as error:
-        raise UserError(f"{_PLACE}: expected a config.json that makes a model, got {place!r}: {error}") from error
+        raise UserError(_PLACE, f"expected a config.json that makes a model, got {place!r}: {error}") from error

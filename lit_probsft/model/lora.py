@@ -57,18 +57,20 @@ class LoRA:
 
     def __post_init__(self) -> None:
         if self.r < 1:
-            raise UserError(f"model.lora.r: expected at least 1, got {self.r}")
+            raise UserError("model.lora.r", f"expected at least 1, got {self.r}")
         if not (math.isfinite(self.alpha) and self.alpha > 0):
-            raise UserError(f"model.lora.alpha: expected more than 0, got {self.alpha}")
+            raise UserError("model.lora.alpha", f"expected more than 0, got {self.alpha}")
         if not 0 <= self.dropout < 1:
-            raise UserError(f"model.lora.dropout: expected at least 0 and less than 1, got {self.dropout}")
+            raise UserError("model.lora.dropout", f"expected at least 0 and less than 1, got {self.dropout}")
         if self.export not in ("merged", "adapter"):
-            raise UserError(f"model.lora.export: expected merged or adapter, got {self.export!r}")
+            raise UserError("model.lora.export", f"expected merged or adapter, got {self.export!r}")
         if self.start is not None:
             theirs = LoRA.of(self.start, "model.lora.start")
             for name in ("r", "alpha", "dora", "rslora"):
                 if (ours := getattr(self, name)) != (found := getattr(theirs, name)):
-                    raise UserError(f"model.lora.{name}: expected {found}, as the adapters in {self.start}, got {ours}")
+                    raise UserError(
+                        f"model.lora.{name}", f"expected {found}, as the adapters in {self.start}, got {ours}"
+                    )
 
     @classmethod
     def of(cls, folder: str, argument: str) -> LoRA:
@@ -175,30 +177,33 @@ class LoRA:
         if any(_ends(head_name, wanted) for wanted in given):
             if _tied(model):
                 raise UserError(
-                    f"model.lora.target_modules: expected no {head_name}, which is tied to the embeddings and would be "
-                    f"untied by adapters; model.lora.modules_to_save trains both whole; got {self.target_modules!r}"
+                    "model.lora.target_modules",
+                    f"expected no {head_name}, which is tied to the embeddings and would be "
+                    f"untied by adapters; model.lora.modules_to_save trains both whole; got {self.target_modules!r}",
                 )
             if self.dropout:
                 raise UserError(
-                    f"model.lora.dropout: expected 0 with adapters of the output layer ({head_name}), whose effective "
-                    f"weight the objective is computed with, got {self.dropout}"
+                    "model.lora.dropout",
+                    f"expected 0 with adapters of the output layer ({head_name}), whose effective "
+                    f"weight the objective is computed with, got {self.dropout}",
                 )
         for wanted in self.modules_to_save:
             found = [name for name in names if _ends(name, wanted)]
             if not any(list(model.get_submodule(name).parameters()) for name in found):
                 raise UserError(
-                    "model.lora.modules_to_save: expected names of modules with weights, such as embed_tokens, "
-                    f"got {wanted!r}"
+                    "model.lora.modules_to_save",
+                    f"expected names of modules with weights, such as embed_tokens, got {wanted!r}",
                 )
             if any(quantized_layer(m) for name in found for m in model.get_submodule(name).modules()):
                 raise UserError(
-                    "model.lora.modules_to_save: expected modules that are not quantized, since those cannot be "
-                    f"trained whole, got {wanted!r}; name it in target_modules"
+                    "model.lora.modules_to_save",
+                    "expected modules that are not quantized, since those cannot be "
+                    f"trained whole, got {wanted!r}; name it in target_modules",
                 )
             if wanted in given:
                 raise UserError(
-                    "model.lora.modules_to_save: expected modules that are not among model.lora.target_modules, "
-                    f"got {wanted!r} in both"
+                    "model.lora.modules_to_save",
+                    f"expected modules that are not among model.lora.target_modules, got {wanted!r} in both",
                 )
         return self.whole_modules(model)
 
@@ -208,7 +213,8 @@ class LoRA:
 
         if model.get_output_embeddings() is not head:
             raise UserError(
-                f"model.lora.target_modules: expected the output layer in a list of names, got {self.target_modules!r}"
+                "model.lora.target_modules",
+                f"expected the output layer in a list of names, got {self.target_modules!r}",
             )
         layers = [module for module in model.modules() if isinstance(module, BaseTunerLayer)]
         if not all(isinstance(module.get_base_layer(), nn.Linear | Conv1D) for module in layers):
@@ -243,15 +249,17 @@ class LoRA:
             ours, theirs = ({n for n in names if (".lora_" in n) == adapters} for names in (parameters, values))
             if ours != theirs:
                 raise UserError(
-                    f"model.lora.{option}: expected that of the adapters in {self.start} ({_modules(theirs)}), "
-                    f"got {getattr(self, option)!r} ({_modules(ours)})"
+                    f"model.lora.{option}",
+                    f"expected that of the adapters in {self.start} ({_modules(theirs)}), "
+                    f"got {getattr(self, option)!r} ({_modules(ours)})",
                 )
         for name, parameter in parameters.items():
             shape = tuple(getattr(parameter, "ds_shape", parameter.shape))
             if shape != tuple(values[name].shape):
                 raise UserError(
-                    f"model.lora.start: expected adapters of this model, in {self.start} {name} is "
-                    f"{tuple(values[name].shape)} instead of {shape}"
+                    "model.lora.start",
+                    f"expected adapters of this model, in {self.start} {name} is "
+                    f"{tuple(values[name].shape)} instead of {shape}",
                 )
             if sharding is not None and ".lora_" not in name:
                 sharding.put(parameter, values[name])
@@ -267,8 +275,8 @@ class LoRA:
         found = (name.removesuffix(".base_layer") for name, m in inside if isinstance(m, nn.Linear | Conv1D))
         names = sorted({name.rsplit(".", 1)[-1] for name in found if ".lora_" not in name})
         return UserError(
-            f"model.lora.target_modules: expected all-linear or a list of names among {', '.join(names)}, "
-            f"got {self.target_modules!r}"
+            "model.lora.target_modules",
+            f"expected all-linear or a list of names among {', '.join(names)}, got {self.target_modules!r}",
         )
 
 
@@ -297,8 +305,9 @@ def _widen(module: nn.Module, model: PreTrainedModel, narrow: torch.dtype, shard
     """What is trained whole is fp32 at least; it takes and gives what the others do."""
     if sharding is not None:
         raise UserError(
-            "model.lora.modules_to_save: expected weights in float32 (model.model.dtype) where a strategy cuts them, "
-            f"got {str(narrow).removeprefix('torch.')}"
+            "model.lora.modules_to_save",
+            "expected weights in float32 (model.model.dtype) where a strategy cuts them, "
+            f"got {str(narrow).removeprefix('torch.')}",
         )
     wide = torch.float32
     for parameter in module.parameters():

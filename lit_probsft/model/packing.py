@@ -96,7 +96,7 @@ def check_packing(model: Any) -> None:
                 model(input_ids=torch.cat(row, dim=1), **packs.arguments(model.config.get_text_config()))
     except (TypeError, ValueError) as error:
         raise UserError(
-            f"data.packing: expected a model that takes the positions of packed documents, {kind} does not: {error}"
+            "data.packing", f"expected a model that takes the positions of packed documents, {kind} does not: {error}"
         ) from error
     finally:
         hook.remove()
@@ -107,9 +107,11 @@ def check_packing(model: Any) -> None:
     tolerance = 1e-3 if rounded else 1e-4
     alone, packed, with_other = (states.float() for states in hidden)
     if not (packed - with_other).norm() <= tolerance * alone.norm():
-        raise UserError(f"data.packing: expected a model that keeps packed documents apart, in {kind} one sees another")
+        raise UserError(
+            "data.packing", f"expected a model that keeps packed documents apart, in {kind} one sees another"
+        )
     if not (packed - alone).norm() <= 0.05 * alone.norm():
         raise UserError(
-            f"data.packing: expected a model that takes the positions of packed documents, {kind} takes their places "
-            "in the pack"
+            "data.packing",
+            f"expected a model that takes the positions of packed documents, {kind} takes their places in the pack",
         )

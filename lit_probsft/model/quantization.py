@@ -39,7 +39,7 @@ def check_installed() -> None:
             import bitsandbytes  # noqa: F401
     except ImportError as error:
         raise UserError(
-            f'model.model.quantization: {error.name} is not installed (pip install "lit_probsft[bitsandbytes]")'
+            "model.model.quantization", f'{error.name} is not installed (pip install "lit_probsft[bitsandbytes]")'
         ) from error
 
 

@@ -46,7 +46,7 @@ class Reference:
 
     def __post_init__(self) -> None:
         if self.dtype not in ("auto", "bfloat16", "float32", "float64"):
-            raise UserError(f"model.reference.dtype: expected auto, bfloat16, float32 or float64, got {self.dtype!r}")
+            raise UserError("model.reference.dtype", f"expected auto, bfloat16, float32 or float64, got {self.dtype!r}")
 
     def dtype_beside(self, trained: torch.dtype) -> torch.dtype:
         """The dtype, given that of the trained weights."""
@@ -124,8 +124,10 @@ def load_reference(
     try:
         model = without_training(source, dtype).load(tokenizer, trained, sharding)
     except UserError as error:
-        where = "model.reference.model" if own else "model.model"
-        raise UserError(str(error).replace("model.model", where, 1)) from error
+        if not own:
+            raise
+        argument = error.argument.replace("model.model", "model.reference.model", 1)
+        raise UserError(argument, error.problem) from error
     lora = None if adapters is None else dataclasses.replace(LoRA.of(adapters, "model.lora.start"), start=adapters)
     if sharding is not None:
         model = sharding.whole(model)
@@ -165,6 +167,6 @@ def check_reference(reference: PreTrainedModel, model: PreTrainedModel) -> None:
     theirs, ours = (m.get_output_embeddings().out_features for m in (reference, model))
     if theirs != ours:
         raise UserError(
-            f"model.reference.model: expected a model over the trained model's vocabulary of {ours} tokens, got one "
-            f"over {theirs}"
+            "model.reference.model",
+            f"expected a model over the trained model's vocabulary of {ours} tokens, got one over {theirs}",
         )

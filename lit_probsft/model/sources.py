@@ -96,13 +96,14 @@ class PretrainedCausalLM(ModelSource):
 
     def __post_init__(self) -> None:
         if self.quantization not in ("none", "nf4", "int8"):
-            raise UserError(f"model.model.quantization: expected none, nf4 or int8, got {self.quantization!r}")
+            raise UserError("model.model.quantization", f"expected none, nf4 or int8, got {self.quantization!r}")
         if self.quantization != "none":
             check_installed()
         if self.revision is not None and is_adapter_folder(self.model_name_or_path):
             raise UserError(
-                f"model.model.revision: expected none beside a folder of adapters, whose adapter_config.json names "
-                f"that of their base, got {self.revision!r}"
+                "model.model.revision",
+                "expected none beside a folder of adapters, whose adapter_config.json names "
+                f"that of their base, got {self.revision!r}",
             )
 
     @property
@@ -166,13 +167,14 @@ class PretrainedCausalLM(ModelSource):
         place, argument = self.model_name_or_path, "model.model.model_name_or_path"
         if sharding is not None or self.quantization != "none":
             raise UserError(
-                f"{argument}: expected a model, got a folder of adapters, {place!r}, which cannot be merged into a "
-                "base that is cut or quantized; name the base here and the folder as model.lora.start"
+                argument,
+                f"expected a model, got a folder of adapters, {place!r}, which cannot be merged into a "
+                "base that is cut or quantized; name the base here and the folder as model.lora.start",
             )
         named = read_config(folder, argument)
         base, revision = named.get("base_model_name_or_path"), named.get("revision")
         if not base or adapters_at(base, revision) is not None:
-            raise UserError(f"{argument}: expected adapters that name their base, {place!r} names {base!r}")
+            raise UserError(argument, f"expected adapters that name their base, {place!r} names {base!r}")
         model = replace(self, model_name_or_path=base, revision=revision).load(tokenizer, dtype)
         lora = replace(LoRA.of(str(folder), argument), start=str(folder))
         return without_adapters(model, lora)
@@ -224,23 +226,23 @@ class RandomCausalLM(ModelSource):
         kind = fields.pop("model_type", None)
         if kind not in CONFIG_MAPPING:
             got = "none" if kind is None else f"{kind!r}.{near_matches(str(kind), CONFIG_MAPPING.keys())}"
-            raise UserError(f"model.model.config.model_type: expected a model type of transformers, got {got}")
+            raise UserError("model.model.config.model_type", f"expected a model type of transformers, got {got}")
         if CONFIG_MAPPING[kind] not in AutoModelForCausalLM._model_mapping:
-            raise UserError(f"model.model.config.model_type: expected a causal language model's, got {kind!r}")
+            raise UserError("model.model.config.model_type", f"expected a causal language model's, got {kind!r}")
         if tokenizer is not None:
             fields.setdefault("vocab_size", len(tokenizer))
             for token in ("pad", "bos", "eos"):
                 fields.setdefault(f"{token}_token_id", getattr(tokenizer, f"{token}_token_id"))
             if fields["vocab_size"] < len(tokenizer):
                 raise UserError(
-                    f"model.model.config.vocab_size: expected at least {len(tokenizer)}, the tokenizer's vocabulary, "
-                    f"got {fields['vocab_size']}"
+                    "model.model.config.vocab_size",
+                    f"expected at least {len(tokenizer)}, the tokenizer's vocabulary, got {fields['vocab_size']}",
                 )
         known = CONFIG_MAPPING[kind]()
         for name in fields:
             if not hasattr(known, name):
                 hint = near_matches(name, known.to_dict())
-                raise UserError(f"model.model.config.{name}: expected a field of {type(known).__name__}.{hint}")
+                raise UserError(f"model.model.config.{name}", f"expected a field of {type(known).__name__}.{hint}")
         dtype = dtype if self.dtype == "auto" else getattr(torch, self.dtype)
         kwargs = {} if self.attn_implementation is None else {"attn_implementation": self.attn_implementation}
 
@@ -269,7 +271,7 @@ class RandomCausalLM(ModelSource):
             part = "attn_implementation" if re.search("attn_implementation=|FlashAttention", said) else "config"
             given = self.attn_implementation if part == "attn_implementation" else self.config
             raise UserError(
-                f"model.model.{part}: expected what {kind} can be built from, got {given!r}: {said}"
+                f"model.model.{part}", f"expected what {kind} can be built from, got {given!r}: {said}"
             ) from error
         return _prepared(model, self.gradient_checkpointing, self.compile)
 

@@ -58,14 +58,16 @@ def check_trained(tokens: Mapping[str, int], lora: Any, argument: str = "model.l
     """
     if tokens and lora is not None and not getattr(lora, "modules_to_save", None):
         raise UserError(
-            "data.add_tokens: expected the rows of new tokens to be trained, but model.lora freezes all of the model "
+            "data.add_tokens",
+            "expected the rows of new tokens to be trained, but model.lora freezes all of the model "
             f"but its adapters: {', '.join(map(repr, tokens))} would stay the mean of the others; name the embeddings "
-            "and the output layer in model.lora.modules_to_save, or train without model.lora"
+            "and the output layer in model.lora.modules_to_save, or train without model.lora",
         )
     if tokens and lora is not None and getattr(lora, "export", "merged") == "adapter":
         raise UserError(
-            f"{argument}: expected merged beside data.add_tokens, since the model that the adapters belong to "
-            "has no rows for them, got adapter"
+            argument,
+            "expected merged beside data.add_tokens, since the model that the adapters belong to "
+            "has no rows for them, got adapter",
         )
 
 
@@ -79,8 +81,9 @@ def check_rows_trained(tokens: Mapping[str, int], model: PreTrainedModel) -> Non
     frozen = [name for name, module in ends if not module.weight.requires_grad]
     if tokens and frozen:
         raise UserError(
-            f"model.lora.modules_to_save: expected it to name embeddings and output layer beside data.add_tokens, "
-            f"{' and '.join(frozen)} would not be trained"
+            "model.lora.modules_to_save",
+            "expected it to name embeddings and output layer beside data.add_tokens, "
+            f"{' and '.join(frozen)} would not be trained",
         )
 
 
@@ -107,8 +110,9 @@ def grow(model: PreTrainedModel, rows: int, sharding: Sharding | None = None) ->
     kind = type(model).__name__
     if not isinstance(inputs, nn.Embedding) or not isinstance(outputs, nn.Linear):
         raise UserError(
-            f"data.add_tokens: expected a model whose vocabulary can grow, that of {kind} is kept in a "
-            f"{type(inputs).__name__} and a {type(outputs).__name__}"
+            "data.add_tokens",
+            f"expected a model whose vocabulary can grow, that of {kind} is kept in a "
+            f"{type(inputs).__name__} and a {type(outputs).__name__}",
         )
     tied = outputs.weight is inputs.weight
     inputs.weight = _longer(inputs.weight, rows, sharding)

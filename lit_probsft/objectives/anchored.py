@@ -36,9 +36,9 @@ class Anchored(Wrapper):
     def __post_init__(self) -> None:
         name = type(self).__name__
         if not 0 <= self.weight < math.inf:
-            raise UserError(f"{name}.weight: expected a finite number, 0 or more, got {self.weight}")
+            raise UserError(f"{name}.weight", f"expected a finite number, 0 or more, got {self.weight}")
         if self.direction not in ("forward", "reverse"):
-            raise UserError(f"{name}.direction: expected forward or reverse, got {self.direction!r}")
+            raise UserError(f"{name}.direction", f"expected forward or reverse, got {self.direction!r}")
 
     @property
     def signed(self) -> bool:

@@ -34,14 +34,15 @@ class Balanced(Wrapper):
 
     def __post_init__(self) -> None:
         if not 0 < self.target < math.inf:
-            raise UserError(f"Balanced.target: expected a finite number above 0, got {self.target}")
+            raise UserError("Balanced.target", f"expected a finite number above 0, got {self.target}")
         mean = self.mean_weight
         if mean == 0 and not (self.base.signed or self.base.needs - {"log_complement"}):
             mean = self.base.mass(0.0, 1.0)
         if not 0 < mean < math.inf:
             raise UserError(
-                f"Balanced.mean_weight: expected the mean weight of {self.base!r} over your tokens, a finite number "
-                f"above 0{'' if self.mean_weight else ' (over uniform p there is none)'}, got {self.mean_weight}"
+                "Balanced.mean_weight",
+                f"expected the mean weight of {self.base!r} over your tokens, a finite number "
+                f"above 0{'' if self.mean_weight else ' (over uniform p there is none)'}, got {self.mean_weight}",
             )
         object.__setattr__(self, "factor", self.target / mean)
 

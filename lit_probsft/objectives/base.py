@@ -233,8 +233,9 @@ class Objective(ABC):
         kind: Any = type(self)
         if not dataclasses.is_dataclass(kind):
             raise UserError(
-                f"{type(self).__name__}: expected an objective that is a dataclass, its fields being its arguments; "
-                "decorate the class with @dataclass(frozen=True)"
+                type(self).__name__,
+                "expected an objective that is a dataclass, its fields being its arguments; "
+                "decorate the class with @dataclass(frozen=True)",
             )
         fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(kind) if field.init}
         init_args = {k: v.as_config() if isinstance(v, Objective) else v for k, v in fields.items()}

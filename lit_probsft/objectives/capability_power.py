@@ -27,7 +27,7 @@ class CapabilityPower(Objective):
 
     def __post_init__(self) -> None:
         if not 0 < self.max_alpha < 1e38:
-            raise UserError(f"CapabilityPower.max_alpha: expected a finite number above 0, got {self.max_alpha}")
+            raise UserError("CapabilityPower.max_alpha", f"expected a finite number above 0, got {self.max_alpha}")
 
     @property
     def needs(self) -> frozenset[str]:
@@ -68,7 +68,7 @@ class RunningPower(Objective):
 
     def __post_init__(self) -> None:
         if not 0 < self.exponent < 1e3:
-            raise UserError(f"RunningPower.exponent: expected a number above 0 and below 1000, got {self.exponent}")
+            raise UserError("RunningPower.exponent", f"expected a number above 0 and below 1000, got {self.exponent}")
 
     @property
     def needs(self) -> frozenset[str]:

@@ -26,7 +26,7 @@ class Cayley(Objective):
 
     def __post_init__(self) -> None:
         if not 0 <= self.floor <= 1:
-            raise UserError(f"Cayley.floor: expected a number from 0 to 1, got {self.floor}")
+            raise UserError("Cayley.floor", f"expected a number from 0 to 1, got {self.floor}")
 
     @property
     def needs(self) -> frozenset[str]:

@@ -28,9 +28,9 @@ class EAFT(Objective):
 
     def __post_init__(self) -> None:
         if self.k < 2:
-            raise UserError(f"EAFT.k: expected at least 2 tokens, got {self.k}")
+            raise UserError("EAFT.k", f"expected at least 2 tokens, got {self.k}")
         if not 0 <= self.alpha < math.inf:
-            raise UserError(f"EAFT.alpha: expected a finite exponent, 0 or more, got {self.alpha}")
+            raise UserError("EAFT.alpha", f"expected a finite exponent, 0 or more, got {self.alpha}")
 
     @property
     def needs(self) -> frozenset[str]:

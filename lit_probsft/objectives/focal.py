@@ -25,7 +25,7 @@ class Focal(Objective):
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.gamma) and self.gamma >= 0):
-            raise UserError(f"Focal.gamma: expected a finite number, 0 or more, got {self.gamma}")
+            raise UserError("Focal.gamma", f"expected a finite number, 0 or more, got {self.gamma}")
 
     def loss(self, tokens: TokenStats) -> Tensor:
         """(N,), 0 to infinity, in nats."""

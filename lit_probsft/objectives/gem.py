@@ -27,7 +27,7 @@ class GEM(Objective):
 
     def __post_init__(self) -> None:
         if not 0 < self.beta <= 1:
-            raise UserError(f"GEM.beta: expected a temperature above 0, at most 1, got {self.beta}")
+            raise UserError("GEM.beta", f"expected a temperature above 0, at most 1, got {self.beta}")
 
     @property
     def needs(self) -> frozenset[str]:

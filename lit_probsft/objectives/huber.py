@@ -26,7 +26,7 @@ class Huber(Objective):
 
     def __post_init__(self) -> None:
         if not 0 < self.delta <= 1:
-            raise UserError(f"Huber.delta: expected a number above 0, at most 1, got {self.delta}")
+            raise UserError("Huber.delta", f"expected a number above 0, at most 1, got {self.delta}")
 
     def loss(self, tokens: TokenStats) -> Tensor:
         """(N,), 0 to delta (1 - delta / 2)."""

@@ -31,7 +31,7 @@ class IDFT(Objective):
 
     def __post_init__(self) -> None:
         if not (0 < self.beta < math.inf and 0 <= self.min_gamma <= self.max_gamma < math.inf):
-            raise UserError(f"IDFT: expected beta > 0 and 0 <= min_gamma <= max_gamma, all finite, got {self}")
+            raise UserError("IDFT", f"expected beta > 0 and 0 <= min_gamma <= max_gamma, all finite, got {self}")
 
     @property
     def signed(self) -> bool:

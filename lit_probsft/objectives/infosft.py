@@ -25,7 +25,7 @@ class InfoSFT(Objective):
 
     def __post_init__(self) -> None:
         if not 0.5 < self.max_prob < 1:
-            raise UserError(f"InfoSFT.max_prob: expected a probability above 0.5 and below 1, got {self.max_prob}")
+            raise UserError("InfoSFT.max_prob", f"expected a probability above 0.5 and below 1, got {self.max_prob}")
 
     @property
     def interval(self) -> tuple[float, float]:

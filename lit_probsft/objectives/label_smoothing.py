@@ -26,7 +26,7 @@ class LabelSmoothing(Objective):
 
     def __post_init__(self) -> None:
         if not 0 <= self.epsilon <= 1:
-            raise UserError(f"LabelSmoothing.epsilon: expected a number from 0 to 1, got {self.epsilon}")
+            raise UserError("LabelSmoothing.epsilon", f"expected a number from 0 to 1, got {self.epsilon}")
 
     @property
     def signed(self) -> bool:

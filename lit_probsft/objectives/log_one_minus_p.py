@@ -24,7 +24,7 @@ class LogOneMinusP(Objective):
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.eps) and self.eps > 0):
-            raise UserError(f"LogOneMinusP.eps: expected a positive finite number, got {self.eps}")
+            raise UserError("LogOneMinusP.eps", f"expected a positive finite number, got {self.eps}")
 
     def loss(self, tokens: TokenStats) -> Tensor:
         """(N,), log(eps) at p = 1 to log(1 + eps) at p = 0: negative nearly everywhere."""

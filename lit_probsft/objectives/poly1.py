@@ -25,7 +25,7 @@ class Poly1(Objective):
 
     def __post_init__(self) -> None:
         if not (math.isfinite(self.epsilon) and self.epsilon >= -1):
-            raise UserError(f"Poly1.epsilon: expected a finite number, -1 or more, got {self.epsilon}")
+            raise UserError("Poly1.epsilon", f"expected a finite number, -1 or more, got {self.epsilon}")
 
     def loss(self, tokens: TokenStats) -> Tensor:
         """(N,), 0 to infinity, in nats."""

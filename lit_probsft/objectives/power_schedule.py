@@ -28,7 +28,7 @@ class PowerSchedule(Objective):
     def __post_init__(self) -> None:
         for name in ("start", "end"):
             if not abs(getattr(self, name)) < 1e38:  # NaN too
-                raise UserError(f"PowerSchedule.{name}: expected a real number that fp32 can hold, got {self}")
+                raise UserError(f"PowerSchedule.{name}", f"expected a real number that fp32 can hold, got {self}")
 
     @property
     def needs(self) -> frozenset[str]:

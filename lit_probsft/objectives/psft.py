@@ -28,7 +28,7 @@ class PSFT(Objective):
 
     def __post_init__(self) -> None:
         if not 0 < self.clip < math.inf:
-            raise UserError(f"PSFT.clip: expected a finite number above 0, got {self.clip}")
+            raise UserError("PSFT.clip", f"expected a finite number above 0, got {self.clip}")
 
     @property
     def needs(self) -> frozenset[str]:

@@ -34,9 +34,9 @@ class QuantileThreshold(Wrapper):
 
     def __post_init__(self) -> None:
         if not 1 <= self.keep * 1000 <= 999 or abs(self.keep * 1000 - round(self.keep * 1000)) > 1e-6:
-            raise UserError(f"QuantileThreshold.keep: expected .001 to .999 in steps of .001, got {self.keep}")
+            raise UserError("QuantileThreshold.keep", f"expected .001 to .999 in steps of .001, got {self.keep}")
         if self.side not in ("top", "bottom"):
-            raise UserError(f"QuantileThreshold.side: expected top or bottom, got {self.side!r}")
+            raise UserError("QuantileThreshold.side", f"expected top or bottom, got {self.side!r}")
 
     @property
     def needs(self) -> frozenset[str]:

@@ -31,7 +31,7 @@ class SCE(Objective):
 
     def __post_init__(self) -> None:
         if not (0 < self.alpha < math.inf and 0 <= self.beta < math.inf and -math.inf < self.log_zero < 0):
-            raise UserError(f"SCE: expected alpha > 0, beta >= 0 and log_zero < 0, all finite, got {self}")
+            raise UserError("SCE", f"expected alpha > 0, beta >= 0 and log_zero < 0, all finite, got {self}")
 
     def loss(self, tokens: TokenStats) -> Tensor:
         """(N,), 0 to infinity, in nats."""

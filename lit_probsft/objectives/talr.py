@@ -29,9 +29,9 @@ class TALR(Objective):
 
     def __post_init__(self) -> None:
         if not 0 <= self.tau < math.inf:
-            raise UserError(f"TALR.tau: expected a finite number, 0 or more, got {self.tau}")
+            raise UserError("TALR.tau", f"expected a finite number, 0 or more, got {self.tau}")
         if not 0 <= self.floor <= 1:
-            raise UserError(f"TALR.floor: expected a number from 0 to 1, got {self.floor}")
+            raise UserError("TALR.floor", f"expected a number from 0 to 1, got {self.floor}")
 
     @property
     def needs(self) -> frozenset[str]:

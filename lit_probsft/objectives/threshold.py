@@ -34,8 +34,8 @@ class Threshold(Wrapper):
     def __post_init__(self) -> None:
         if not 0 <= self.min_prob <= self.max_prob <= 1:
             raise UserError(
-                "Threshold: expected 0 <= min_prob <= max_prob <= 1, "
-                f"got min_prob = {self.min_prob}, max_prob = {self.max_prob}"
+                "Threshold",
+                f"expected 0 <= min_prob <= max_prob <= 1, got min_prob = {self.min_prob}, max_prob = {self.max_prob}",
             )
 
     @property

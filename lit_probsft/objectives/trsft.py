@@ -28,7 +28,7 @@ class TrSFT(Objective):
 
     def __post_init__(self) -> None:
         if not 1e-30 <= self.alpha <= 1:
-            raise UserError(f"TrSFT.alpha: expected a probability above 0 (1e-30), at most 1, got {self.alpha}")
+            raise UserError("TrSFT.alpha", f"expected a probability above 0 (1e-30), at most 1, got {self.alpha}")
 
     def loss(self, tokens: TokenStats) -> Tensor:
         """(N,), 0 to 1 - log alpha, in nats."""

@@ -125,7 +125,7 @@ class FullySharded(Sharding):
             fully_shard(head, ignored_params=set(head.parameters(recurse=False)), **self._options)
         alone = [name for name, p in model.named_parameters() if not isinstance(p.data, DTensor)]
         if alone:  # each rank would train its own
-            raise UserError(f"model.lora: expected adapters inside the decoder layers, got {alone[0]}")
+            raise UserError("model.lora", f"expected adapters inside the decoder layers, got {alone[0]}")
 
     @property
     def _options(self) -> dict[str, Any]:

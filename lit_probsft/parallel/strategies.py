@@ -80,11 +80,12 @@ class FSDP2(ModelParallelStrategy):
         kind, accelerator = self.root_device.type, torch.accelerator.current_accelerator(check_available=True)
         if accelerator is not None and accelerator.type != kind:
             raise UserError(
-                f"trainer.accelerator: fsdp2 shards over this machine's {accelerator.type} devices, got {kind}; hide "
-                "them (CUDA_VISIBLE_DEVICES=) to run it on the CPU"
+                "trainer.accelerator",
+                f"fsdp2 shards over this machine's {accelerator.type} devices, got {kind}; hide "
+                "them (CUDA_VISIBLE_DEVICES=) to run it on the CPU",
             )
         if self.cpu_offload and kind == "cpu":
-            raise UserError("trainer.strategy.cpu_offload: expected devices other than the CPU, whose memory it is")
+            raise UserError("trainer.strategy.cpu_offload", "expected devices other than the CPU, whose memory it is")
         # transformers reads it to choose the device, and SLURM does not set it.
         os.environ["LOCAL_RANK"] = str(self.local_rank)
 
@@ -144,7 +145,7 @@ class FSDP2(ModelParallelStrategy):
             if name in weights and weights[name].shape == tensor.shape:
                 sharding.put(tensor, weights[name])
             elif isinstance(tensor, torch.nn.Parameter) and tensor.requires_grad:  # a frozen base is not in it
-                raise UserError(f"--resume: expected a checkpoint of this model, {path} is of another: {name}")
+                raise UserError("--resume", f"expected a checkpoint of this model, {path} is of another: {name}")
         states = content.pop("optimizer_states", [])
         for optimizer, saved in zip(self.optimizers, states, strict=False):
             sharded = {}
@@ -174,12 +175,12 @@ class DeepSpeed(DeepSpeedStrategy):
 
     def __init__(self, stage: Literal[1, 2, 3] = 2, **options: Any) -> None:
         if stage not in (1, 2, 3):
-            raise UserError(f"trainer.strategy.stage: expected 1, 2 or 3, got {stage}")
+            raise UserError("trainer.strategy.stage", f"expected 1, 2 or 3, got {stage}")
         try:
             import deepspeed  # noqa: F401
         except ImportError as error:
             raise UserError(
-                f'trainer.strategy: DeepSpeed is not installed (pip install "lit_probsft[deepspeed]"): {error}'
+                "trainer.strategy", f'DeepSpeed is not installed (pip install "lit_probsft[deepspeed]"): {error}'
             ) from error
         options.setdefault("logging_batch_size_per_gpu", 1)  # or Lightning would build the loader to look
         super().__init__(stage=stage, **options)
@@ -264,8 +265,9 @@ class DeepSpeed(DeepSpeedStrategy):
         _check_format(path, "deepspeed")
         if (before := world_size_of(path)) != self.world_size:
             raise UserError(
-                f"--resume: expected {before} processes, which wrote {path}: DeepSpeed cannot deal its parts out to "
-                f"{self.world_size}; fsdp2 can, or start a new run from the exported model"
+                "--resume",
+                f"expected {before} processes, which wrote {path}: DeepSpeed cannot deal its parts out to "
+                f"{self.world_size}; fsdp2 can, or start a new run from the exported model",
             )
         check_harmless(path)
         return super().load_checkpoint(str(path), weights_only)
@@ -335,8 +337,9 @@ def _check_format(path: Path, expected: str) -> None:
     found = format_of(path)
     if found != expected:
         raise UserError(
-            f"--resume: expected a checkpoint that {expected} wrote, {path} is one of {found}: continue with the "
-            "strategy it was written with, or start a new run from its exported model"
+            "--resume",
+            f"expected a checkpoint that {expected} wrote, {path} is one of {found}: continue with the "
+            "strategy it was written with, or start a new run from its exported model",
         )
 
 
@@ -351,13 +354,13 @@ def settled(chosen: Any) -> Any:
     """
     if isinstance(chosen, str):
         if chosen.startswith("fsdp") and chosen != "fsdp2":
-            raise UserError(f"trainer.strategy: {chosen} (FSDP1) is not supported, use fsdp2, which does the same")
+            raise UserError("trainer.strategy", f"{chosen} (FSDP1) is not supported, use fsdp2, which does the same")
         if chosen.startswith("ddp_") and chosen.split("_")[1] in ("spawn", "fork", "notebook"):
-            raise UserError(f"trainer.strategy: {chosen} is not supported, use ddp, which starts its own processes")
+            raise UserError("trainer.strategy", f"{chosen} is not supported, use ddp, which starts its own processes")
         if chosen.startswith("deepspeed"):
             if chosen not in StrategyRegistry:
                 known = [name for name in StrategyRegistry if name.startswith("deepspeed")]
-                raise UserError(f"trainer.strategy: expected one of {', '.join(known)}, got {chosen!r}")
+                raise UserError("trainer.strategy", f"expected one of {', '.join(known)}, got {chosen!r}")
             options = {"stage": 2, **StrategyRegistry[chosen]["init_params"]}
             return Namespace(class_path=f"{__name__}.DeepSpeed", init_args=Namespace(**options))
         return chosen
@@ -366,14 +369,14 @@ def settled(chosen: Any) -> Any:
     name = str(chosen.class_path).rsplit(".", 1)[-1]
     options = dict(vars(chosen.get("init_args") or Namespace()))
     if name == "FSDPStrategy":
-        raise UserError("trainer.strategy: FSDPStrategy (FSDP1) is not supported, use fsdp2, which does the same")
+        raise UserError("trainer.strategy", "FSDPStrategy (FSDP1) is not supported, use fsdp2, which does the same")
     if name == "DeepSpeedStrategy":
         return Namespace(class_path=f"{__name__}.DeepSpeed", init_args=Namespace(**options))
     if name == "ModelParallelStrategy":
         if options.pop("tensor_parallel_size", "auto") not in ("auto", 1):
             raise UserError(
-                "trainer.strategy.tensor_parallel_size: tensor parallelism is not supported, use fsdp2 (data parallel, "
-                "sharded)"
+                "trainer.strategy.tensor_parallel_size",
+                "tensor parallelism is not supported, use fsdp2 (data parallel, sharded)",
             )
         options.pop("data_parallel_size", None)
         return Namespace(class_path=f"{__name__}.FSDP2", init_args=Namespace(**options))
@@ -391,7 +394,7 @@ def check_supported(strategy: Strategy) -> None:
     ):
         if isinstance(strategy, stock) and not isinstance(strategy, FSDP2 | DeepSpeed):
             raise UserError(
-                f"trainer.strategy: {type(strategy).__name__} is not supported, use lit_probsft.parallel.{ours}"
+                "trainer.strategy", f"{type(strategy).__name__} is not supported, use lit_probsft.parallel.{ours}"
             )
 
 

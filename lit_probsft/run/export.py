@@ -157,18 +157,18 @@ def export_checkpoint(
             `out` exists and may not be replaced: only an exported model or an empty folder is.
     """
     if not checkpoint.exists():
-        raise UserError(f"CKPT: expected a checkpoint, there is none at {checkpoint}")
+        raise UserError("CKPT", f"expected a checkpoint, there is none at {checkpoint}")
     _check_target(out, checkpoint, overwrite)
     content = _read(checkpoint)
     if CHECKPOINT_KEY not in content:
-        raise UserError(f"CKPT: expected a checkpoint written by `lit_probsft fit`, {checkpoint} is none")
+        raise UserError("CKPT", f"expected a checkpoint written by `lit_probsft fit`, {checkpoint} is none")
 
     import transformers
 
     entry = content[CHECKPOINT_KEY]
     lora = None if entry.get("lora") is None else LoRA(**{**json.loads(entry["lora"]), "start": None})
     if lora is None and (form == "adapter" or base is not None):
-        raise UserError(f"CKPT: expected a checkpoint of a run with model.lora, {checkpoint} holds a whole model")
+        raise UserError("CKPT", f"expected a checkpoint of a run with model.lora, {checkpoint} holds a whole model")
     lora = lora if lora is None or form is None else replace(lora, export=form)
     fields = json.loads(entry["config"])
     fields.pop("quantization_config", None)
@@ -181,8 +181,9 @@ def export_checkpoint(
     model_class = getattr(transformers, entry["model_class"], None)
     if model_class is None:
         raise UserError(
-            f"CKPT: expected a model of transformers, {checkpoint} holds a {entry['model_class']}, whose code is not "
-            "in it; take the model that `fit` exports at its end"
+            "CKPT",
+            f"expected a model of transformers, {checkpoint} holds a {entry['model_class']}, whose code is not "
+            "in it; take the model that `fit` exports at its end",
         )
     with torch.device("meta"):
         shell = model_class(config)
@@ -218,7 +219,7 @@ def _base_weights(described: Mapping[str, Any], shell: Any, place: str | None) -
     source: PretrainedCausalLM | RandomCausalLM
     if described["kind"] == "RandomCausalLM":
         if place is not None:
-            raise UserError(f"--base: expected none, the run began with random weights; got {place}")
+            raise UserError("--base", f"expected none, the run began with random weights; got {place}")
         # What the tokenizer gave it stands in the model's configuration.
         known = shell.config.to_dict()
         given = ("vocab_size", "pad_token_id", "bos_token_id", "eos_token_id")
@@ -231,12 +232,13 @@ def _base_weights(described: Mapping[str, Any], shell: Any, place: str | None) -
         model = bare.load(None, getattr(torch, described["dtype"]))
     except UserError as error:
         raise UserError(
-            f"--base: expected the base of the checkpoint's adapters, which is not to be had: {error}"
+            "--base", f"expected the base of the checkpoint's adapters, which is not to be had: {error}"
         ) from error
     if (found := fingerprint(model, torch.device("cpu"))) != described["fingerprint"]:
         raise UserError(
-            f"--base: expected the base that the adapters were trained with (weights {described['fingerprint']}), "
-            f"{source.name} is another ({found})"
+            "--base",
+            f"expected the base that the adapters were trained with (weights {described['fingerprint']}), "
+            f"{source.name} is another ({found})",
         )
     weights = model.state_dict()
     return dequantized(model, weights) if is_quantized(model) else dict(weights)
@@ -248,7 +250,7 @@ def _read(checkpoint: Path) -> dict[str, Any]:
 
     wrong = damage(checkpoint)
     if wrong is not None:
-        raise UserError(f"CKPT: expected a whole checkpoint, {checkpoint} is damaged: {wrong}")
+        raise UserError("CKPT", f"expected a whole checkpoint, {checkpoint} is damaged: {wrong}")
     try:
         if not checkpoint.is_dir():
             content = torch.load(checkpoint, map_location="cpu", weights_only=True, mmap=True)
@@ -256,10 +258,10 @@ def _read(checkpoint: Path) -> dict[str, Any]:
         check_harmless(checkpoint)
         return _read_deepspeed(checkpoint) if format_of(checkpoint) == "deepspeed" else _read_slices(checkpoint)
     except UserError as error:
-        raise UserError(str(error).replace("--resume", "CKPT", 1)) from error
+        raise UserError(error.argument.replace("--resume", "CKPT", 1), error.problem) from error
     except Exception as error:  # torch raises many kinds for a file that is no checkpoint at all
         raise UserError(
-            f"CKPT: expected a checkpoint of `fit`, {checkpoint} cannot be read: {reason(error)}"
+            "CKPT", f"expected a checkpoint of `fit`, {checkpoint} cannot be read: {reason(error)}"
         ) from error
 
 
@@ -283,8 +285,8 @@ def _read_deepspeed(checkpoint: Path) -> dict[str, Any]:
         from deepspeed.utils.zero_to_fp32 import get_fp32_state_dict_from_zero_checkpoint, get_model_state_files
     except ImportError as error:
         raise UserError(
-            f"CKPT: {checkpoint} was written by DeepSpeed, which is not installed "
-            '(pip install "lit_probsft[deepspeed]")'
+            "CKPT",
+            f'{checkpoint} was written by DeepSpeed, which is not installed (pip install "lit_probsft[deepspeed]")',
         ) from error
     first = get_model_state_files(str(checkpoint / "checkpoint"))[0]
     # Its classes are known to be harmless by now.
@@ -297,20 +299,21 @@ def _read_deepspeed(checkpoint: Path) -> dict[str, Any]:
 def _check_target(out: Path, checkpoint: Path, overwrite: bool) -> None:
     file = next((path for path in (out, *out.absolute().parents) if path.exists() and not path.is_dir()), None)
     if file is not None:
-        raise UserError(f"OUT: expected a folder to write, got {str(out)!r}: {file} is a file")
+        raise UserError("OUT", f"expected a folder to write, got {str(out)!r}: {file} is a file")
     if out.is_symlink():
-        raise UserError(f"OUT: expected a folder to write, {out} is a link")
+        raise UserError("OUT", f"expected a folder to write, {out} is a link")
     if not out.exists():
         return
     if not overwrite:
-        raise UserError(f"OUT: expected a folder that does not exist yet, {out} does; --overwrite replaces it")
+        raise UserError("OUT", f"expected a folder that does not exist yet, {out} does; --overwrite replaces it")
     whole = out.resolve()
     for what, path in (("the checkpoint", checkpoint.resolve()), ("the working directory", Path.cwd())):
         if path.is_relative_to(whole):
-            raise UserError(f"OUT: expected a folder that can be replaced, {str(out)!r} holds {what}")
+            raise UserError("OUT", f"expected a folder that can be replaced, {str(out)!r} holds {what}")
     if any(out.iterdir()) and not _looks_exported(out):
         raise UserError(
-            f"OUT: expected a folder that can be replaced (an exported model, or empty), {str(out)!r} holds other files"
+            "OUT",
+            f"expected a folder that can be replaced (an exported model, or empty), {str(out)!r} holds other files",
         )
 
 

@@ -126,14 +126,15 @@ class RunFolder:
                 or both flags were given.
         """
         if resume and overwrite:
-            raise UserError("--resume and --overwrite: expected at most one of them, got both")
+            raise UserError("--resume and --overwrite", "expected at most one of them, got both")
         self.check_path()
         if resume and not self.checkpoints.is_dir():
-            raise UserError(f"--resume: expected checkpoints in {self.checkpoints}, there are none")
+            raise UserError("--resume", f"expected checkpoints in {self.checkpoints}, there are none")
         if self.in_use and not (resume or overwrite):
             raise UserError(
-                f"--name: the run folder {self.path} exists; continue that run with --resume, replace it with "
-                "--overwrite, or choose another --name"
+                "--name",
+                f"the run folder {self.path} exists; continue that run with --resume, replace it with "
+                "--overwrite, or choose another --name",
             )
 
     def check_path(self) -> None:
@@ -143,12 +144,12 @@ class RunFolder:
             UserError: the run folder or one above it is a file, or cannot be written to.
         """
         if self.path.exists() and not self.path.is_dir():
-            raise UserError(f"--name: expected a folder at {self.path}, which is a file")
+            raise UserError("--name", f"expected a folder at {self.path}, which is a file")
         found = next(path for path in (self.path, *self.path.absolute().parents) if path.exists())
         if not found.is_dir():
-            raise UserError(f"--runs_dir: expected a folder, got {str(self.path.parent)!r}: {found} is a file")
+            raise UserError("--runs_dir", f"expected a folder, got {str(self.path.parent)!r}: {found} is a file")
         if not os.access(found, os.W_OK | os.X_OK):
-            raise UserError(f"--runs_dir: expected a folder that can be written to, got {str(self.path.parent)!r}")
+            raise UserError("--runs_dir", f"expected a folder that can be written to, got {str(self.path.parent)!r}")
 
     def claim(self, *, resume: bool) -> None:
         """Make the folder ready for a run: as it is to resume, empty otherwise.
@@ -185,6 +186,7 @@ class RunFolder:
         except OSError as error:
             if error.errno in (errno.EACCES, errno.EAGAIN):
                 raise UserError(
-                    f"--name: expected a run folder that no other run writes to, another process trains in {self.path}"
+                    "--name",
+                    f"expected a run folder that no other run writes to, another process trains in {self.path}",
                 ) from error
         _LOCKS[self.path.resolve()] = file

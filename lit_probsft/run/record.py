@@ -195,9 +195,9 @@ class RunRecord(Callback):
                     base=module.source,
                 )
             except UserError as error:
-                failure = str(error)
+                failure = error.args
         if failure := trainer.strategy.broadcast(failure):
-            raise UserError(failure)
+            raise UserError(*failure)
 
     def on_exception(self, trainer: L.Trainer, pl_module: L.LightningModule, exception: BaseException) -> None:
         """A run that fails says so in its record."""

@@ -38,11 +38,11 @@ class HubOptions:
                 validate_repo_id(self.repo_id)
             except HFValidationError as error:
                 raise UserError(
-                    f"push_to_hub.repo_id: expected a repository such as me/model, got {self.repo_id!r}"
+                    "push_to_hub.repo_id", f"expected a repository such as me/model, got {self.repo_id!r}"
                 ) from error
         for name in ("revision", "message"):
             if not getattr(self, name).strip():
-                raise UserError(f"push_to_hub.{name}: expected a text, got {getattr(self, name)!r}")
+                raise UserError(f"push_to_hub.{name}", f"expected a text, got {getattr(self, name)!r}")
 
 
 def made_ready(options: HubOptions, argument: str = "push_to_hub") -> HubOptions:
@@ -60,10 +60,10 @@ def made_ready(options: HubOptions, argument: str = "push_to_hub") -> HubOptions
 
     assert options.repo_id is not None
     if huggingface_hub.constants.HF_HUB_OFFLINE:
-        raise UserError(f"{argument}: expected a hub that can be reached, HF_HUB_OFFLINE is set")
+        raise UserError(argument, "expected a hub that can be reached, HF_HUB_OFFLINE is set")
     if huggingface_hub.get_token() is None:
         raise UserError(
-            f"{argument}: expected a token that may write, got none; log in with `hf auth login`, or set HF_TOKEN"
+            argument, "expected a token that may write, got none; log in with `hf auth login`, or set HF_TOKEN"
         )
     api, user = huggingface_hub.HfApi(), "this user"
     try:
@@ -75,16 +75,17 @@ def made_ready(options: HubOptions, argument: str = "push_to_hub") -> HubOptions
     except HfHubHTTPError as error:
         status = error.response.status_code
         if status == 401:
-            raise UserError(f"{argument}: expected a valid token, the hub refuses this one: {_said(error)}") from error
+            raise UserError(argument, f"expected a valid token, the hub refuses this one: {_said(error)}") from error
         if status in (403, 404):
             raise UserError(
-                f"{argument}.repo_id: expected a repository that {user} may write to, with a token that may do so, got "
-                f"{options.repo_id!r}: {_said(error)}"
+                f"{argument}.repo_id",
+                f"expected a repository that {user} may write to, with a token that may do so, got "
+                f"{options.repo_id!r}: {_said(error)}",
             ) from error
-        raise UserError(f"{argument}: the hub refuses {options.repo_id!r}: {_said(error)}") from error
+        raise UserError(argument, f"the hub refuses {options.repo_id!r}: {_said(error)}") from error
     except Exception as error:  # what a network does has many names
         raise UserError(
-            f"{argument}: expected a hub that can be reached, {api.endpoint} cannot: {_said(error)}"
+            argument, f"expected a hub that can be reached, {api.endpoint} cannot: {_said(error)}"
         ) from error
     return replace(options, repo_id=created.repo_id)
 
@@ -116,8 +117,9 @@ def upload(options: HubOptions, folder: Path, argument: str = "push_to_hub") -> 
     except Exception as error:  # of the network, the hub or the disk: the model is there, whatever it is
         command = ["hf", "upload", options.repo_id, str(folder), ".", "--revision", options.revision]
         raise UserError(
-            f"{argument}: {folder} is complete, but could not be uploaded to {options.repo_id}: {_said(error)}; to do "
-            f"it later: {shlex.join(command)}"
+            argument,
+            f"{folder} is complete, but could not be uploaded to {options.repo_id}: {_said(error)}; to do "
+            f"it later: {shlex.join(command)}",
         ) from error
     return str(found.commit_url)
 

@@ -53,21 +53,20 @@ def read_config(folder: str | Path, argument: str) -> dict[str, Any]:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UserError(
-            f"{argument}: expected a folder of adapters with {CONFIG} and {WEIGHTS}, got {str(folder)!r}: "
-            f"{reason(error)}"
+            argument, f"expected a folder of adapters with {CONFIG} and {WEIGHTS}, got {str(folder)!r}: {reason(error)}"
         ) from error
     if not isinstance(content, dict) or content.get("peft_type") != "LORA":
         kind = content.get("peft_type") if isinstance(content, dict) else None
-        raise UserError(f"{argument}: expected adapters of peft's type LORA, {str(folder)!r} holds {kind}")
+        raise UserError(argument, f"expected adapters of peft's type LORA, {str(folder)!r} holds {kind}")
     usual: dict[str, Any] = {"bias": "none", "lora_bias": False}
     usual |= dict.fromkeys(("rank_pattern", "alpha_pattern", "target_parameters", "trainable_token_indices"))
     for field, value in usual.items():
         if (content.get(field) or value) != value:
-            raise UserError(f"{argument}: expected adapters without {field}, {str(folder)!r} has {content[field]!r}")
+            raise UserError(argument, f"expected adapters without {field}, {str(folder)!r} has {content[field]!r}")
     start = content.get("init_lora_weights", True)
     if isinstance(start, str) and start not in ("gaussian", "orthogonal"):  # the base was changed along with them
         raise UserError(
-            f"{argument}: expected adapters of an unchanged base, {str(folder)!r} has init_lora_weights {start}"
+            argument, f"expected adapters of an unchanged base, {str(folder)!r} has init_lora_weights {start}"
         )
     return content
 
@@ -85,4 +84,4 @@ def read_weights(folder: str | Path, argument: str) -> dict[str, Tensor]:
     try:
         return dict(load_file(path))
     except (OSError, SafetensorError) as error:
-        raise UserError(f"{argument}: expected adapters in {path}, which cannot be read: {reason(error)}") from error
+        raise UserError(argument, f"expected adapters in {path}, which cannot be read: {reason(error)}") from error

@@ -139,7 +139,7 @@ def told(what: str, path: Path) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        raise UserError(f"{what}: {path} could not be written: {reason(error)}") from error
+        raise UserError(what, f"{path} could not be written: {reason(error)}") from error
 
 
 def write_text(path: Path, text: str) -> None:

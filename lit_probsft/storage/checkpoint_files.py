@@ -77,8 +77,9 @@ class WholeFileIO(TorchCheckpointIO):
         """Read with weights_only."""
         if Path(path).is_dir():
             raise UserError(
-                f"{self.argument}: expected a single file, {path} is a folder that {format_of(Path(path))} wrote; "
-                "continue with that strategy, or start from the model that `export` makes of it"
+                self.argument,
+                f"expected a single file, {path} is a folder that {format_of(Path(path))} wrote; "
+                "continue with that strategy, or start from the model that `export` makes of it",
             )
         content = torch.load(path, map_location="cpu", weights_only=weights_only is not False, mmap=True)
         return dict(content)
@@ -152,7 +153,7 @@ def not_written(path: Path, why: str) -> UserError:
     """The error of a checkpoint that could not be written, with what is left."""
     whole = newest_whole(path.parent)[0]
     left = f"the one before is whole: {whole}" if whole else "there is none before it"
-    return UserError(f"checkpoint: {path} could not be written: {why}; {left}")
+    return UserError("checkpoint", f"{path} could not be written: {why}; {left}")
 
 
 def writing_error(error: BaseException) -> str:
@@ -295,7 +296,7 @@ def check_harmless(path: Path) -> None:
     """
     for file in sorted(path.rglob("*")):
         if file.is_symlink() and file.is_dir():  # which is not searched here, but would be read
-            raise UserError(f"--resume: expected a checkpoint of plain data, {file} is a link to another folder")
+            raise UserError("--resume", f"expected a checkpoint of plain data, {file} is a link to another folder")
         try:
             if file.name.endswith(".metadata"):  # a rank may have its own
                 _check_metadata(file)
@@ -304,11 +305,13 @@ def check_harmless(path: Path) -> None:
                     torch.load(file, map_location="cpu", weights_only=True, mmap=True)
         except pickle.UnpicklingError as error:
             raise UserError(
-                f"--resume: expected a checkpoint of plain data, {file} wants to run code when it is read: "
-                f"{_named_in(error)}"
+                "--resume",
+                f"expected a checkpoint of plain data, {file} wants to run code when it is read: {_named_in(error)}",
             ) from error
         except Exception as error:  # of a file that is damaged, or in a format that cannot be checked
-            raise UserError(f"--resume: expected a whole checkpoint, {file} cannot be read: {reason(error)}") from error
+            raise UserError(
+                "--resume", f"expected a whole checkpoint, {file} cannot be read: {reason(error)}"
+            ) from error
 
 
 def _named_in(error: pickle.UnpicklingError) -> str:

@@ -73,8 +73,9 @@ def refused_code(error: BaseException, argument: str, place: str, revision: str 
         return None
     code = ", ".join(custom_code(place, revision)) or "named in its configuration"
     return UserError(
-        f"{argument}: expected true, since {place!r} comes with code of its own that would have to run ({code}); got "
-        "false. Read that code, pin it with `revision`, and set it to true if you trust it"
+        argument,
+        f"expected true, since {place!r} comes with code of its own that would have to run ({code}); got "
+        "false. Read that code, pin it with `revision`, and set it to true if you trust it",
     )
 
 

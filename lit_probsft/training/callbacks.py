@@ -106,6 +106,7 @@ class NonFiniteGuard(Callback):
             if isinstance(saver, Checkpoints):
                 where = f"; the last good weights are in {saver.flush(trainer)}"
         raise UserError(
-            f"training: expected a finite loss and gradient, {self.limit} optimizer steps in a row had none "
-            f"(up to step {trainer.global_step}): lower the learning rate, or look at the data of these steps{where}"
+            "training",
+            f"expected a finite loss and gradient, {self.limit} optimizer steps in a row had none "
+            f"(up to step {trainer.global_step}): lower the learning rate, or look at the data of these steps{where}",
         )

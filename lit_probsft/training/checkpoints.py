@@ -58,9 +58,9 @@ class CheckpointOptions:
     def __post_init__(self) -> None:
         Every.of(self.save_every, "checkpoints.save_every")
         if self.keep_last < 1:
-            raise UserError(f"checkpoints.keep_last: expected at least 1, got {self.keep_last}")
+            raise UserError("checkpoints.keep_last", f"expected at least 1, got {self.keep_last}")
         if self.export not in ("final", "best", "every", "none", None):
-            raise UserError(f"checkpoints.export: expected final, best, every or none, got {self.export!r}")
+            raise UserError("checkpoints.export", f"expected final, best, every or none, got {self.export!r}")
 
 
 class Checkpoints(Checkpoint):
@@ -103,7 +103,7 @@ class Checkpoints(Checkpoint):
         # With max_steps Lightning would continue an epoch that was over when the checkpoint was written.
         trainer.fit_loop._iteration_based_training = lambda: False  # type: ignore[method-assign]
         if self.options.asynchronous and isinstance(trainer.strategy, DeepSpeed):
-            raise UserError("checkpoints.asynchronous: not possible with DeepSpeed, which writes itself; use fsdp2")
+            raise UserError("checkpoints.asynchronous", "not possible with DeepSpeed, which writes itself; use fsdp2")
         if isinstance(trainer.strategy, FSDP2):
             trainer.strategy.asynchronous = self.options.asynchronous
         if not isinstance(trainer.strategy, DeepSpeed):
@@ -294,7 +294,7 @@ def where_to_continue(folder: Path) -> Path:
     found, complaints = newest_whole(folder)
     if found is None:
         reason = "; ".join(complaints) or "there is none"
-        raise UserError(f"--resume: expected a whole checkpoint in {folder}: {reason}")
+        raise UserError("--resume", f"expected a whole checkpoint in {folder}: {reason}")
     for complaint in complaints:
         rank_zero_warn(f"--resume: {complaint}; continuing from {found}")
     return found

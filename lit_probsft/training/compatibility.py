@@ -22,26 +22,29 @@ def check_combination(module: ProbSFTModule, stage: str) -> None:
     if stage == "fit" and module.fitted.missing and not hasattr(module.datamodule, "inspect"):
         needs = ", ".join(sorted(module.fitted.wanted))
         raise UserError(
-            f"model.objective: {type(objective).__name__} needs {needs}, which is measured over the rows of "
-            "an InstructionDataModule; give it one, or name a `source`"
+            "model.objective",
+            f"{type(objective).__name__} needs {needs}, which is measured over the rows of "
+            "an InstructionDataModule; give it one, or name a `source`",
         )
     if str(trainer.precision).startswith("16"):
-        raise UserError(f"trainer.precision: expected 32-true, bf16-mixed or bf16-true, got {trainer.precision}")
+        raise UserError("trainer.precision", f"expected 32-true, bf16-mixed or bf16-true, got {trainer.precision}")
     if (needed := objective.needs & REFERENCE) and getattr(trainer.strategy, "zero_stage_3", False):
         raise UserError(
-            f"model.objective: {type(objective).__name__} needs {', '.join(sorted(needed))} of a second "
-            "model, which ZeRO-3 would cut without ever putting it together again; use fsdp2, or stage 1 or 2"
+            "model.objective",
+            f"{type(objective).__name__} needs {', '.join(sorted(needed))} of a second "
+            "model, which ZeRO-3 would cut without ever putting it together again; use fsdp2, or stage 1 or 2",
         )
     if isinstance(trainer.strategy, DeepSpeed) and module.normalize == "kept":
         raise UserError(
-            "model.normalize: kept is not possible with DeepSpeed, whose engine keeps the gradients to itself; use "
-            "tokens, or fsdp2"
+            "model.normalize",
+            "kept is not possible with DeepSpeed, whose engine keeps the gradients to itself; use tokens, or fsdp2",
         )
     seconds = getattr(trainer, "_val_check_time_interval", None)
     if stage == "fit" and seconds is not None and trainer.accumulate_grad_batches > 1:
         raise UserError(
-            "trainer.val_check_interval: expected a number of micro-batches or a share of an epoch where "
-            f"accumulate_grad_batches is above 1, got a time of {seconds:g} s"
+            "trainer.val_check_interval",
+            "expected a number of micro-batches or a share of an epoch where "
+            f"accumulate_grad_batches is above 1, got a time of {seconds:g} s",
         )
 
 
@@ -57,13 +60,14 @@ def check_adapters(module: ProbSFTModule) -> None:
     source = module.source if module.lora is not None else module.reference.source_beside(None)
     if cut and getattr(source, "quantization", "none") != "none":
         raise UserError(
-            f"model.model.quantization: expected none with {cut}, which cannot cut quantized matrices; use ddp, "
-            "which holds them whole on each device"
+            "model.model.quantization",
+            f"expected none with {cut}, which cannot cut quantized matrices; use ddp, "
+            "which holds them whole on each device",
         )
     if module.lora is not None and module.lora.dora and cut == "ZeRO-3":
         raise UserError(
-            "model.lora.dora: not possible with ZeRO-3, which empties the matrices whose rows it measures; use "
-            "fsdp2, or stage 1 or 2"
+            "model.lora.dora",
+            "not possible with ZeRO-3, which empties the matrices whose rows it measures; use fsdp2, or stage 1 or 2",
         )
 
 
@@ -81,12 +85,13 @@ def check_fits(model: Any, largest: int, longest: int) -> None:
     vocabulary = model.get_output_embeddings().out_features
     if largest >= vocabulary:
         raise UserError(
-            f"data.tokenizer: expected ids below the model's vocabulary of {vocabulary}, got {largest}: "
-            "does the tokenizer belong to this model?"
+            "data.tokenizer",
+            f"expected ids below the model's vocabulary of {vocabulary}, got {largest}: "
+            "does the tokenizer belong to this model?",
         )
     positions = getattr(model.config.get_text_config(), "max_position_embeddings", None)
     if positions is not None and longest > positions:
         raise UserError(
-            f"data.max_length: expected documents within the model's {positions} positions, the longest has "
-            f"{longest} tokens"
+            "data.max_length",
+            f"expected documents within the model's {positions} positions, the longest has {longest} tokens",
         )

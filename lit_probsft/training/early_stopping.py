@@ -30,11 +30,13 @@ class StoppingOptions:
 
     def __post_init__(self) -> None:
         if self.patience is not None and self.patience < 1:
-            raise UserError(f"early_stopping.patience: expected at least 1 validation, got {self.patience}")
+            raise UserError("early_stopping.patience", f"expected at least 1 validation, got {self.patience}")
         if not (math.isfinite(self.min_delta) and self.min_delta >= 0):
-            raise UserError(f"early_stopping.min_delta: expected 0 nats or more, got {self.min_delta}")
+            raise UserError("early_stopping.min_delta", f"expected 0 nats or more, got {self.min_delta}")
         if self.min_delta and self.patience is None:
-            raise UserError(f"early_stopping.min_delta: expected early_stopping.patience with it, got {self.min_delta}")
+            raise UserError(
+                "early_stopping.min_delta", f"expected early_stopping.patience with it, got {self.min_delta}"
+            )
 
 
 class EarlyStop(Callback):
@@ -66,8 +68,9 @@ class EarlyStop(Callback):
         nothing = trainer.limit_val_batches == 0 or (report is not None and "validation" not in report)
         if stage == "fit" and self.options.patience is not None and nothing:
             raise UserError(
-                "early_stopping.patience: expected data.validation or data.validation_fraction with it, whose "
-                f"{MONITOR} is watched, got no validation"
+                "early_stopping.patience",
+                "expected data.validation or data.validation_fraction with it, whose "
+                f"{MONITOR} is watched, got no validation",
             )
 
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:

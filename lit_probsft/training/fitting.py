@@ -65,17 +65,18 @@ class Capability:
         """
         path = Path(source).expanduser()
         path = path / "capability.json" if path.is_dir() else path
-        expected = "model.objective.source: expected a capability.json, as `python -m lit_probsft capability` writes it"
+        argument = "model.objective.source"
+        expected = "expected a capability.json, as `python -m lit_probsft capability` writes it"
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
             origin = {name: content.get(name) for name in ("model", "data_fingerprint")}
             found = cls(float(content["mean_prob"]), tuple(float(value) for value in content["permilles"]), origin)
         except OSError as error:
-            raise UserError(f"{expected}, got {source!r}: {error.strerror or error}") from error
+            raise UserError(argument, f"{expected}, got {source!r}: {error.strerror or error}") from error
         except (ValueError, KeyError, TypeError) as error:
-            raise UserError(f"{expected}, got {source!r}, which is none") from error
+            raise UserError(argument, f"{expected}, got {source!r}, which is none") from error
         if len(found.log_odds) != 999 or not 0 <= found.mean_prob <= 1:
-            raise UserError(f"{expected}, got {source!r}, whose numbers are none")
+            raise UserError(argument, f"{expected}, got {source!r}, whose numbers are none")
         return found
 
     def prob_at(self, permille: int) -> float:
@@ -118,7 +119,7 @@ class Fitted:
         found = {part.source for part in parts(objective) if part.needs & READ and hasattr(part, "source")}
         if len(found) > 1:
             told = ", ".join(sorted(source or "none" for source in found))
-            raise UserError(f"model.objective.source: expected the same for all parts of the objective, got {told}")
+            raise UserError("model.objective.source", f"expected the same for all parts of the objective, got {told}")
         self.source: str = found.pop() if found else ""
         if self.wanted and self.source and _READS.get():
             self.set(Capability.read(self.source))

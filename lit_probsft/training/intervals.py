@@ -51,8 +51,9 @@ class Every:
             return cls(name, share=Fraction(1))
         meant = "; 1 is each optimizer step, epoch an epoch" if value == 1 else ""
         raise UserError(
-            f"{name}: expected optimizer steps (1, 2, ...), a share of an epoch between 0 and 1, or epoch, "
-            f"got {value!r}{meant}"
+            name,
+            "expected optimizer steps (1, 2, ...), a share of an epoch between 0 and 1, or epoch, "
+            f"got {value!r}{meant}",
         )
 
     def check(self, trainer: L.Trainer) -> None:
@@ -66,7 +67,7 @@ class Every:
         if getattr(getattr(trainer, "datamodule", None), "streaming", False):
             self.refuse_stream()
         if math.isinf(trainer.num_training_batches):
-            raise UserError(f"{self.name}: expected optimizer steps where the data do not know how many there are")
+            raise UserError(self.name, "expected optimizer steps where the data do not know how many there are")
 
     def refuse_stream(self) -> None:
         """Nothing for a number of steps.
@@ -77,7 +78,7 @@ class Every:
         if self.share is not None:
             got = "epoch" if self.share == 1 else f"{float(self.share):g}"
             raise UserError(
-                f"{self.name}: expected optimizer steps (1, 2, ...) with data.streaming, which has no epochs, got {got}"
+                self.name, f"expected optimizer steps (1, 2, ...) with data.streaming, which has no epochs, got {got}"
             )
 
     def due(self, trainer: L.Trainer) -> bool:
@@ -177,7 +178,7 @@ def total_steps(trainer: L.Trainer) -> int:
     if trainer.max_epochs is not None and trainer.max_epochs >= 0 and in_epoch is not None:
         steps = min(steps, in_epoch * trainer.max_epochs)
     if math.isinf(steps):
-        raise UserError("trainer: expected max_steps, or max_epochs with an InstructionDataModule, got neither")
+        raise UserError("trainer", "expected max_steps, or max_epochs with an InstructionDataModule, got neither")
     return int(steps)
 
 
@@ -195,8 +196,9 @@ def steps_in_epoch(trainer: L.Trainer) -> int | None:
     batches = min(batches, limit) if isinstance(limit, int) else int(batches * limit)
     if batches % window:
         raise UserError(
-            f"trainer.limit_train_batches: expected a multiple of accumulate_grad_batches ({window}), since a "
-            f"step is divided by all the tokens of its window, got {batches}"
+            "trainer.limit_train_batches",
+            f"expected a multiple of accumulate_grad_batches ({window}), since a "
+            f"step is divided by all the tokens of its window, got {batches}",
         )
     return int(batches // window)
 

@@ -87,26 +87,27 @@ class ProbSFTModule(L.LightningModule):
     ) -> None:
         super().__init__()
         if probe_rows < 1:
-            raise UserError(f"model.probe_rows: expected at least 1, got {probe_rows}")
+            raise UserError("model.probe_rows", f"expected at least 1, got {probe_rows}")
         if logits_budget_mb is not None and not logits_budget_mb > 0:
-            raise UserError(f"model.logits_budget_mb: expected more than 0 MiB, got {logits_budget_mb}")
+            raise UserError("model.logits_budget_mb", f"expected more than 0 MiB, got {logits_budget_mb}")
         if unknown := sorted(objective.needs - NEEDS):
             raise UserError(
-                f"{type(objective).__name__}.needs: expected names among {', '.join(sorted(NEEDS))}, "
-                f"got {', '.join(unknown)}"
+                f"{type(objective).__name__}.needs",
+                f"expected names among {', '.join(sorted(NEEDS))}, got {', '.join(unknown)}",
             )
         if lora is None and getattr(model, "quantization", "none") != "none":
             raise UserError(
-                f"model.model.quantization: expected model.lora beside {getattr(model, 'quantization', '')}, since "
-                "quantized matrices cannot be trained, got none"
+                "model.model.quantization",
+                f"expected model.lora beside {getattr(model, 'quantization', '')}, since "
+                "quantized matrices cannot be trained, got none",
             )
         if lora is not None:
             place = model if isinstance(model, str) else getattr(model, "model_name_or_path", None)
             check_named(lora, type(model).__name__, "model.lora.export", place, getattr(model, "revision", None))
             if lora.dora and getattr(model, "quantization", "none") == "int8":
-                raise UserError("model.lora.dora: expected nf4 or no quantization beside it, got int8")
+                raise UserError("model.lora.dora", "expected nf4 or no quantization beside it, got int8")
         if normalize not in ("tokens", "sequence", "kept", "micro_batch"):
-            raise UserError(f"model.normalize: expected tokens, sequence, kept or micro_batch, got {normalize!r}")
+            raise UserError("model.normalize", f"expected tokens, sequence, kept or micro_batch, got {normalize!r}")
         self.source = None if isinstance(model, nn.Module) else source_of(model)
         self.objective = objective
         self.optimizer_factory = optimizer
@@ -290,7 +291,9 @@ class ProbSFTModule(L.LightningModule):
         """The loss of a micro-batch, scaled so that Lightning's and DDP's means add up to the window's."""
         missing = [key for key in ("input_ids", "labels", "window_tokens", "window_sequences") if key not in batch]
         if missing:
-            raise UserError(f"batch: expected the keys that InstructionDataModule gives, {', '.join(missing)} missing")
+            raise UserError(
+                "batch", f"expected the keys that InstructionDataModule gives, {', '.join(missing)} missing"
+            )
         # Lightning divides by the number of micro-batches on this rank, DDP and FSDP by the number of ranks.
         parts = self.trainer.accumulate_grad_batches * self.trainer.world_size
         whole = {"tokens": batch["window_tokens"], "sequence": batch["window_sequences"]}.get(self.normalize, 1)
@@ -300,7 +303,9 @@ class ProbSFTModule(L.LightningModule):
             loss = loss / kept / self.trainer.world_size
         if auxiliary is not None:
             if self.normalize == "kept":
-                raise UserError("model.normalize: kept would divide the auxiliary loss of a mixture of experts as well")
+                raise UserError(
+                    "model.normalize", "kept would divide the auxiliary loss of a mixture of experts as well"
+                )
             # Padding that fills the last window up has nothing to say about the balance of the experts.
             loss = loss + auxiliary * float(batch["documents"].numel() > 0)
         self.train_means.update(output, _sources(batch))

@@ -38,8 +38,9 @@ def check_optimizer(optimizer: torch.optim.Optimizer, strategy: object) -> None:
     kind = type(optimizer)
     if kind.__module__.startswith("bitsandbytes.") and type(strategy).__name__ == "FSDP2":
         raise UserError(
-            "model.optimizer: expected an optimizer that steps the slices of fsdp2, such as torch.optim.AdamW, got "
-            f"{kind.__name__} of bitsandbytes, which goes with ddp and DeepSpeed"
+            "model.optimizer",
+            "expected an optimizer that steps the slices of fsdp2, such as torch.optim.AdamW, got "
+            f"{kind.__name__} of bitsandbytes, which goes with ddp and DeepSpeed",
         )
 
 
@@ -67,13 +68,13 @@ class Schedule:
 
     def __post_init__(self) -> None:
         if self.decay not in ("cosine", "linear", "constant", "wsd"):
-            raise UserError(f"schedule.decay: expected cosine, linear, constant or wsd, got {self.decay!r}")
+            raise UserError("schedule.decay", f"expected cosine, linear, constant or wsd, got {self.decay!r}")
         if not (math.isfinite(self.warmup) and self.warmup >= 0):
-            raise UserError(f"schedule.warmup: expected a share below 1 or a number of steps, got {self.warmup}")
+            raise UserError("schedule.warmup", f"expected a share below 1 or a number of steps, got {self.warmup}")
         if not 0 <= self.final <= 1:
-            raise UserError(f"schedule.final: expected a factor from 0 to 1, got {self.final}")
+            raise UserError("schedule.final", f"expected a factor from 0 to 1, got {self.final}")
         if not 0 < self.decay_share <= 1:
-            raise UserError(f"schedule.decay_share: expected a share above 0 and at most 1, got {self.decay_share}")
+            raise UserError("schedule.decay_share", f"expected a share above 0 and at most 1, got {self.decay_share}")
 
     def factor(self, step: int, total: int) -> float:
         """The factor for the `step`-th optimizer step, counted from 0, out of `total`; continuous, in [0, 1]."""

@@ -99,11 +99,11 @@ def training_documents(datamodule: InstructionDataModule, most: int | None) -> D
     found = []
     for outcome in datamodule.inspect("train", most)[2]:
         if outcome.lost == "skipped" and datamodule.on_bad_row == "error":
-            raise UserError(f"data.train: {outcome.reason}")
+            raise UserError("data.train", f"{outcome.reason}")
         if outcome.document is not None:
             found.append(outcome.document)
     if not found:
-        raise UserError(f"data.train: expected rows that can be used, none of the first {most} can")
+        raise UserError("data.train", f"expected rows that can be used, none of the first {most} can")
     return InMemory(found, parts=bool(datamodule.sources_of("train")))
 
 

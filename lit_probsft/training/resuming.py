@@ -46,7 +46,7 @@ def progress_of(module: ProbSFTModule) -> dict[str, Any]:
     """
     if module.trainer.state.fn == "fit" and module.trainer.fit_loop._should_accumulate():
         raise UserError(
-            "checkpoint: expected to be written between two optimizer steps, not while micro-batches accumulate"
+            "checkpoint", "expected to be written between two optimizer steps, not while micro-batches accumulate"
         )
     return {
         "base": None if module.base_of_adapters is None else module.base_of_adapters["fingerprint"],
@@ -79,18 +79,20 @@ def restore(module: ProbSFTModule, checkpoint: dict[str, Any]) -> None:
     known = module.base_of_adapters and module.base_of_adapters["fingerprint"]
     if (base := progress.get("base")) is not None and base != known:
         raise UserError(
-            f"{flag}: expected the base that the checkpoint's adapters were trained with (weights {base}), got "
-            f"{'no model.lora' if known is None else known}"
+            flag,
+            f"expected the base that the checkpoint's adapters were trained with (weights {base}), got "
+            f"{'no model.lora' if known is None else known}",
         )
     if base is None and not module.strict_loading:
-        raise UserError(f"{flag}: expected a checkpoint of adapters beside model.lora, it holds a whole model")
+        raise UserError(flag, "expected a checkpoint of adapters beside model.lora, it holds a whole model")
     if module.trainer.training or module.trainer.state.fn == "fit":
         before, now = progress.get("run", {}), identity(module)
         for name in before:
             if before[name] != now.get(name):
                 raise UserError(
-                    f"--resume: expected {name} as in the checkpoint, {before[name]}, got {now.get(name)}; "
-                    "a run with other settings is a new run, from the old one's hf/ folder"
+                    "--resume",
+                    f"expected {name} as in the checkpoint, {before[name]}, got {now.get(name)}; "
+                    "a run with other settings is a new run, from the old one's hf/ folder",
                 )
         count_in(checkpoint, progress.get("accumulate"), module.trainer.accumulate_grad_batches)
     module.seed = progress.get("seed", module.seed)

@@ -495,7 +495,11 @@ BAD_INPUT = {
     "missing file": (["--data.train.path", "trian.jsonl"], {}, "data.train.*trian.jsonl.*train.jsonl"),
     "missing column": (["--data.train.prompt", "questoin"], {}, "data.train.*questoin.*question"),
     "too long": (["--data.max_length", "40"], {}, "data.max_length: expected at most 40 tokens.*data.train"),
-    "all dropped": (["--data.max_length", "10", "--data.overflow", "drop"], {}, "data.max_length.*all 24 rows"),
+    "all dropped": (
+        ["--data.max_length", "10", "--data.overflow", "drop"],
+        {},
+        "data.train: .*all 24 .*data.max_length",
+    ),
     "no training data": ([], {"data": {"tokenizer": {"class_path": "ByteTokenizer"}}}, "data.train"),
     "a logger that is none": (["--trainer.logger", "TensorBordLogger"], {}, "trainer.logger.*TensorBordLogger"),
     "weights without a folder": (["validate", "--weights", "nowhere"], {}, "--weights"),

@@ -376,9 +376,13 @@ def test_values_out_of_range_are_refused_at_construction(make, kwargs, message):
         (
             None,
             {"max_length": 5, "overflow": "drop"},
-            r"^data.max_length: \d+ tokens, at most 5 are kept; all 24 rows of data.train are lost \(24 dropped, 0",
+            r"^data.train: .*, all 24 were lost \(24 dropped, 0 skipped\); the first: data.max_length: \d+ tokens, at most 5",
         ),
-        (None, {"max_length": 5, "overflow": "truncate"}, "^data.max_length: .* nothing to learn in them; all 24 rows"),
+        (
+            None,
+            {"max_length": 5, "overflow": "truncate"},
+            "^data.train: .* all 24 .*data.max_length: .* nothing to learn in them",
+        ),
         (None, {"validation_fraction": 0.01}, "^data.validation_fraction: expected a share .* got 0.01 of 24 rows"),
         (None, {"chat_template": "{% for %}"}, "^data.chat_template: not valid Jinja, line 1: "),
         (None, {"chat_template": MARKS_WITHOUT_END}, "^data.require_end_of_turn: the assistant's turn does not end"),
@@ -508,7 +512,8 @@ def test_what_is_no_rows_fault_is_never_skipped(make, jsonl, questions, tmp_path
     with pytest.raises(UserError, match="^data.train: expected at least one row, got an empty data set"):
         make(train=jsonl([], "none.jsonl"), on_bad_row="skip")
     with pytest.raises(
-        UserError, match=r"^data.require_end_of_turn: .*(?s:.*) all 24 rows .*\(0 dropped, 24 skipped\)"
+        UserError,
+        match=r"^data.train: .* all 24 were lost \(0 dropped, 24 skipped\); the first: data.require_end_of_turn: ",
     ):
         make(chat_template=MARKS_WITHOUT_END, on_bad_row="skip")
     assert [file for file in (tmp_path / "cache").rglob("*") if file.is_file()] == []
@@ -542,5 +547,5 @@ def test_duplicates_within_one_source_fall_on_both_sides_of_a_fraction(make, jso
     path = jsonl(questions[:4] * 6, "repeated.jsonl")
     module = make(train=path, validation_fraction=0.25)
     assert module.report["train"]["in_validation"] > 0
-    with pytest.raises(UserError, match="^data.duplicates: it is in data.validation too; all 18 rows"):
+    with pytest.raises(UserError, match="^data.train: .* all 18 .*: data.duplicates: it is in data.validation too"):
         make(train=path, validation_fraction=0.25, duplicates="remove", seed=3)

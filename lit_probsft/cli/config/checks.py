@@ -22,21 +22,21 @@ def check_trainer(trainer: Namespace, command: str) -> None:
     _check_numbers(trainer)
     clip = trainer.gradient_clip_val
     if clip is not None and clip < 0:
-        raise UserError(f"trainer.gradient_clip_val: expected 0 (no clipping) or more, got {clip}")
+        raise UserError("trainer.gradient_clip_val", f"expected 0 (no clipping) or more, got {clip}")
     if trainer.gradient_clip_algorithm not in (None, "norm", "value"):
         raise UserError(
-            f"trainer.gradient_clip_algorithm: expected norm or value, got {trainer.gradient_clip_algorithm!r}"
+            "trainer.gradient_clip_algorithm", f"expected norm or value, got {trainer.gradient_clip_algorithm!r}"
         )
     for name in ("max_epochs", "max_steps"):
         number = trainer[name]
         if number is not None and number < -1:
-            raise UserError(f"trainer.{name}: expected at least 1, or -1 for no limit, got {number}")
+            raise UserError(f"trainer.{name}", f"expected at least 1, or -1 for no limit, got {number}")
     if command != "fit":
         return
     for name in ("max_epochs", "max_steps", "limit_train_batches"):
         if trainer[name] is not None and trainer[name] == 0:
             raise UserError(
-                f"trainer.{name}: expected more than 0, since nothing would be trained; got {trainer[name]}"
+                f"trainer.{name}", f"expected more than 0, since nothing would be trained; got {trainer[name]}"
             )
 
 
@@ -45,7 +45,7 @@ def check_intervals(config: Namespace) -> Every | None:
     every = Every.of(config.validate_every, "validate_every")
     for name, usual in (("val_check_interval", None), ("check_val_every_n_epoch", 1)):
         if every is not None and config.trainer[name] != usual:
-            raise UserError(f"validate_every: expected it or trainer.{name}, got both")
+            raise UserError("validate_every", f"expected it or trainer.{name}, got both")
     if "init_args" in config.data and config.data.init_args.get("streaming"):
         for interval in (every, Every.of(config.checkpoints.save_every, "checkpoints.save_every")):
             if interval is not None:
@@ -64,11 +64,12 @@ def export_of(config: Namespace) -> str:
     if config.trainer.enable_checkpointing is False and export in ("best", "every"):
         if config.checkpoints.export is None:
             raise UserError(
-                "early_stopping.patience: expected checkpoints beside it, the best of which is exported, or "
-                "checkpoints.export: final, got trainer.enable_checkpointing: false"
+                "early_stopping.patience",
+                "expected checkpoints beside it, the best of which is exported, or "
+                "checkpoints.export: final, got trainer.enable_checkpointing: false",
             )
         raise UserError(
-            f"checkpoints.export: expected final or none with trainer.enable_checkpointing: false, got {export}"
+            "checkpoints.export", f"expected final or none with trainer.enable_checkpointing: false, got {export}"
         )
     return str(export)
 
@@ -90,20 +91,20 @@ def _check_numbers(trainer: Namespace) -> None:
     for name, least in _LEAST.items():
         number = trainer[name]
         if number is not None and number < least:
-            raise UserError(f"trainer.{name}: expected at least {least}, got {number}")
+            raise UserError(f"trainer.{name}", f"expected at least {least}, got {number}")
     for name in _SHARES:
         number = trainer[name]
         if number is not None and (number < 0 or (isinstance(number, float) and number > 1)):
-            raise UserError(f"trainer.{name}: expected a share from 0 to 1 or a number of batches, got {number}")
+            raise UserError(f"trainer.{name}", f"expected a share from 0 to 1 or a number of batches, got {number}")
     interval = trainer.val_check_interval
     if isinstance(interval, int | float) and (interval <= 0 or (isinstance(interval, float) and interval > 1)):
         raise UserError(
-            "trainer.val_check_interval: expected a share of an epoch, above 0 and at most 1, or a number of "
-            f"micro-batches, got {interval}"
+            "trainer.val_check_interval",
+            f"expected a share of an epoch, above 0 and at most 1, or a number of micro-batches, got {interval}",
         )
     if isinstance(trainer.max_time, str) and not re.fullmatch(r"\d+(:\d+){3}", trainer.max_time.strip()):
         raise UserError(
-            f"trainer.max_time: expected days:hours:minutes:seconds (00:12:00:00), got {trainer.max_time!r}"
+            "trainer.max_time", f"expected days:hours:minutes:seconds (00:12:00:00), got {trainer.max_time!r}"
         )
 
 
@@ -113,111 +114,112 @@ def _check_choices(trainer: Namespace) -> None:
     known: list[str] = ["auto", "cpu", "gpu", "cuda", "mps"]
     if isinstance(accelerator, str) and accelerator not in (*known, *AcceleratorRegistry):
         hint = near_matches(accelerator, known)
-        raise UserError(f"trainer.accelerator: expected one of {', '.join(known)}, got {accelerator!r}.{hint}")
+        raise UserError("trainer.accelerator", f"expected one of {', '.join(known)}, got {accelerator!r}.{hint}")
     on_cuda = accelerator == "cuda" or (accelerator == "gpu" and not torch.backends.mps.is_available())
     if on_cuda and not torch.cuda.is_available():
         raise UserError(
-            f"trainer.accelerator: expected a GPU that torch can use, found none, got {accelerator!r}; `auto` takes "
-            "what is there"
+            "trainer.accelerator",
+            f"expected a GPU that torch can use, found none, got {accelerator!r}; `auto` takes what is there",
         )
     number = int(devices) if re.fullmatch(r"-?\d+", str(devices)) else None
     if (number is not None and (number == 0 or number < -1)) or (
         number is None and isinstance(devices, str) and not re.fullmatch(r"auto|[\d, ]+", devices)
     ):
         raise UserError(
-            f"trainer.devices: expected a number of devices, at least 1, -1 for all, a list of them, or auto, got "
-            f"{devices!r}"
+            "trainer.devices",
+            f"expected a number of devices, at least 1, -1 for all, a list of them, or auto, got {devices!r}",
         )
     if number is not None and on_cuda and number > torch.cuda.device_count():
         raise UserError(
-            f"trainer.devices: expected at most {torch.cuda.device_count()}, the GPUs that torch can use, got {number}"
+            "trainer.devices",
+            f"expected at most {torch.cuda.device_count()}, the GPUs that torch can use, got {number}",
         )
     if isinstance(strategy, str) and strategy != "auto" and strategy not in StrategyRegistry:
         choices = ["auto", "ddp", "fsdp2", "deepspeed_stage_1", "deepspeed_stage_2", "deepspeed_stage_3"]
         hint = near_matches(strategy, choices)
-        raise UserError(f"trainer.strategy: expected one of {', '.join(choices)}, got {strategy!r}.{hint}")
+        raise UserError("trainer.strategy", f"expected one of {', '.join(choices)}, got {strategy!r}.{hint}")
     if str(trainer.precision) in ("16", "16-mixed", "16-true"):  # on a CPU Lightning would take another
-        raise UserError(f"trainer.precision: expected 32-true, bf16-mixed or bf16-true, got {trainer.precision}")
+        raise UserError("trainer.precision", f"expected 32-true, bf16-mixed or bf16-true, got {trainer.precision}")
     profilers = ["simple", "advanced", "pytorch", "xla"]
     if isinstance(trainer.profiler, str) and trainer.profiler not in profilers:
         hint = near_matches(trainer.profiler, profilers)
-        raise UserError(f"trainer.profiler: expected one of {', '.join(profilers)}, got {trainer.profiler!r}.{hint}")
+        raise UserError("trainer.profiler", f"expected one of {', '.join(profilers)}, got {trainer.profiler!r}.{hint}")
     if trainer.barebones:
-        raise UserError("trainer.barebones: expected false, since a run's record needs a logger, got true")
+        raise UserError("trainer.barebones", "expected false, since a run's record needs a logger, got true")
 
 
 _LIGHTNING_SAYS = (
     (
         r"`val_check_interval` \((\S+)\) must be less than or equal to the number of the training batches \((\d+)\)",
-        "trainer.val_check_interval: expected at most {1}, the micro-batches of an epoch (or "
+        "trainer.val_check_interval",
+        "expected at most {1}, the micro-batches of an epoch (or "
         "trainer.check_val_every_n_epoch null, to count on), got {0}",
     ),
     (
         r"You requested to check (\S+) of the `(\w+)_dataloader` but \S+ \* (\d+) < 1",
-        "trainer.limit_{1}_batches: expected a share that leaves a batch of {2}, got {0}",
+        "trainer.limit_{1}_batches",
+        "expected a share that leaves a batch of {2}, got {0}",
     ),
-    (r"Requirement '(\S+)' not met", "trainer: expected the package {0} to be installed, it is not"),
+    (r"Requirement '(\S+)' not met", "trainer", "expected the package {0} to be installed, it is not"),
 )
 
 
-def in_our_words(message: str) -> str | None:
+def in_our_words(message: str) -> UserError | None:
     """What Lightning refuses late, as a user error; None where it is not known to be the user's."""
-    for pattern, ours in _LIGHTNING_SAYS:
+    for pattern, argument, problem in _LIGHTNING_SAYS:
         if match := re.search(pattern, message):
-            return ours.format(*match.groups())
+            return UserError(argument.format(*match.groups()), problem.format(*match.groups()))
     return None
 
 
 def read_checkpoint(path: Path, argument: str, weights_only: bool | None) -> dict[str, Any]:
     """What is in a checkpoint, the weights left on the disk; empty for one that Lightning alone knows how to read."""
     if not path.exists():
-        raise UserError(f"{argument}: expected a checkpoint, there is none at {path}")
+        raise UserError(argument, f"expected a checkpoint, there is none at {path}")
     if path.is_dir() or weights_only is False:
         return {}
     try:
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:  # torch raises many kinds for a file that is cut short or no checkpoint at all
-        raise UserError(
-            f"{argument}: expected a whole checkpoint, {path} cannot be read: {first_line(error)}"
-        ) from error
+        raise UserError(argument, f"expected a whole checkpoint, {path} cannot be read: {first_line(error)}") from error
     if not isinstance(content, dict) or "state_dict" not in content:
-        raise UserError(f"{argument}: expected a checkpoint written by `lit_probsft fit`, {path} is none")
+        raise UserError(argument, f"expected a checkpoint written by `lit_probsft fit`, {path} is none")
     return content
 
 
 def with_prefix(error: UserError, config: Namespace) -> UserError:
     """`error` from a constructor, which knows its field but not where in the configuration it stands."""
-    message = str(error)
-    field = message.partition(":")[0]
+    field = error.argument
     if field.startswith(("schedule.", "generation.")):
-        return UserError(f"model.{message}")
-    if match := re.match(r"([A-Z]\w*)(\.\w+)?: ", message):  # an objective, which knows its own name only
+        return error.within("model")
+    if match := re.fullmatch(r"([A-Z]\w*)(\.\w+)?", field):  # an objective, which knows its own name only
         if (place := _class_at(config.model, match[1])) is not None:
-            return UserError(f"model{place}{match[2] or ''}: {message[match.end() :]}")
+            return UserError(f"model{place}{match[2] or ''}", error.problem)
         return error
     data = config.data.init_args if "init_args" in config.data else Namespace()
     parts = [part for part in ("train", "validation", "test", "predict", "tokenizer") if part in data]
     for part in parts:
-        if (place := _place(data[part], field, message)) is not None:
-            return UserError(f"data.{part}.{place}{message}")
+        if (place := _place(data[part], field, error.problem)) is not None:
+            return error.within(f"data.{part}{place}")
     mixtures = [part for part in parts if isinstance(data[part], Namespace) and "init_args.sources" in data[part]]
     if len(mixtures) == 1 and re.match(r"sources\b|size$", field):
-        return UserError(f"data.{mixtures[0]}.{message}")
+        return error.within(f"data.{mixtures[0]}")
     return error
 
 
-def _place(options: Any, field: str, message: str) -> str | None:
-    """Where within `options` a class has `field` with the value that `message` ends with; "" or a path with a dot."""
+def _place(options: Any, field: str, problem: str) -> str | None:
+    """Where within `options` a class has `field` with the value that `problem` ends with: "", or a path that starts
+    with a dot."""
     if isinstance(options, Namespace):
         options = vars(options)
     if not isinstance(options, dict):
         return None
     value = _at(options, field.split("."))
-    if re.search(rf"got ({re.escape(str(value))}|{re.escape(repr(value))})(\.( Did you mean [^?]*\?)?)?$", message):
+    if re.search(rf"got ({re.escape(str(value))}|{re.escape(repr(value))})(\.( Did you mean [^?]*\?)?)?$", problem):
         return ""
     for name, value in options.items():
-        if (place := _place(value, field, message)) is not None:
-            return place if name == "init_args" else f"{name}.{place}"
+        if (place := _place(value, field, problem)) is not None:
+            return place if name == "init_args" else f".{name}{place}"
     return None
 
 
@@ -239,7 +241,7 @@ def not_built(error: BaseException, config: Namespace) -> UserError | None:
     while (inner := root.__cause__ or root.__context__) is not None:
         root = inner
     if (known := in_our_words(str(error))) is not None:
-        return UserError(known)
+        return known
     makers = [frame for frame, _ in traceback.walk_tb(root.__traceback__)]
     for frame in reversed(makers):
         made = frame.f_locals.get("self")
@@ -248,7 +250,7 @@ def not_built(error: BaseException, config: Namespace) -> UserError | None:
         name = type(made).__name__
         for part in ("model", "data", "trainer"):
             if (place := _class_at(config[part], name)) is not None and place:
-                return UserError(f"{part}{place}: {name} refuses its arguments: {first_line(root)}")
+                return UserError(f"{part}{place}", f"{name} refuses its arguments: {first_line(root)}")
     return None
 
 

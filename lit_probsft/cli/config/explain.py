@@ -59,7 +59,7 @@ _OUR_CHOICE = {"trainer.precision": "32-true, bf16-mixed or bf16-true"}
 """Options of Lightning that take less here than there."""
 
 
-def explain(message: str, known_flags: list[str], args: Sequence[str] = ()) -> str:
+def explain(message: str, known_flags: list[str], args: Sequence[str] = ()) -> UserError:
     """One message from jsonargparse's nested one; what is not recognized is kept, in one line.
 
     Args:
@@ -74,12 +74,12 @@ def explain(message: str, known_flags: list[str], args: Sequence[str] = ()) -> s
         group, _, option = old.rpartition(".")
         said = rf"{re.escape(old)}\b|Group '{group}' does not accept option '{option}'"
         if name == old or re.search(said, message):
-            return f"{old}: there is no such option any more; it is called {new}"
+            return UserError(old, f"there is no such option any more; it is called {new}")
     if match := _NO_VALUE.search(message):
-        return f"{_without_value(match[1], args)}: expected a value, got none"
+        return UserError(_without_value(match[1], args), "expected a value, got none")
     if match := _NO_MAPPING.search(message):
         name = ".".join(keys[:-1] if keys[-2:-1] == keys[-1:] else keys)
-        return f"{name}: expected a mapping, or a YAML file with one, got {_shown(match[1])}"
+        return UserError(name, f"expected a mapping, or a YAML file with one, got {_shown(match[1])}")
     if match := _GROUP.search(message):
         return _no_option(
             ".".join([*keys, *match.groups()]), f" of {match[1]}", _fields(classes, match[1]), known_flags
@@ -87,16 +87,16 @@ def explain(message: str, known_flags: list[str], args: Sequence[str] = ()) -> s
     if match := _UNKNOWN_FLAG.search(message):
         flag = (match[1] or match[2]).split("=")[0]
         if match[1] and not flag.startswith("-"):
-            return f"{flag}: expected a flag, which begins with `--`, got a word that belongs to none"
+            return UserError(flag, "expected a flag, which begins with `--`, got a word that belongs to none")
         place = ".".join([*keys, flag.removeprefix("--")])
         parts = place.split(".")
         accepted = _fields(classes, parts[1]) if keys and len(parts) == 3 else None
         return _no_option(place, "", accepted, known_flags)
     if match := _MISSING_FILE.search(message):
-        return f"--{name or 'config'}: expected a file, there is none at {match[1]}"
+        return UserError(f"--{name or 'config'}", f"expected a file, there is none at {match[1]}")
     if match := _REQUIRED.search(message):
         missing = re.sub(r"^(fit|validate|test|predict)\.", "", match[1])
-        return f"{name}{'.' * bool(name)}{missing}: expected a value, got none"
+        return UserError(f"{name}{'.' * bool(name)}{missing}", "expected a value, got none")
     if match := _OPTION.search(message):
         option = match[1].split(".")[0]
         inner = _OPTION_OWNER.search(message)
@@ -109,9 +109,9 @@ def explain(message: str, known_flags: list[str], args: Sequence[str] = ()) -> s
     got = "" if value is None else f", got {_shown(given)}"
     if match := _ABSTRACT.search(message):
         lacks = ", ".join(sorted(getattr(imported(match[1], name), "__abstractmethods__", ())))
-        return f"{name}: expected a class that has all methods, {match[1]} lacks {lacks}"
+        return UserError(name, f"expected a class that has all methods, {match[1]} lacks {lacks}")
     if match := _WRONG_CLASS.search(message) if not _types(message) else None:
-        return f"{name}: expected a class derived from {_family(name)}, {match[1] or match[2]} is none"
+        return UserError(name, f"expected a class derived from {_family(name)}, {match[1] or match[2]} is none")
     no_class = _NO_CLASS.search(message)
     if no_class and _types(message) and family_at(name) is None:
         no_class = None  # a number that may be a tensor too, say
@@ -119,19 +119,19 @@ def explain(message: str, known_flags: list[str], args: Sequence[str] = ()) -> s
         return _not_a_class(name, next(text for text in no_class.groups() if text is not None).strip(), message)
     if plain := _types(message):
         if ours := _OUR_CHOICE.get(name):
-            return f"{name}: expected {ours}{got}"
+            return UserError(name, f"expected {ours}{got}")
         if plain.endswith("or null") and given == "None":
             got = ", got the text 'None'"
-        return f"{name}: expected {plain}{got}{_near_choices(message, given)}"
+        return UserError(name, f"expected {plain}{got}{_near_choices(message, given)}")
     if _WANTS_A_CLASS.search(message) or no_class:
         if no_class and given.startswith("["):
             return _not_a_class(name, next(text for text in no_class.groups() if text is not None).strip(), message)
-        return f"{name}: expected a class (its name or import path) or a mapping of its arguments{got}"
+        return UserError(name, f"expected a class (its name or import path) or a mapping of its arguments{got}")
     lines = [line.strip().removeprefix("- ") for line in message.splitlines()]
     useful = [
         line for line in lines if line and not (_NOISE.search(line) or _KEY.fullmatch(line) or _CLASS.fullmatch(line))
     ]
-    return f"{name}: {'; '.join(dict.fromkeys(useful))}" if name else "; ".join(dict.fromkeys(useful))
+    return UserError(name, f"{'; '.join(dict.fromkeys(useful))}")
 
 
 def _without_value(flag: str, args: Sequence[str]) -> str:
@@ -142,8 +142,8 @@ def _without_value(flag: str, args: Sequence[str]) -> str:
     return f"--{flag}"
 
 
-def _no_option(place: str, of: str, accepted: list[str] | None, known_flags: list[str]) -> str:
-    return f"{place}: there is no such option{of}.{option_hint(place, accepted, known_flags)}"
+def _no_option(place: str, of: str, accepted: list[str] | None, known_flags: list[str]) -> UserError:
+    return UserError(place, f"there is no such option{of}.{option_hint(place, accepted, known_flags)}")
 
 
 def _parameters(owner: Any) -> list[str] | None:
@@ -196,18 +196,18 @@ def _family(place: str) -> str:
     return family.__name__ if family is not None else "what belongs there"
 
 
-def _not_a_class(place: str, wanted: str, message: str) -> str:
+def _not_a_class(place: str, wanted: str, message: str) -> UserError:
     """There is no class of the name `wanted`, or it belongs elsewhere."""
     key = _NESTED.search(message)
     named = re.search(rf"class_path '{re.escape(wanted)}'", message)
     if key and named and "." in wanted and not place.endswith(key[1]):
-        return f"{place}.{key[1]}: expected a class with arguments as {place}, got the text {wanted!r}"
+        return UserError(f"{place}.{key[1]}", f"expected a class with arguments as {place}, got the text {wanted!r}")
     imported(wanted, place)  # says so where it is there but cannot be imported
     if (other := class_named(wanted)) is not None and other not in members(family_at(place) or object):
-        return f"{place}: expected a class derived from {_family(place)}, {wanted} is none"
+        return UserError(place, f"expected a class derived from {_family(place)}, {wanted} is none")
     if wanted.lower() in ("true", "false"):
         wanted = wanted.lower()
-    return f"{place}: expected a class (its name or import path), got {wanted!r}.{class_hint(wanted, place)}"
+    return UserError(place, f"expected a class (its name or import path), got {wanted!r}.{class_hint(wanted, place)}")
 
 
 _NAMES_AN_OBJECTIVE = re.compile(r"--model\.(init_args\.)?objective(\.(init_args\.)?base)*")
@@ -288,7 +288,7 @@ def _default_flags(flag: str, name: str) -> list[str]:
         return []
     if not hasattr(kind, "__dataclass_fields__"):
         raise UserError(
-            f"{flag.removeprefix('--')}: expected a class decorated with @dataclass(frozen=True), {name} is not"
+            flag.removeprefix("--"), f"expected a class decorated with @dataclass(frozen=True), {name} is not"
         )
     flags = []
     for field in dataclasses.fields(kind):  # type: ignore[arg-type]  # it is a dataclass, as just seen
@@ -323,4 +323,4 @@ def imported(class_path: str, place: str = "") -> Any:
 def _not_imported(class_path: str, place: str, error: Exception) -> UserError:
     reason = f"{type(error).__name__}: {' '.join(str(error).split())}"
     module = class_path.rpartition(".")[0]
-    return UserError(f"{place or class_path}: cannot import {module}, which {class_path} names: {reason}")
+    return UserError(place or class_path, f"cannot import {module}, which {class_path} names: {reason}")

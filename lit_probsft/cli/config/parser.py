@@ -35,7 +35,7 @@ class Parser(LightningArgumentParser):
         argument."""
         if not self.exit_on_error:
             super().error(message, ex)
-        raise _Complaint(message) from ex
+        raise _Complaint("", message) from ex
 
 
 class _Complaint(UserError):
@@ -57,6 +57,6 @@ def _import_named(args: Sequence[str]) -> None:
         import bitsandbytes.optim  # noqa: F401
     except ImportError as error:
         raise UserError(
-            f"model.optimizer: {named[0]} needs bitsandbytes, which is not installed "
-            '(pip install "lit_probsft[bitsandbytes]")'
+            "model.optimizer",
+            f'{named[0]} needs bitsandbytes, which is not installed (pip install "lit_probsft[bitsandbytes]")',
         ) from error

@@ -59,14 +59,14 @@ def _check_config(name: str, known: Sequence[str]) -> None:
     content = _read(path, name, "--config")
     if not isinstance(content, dict):
         got = "an empty file" if content is None else _shown(content)
-        raise UserError(f"--config: expected a mapping with model, data and trainer in {name}, got {got}")
+        raise UserError("--config", f"expected a mapping with model, data and trainer in {name}, got {got}")
     for key, value in content.items():
         if key not in known and not value:  # what has a value is the parser's to refuse
-            raise UserError(f"{key}: there is no such option.{near_matches(str(key), known)}")
+            raise UserError(key, f"there is no such option.{near_matches(str(key), known)}")
     for part in ("model", "data", "trainer"):
         inner = content.get(part)
         if inner is not None and not isinstance(inner, dict | str):  # a text may name a file of its own
-            raise UserError(f"{part}: expected a mapping in {name}, got {_shown(inner)}")
+            raise UserError(part, f"expected a mapping in {name}, got {_shown(inner)}")
         _check(inner, part, path.parent)
 
 
@@ -75,10 +75,10 @@ def _check(value: Any, place: str, folder: Path, depth: int = 0) -> None:
     if isinstance(value, str) and value.endswith((".yaml", ".yml")) and depth < 8:
         path = folder / Path(value).expanduser()
         if not path.exists():
-            raise UserError(f"{place}: expected a file, there is none at {path}")
+            raise UserError(place, f"expected a file, there is none at {path}")
         content = _read(path, str(path), place)
         if not isinstance(content, dict):
-            raise UserError(f"{place}: expected a mapping in {path}, got {_shown(content)}")
+            raise UserError(place, f"expected a mapping in {path}, got {_shown(content)}")
         _check(content, place, path.parent, depth + 1)
     elif isinstance(value, Mapping):
         if "class_path" in value:
@@ -94,31 +94,31 @@ def _check(value: Any, place: str, folder: Path, depth: int = 0) -> None:
 def _check_class(value: Mapping[Any, Any], place: str) -> None:
     class_path, arguments = value["class_path"], value.get("init_args")
     if not isinstance(class_path, str):
-        raise UserError(f"{place}.class_path: expected a class (its name or import path), got {_shown(class_path)}")
+        raise UserError(f"{place}.class_path", f"expected a class (its name or import path), got {_shown(class_path)}")
     if outside := [str(key) for key in value if key not in _IN_A_CLASS]:
         raise UserError(
-            f"{place}: expected the arguments of {class_path} below `init_args`, got {', '.join(outside)} beside "
-            "`class_path`"
+            place,
+            f"expected the arguments of {class_path} below `init_args`, got {', '.join(outside)} beside `class_path`",
         )
     if arguments is not None and not isinstance(arguments, Mapping):
         raise UserError(
-            f"{place}.init_args: expected a mapping of the arguments of {class_path}, got {_shown(arguments)}"
+            f"{place}.init_args", f"expected a mapping of the arguments of {class_path}, got {_shown(arguments)}"
         )
     imported(class_path, place)
 
 
 def _read(path: Path, name: str, argument: str) -> Any:
     if not path.is_file():
-        raise UserError(f"{argument}: expected a file, {name} is a folder")
+        raise UserError(argument, f"expected a file, {name} is a folder")
     try:
         return yaml.load(path.read_bytes().decode("utf-8"), Loader=_Loader)
     except OSError as error:
-        raise UserError(f"{argument}: expected a file that can be read, got {name}: {error.strerror}") from error
+        raise UserError(argument, f"expected a file that can be read, got {name}: {error.strerror}") from error
     except UnicodeDecodeError as error:
         byte = f"byte 0x{error.object[error.start]:02x} at place {error.start}"
-        raise UserError(f"{argument}: expected a YAML file in UTF-8, {name} is not: {byte}") from error
+        raise UserError(argument, f"expected a YAML file in UTF-8, {name} is not: {byte}") from error
     except yaml.YAMLError as error:
-        raise UserError(f"{argument}: {name}{_where(error)}: not valid YAML: {_why(error)}") from error
+        raise UserError(argument, f"{name}{_where(error)}: not valid YAML: {_why(error)}") from error
 
 
 def _where(error: yaml.YAMLError) -> str:

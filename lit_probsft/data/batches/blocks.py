@@ -14,7 +14,7 @@ from lit_probsft.data.batches.cache import digest
 from lit_probsft.data.batches.loader import WORKERS
 from lit_probsft.data.batches.prepare import Counts, Outcome, Work
 from lit_probsft.data.batches.store import Document
-from lit_probsft.data.rows.splits import Item, located
+from lit_probsft.data.rows.splits import Item
 from lit_probsft.errors import UserError
 
 
@@ -38,7 +38,7 @@ class Block:
     documents: list[Document] = field(default_factory=list)
     counts: Counts = field(default_factory=Counts)
     in_validation: int = 0
-    error: str | None = None
+    error: UserError | None = None
 
 
 @dataclass(frozen=True)
@@ -73,13 +73,13 @@ class Reading:
                 yield self._block(stream, number)
                 number += 1
         except UserError as error:
-            yield Block(number, error=str(error))
+            yield Block(number, error=error)
 
     def _source(self, call: Any) -> Any:
         try:
             return call(self.work.loaded.source)
         except UserError as error:
-            raise located(error, f"data.{self.work.loaded.argument}") from error
+            raise error.within(f"data.{self.work.loaded.argument}") from error
 
     def _block(self, stream: Any, number: int) -> Block:
         block = Block(number)

@@ -83,10 +83,10 @@ def cached_store(
     try:
         return write_store(folder, found, lambda: asdict(counts), split.loaded.source.parts)
     except EmptyStoreError as error:
-        lost = counts.losses[0]
         raise UserError(
-            f"{lost['reason']}; all {counts.rows} rows of data.{split.loaded.argument} are lost ({counts.dropped} "
-            f"dropped, {counts.skipped} skipped), this is the first"
+            f"data.{split.loaded.argument}",
+            f"expected rows that can be used, all {counts.rows} were lost ({counts.dropped} dropped, {counts.skipped} "
+            f"skipped); the first: {counts.losses[0]['reason']}",
         ) from error
 
 
@@ -109,9 +109,9 @@ def digest(ids: Any, labels: Any) -> bytes:
 def _check_folder(cache: Path) -> None:
     found = next(path for path in (cache, *cache.absolute().parents) if path.exists())
     if not found.is_dir():
-        raise UserError(f"data.cache_dir: expected a folder, got {str(cache)!r}: {found} is a file")
+        raise UserError("data.cache_dir", f"expected a folder, got {str(cache)!r}: {found} is a file")
     if not os.access(found, os.W_OK | os.X_OK):
-        raise UserError(f"data.cache_dir: expected a folder that can be written to, got {str(cache)!r}")
+        raise UserError("data.cache_dir", f"expected a folder that can be written to, got {str(cache)!r}")
 
 
 def _key(parts: Any) -> str:

@@ -124,8 +124,8 @@ class PackedPlan(Plan):
         super().__init__(lengths, supervised, **windows, seed=seed, pool=0, visits=visits)
         if len(self.lengths) and not 1 <= self.lengths.min() <= self.lengths.max() <= max_length:
             raise UserError(
-                f"max_length: expected documents of 1 to {max_length} tokens, "
-                f"got {self.lengths.min()} to {self.lengths.max()}"
+                "max_length",
+                f"expected documents of 1 to {max_length} tokens, got {self.lengths.min()} to {self.lengths.max()}",
             )
         self.max_length = max_length
         counts = np.bincount(self._places, minlength=max_length + 1)

@@ -100,7 +100,7 @@ class Plan:
             ("pool", pool, 0),
         ):
             if value < least:
-                raise UserError(f"{argument}: expected at least {least}, got {value}")
+                raise UserError(argument, f"expected at least {least}, got {value}")
         self.batch_size, self.accumulate, self.world_size = batch_size, accumulate, world_size
         self.seed, self.shuffle, self.pool = seed, shuffle, pool
         self.visits = visits

@@ -12,7 +12,7 @@ from typing import Any
 
 from lit_probsft.data.batches.store import Document
 from lit_probsft.data.rows.formats import Conversation, Example, Text
-from lit_probsft.data.rows.splits import Item, LoadedSource, Split, located
+from lit_probsft.data.rows.splits import Item, LoadedSource, Split
 from lit_probsft.data.tokens.rendering import check_template
 from lit_probsft.data.tokens.tokenization import (
     IGNORED,
@@ -170,7 +170,7 @@ class Work:
             try:
                 check_template(self.tokenizer, self.recipe.chat_template)
             except UserError as error:
-                raise located(error, "data") from error
+                raise error.within("data") from error
 
     def one(self, index: int) -> Outcome:
         """What becomes of row `index`."""
@@ -195,14 +195,15 @@ class Work:
         try:
             ids, labels = self._tokens(example)
         except UserError as error:
-            raise located(error, "data", self.loaded.where(item)) from error
+            raise error.within("data", self.loaded.where(item)) from error
         limit, length = recipe.max_length, len(ids)
         if limit is None or length <= limit or recipe.prompts:
             return Outcome(Document(row, ids, labels, example.weight, item.source), length=length)
         if recipe.overflow == "error":
             raise UserError(
-                f"data.max_length: expected at most {limit} tokens, got {length}{self.loaded.where(item)}; "
-                "`data.overflow: truncate` or `drop` goes on without"
+                "data.max_length",
+                f"expected at most {limit} tokens, got {length}{self.loaded.where(item)}; "
+                "`data.overflow: truncate` or `drop` goes on without",
             )
         reason = f"data.max_length: {length} tokens, at most {limit} are kept"
         if recipe.overflow == "drop":
@@ -232,7 +233,7 @@ class Work:
             )
             return tokens["input_ids"], tokens["labels"]
         if recipe.prompts:
-            raise UserError(f"predict: expected rows with turns to answer, got {type(example).__name__.lower()}")
+            raise UserError("predict", f"expected rows with turns to answer, got {type(example).__name__.lower()}")
         if isinstance(example, Text):
             tokens = tokenize_text(self.tokenizer, example.text)
             return tokens["input_ids"], tokens["labels"]
@@ -257,9 +258,10 @@ def _in_processes(work: Work, indices: Sequence[int], num_proc: int) -> Iterator
                 yield from outcomes
     except BrokenProcessPool as error:
         raise UserError(
-            "data.num_proc: a process that tokenizes could not start, or has ended before its time: it may have been "
+            "data.num_proc",
+            "a process that tokenizes could not start, or has ended before its time: it may have been "
             "out of memory, or could not import what the source or its row function needs (its own message is above); "
-            "without num_proc all is done in this process"
+            "without num_proc all is done in this process",
         ) from error
 
 

@@ -9,7 +9,7 @@ from dataclasses import asdict
 from typing import Any
 
 from lit_probsft.data.batches.prepare import Work
-from lit_probsft.data.rows.splits import Item, LoadedSource, located
+from lit_probsft.data.rows.splits import Item, LoadedSource
 from lit_probsft.data.tokens.tokenizers import tokenizer_fingerprint
 from lit_probsft.errors import UserError
 
@@ -29,7 +29,7 @@ def first_rows(loaded: LoadedSource, most: int) -> list[Item]:
         while len(items) < most and (following := stream.next()).passes == 0:
             items.append(Item(following.row(), following.source, following.number))
     except UserError as error:
-        raise located(error, f"data.{loaded.argument}") from error
+        raise error.within(f"data.{loaded.argument}") from error
     return items
 
 
@@ -50,6 +50,6 @@ def stream_fingerprint(work: Work, options: Mapping[str, Any]) -> str:
     try:
         identity = work.loaded.source.identity()
     except UserError as error:
-        raise located(error, f"data.{work.loaded.argument}") from error
+        raise error.within(f"data.{work.loaded.argument}") from error
     parts = [identity, asdict(work.recipe), tokenizer_fingerprint(work.tokenizer), *options.values()]
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()

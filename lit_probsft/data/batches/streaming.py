@@ -158,8 +158,8 @@ class StreamLoader:
         """
         if state["world_size"] != self.plan.world_size:
             raise UserError(
-                f"--resume: a stream goes on with as many processes as before, {state['world_size']}, got "
-                f"{self.plan.world_size}"
+                "--resume",
+                f"a stream goes on with as many processes as before, {state['world_size']}, got {self.plan.world_size}",
             )
         state = copy.deepcopy(state)
         self.losses[:] = state.pop("losses")
@@ -192,12 +192,12 @@ class StreamLoader:
             try:
                 self._check(documents.max_token_id, int(documents.lengths.max(initial=0)))
             except UserError as refusal:
-                error = str(refusal)
+                error = refusal
         ours = plan.of_block(documents)
         counts = ours.window_counts(block.number)
         everyone = self._gather((error, counts, _facts(block, documents)))
         if errors := [told for told, _, _ in everyone if told is not None]:
-            raise UserError(errors[0])
+            raise errors[0]
         windows = max(len(theirs) for _, theirs, _ in everyone)
         total = np.zeros((windows, 3), dtype=np.int64)
         for _, theirs, _ in everyone:
@@ -260,7 +260,7 @@ class StreamLoader:
         elif passes > self._fruitful + bool(self.report.get("kept")):
             reason = f", the first for its reason: {self.losses[0]['reason']}" if self.losses else ""
             none = f"none of {self.report['rows']} can" if not self.report.get("kept") else "none of a whole pass could"
-            raise UserError(f"data.train: expected rows that can be used, {none}{reason}")
+            raise UserError("data.train", f"expected rows that can be used, {none}{reason}")
 
 
 def _facts(block: Block, documents: InMemory) -> dict[str, Any]:

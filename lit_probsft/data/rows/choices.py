@@ -65,7 +65,7 @@ class MultipleChoice(Source):
 
     def __post_init__(self) -> None:
         if not 0 <= self.flipped <= 1:
-            raise UserError(f"flipped: expected a share from 0 to 1, got {self.flipped}")
+            raise UserError("flipped", f"expected a share from 0 to 1, got {self.flipped}")
         check_template(self.prompt, ["question", "choices"], "prompt")
         _ = self._rows  # `limit` is checked there
 
@@ -79,7 +79,7 @@ class MultipleChoice(Source):
         if isinstance(rows, list):
             for row in rows:
                 if isinstance(row, BrokenRow):
-                    raise UserError(row.message)
+                    raise row.error
         if len(rows):
             self._fields(rows[0])
         checked: Sequence[Mapping[str, Any]] = rows
@@ -138,22 +138,23 @@ class MultipleChoice(Source):
         row = with_nested(row)
         for argument in ("question", "choices", "labels", "answer"):
             if getattr(self, argument) not in row:
-                raise UserError(f"{argument}: {missing_column(getattr(self, argument), list(row))}")
+                raise UserError(argument, f"{missing_column(getattr(self, argument), list(row))}")
         question = text_field(row[self.question], f"question: column {self.question!r}")
         choices, labels = (self._texts(row, argument) for argument in ("choices", "labels"))
         if not len(choices) == len(labels) == len(set(labels)) or len(labels) < 2:
             raise UserError(
-                f"labels: expected a different one for each of at least two choices, got {shown_value(labels)} for "
-                f"{len(choices)} choices"
+                "labels",
+                f"expected a different one for each of at least two choices, got {shown_value(labels)} for "
+                f"{len(choices)} choices",
             )
         answer = row[self.answer]
         if answer not in labels:
-            raise UserError(f"answer: column {self.answer!r}: expected one of {labels}, got {shown_value(answer)}")
+            raise UserError("answer", f"column {self.answer!r}: expected one of {labels}, got {shown_value(answer)}")
         return question, choices, labels, answer
 
     def _texts(self, row: Mapping[str, Any], argument: str) -> list[str]:
         column = getattr(self, argument)
         value = row[column]
         if not isinstance(value, Sequence) or isinstance(value, str):
-            raise UserError(f"{argument}: column {column!r}: expected a list of texts, got {shown_value(value)}")
+            raise UserError(argument, f"column {column!r}: expected a list of texts, got {shown_value(value)}")
         return [text_field(text, f"{argument}: column {column!r}") for text in value]

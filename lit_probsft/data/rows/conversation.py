@@ -73,7 +73,7 @@ def validate_conversation(value: Any, *, argument: str = "messages", answered: b
         UserError: anything else, naming the turn.
     """
     if not isinstance(value, Sequence) or isinstance(value, str) or not value:
-        raise UserError(f"{argument}: expected a non-empty list of {{role, content}}, got {shown_value(value)}")
+        raise UserError(argument, f"expected a non-empty list of {{role, content}}, got {shown_value(value)}")
     messages: list[Message] = []
     for index, turn in enumerate(value):
         message = _message(turn, f"{argument}[{index}]")
@@ -81,13 +81,11 @@ def validate_conversation(value: Any, *, argument: str = "messages", answered: b
         messages.append(message)
     last = messages[-1]["role"]
     if answered and last != "assistant":
-        raise UserError(
-            f"{argument}: expected the last turn to be the assistant's, which is what is learnt; got {last}"
-        )
+        raise UserError(argument, f"expected the last turn to be the assistant's, which is what is learnt; got {last}")
     if not answered and last == "system":
-        raise UserError(f"{argument}: expected a turn of the user, got a system turn only")
+        raise UserError(argument, "expected a turn of the user, got a system turn only")
     if answered and not any(is_learnt(message) for message in messages):
-        raise UserError(f"{argument}: expected a turn of the assistant to learn, got `train: false` for all of them")
+        raise UserError(argument, "expected a turn of the assistant to learn, got `train: false` for all of them")
     return messages
 
 
@@ -115,9 +113,7 @@ def validate_tools(value: Any, *, argument: str = "tools") -> list[dict[str, Any
         or isinstance(value, str)
         or not all(isinstance(tool, Mapping) and tool for tool in value)
     ):
-        raise UserError(
-            f"{argument}: expected a list of tools, each a mapping (a JSON schema), got {shown_value(value)}"
-        )
+        raise UserError(argument, f"expected a list of tools, each a mapping (a JSON schema), got {shown_value(value)}")
     return [dict(tool) for tool in value]
 
 
@@ -133,13 +129,14 @@ def text_field(value: Any, where: str, *, empty: bool = False) -> str:
         UserError: it is no text, or empty, or no Unicode.
     """
     if not isinstance(value, str) or not (empty or value.strip()):
-        raise UserError(f"{where}: expected a text that is not empty, got {shown_value(value)}")
+        raise UserError(where, f"expected a text that is not empty, got {shown_value(value)}")
     try:
         value.encode()
     except UnicodeEncodeError as error:
         raise UserError(
-            f"{where}: expected Unicode text, got half of a surrogate pair (U+{ord(value[error.start]):04X}) at "
-            f"character {error.start}"
+            where,
+            f"expected Unicode text, got half of a surrogate pair (U+{ord(value[error.start]):04X}) at "
+            f"character {error.start}",
         ) from error
     return value
 
@@ -151,12 +148,12 @@ def _message(turn: Any, where: str) -> Message:
         if turn["role"] == "function_call":
             turn = {**turn, "content": None, "tool_calls": _spoken_calls(turn["content"], where)}
     if not isinstance(turn, Mapping) or "role" not in turn or not ("content" in turn or turn.get("tool_calls")):
-        raise UserError(f"{where}: expected a mapping with role and content, got {shown_value(turn)}")
+        raise UserError(where, f"expected a mapping with role and content, got {shown_value(turn)}")
     role = turn["role"]
     role = _ALSO_CALLED.get(role, role) if isinstance(role, str) else role
     if role not in ROLES:
         hint = near_matches(role, ROLES) if isinstance(role, str) else ""
-        raise UserError(f"{where}: expected a role among {', '.join(ROLES)}, got {shown_value(role)}.{hint}")
+        raise UserError(where, f"expected a role among {', '.join(ROLES)}, got {shown_value(role)}.{hint}")
     calls = _tool_calls(turn.get("tool_calls"), where) if role == "assistant" else []
     reasoning = next(
         (turn[key] for key in ("reasoning_content", "reasoning", "thinking") if turn.get(key) is not None), None
@@ -186,7 +183,7 @@ def _check_order(message: Message, previous: Message | None, where: str) -> None
     }[before]
     if message["role"] not in allowed:
         after = f"after a turn of {before}{' with tool calls' * calls}" if before else "as the first turn"
-        raise UserError(f"{where}: roles out of order: expected {' or '.join(allowed)} {after}, got {message['role']}")
+        raise UserError(where, f"roles out of order: expected {' or '.join(allowed)} {after}, got {message['role']}")
 
 
 def _content(value: Any, where: str, calls: bool, tool: bool) -> str:
@@ -206,13 +203,13 @@ def _is_trained(turn: Mapping[str, Any], role: str, where: str) -> bool:
     train = turn.get("train")
     if train is None and role == "assistant" and turn.get("weight") is not None:
         if turn["weight"] not in (0, 1):
-            raise UserError(f"{where}.weight: expected 0 (not learnt) or 1, got {shown_value(turn['weight'])}")
+            raise UserError(f"{where}.weight", f"expected 0 (not learnt) or 1, got {shown_value(turn['weight'])}")
         train = bool(turn["weight"])
     if train is None:
         return True
     if not isinstance(train, bool) or (train and role != "assistant"):
         expected = "true or false" if role == "assistant" else f"none, as a turn of {role} is never learnt"
-        raise UserError(f"{where}.train: expected {expected}, got {shown_value(train)}")
+        raise UserError(f"{where}.train", f"expected {expected}, got {shown_value(train)}")
     return train or role != "assistant"
 
 
@@ -221,18 +218,18 @@ def _tool_calls(value: Any, where: str) -> list[dict[str, Any]]:
     if value is None:
         return []
     if not isinstance(value, Sequence) or isinstance(value, str):
-        raise UserError(f"{where}.tool_calls: expected a list, got {shown_value(value)}")
+        raise UserError(f"{where}.tool_calls", f"expected a list, got {shown_value(value)}")
     calls = []
     for number, call in enumerate(value):
         place = f"{where}.tool_calls[{number}]"
         function = (call.get("function") or call) if isinstance(call, Mapping) else None
         if not isinstance(function, Mapping) or "name" not in function:
-            raise UserError(f"{place}: expected a mapping with name and arguments, got {shown_value(call)}")
+            raise UserError(place, f"expected a mapping with name and arguments, got {shown_value(call)}")
         arguments = function.get("arguments")
         if isinstance(arguments, str):
             arguments = _from_json(arguments, f"{place}.arguments", "a mapping, or its JSON text")
         if not isinstance(arguments, Mapping | None):
-            raise UserError(f"{place}.arguments: expected a mapping, or its JSON text, got {shown_value(arguments)}")
+            raise UserError(f"{place}.arguments", f"expected a mapping, or its JSON text, got {shown_value(arguments)}")
         named = {"name": text_field(function["name"], f"{place}.name"), "arguments": dict(arguments or {})}
         identity = {"id": text_field(call["id"], f"{place}.id")} if call.get("id") is not None else {}
         calls.append({**identity, "type": "function", "function": named})
@@ -249,7 +246,7 @@ def _from_json(text: str, where: str, expected: str) -> Any:
     try:
         return json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise UserError(f"{where}: expected {expected}, got {shown_value(text)}") from error
+        raise UserError(where, f"expected {expected}, got {shown_value(text)}") from error
 
 
 def check_template(template: str, columns: Sequence[str], argument: str) -> None:
@@ -259,12 +256,10 @@ def check_template(template: str, columns: Sequence[str], argument: str) -> None
     places = [match for match in _PLACE.finditer(template) if match[1] is not None]
     if not any(match[1] in columns for match in places):
         named = [match[1] for match in places if _NAME.fullmatch(match[1])]
-        raise UserError(f"{argument}: {missing_column(named[0] if named else template, columns)}")
+        raise UserError(argument, f"{missing_column(named[0] if named else template, columns)}")
     for match in places:
         if match[1] not in columns and _NAME.fullmatch(match[1]):
-            raise UserError(
-                f"{argument}: {missing_column(match[1], columns)} (a literal brace is written twice: '{{{{')"
-            )
+            raise UserError(argument, f"{missing_column(match[1], columns)} (a literal brace is written twice: '{{{{')")
 
 
 def fill_places(template: str, row: Mapping[str, Any], *, argument: str) -> str:

@@ -23,9 +23,29 @@ from lit_probsft.errors import UserError, near_matches
 
 @dataclass(frozen=True)
 class BrokenRow:
-    """Stands in the place of a row that cannot be read, and says why."""
+    """Takes the place of a row that cannot be read.
 
-    message: str
+    Attributes:
+        problem: why, with the file and the line.
+        argument: which option of the source the file came from.
+    """
+
+    problem: str
+    argument: str = "path"
+
+    @property
+    def error(self) -> UserError:
+        """The error that using this row raises."""
+        return UserError(self.argument, self.problem)
+
+    @property
+    def message(self) -> str:
+        """The text of that error."""
+        return str(self.error)
+
+    def within(self, prefix: str) -> BrokenRow:
+        """The same row seen from the option that holds its source."""
+        return BrokenRow(self.problem, f"{prefix}.{self.argument}")
 
 
 RowSequence = Sequence[Mapping[str, Any] | BrokenRow]
@@ -41,35 +61,35 @@ def local_paths(path: str | list[str]) -> list[Path] | None:
     """
     if isinstance(path, list):
         if not path:
-            raise UserError("path: expected at least one file, got an empty list")
+            raise UserError("path", "expected at least one file, got an empty list")
         found = [local_paths(item) for item in path]
         if any(paths is None for paths in found):
-            raise UserError(f"path: a list may hold local files only, got {path}")
+            raise UserError("path", f"a list may hold local files only, got {path}")
         return [file for paths in found if paths is not None for file in paths]
     if not path:
-        raise UserError("path: expected a file, a folder or the name of a data set, got an empty text")
+        raise UserError("path", "expected a file, a folder or the name of a data set, got an empty text")
     expanded = Path(path).expanduser()
     if expanded.exists():
         return [expanded]
     if glob.has_magic(path):
         matches = sorted(Path(match) for match in glob.glob(str(expanded), recursive=True))
         if not matches:
-            raise UserError(f"path: no file matches {path!r}")
+            raise UserError("path", f"no file matches {path!r}")
         return matches
     if path.lstrip().startswith("{"):
         raise UserError(
-            f"path: expected a file, or a mapping of a class and arguments that it takes, got {path[:80]!r}"
+            "path", f"expected a file, or a mapping of a class and arguments that it takes, got {path[:80]!r}"
         )
     if "://" in path:
-        raise UserError(f"path: expected a local file or the name of a data set on the hub, got the address {path!r}")
+        raise UserError("path", f"expected a local file or the name of a data set on the hub, got the address {path!r}")
     looks_local = expanded.suffix.lower() in SUFFIXES or path.startswith((".", "~", "/")) or path.count("/") > 1
     if not looks_local:
         return None
     folder = expanded.parent
     if not folder.is_dir():
-        raise UserError(f"path: no such file: {path!r} (there is no folder {str(folder)!r} either)")
+        raise UserError("path", f"no such file: {path!r} (there is no folder {str(folder)!r} either)")
     names = [entry.name for entry in folder.iterdir()]
-    raise UserError(f"path: no such file: {path!r}.{near_matches(expanded.name, names)}")
+    raise UserError("path", f"no such file: {path!r}.{near_matches(expanded.name, names)}")
 
 
 def read_files(paths: list[Path], split: str | None) -> RowSequence:
@@ -117,7 +137,7 @@ def file_sizes(paths: list[Path]) -> list[list[Any]]:
 
 def unreadable(path: Path, error: OSError) -> UserError:
     """What a user is told of a file that the system does not let us read."""
-    return UserError(f"path: expected a file that can be read, got {str(path)!r}: {error.strerror or error}")
+    return UserError("path", f"expected a file that can be read, got {str(path)!r}: {error.strerror or error}")
 
 
 def _read(path: Path, split: str | None) -> RowSequence:
@@ -130,7 +150,7 @@ def _read(path: Path, split: str | None) -> RowSequence:
         return list(csv_rows(path))
     if suffix == ".parquet":
         return _read_parquet(path)
-    raise UserError(f"path: expected a file that ends in {', '.join(SUFFIXES)}, got {str(path)!r}")
+    raise UserError("path", f"expected a file that ends in {', '.join(SUFFIXES)}, got {str(path)!r}")
 
 
 def _read_json(path: Path) -> RowSequence:
@@ -138,12 +158,12 @@ def _read_json(path: Path) -> RowSequence:
     data = path.read_bytes().removeprefix(codecs.BOM_UTF8)
     if data.lstrip()[:1] == b"[":
         return [
-            row if isinstance(row, dict) else BrokenRow(f"path: {str(path)!r} row {index}: {_no_object(row)}")
-            for index, row in enumerate(_parse(data, f"path: {str(path)!r}"))
+            row if isinstance(row, dict) else BrokenRow(f"{str(path)!r} row {index}: {_no_object(row)}")
+            for index, row in enumerate(_parse(data, repr(str(path))))
         ]
     lines = [(number, line) for number, line in enumerate(data.split(b"\n"), start=1) if line.strip()]
     if path.suffix.lower() == ".json" and lines and isinstance(_parsed(lines[0][1], ""), BrokenRow):
-        whole = _parse(data, f"path: {str(path)!r}")
+        whole = _parse(data, repr(str(path)))
         keyed = whole and isinstance(whole, dict) and all(isinstance(row, dict) for row in whole.values())
         return [{"key": key, **row} for key, row in whole.items()] if keyed else [whole]
     return [json_row(path, number, line) for number, line in lines]
@@ -151,7 +171,7 @@ def _read_json(path: Path) -> RowSequence:
 
 def json_row(path: Path, number: int, line: bytes) -> Mapping[str, Any] | BrokenRow:
     """The row in line `number` of a file of JSON lines."""
-    place = f"path: {str(path)!r} line {number}"
+    place = f"{str(path)!r} line {number}"
     row: Any = _parsed(line, place)
     return row if isinstance(row, dict | BrokenRow) else BrokenRow(f"{place}: {_no_object(row)}")
 
@@ -173,10 +193,10 @@ def _parse(data: bytes, place: str) -> Any:
     try:
         return json.loads(data)
     except json.JSONDecodeError as error:
-        raise UserError(f"{place} line {error.lineno}: not valid JSON: {error.msg}") from error
+        raise UserError("path", f"{place} line {error.lineno}: not valid JSON: {error.msg}") from error
     except (ValueError, RecursionError):
         broken = _parsed(data, place)
-        raise UserError(broken.message) from None
+        raise broken.error from None
 
 
 def _no_object(row: Any) -> str:
@@ -197,9 +217,9 @@ def csv_rows(path: Path) -> Iterator[Mapping[str, Any] | BrokenRow]:
         with path.open(newline="", encoding="utf-8-sig", errors="surrogateescape") as stream:
             reader = csv.DictReader(stream)
             if twice := [name for name, count in Counter(reader.fieldnames or ()).items() if count > 1]:
-                raise UserError(f"path: {str(path)!r} line 1: expected every column once, got {twice[0]!r} again")
+                raise UserError("path", f"{str(path)!r} line 1: expected every column once, got {twice[0]!r} again")
             for row in reader:
-                place = f"path: {str(path)!r} line {reader.line_num}"
+                place = f"{str(path)!r} line {reader.line_num}"
                 text = "".join(value for value in row.values() if isinstance(value, str))
                 if None in row:
                     yield BrokenRow(f"{place}: expected {len(row) - 1} values, got more")
@@ -211,7 +231,7 @@ def csv_rows(path: Path) -> Iterator[Mapping[str, Any] | BrokenRow]:
                 else:
                     yield row
     except csv.Error as error:
-        raise UserError(f"path: {str(path)!r} line {reader.line_num}: not valid CSV: {error}") from error
+        raise UserError("path", f"{str(path)!r} line {reader.line_num}: not valid CSV: {error}") from error
 
 
 def _read_parquet(path: Path) -> RowSequence:
@@ -222,7 +242,7 @@ def _read_parquet(path: Path) -> RowSequence:
     try:
         rows: RowSequence = Dataset(parquet.read_table(path, memory_map=True))
     except pyarrow.ArrowException as error:
-        raise UserError(f"path: {str(path)!r}: not a readable parquet file: {error}") from error
+        raise UserError("path", f"{str(path)!r}: not a readable parquet file: {error}") from error
     return rows
 
 
@@ -230,8 +250,9 @@ def _read_saved(path: Path, split: str | None) -> RowSequence:
     """A folder written by `datasets`' save_to_disk, of one split or of several."""
     if not (path / "dataset_info.json").exists() and not (path / "dataset_dict.json").exists():
         raise UserError(
-            f"path: {str(path)!r} is a folder that datasets' save_to_disk did not write; name its files instead, for "
-            f"example {str(path / '*.jsonl')!r}"
+            "path",
+            f"{str(path)!r} is a folder that datasets' save_to_disk did not write; name its files instead, for "
+            f"example {str(path / '*.jsonl')!r}",
         )
     from datasets import DatasetDict, load_from_disk
 
@@ -240,7 +261,7 @@ def _read_saved(path: Path, split: str | None) -> RowSequence:
         name = split or "train"
         if name not in loaded:
             raise UserError(
-                f"split: no split {name!r} among {', '.join(loaded)} of {str(path)!r}.{near_matches(name, loaded)}"
+                "split", f"no split {name!r} among {', '.join(loaded)} of {str(path)!r}.{near_matches(name, loaded)}"
             )
         loaded = loaded[name]
     rows: RowSequence = loaded

@@ -104,15 +104,15 @@ class Columns:
         given = [name for name, is_given in named.items() if is_given]
         if len(given) > 1:
             raise UserError(
-                f"{given[-1]}: expected either `messages`, or `prompt` with `response`, or `text`, got "
-                f"{' and '.join(given)}"
+                given[-1],
+                f"expected either `messages`, or `prompt` with `response`, or `text`, got {' and '.join(given)}",
             )
         for argument, value, other in (("prompt", self.prompt, "response"), ("response", self.response, "prompt")):
             if given == ["prompt"] and value is None and (self.answered or argument == "prompt"):
-                raise UserError(f"{argument}: expected a column or a template, as `{other}` is given; got nothing")
+                raise UserError(argument, f"expected a column or a template, as `{other}` is given; got nothing")
         fitting = {"sharegpt": "messages"}.get(self.format or "", self.format)
         if self.format is not None and given and given != [fitting]:
-            raise UserError(f"{given[0]}: expected none with `format: {self.format}`, got {getattr(self, given[0])!r}")
+            raise UserError(given[0], f"expected none with `format: {self.format}`, got {getattr(self, given[0])!r}")
 
     def recognize(self, columns: Sequence[str]) -> str:
         """The format of rows with these columns.
@@ -130,11 +130,12 @@ class Columns:
                 return name
         for name, other in (("response", "prompt"), ("prompt", "response")):
             if name in columns:
-                raise UserError(f"{other}: {missing_column(other, columns)} Name the one to use.")
+                raise UserError(other, f"{missing_column(other, columns)} Name the one to use.")
         raise UserError(
-            "prompt: expected a column `messages`, `conversations` or `text`, or columns `prompt` and `response`, "
+            "prompt",
+            "expected a column `messages`, `conversations` or `text`, or columns `prompt` and `response`, "
             "`instruction` and `output`, or `input_ids` and `labels`, or the columns to use named by `prompt` and "
-            f"`response`, by `messages` or by `text`; the columns are {listed(columns)}"
+            f"`response`, by `messages` or by `text`; the columns are {listed(columns)}",
         )
 
     def check(self, columns: Sequence[str]) -> None:
@@ -145,7 +146,7 @@ class Columns:
         """
         name = self.recognize(columns)
         if self.weight is not None and self.weight not in columns:
-            raise UserError(f"weight: {missing_column(self.weight, columns)}")
+            raise UserError("weight", f"{missing_column(self.weight, columns)}")
         if name == "prompt":
             check_template(self.prompt or "prompt", columns, "prompt")
             if self.answered or self.response is not None:
@@ -154,7 +155,7 @@ class Columns:
         for column in self._used(name):
             if column not in columns:
                 argument = name if column == getattr(self, name, None) else "format"
-                raise UserError(f"{argument}: {missing_column(column, columns)}")
+                raise UserError(argument, f"{missing_column(column, columns)}")
 
     def example(self, row: Mapping[str, Any]) -> Example:
         """What `row` teaches.
@@ -219,7 +220,7 @@ def _weight(value: Any, column: str) -> float:
     except ValueError:
         weight = math.nan
     if not 0 <= weight < math.inf:
-        raise UserError(f"weight: column {column!r}: expected a finite number from 0 on, got {shown_value(value)}")
+        raise UserError("weight", f"column {column!r}: expected a finite number from 0 on, got {shown_value(value)}")
     return weight
 
 
@@ -241,19 +242,20 @@ def _tokens(input_ids: Any, labels: Any) -> Tokens:
             and all(isinstance(token, int) and not isinstance(token, bool) for token in value)
         )
         if not integers or not value:
-            raise UserError(f"{name}: expected a list of integers that is not empty, got {shown_value(value)}")
+            raise UserError(name, f"expected a list of integers that is not empty, got {shown_value(value)}")
     if len(input_ids) != len(labels):
-        raise UserError(f"labels: expected as many as input_ids, {len(input_ids)}, got {len(labels)}")
+        raise UserError("labels", f"expected as many as input_ids, {len(input_ids)}, got {len(labels)}")
     for place, (token, label) in enumerate(zip(input_ids, labels, strict=True)):
         if not 0 <= token < 2**31:
-            raise UserError(f"input_ids: expected ids from 0 on, got {token} at place {place}")
+            raise UserError("input_ids", f"expected ids from 0 on, got {token} at place {place}")
         if label not in (token, IGNORED):
             raise UserError(
-                f"labels: expected the id itself ({token}) or {IGNORED} where it is not supervised, got {label} at "
-                f"place {place} (labels are not shifted)"
+                "labels",
+                f"expected the id itself ({token}) or {IGNORED} where it is not supervised, got {label} at "
+                f"place {place} (labels are not shifted)",
             )
     if all(label == IGNORED for label in labels[1:]):
         raise UserError(
-            f"labels: the mask supervises nothing: all of {len(labels)} labels after the first are {IGNORED}"
+            "labels", f"the mask supervises nothing: all of {len(labels)} labels after the first are {IGNORED}"
         )
     return Tokens(list(input_ids), list(labels))

@@ -61,31 +61,31 @@ class Mixture(Source):
     @functools.cached_property
     def _parts(self) -> dict[str, tuple[Source, Part]]:
         if not self.sources:
-            raise UserError("sources: expected at least one source by name, got none")
+            raise UserError("sources", "expected at least one source by name, got none")
         parts: dict[str, tuple[Source, Part]] = {}
         for key, value in self.sources.items():
             name = str(key)  # YAML reads 2024 as a number
             if not _NAME.fullmatch(name):
-                raise UserError(f"sources: expected names of letters, digits, `_`, `-` and `.`, got {name!r}")
+                raise UserError("sources", f"expected names of letters, digits, `_`, `-` and `.`, got {name!r}")
             part = value if isinstance(value, Part) else Part(value)
             if part.weight is not None and not 0 < part.weight < math.inf:
-                raise UserError(f"sources.{name}.weight: expected a number above 0, got {part.weight}")
+                raise UserError(f"sources.{name}.weight", f"expected a number above 0, got {part.weight}")
             if part.cap is not None and part.cap < 1:
-                raise UserError(f"sources.{name}.cap: expected at least 1 document, got {part.cap}")
+                raise UserError(f"sources.{name}.cap", f"expected at least 1 document, got {part.cap}")
             source = as_source(part.source)
             if source.parts:
-                raise UserError(f"sources.{name}.source: expected a source that is no mixture itself, got one")
+                raise UserError(f"sources.{name}.source", "expected a source that is no mixture itself, got one")
             parts[name] = source, part
         weighted = [name for name, (_, part) in parts.items() if part.weight is not None]
         for name, (_, part) in parts.items():
             if weighted and part.weight is None:
-                raise UserError(f"sources.{name}.weight: expected one, since {weighted[0]!r} has one, got none")
+                raise UserError(f"sources.{name}.weight", f"expected one, since {weighted[0]!r} has one, got none")
             if weighted and part.cap is not None:
-                raise UserError(f"sources.{name}.cap: expected none along with weights, got {part.cap}")
+                raise UserError(f"sources.{name}.cap", f"expected none along with weights, got {part.cap}")
         if self.size is not None and not weighted:
-            raise UserError(f"size: expected it with weights only, got {self.size} and none")
+            raise UserError("size", f"expected it with weights only, got {self.size} and none")
         if self.size is not None and self.size < 1:
-            raise UserError(f"size: expected at least 1 document, got {self.size}")
+            raise UserError("size", f"expected at least 1 document, got {self.size}")
         return parts
 
     @property
@@ -109,9 +109,9 @@ class Mixture(Source):
             try:
                 loaded[name] = load(source)
             except UserError as error:
-                raise UserError(f"sources.{name}.{error}") from error
+                raise error.within(f"sources.{name}") from error
             if not len(loaded[name]):
-                raise UserError(f"sources.{name}: expected at least one row, got an empty data set")
+                raise UserError(f"sources.{name}", "expected at least one row, got an empty data set")
         return _Joined(loaded)
 
     def asking(self) -> Mixture:
@@ -123,10 +123,10 @@ class Mixture(Source):
         for name, (_, part) in self._parts.items():
             if part.weight is None:
                 raise UserError(
-                    f"sources.{name}.weight: expected one, since a stream does not know how many rows it has"
+                    f"sources.{name}.weight", "expected one, since a stream does not know how many rows it has"
                 )
         if self.size is not None:
-            raise UserError(f"size: expected none for a stream, which has no epochs, got {self.size}")
+            raise UserError("size", f"expected none for a stream, which has no epochs, got {self.size}")
         weights = {name: part.weight or 0.0 for name, (_, part) in self._parts.items()}
         return MixedStream({name: source.stream for name, (source, _) in self._parts.items()}, weights, place)
 
@@ -136,14 +136,14 @@ class Mixture(Source):
         try:
             return self._parts[name][0].example(row["row"])
         except UserError as error:
-            raise UserError(f"sources.{name}.{error}") from error
+            raise error.within(f"sources.{name}") from error
 
     def conversation(self, row: Mapping[str, Any]) -> list[Message]:
         """The row's messages."""
         example = self.example(row)
         if not isinstance(example, Conversation):
             raise UserError(
-                f"sources.{row['source']}.format: expected rows with turns, got {type(example).__name__.lower()}"
+                f"sources.{row['source']}.format", f"expected rows with turns, got {type(example).__name__.lower()}"
             )
         return example.messages
 
@@ -176,7 +176,7 @@ class Mixture(Source):
         try:
             return call()
         except UserError as error:
-            raise UserError(f"sources.{name}.{error}") from error
+            raise error.within(f"sources.{name}") from error
 
     def quotas(self, counts: Mapping[str, int]) -> dict[str, int]:
         """How many documents of each source an epoch visits.
@@ -200,8 +200,9 @@ class Mixture(Source):
         for name, quota in quotas.items():
             if not quota:
                 raise UserError(
-                    f"sources.{name}.weight: expected a share of at least one document, got {there[name].weight} of "
-                    f"{total:g}, which is {exact[name]:.2g} of {size}"
+                    f"sources.{name}.weight",
+                    f"expected a share of at least one document, got {there[name].weight} of "
+                    f"{total:g}, which is {exact[name]:.2g} of {size}",
                 )
         return quotas
 

@@ -156,10 +156,10 @@ class Rows(Source):
 
     def __post_init__(self) -> None:
         if self.limit is not None and self.limit < 1:
-            raise UserError(f"limit: expected at least 1 row, got {self.limit}")
+            raise UserError("limit", f"expected at least 1 row, got {self.limit}")
         if self.format is not None and self.format not in FORMATS:
             hint = near_matches(self.format, FORMATS)
-            raise UserError(f"format: expected one of {', '.join(FORMATS)}, got {self.format!r}.{hint}")
+            raise UserError("format", f"expected one of {', '.join(FORMATS)}, got {self.format!r}.{hint}")
 
     def load(self) -> Sequence[Mapping[str, Any]]:
         """The rows; a missing file, a broken line or a missing column is refused here, before any row is used."""
@@ -167,7 +167,7 @@ class Rows(Source):
         if isinstance(rows, list):
             for row in rows:
                 if isinstance(row, BrokenRow):
-                    raise UserError(row.message)
+                    raise row.error
         if len(rows) and self.row_function is None:
             self._columns.check(list(with_nested(rows[0])))
         checked: Sequence[Mapping[str, Any]] = rows
@@ -199,7 +199,7 @@ class Rows(Source):
         """The row's messages."""
         example = self.example(row)
         if not isinstance(example, Conversation):
-            raise UserError(f"format: expected rows with turns, got {type(example).__name__.lower()}")
+            raise UserError("format", f"expected rows with turns, got {type(example).__name__.lower()}")
         return example.messages
 
     def fingerprint(self) -> str:
@@ -231,7 +231,7 @@ class Rows(Source):
         """Local files, or None for a hub data set."""
         files = local_paths(self.path)
         if files is not None and self.revision is not None:
-            raise UserError(f"revision: expected none with local files, which have no history, got {self.revision!r}")
+            raise UserError("revision", f"expected none with local files, which have no history, got {self.revision!r}")
         return files
 
     @property
@@ -246,13 +246,14 @@ class Rows(Source):
         try:
             made = function(row)
         except UserError as error:
-            raise UserError(f"row_function: {error}") from error
+            raise UserError("row_function", f"{error}") from error
         except Exception as error:  # the user's code
-            raise UserError(f"row_function: {self.row_function} raised {type(error).__name__}: {error}") from error
+            raise UserError("row_function", f"{self.row_function} raised {type(error).__name__}: {error}") from error
         if not isinstance(made, Mapping):
             raise UserError(
-                f"row_function: expected {self.row_function} to return a mapping such as {{prompt, response}}, got "
-                f"{type(made).__name__}"
+                "row_function",
+                f"expected {self.row_function} to return a mapping such as {{prompt, response}}, got "
+                f"{type(made).__name__}",
             )
         return made
 
@@ -282,19 +283,21 @@ class Rows(Source):
             text = str(error)
             if "scripts are no longer supported" in text:
                 raise UserError(
-                    f"path: expected data in files, {self.path!r} is made by code of its own, which is never run; the "
-                    "hub often has such a set converted, at `revision: refs/convert/parquet`"
+                    "path",
+                    f"expected data in files, {self.path!r} is made by code of its own, which is never run; the "
+                    "hub often has such a set converted, at `revision: refs/convert/parquet`",
                 ) from error
             if "split" in text.lower():
                 known = get_dataset_split_names(self.path, self.name, revision=revision)
                 hint = near_matches(split, known)
                 raise UserError(
-                    f"split: no split {split!r} in {self.path!r}, which has {', '.join(known)}.{hint}"
+                    "split", f"no split {split!r} in {self.path!r}, which has {', '.join(known)}.{hint}"
                 ) from error
             argument = "name" if "config" in text.lower() else "path"
             raise UserError(
-                f"{argument}: expected a local file or a data set that the hub can give, got {self.path!r}: "
-                f"{next(iter(text.splitlines()), type(error).__name__)}"
+                argument,
+                f"expected a local file or a data set that the hub can give, got {self.path!r}: "
+                f"{next(iter(text.splitlines()), type(error).__name__)}",
             ) from error
         return rows
 
@@ -332,7 +335,7 @@ class FigletPuzzles(Source):
             ("max_word_len", self.max_word_len, self.min_word_len),
         ):
             if value < least:
-                raise UserError(f"{argument}: expected at least {least}, got {value}")
+                raise UserError(argument, f"expected at least {least}, got {value}")
 
     def load(self) -> Sequence[Mapping[str, Any]]:
         """The puzzles, each drawn when it is asked for."""
@@ -392,16 +395,16 @@ def imported(path: str) -> Callable[[Mapping[str, Any]], Any]:
     """
     module_name, _, name = path.rpartition(".")
     if not module_name:
-        raise UserError(f"row_function: expected an import path such as my_rows.pubmedqa, got {path!r}")
+        raise UserError("row_function", f"expected an import path such as my_rows.pubmedqa, got {path!r}")
     try:
         module = import_module(module_name)
     except Exception as error:  # the user's module may do anything
         raise UserError(
-            f"row_function: cannot import {module_name!r}, which {path!r} names: {type(error).__name__}: {error}"
+            "row_function", f"cannot import {module_name!r}, which {path!r} names: {type(error).__name__}: {error}"
         ) from error
     function = getattr(module, name, None)
     if not callable(function):
         hint = near_matches(name, [key for key, value in vars(module).items() if callable(value)])
-        raise UserError(f"row_function: no function {name!r} in {module_name!r}.{hint}")
+        raise UserError("row_function", f"no function {name!r} in {module_name!r}.{hint}")
     checked: Callable[[Mapping[str, Any]], Any] = function
     return checked

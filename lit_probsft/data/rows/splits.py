@@ -15,11 +15,6 @@ from lit_probsft.data.rows.sources import Source
 from lit_probsft.errors import UserError
 
 
-def located(error: UserError, prefix: str, where: str = "") -> UserError:
-    """`error`, whose message begins with a field, with what that field belongs to in front."""
-    return UserError(f"{prefix}.{str(error).removesuffix('.') if where else error}{where}")
-
-
 class Item(NamedTuple):
     """A row.
 
@@ -56,9 +51,9 @@ class LoadedSource:
         try:
             rows = self.source.load_with_broken() if self.skips else self.source.load()
         except UserError as error:
-            raise located(error, f"data.{self.argument}") from error
+            raise error.within(f"data.{self.argument}") from error
         if not len(rows):
-            raise UserError(f"data.{self.argument}: expected at least one row, got an empty data set")
+            raise UserError(f"data.{self.argument}", "expected at least one row, got an empty data set")
         return rows
 
     @functools.cached_property
@@ -67,7 +62,7 @@ class LoadedSource:
         try:
             return self.source.fingerprint()
         except UserError as error:
-            raise located(error, f"data.{self.argument}") from error
+            raise error.within(f"data.{self.argument}") from error
 
     def item(self, index: int) -> Item:
         """Row `index`, and where it came from."""
@@ -91,10 +86,10 @@ class LoadedSource:
         """
         try:
             if isinstance(item.row, BrokenRow):
-                raise UserError(item.row.message)
+                raise item.row.error
             return self.source.example(item.row)
         except UserError as error:
-            raise located(error, f"data.{self.argument}", self.where(item)) from error
+            raise error.within(f"data.{self.argument}", self.where(item)) from error
 
 
 @dataclass(frozen=True)
@@ -120,8 +115,8 @@ class Split:
         held_out = round(count * self.fraction)
         if not 0 < held_out < count:
             raise UserError(
-                f"data.validation_fraction: expected a share that leaves rows on both sides, got {self.fraction} of "
-                f"{count} rows"
+                "data.validation_fraction",
+                f"expected a share that leaves rows on both sides, got {self.fraction} of {count} rows",
             )
         order = np.random.default_rng([self.seed, count]).permutation(count)
         return sorted((order[:held_out] if self.part == "held_out" else order[held_out:]).tolist())

@@ -145,7 +145,7 @@ class Parquet(Reader):
         try:
             yield
         except self._error as error:
-            raise UserError(f"path: {str(self._path)!r}: not a readable parquet file: {error}") from error
+            raise UserError("path", f"{str(self._path)!r}: not a readable parquet file: {error}") from error
 
 
 class Files(Reader):
@@ -208,7 +208,7 @@ class Hub(Reader):
             row = next(self._rows, None)
         except Exception as error:  # the hub's errors share no base class
             told = next(iter(str(error).splitlines()), "")
-            raise UserError(f"path: the hub gave no more rows: {type(error).__name__}: {told}") from error
+            raise UserError("path", f"the hub gave no more rows: {type(error).__name__}: {told}") from error
         return None if row is None else lambda: row
 
     @property
@@ -264,7 +264,7 @@ class RowStream:
                 self._row += 1
                 return Next(row, 0, self._row - 1, self.passes)
             if not self._row:
-                raise UserError("path: expected at least one row, got an empty data set")
+                raise UserError("path", "expected at least one row, got an empty data set")
             self.passes, self._row, self._reader = self.passes + 1, 0, self._open_at(None)
 
     @property
@@ -327,7 +327,7 @@ class MixedStream:
 
 def of_part(name: str, row: Row) -> Row:
     """A row of a mixture, with the name of its part."""
-    return BrokenRow(f"sources.{name}.{row.message}") if isinstance(row, BrokenRow) else {"source": name, "row": row}
+    return row.within(f"sources.{name}") if isinstance(row, BrokenRow) else {"source": name, "row": row}
 
 
 @contextlib.contextmanager
@@ -335,7 +335,7 @@ def _part(name: str) -> Iterator[None]:
     try:
         yield
     except UserError as error:
-        raise UserError(f"sources.{name}.{error}") from error
+        raise error.within(f"sources.{name}") from error
 
 
 def _is_list(path: Path) -> bool:

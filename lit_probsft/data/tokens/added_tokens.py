@@ -20,12 +20,12 @@ def check_added(tokens: Sequence[str], special: Sequence[str]) -> None:
     seen: set[str] = set()
     for argument, texts in (("add_tokens", tokens), ("add_special_tokens", special)):
         if isinstance(texts, str):
-            raise UserError(f"data.{argument}: expected a list of tokens, got the text {texts!r}")
+            raise UserError(f"data.{argument}", f"expected a list of tokens, got the text {texts!r}")
         for text in texts:
             if not isinstance(text, str) or not text.strip():
-                raise UserError(f"data.{argument}: expected texts that are more than white space, got {text!r}")
+                raise UserError(f"data.{argument}", f"expected texts that are more than white space, got {text!r}")
             if text in seen:
-                raise UserError(f"data.{argument}: expected each token once, got {text!r} twice")
+                raise UserError(f"data.{argument}", f"expected each token once, got {text!r} twice")
             seen.add(text)
 
 

@@ -31,14 +31,15 @@ def read_template(chat_template: str | None) -> str | None:
     if not path.is_file():
         names = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
         raise UserError(
-            f"data.chat_template: expected a template file or Jinja text, got {chat_template!r}, which is neither."
-            f"{near_matches(path.name, names)}"
+            "data.chat_template",
+            f"expected a template file or Jinja text, got {chat_template!r}, which is neither."
+            f"{near_matches(path.name, names)}",
         )
     try:
         return path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
         raise UserError(
-            f"data.chat_template: expected a text file in UTF-8, {chat_template!r} is not: {error}"
+            "data.chat_template", f"expected a text file in UTF-8, {chat_template!r} is not: {error}"
         ) from error
 
 
@@ -55,7 +56,7 @@ def check_template(tokenizer: Any, chat_template: str | None) -> None:
     try:
         _compile_jinja_template(template)
     except jinja2.TemplateSyntaxError as error:
-        raise UserError(f"chat_template: not valid Jinja, line {error.lineno}: {error.message}") from error
+        raise UserError("chat_template", f"not valid Jinja, line {error.lineno}: {error.message}") from error
 
 
 def chosen_template(tokenizer: Any, chat_template: str | None) -> str:
@@ -70,7 +71,8 @@ def chosen_template(tokenizer: Any, chat_template: str | None) -> str:
         template: str = tokenizer.get_chat_template()
     except ValueError as error:
         raise UserError(
-            "chat_template: the tokenizer has no chat template; give one (a file or Jinja text), or set `format: plain`"
+            "chat_template",
+            "the tokenizer has no chat template; give one (a file or Jinja text), or set `format: plain`",
         ) from error
     return template
 
@@ -128,14 +130,14 @@ class Renderer:
             )
             rendered[0].encode()
         except jinja2.TemplateSyntaxError as error:
-            raise UserError(f"chat_template: not valid Jinja, line {error.lineno}: {error.message}") from error
+            raise UserError("chat_template", f"not valid Jinja, line {error.lineno}: {error.message}") from error
         except UnicodeEncodeError as error:
             raise UserError(
-                f"chat_template: expected Unicode text, it gives half of a surrogate pair: {error}"
+                "chat_template", f"expected Unicode text, it gives half of a surrogate pair: {error}"
             ) from error
         except Exception as error:  # a template is a program, and may fail in any way
             roles = ", ".join(message["role"] for message in messages)
-            raise UserError(f"chat_template: it refuses the roles {roles}: {error}") from error
+            raise UserError("chat_template", f"it refuses the roles {roles}: {error}") from error
         return rendered[0], [(start, end) for start, end in marks[0]] if marks else []
 
 

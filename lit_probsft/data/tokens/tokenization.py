@@ -77,9 +77,10 @@ def tokenize_conversation(
     if require_end_of_turn and not all(ends_with_special(tokenizer, text, span) for span in spans):
         whose = "the given template" if chat_template is not None else "the tokenizer's chat template"
         raise UserError(
-            "require_end_of_turn: the assistant's turn does not end with a supervised special token, so the model "
+            "require_end_of_turn",
+            "the assistant's turn does not end with a supervised special token, so the model "
             f"would never learn to stop (`false` allows it); {whose} does not end it, or marks its end as not "
-            f"generated; the supervised part is between ⟦ and ⟧:\n{shown(text, spans)}"
+            f"generated; the supervised part is between ⟦ and ⟧:\n{shown(text, spans)}",
         )
     if reasoning == "mask":
         spans = _without_thoughts(text, spans)
@@ -87,9 +88,10 @@ def tokenize_conversation(
     supervised = len(labels) - labels.count(IGNORED)
     if supervised in (0, len(labels)):
         raise UserError(
-            f"{'messages' if plain_text else 'chat_template'}: the mask supervises "
+            "messages" if plain_text else "chat_template",
+            "the mask supervises "
             f"{'everything' if supervised else 'nothing'}: {supervised} of {len(labels)} tokens; the "
-            f"supervised part is between ⟦ and ⟧:\n{shown(text, spans)}"
+            f"supervised part is between ⟦ and ⟧:\n{shown(text, spans)}",
         )
     return {"input_ids": input_ids, "labels": labels}
 
@@ -137,7 +139,7 @@ def tokenize_text(tokenizer: Any, text: str) -> dict[str, list[int]]:
     """
     end = tokenizer.eos_token
     if end is None:
-        raise UserError("text: a text ends with the tokenizer's eos token, and this tokenizer has none")
+        raise UserError("text", "a text ends with the tokenizer's eos token, and this tokenizer has none")
     begin = tokenizer.bos_token if adds_beginning(tokenizer) else ""
     whole = begin + text.removeprefix(begin).removesuffix(end) + end
     input_ids, labels = _masked(tokenizer, whole, [(len(begin), len(whole))])
@@ -158,7 +160,7 @@ def _without_reasoning(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, 
         if message["role"] == "assistant" and "</think>" in message["content"]:
             kept["content"] = answer_of(message["content"])
             if not kept["content"] and not message.get("tool_calls"):
-                raise UserError("reasoning: expected an answer after </think>, got nothing")
+                raise UserError("reasoning", "expected an answer after </think>, got nothing")
         bare.append(kept)
     return bare
 
@@ -175,7 +177,9 @@ def _without_thoughts(text: str, spans: Sequence[Span]) -> list[Span]:
             start, opened = thought.end(), False
             thought = _REASONING.search(text, start, end)
         if opened or "<think>" in text[start:end]:
-            raise UserError(f"reasoning: expected </think> after <think>, got none in:\n{shown(text, [(start, end)])}")
+            raise UserError(
+                "reasoning", f"expected </think> after <think>, got none in:\n{shown(text, [(start, end)])}"
+            )
         if start < end:
             kept.append((start, end))
     return kept
@@ -220,8 +224,9 @@ def _tokenize_pieces(
             position += 1
         if position > first and offsets[position - 1][1] > end:
             raise UserError(
-                "tokenizer: it has one token across the edge of the assistant's turn, at: "
-                f"{text[max(end - 20, 0) : end]!r} + {text[end : end + 20]!r}"
+                "tokenizer",
+                "it has one token across the edge of the assistant's turn, at: "
+                f"{text[max(end - 20, 0) : end]!r} + {text[end : end + 20]!r}",
             )
         result.append((ids[first:position], learnt))
     return result

@@ -98,7 +98,7 @@ def read_tokenizer(name_or_path: str, revision: str | None = None, trust_remote_
     path = Path(name_or_path).expanduser()
     local, hint = missing_folder(name_or_path)
     if local:
-        raise UserError(f"name_or_path: no such folder: {name_or_path!r}.{hint}")
+        raise UserError("name_or_path", f"no such folder: {name_or_path!r}.{hint}")
     place = str(path) if path.exists() else name_or_path
     if trust_remote_code:
         warn_of_code("trust_remote_code", place, revision)
@@ -112,7 +112,7 @@ def read_tokenizer(name_or_path: str, revision: str | None = None, trust_remote_
         said = next(iter(str(error).splitlines()), "")
         why = f": {said}" if said and not said.endswith(": ") else ", which has none that can be read"
         raise refused_code(error, "trust_remote_code", place, revision) or UserError(
-            f"name_or_path: expected a folder or a hub id that holds a tokenizer, got {name_or_path!r}{why}{hint}"
+            "name_or_path", f"expected a folder or a hub id that holds a tokenizer, got {name_or_path!r}{why}{hint}"
         ) from error
 
 
@@ -165,7 +165,7 @@ class BPETokenizer(TokenizerSource):
     def __post_init__(self) -> None:
         if self.vocab_size < 259:
             raise UserError(
-                f"vocab_size: expected at least 259 (256 bytes and 3 special tokens), got {self.vocab_size}"
+                "vocab_size", f"expected at least 259 (256 bytes and 3 special tokens), got {self.vocab_size}"
             )
 
     @property
@@ -209,13 +209,15 @@ def checked_tokenizer(tokenizer: Any, pad_token: str | None = None) -> Any:
     """
     if not getattr(tokenizer, "is_fast", False):
         raise UserError(
-            "name_or_path: expected a fast tokenizer (one with a tokenizer.json), got a slow one, "
-            f"{type(tokenizer).__name__}"
+            "name_or_path",
+            f"expected a fast tokenizer (one with a tokenizer.json), got a slow one, {type(tokenizer).__name__}",
         )
     if pad_token is not None:
         if pad_token not in (vocabulary := tokenizer.get_vocab()):
             hint = near_matches(pad_token, _pad_candidates(tokenizer)) or near_matches(pad_token, vocabulary)
-            raise UserError(f"pad_token: {pad_token!r} is not in the tokenizer's vocabulary, and none is added.{hint}")
+            raise UserError(
+                "pad_token", f"{pad_token!r} is not in the tokenizer's vocabulary, and none is added.{hint}"
+            )
         tokenizer.pad_token = pad_token
     elif tokenizer.pad_token_id is None:
         tokenizer.pad_token = _default_pad_token(tokenizer)
@@ -250,8 +252,9 @@ def _default_pad_token(tokenizer: Any) -> str:
         return eos
     candidates = ", ".join(repr(name) for name in names[:5]) or "any other"
     raise UserError(
-        "pad_token: the tokenizer has neither a pad token nor one that ends texts; name an existing token (its padding "
-        f"is masked), such as {candidates}"
+        "pad_token",
+        "the tokenizer has neither a pad token nor one that ends texts; name an existing token (its padding "
+        f"is masked), such as {candidates}",
     )
 
 

@@ -51,11 +51,13 @@ def find_turns(
     """
     if plain_text:
         if tools:
-            raise UserError("format: plain text has no form for tools; use a chat template that has")
+            raise UserError("format", "plain text has no form for tools; use a chat template that has")
         return _write_plainly(tokenizer, messages, wanted)
     render = Renderer(tokenizer, chosen_template(tokenizer, chat_template), tools)
     if tools and "tools" not in render.template:
-        raise UserError("chat_template: it does not tell the model which tools there are; use one that writes `tools`")
+        raise UserError(
+            "chat_template", "it does not tell the model which tools there are; use one that writes `tools`"
+        )
     for wanted_index in wanted:
         _check_calls(render, messages, wanted_index, generation_prompt)
     if render.marks_turns:
@@ -88,14 +90,14 @@ def _write_plainly(tokenizer: Any, messages: Messages, wanted: Collection[int]) 
     end = tokenizer.eos_token
     if end is None:
         raise UserError(
-            "format: plain text ends each answer with the tokenizer's eos token, and this tokenizer has none"
+            "format", "plain text ends each answer with the tokenizer's eos token, and this tokenizer has none"
         )
     text = tokenizer.bos_token if adds_beginning(tokenizer) else ""
     spans = []
     for index, message in enumerate(messages):
         for part in ("tool_calls", "reasoning_content"):
             if message.get(part):
-                raise UserError(f"format: plain text has no form for {part}; use a chat template that has")
+                raise UserError("format", f"plain text has no form for {part}; use a chat template that has")
         start = len(text)
         text += message["content"]
         if message["role"] == "assistant":
@@ -111,7 +113,7 @@ def _by_marks(
     """The text, and what the template itself marks as generated, with the message it belongs to where that is plain."""
     text, marks = render.marked(messages, generation_prompt)
     if not generation_prompt and not marks:
-        raise UserError(f"chat_template: its generation marks cover nothing of:\n{shown(text, [])}")
+        raise UserError("chat_template", f"its generation marks cover nothing of:\n{shown(text, [])}")
     special = special_pattern(render.tokenizer)
     turns = [index for index, message in enumerate(messages) if message["role"] == "assistant"]
     if len(turns) == len(marks):
@@ -119,8 +121,9 @@ def _by_marks(
         return text, [(index, _trimmed(text, mark, messages[index], special)) for index, mark in pairs]
     if set(wanted) != set(turns):  # marks may leave turns out, or mark one twice
         raise UserError(
-            f"chat_template: it marks {len(marks)} stretches as generated for {len(turns)} turns of the assistant, so "
-            f"that one cannot be told from another; the marked are between ⟦ and ⟧:\n{shown(text, marks)}"
+            "chat_template",
+            f"it marks {len(marks)} stretches as generated for {len(turns)} turns of the assistant, so "
+            f"that one cannot be told from another; the marked are between ⟦ and ⟧:\n{shown(text, marks)}",
         )
     return text, [(None, _trimmed(text, mark, None, special)) for mark in marks]
 
@@ -152,17 +155,19 @@ class _Finder:
                 return _trimmed(self.text, span, self.messages[index], self.special)
         if last:
             raise UserError(
-                "chat_template: what asks for the last answer is not what stands before it in training, so that the "
+                "chat_template",
+                "what asks for the last answer is not what stands before it in training, so that the "
                 "model would be asked something else than it has learnt to answer; use a template of your own.\n"
-                f"Asked: {shown(before, [])}\nLearnt: {shown(self.text, [])}"
+                f"Asked: {shown(before, [])}\nLearnt: {shown(self.text, [])}",
             )
         found = self._by_probe(index)
         if found is None:
             raise UserError(
-                "chat_template: it renders earlier turns differently once later ones follow, so the assistant's turn "
+                "chat_template",
+                "it renders earlier turns differently once later ones follow, so the assistant's turn "
                 f"{index} cannot be found; mark it with {{% generation %}} in a template of your own, or learn the "
                 f"last turn only (`turns: last`).\nUp to the turn: {shown(before, [])}\nWith the turn: "
-                f"{shown(upto, [])}\nThe whole: {shown(self.text, [])}"
+                f"{shown(upto, [])}\nThe whole: {shown(self.text, [])}",
             )
         return found
 
@@ -216,14 +221,15 @@ def _check_calls(render: Renderer, messages: Messages, index: int, generation_pr
     for call in message.get("tool_calls") or []:
         written = json.dumps(call["function"], ensure_ascii=False)
         if special_pattern(render.tokenizer).search(written):
-            raise UserError(f"messages: expected no special token in a tool call, got {written[:200]}")
+            raise UserError("messages", f"expected no special token in a tool call, got {written[:200]}")
     if message.get("tool_calls"):
         probe = "xqzprobe"
         changed = _with_probe(message, probe)
         if probe not in render([*messages[:index], changed, *messages[index + 1 :]], generation_prompt):
             raise UserError(
-                f"chat_template: it leaves out tool calls; use one that writes them. It gives:\n"
-                f"{shown(render(messages, generation_prompt), [])}"
+                "chat_template",
+                "it leaves out tool calls; use one that writes them. It gives:\n"
+                f"{shown(render(messages, generation_prompt), [])}",
             )
 
 
@@ -235,8 +241,9 @@ def _check_context(text: str, messages: Messages) -> None:
             continue
         if json.dumps(content, ensure_ascii=False)[1:-1] not in text:
             raise UserError(
-                f"chat_template: it leaves out or changes turn {index}, of {message['role']}, {content[:80]!r}; "
-                f"it gives:\n{shown(text, [])}"
+                "chat_template",
+                f"it leaves out or changes turn {index}, of {message['role']}, {content[:80]!r}; "
+                f"it gives:\n{shown(text, [])}",
             )
 
 
@@ -247,7 +254,7 @@ def _check_said(text: str, span: Span, message: Mapping[str, Any], special: re.P
     for call in message.get("tool_calls") or []:
         for part in (call["function"]["name"], *call["function"]["arguments"]):
             if part not in bare and json.dumps(part, ensure_ascii=False)[1:-1] not in bare:
-                raise UserError(f"chat_template: it leaves out part of a tool call, {part!r}:\n{shown(text, [span])}")
+                raise UserError("chat_template", f"it leaves out part of a tool call, {part!r}:\n{shown(text, [span])}")
     wanted = [answer_of(message["content"])]
     if last:
         reasoning = message["content"].rpartition(_END_OF_REASONING)[0].partition("<think>")[2]
@@ -255,8 +262,9 @@ def _check_said(text: str, span: Span, message: Mapping[str, Any], special: re.P
     for part in wanted:
         if part not in said:
             raise UserError(
-                f"chat_template: it leaves out or changes part of what the assistant says, {part[:80]!r}; the turn is "
-                f"between ⟦ and ⟧:\n{shown(text, [span])}"
+                "chat_template",
+                f"it leaves out or changes part of what the assistant says, {part[:80]!r}; the turn is "
+                f"between ⟦ and ⟧:\n{shown(text, [span])}",
             )
 
 
