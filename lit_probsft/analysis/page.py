@@ -89,7 +89,7 @@ def missing(reason: str) -> str:
     return f'<p class="missing">Missing: {escape(reason)}</p>'
 
 
-def told(value: Any) -> str:
+def format_value(value: Any) -> str:
     """A value of a record as a reader wants it."""
     if isinstance(value, bool) or value is None:
         return {True: "yes", False: "no", None: "unknown"}[value]
@@ -99,9 +99,9 @@ def told(value: Any) -> str:
     if isinstance(value, int):
         return f"{value:,}".replace(",", " ")
     if isinstance(value, Sequence) and not isinstance(value, str):
-        return ", ".join(map(told, value))
+        return ", ".join(map(format_value, value))
     if isinstance(value, Mapping):
-        return ", ".join(f"{key} {told(part)}" for key, part in value.items())
+        return ", ".join(f"{key} {format_value(part)}" for key, part in value.items())
     return str(value)
 
 
@@ -122,4 +122,4 @@ def _flat(facts: Mapping[str, Any], prefix: str = "") -> Iterable[tuple[str, str
         if isinstance(value, Mapping):
             yield from _flat(value, f"{prefix}{name}.")
         else:
-            yield f"{prefix}{name}", told(value)
+            yield f"{prefix}{name}", format_value(value)

@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from lit_probsft.analysis import charts
-from lit_probsft.analysis.page import escape, facts_table, figure, missing, page, table, told
+from lit_probsft.analysis.page import escape, facts_table, figure, format_value, missing, page, table
 from lit_probsft.analysis.tokens import Moved, Tokens
 from lit_probsft.errors import UserError
 from lit_probsft.run.folder import RunFolder
@@ -58,7 +58,8 @@ def make_report(run: RunFolder) -> str:
 
 def _facts(record: Mapping[str, Any]) -> str:
     data = {
-        split: f"{told(facts.get('kept'))} documents, {told(facts.get('supervised_tokens'))} supervised tokens"
+        split: f"{format_value(facts.get('kept'))} documents, "
+        f"{format_value(facts.get('supervised_tokens'))} supervised tokens"
         for split, facts in (record.get("data") or {}).items()
         if isinstance(facts, dict) and "kept" in facts
     }
@@ -78,10 +79,10 @@ def _objective(config: Mapping[str, Any]) -> str:
     if "class_path" not in config:
         return "unknown"
     arguments = ", ".join(
-        f"{name}={_objective(value) if isinstance(value, dict) and 'class_path' in value else told(value)}"
+        f"{name}={_objective(value) if isinstance(value, dict) and 'class_path' in value else format_value(value)}"
         for name, value in (config.get("init_args") or {}).items()
     )
-    lean = f", lean {told(config['lean'])}" if config.get("lean") is not None else ""
+    lean = f", lean {format_value(config['lean'])}" if config.get("lean") is not None else ""
     return f"{str(config['class_path']).rpartition('.')[2]}({arguments}){lean}"
 
 
@@ -132,7 +133,7 @@ def _lines(advice: Any) -> list[str]:
         return [line for value in advice.values() for line in _lines(value)]
     if isinstance(advice, list):
         return [line for value in advice for line in _lines(value)]
-    return [] if advice is None else [told(advice)]
+    return [] if advice is None else [format_value(advice)]
 
 
 def _rows(value: Any) -> str:
@@ -143,7 +144,9 @@ def _rows(value: Any) -> str:
     if not named or not all(isinstance(facts, Mapping) for _, facts in named):
         return ""
     heads = list(dict.fromkeys(head for _, facts in named for head in facts))
-    rows = [[str(name), *(told(facts[head]) if head in facts else "" for head in heads)] for name, facts in named]
+    rows = [
+        [str(name), *(format_value(facts[head]) if head in facts else "" for head in heads)] for name, facts in named
+    ]
     return table(["", *heads], [list(map(escape, row)) for row in rows])
 
 
@@ -171,8 +174,9 @@ def _changes(tokens: Tokens | None, record: Mapping[str, Any]) -> list[str]:
         return [missing(NO_TOKENS)]
     facts = record.get("tokens") or {}
     intro = (
-        f"<p>{told(facts.get('followed'))} of {told(facts.get('supervised'))} supervised tokens of the validation set, "
-        f"before training and after step {told(facts.get('step'))}.</p>"
+        f"<p>{format_value(facts.get('followed'))} of {format_value(facts.get('supervised'))} supervised tokens of "
+        "the validation set, "
+        f"before training and after step {format_value(facts.get('step'))}.</p>"
     )
     body = [intro, figure(charts.histogram(tokens), "Share of the tokens by p of the target.")]
     body += [
@@ -213,7 +217,7 @@ def _shown(token: Moved, kind: str) -> list[str]:
     # A line of text to a token, or a few line breaks would fill the page.
     before, word, behind = (escape(text.replace("\n", "↵")) for text in token.text)
     return [
-        told(token.row),
+        format_value(token.row),
         *(f'<span class="number">{math.exp(value):.3g}</span>' for value in (token.before, token.after)),
         f'<span class="number {kind}">{token.after - token.before:+.2f}</span>',
         f'<span class="text">{before}<b class="{kind}">{word or "∅"}</b>{behind}</span>',

@@ -25,7 +25,7 @@ from lit_probsft.errors import UserError
 from lit_probsft.objectives import Objective
 from lit_probsft.run.record import model_name, versions
 from lit_probsft.storage.adapter_folder import is_adapter_folder
-from lit_probsft.storage.atomic import beside, told, write_json, write_text
+from lit_probsft.storage.atomic import atomic_write, report_write_errors, write_json, write_text
 from lit_probsft.training.callbacks import ProgressBar
 from lit_probsft.training.fitting import unread
 from lit_probsft.training.metrics import Calibration, ProbHistogram
@@ -182,11 +182,14 @@ class CapabilityCLI(ProbSFTCLI):
             "versions": versions(),
         }
         path = self.run.capability
-        with told("--runs_dir", self.run.path):
+        with report_write_errors("--runs_dir", self.run.path):
             self.run.path.mkdir(parents=True, exist_ok=True)
         write_json(path, result)
         write_text(self.run.capability_examples, found.table())
-        with told("--runs_dir", self.run.capability_picture), beside(self.run.capability_picture) as partial:
+        with (
+            report_write_errors("--runs_dir", self.run.capability_picture),
+            atomic_write(self.run.capability_picture) as partial,
+        ):
             draw_capability(result, found.in_bins(), partial)
         print("\n".join(in_words(result)))
         print(f"files:   {path}, {self.run.capability_examples}, {self.run.capability_picture}")

@@ -149,10 +149,10 @@ def export(args: Sequence[str]) -> None:
     import transformers
 
     from lit_probsft.run.export import export_checkpoint, loader_of
-    from lit_probsft.run.upload import HubOptions, made_ready, upload
+    from lit_probsft.run.upload import HubOptions, ensure_repo, upload
 
     flag = "--push-to-hub"
-    hub = made_ready(HubOptions(options.push_to_hub), flag) if options.push_to_hub else None
+    hub = ensure_repo(HubOptions(options.push_to_hub), flag) if options.push_to_hub else None
     transformers.utils.logging.disable_progress_bar()
     export_checkpoint(
         options.checkpoint, options.out, overwrite=options.overwrite, form=options.form, base=options.base

@@ -82,8 +82,8 @@ class TrialRows:
         if isinstance(self.plan, PackedPlan):
             largest: tuple[Plan, int, list[int] | None] = (self.plan, int(sizes.argmax()), None)
         else:
-            visits = self.plan.visits
-            places = np.arange(len(self.documents)) if visits is None else np.unique(visits.documents(0))
+            sampler = self.plan.sampler
+            places = np.arange(len(self.documents)) if sampler is None else np.unique(sampler.documents(0))
             longest = places[np.argsort(-self.documents.lengths[places], kind="stable")][: self.plan.window_size]
             largest = (self._plan(longest.tolist()), 0, longest.tolist())
         self.windows = Windows([largest, (self.plan, average, None)])

@@ -46,9 +46,9 @@ from lit_probsft.run.folder import RunFolder
 from lit_probsft.run.metrics_csv import MetricsCSV
 from lit_probsft.run.predictions import PredictionWriter
 from lit_probsft.run.record import RunRecord
-from lit_probsft.run.summary import Ledger, summary
+from lit_probsft.run.summary import RunTimer, summary
 from lit_probsft.run.token_changes import TokenChanges
-from lit_probsft.run.upload import HubOptions, made_ready, upload
+from lit_probsft.run.upload import HubOptions, ensure_repo, upload
 from lit_probsft.storage.adapter_folder import is_adapter_folder, read_config
 from lit_probsft.storage.atomic import write_json
 from lit_probsft.storage.checkpoint_files import WholeFileIO, damage
@@ -275,7 +275,7 @@ class ProbSFTCLI(LightningCLI):
         if config.checkpoints.export == "none":
             raise UserError("push_to_hub", "expected checkpoints.export to leave a model to upload, got none")
         if first_rank():
-            self.hub = made_ready(config.push_to_hub)
+            self.hub = ensure_repo(config.push_to_hub)
 
     def _check_optimizer(self) -> None:
         """Build the optimizer once over a small matrix: its arguments are refused before any data are read."""
@@ -396,7 +396,7 @@ class ProbSFTCLI(LightningCLI):
         )
         again = f"python -m lit_probsft fit --config {self.run.config} --resume"
         stop = EarlyStop(config.early_stopping, given)
-        ours += [Throughput(), Ledger(), stop, TokenChanges(), record, GracefulStop(again)]
+        ours += [Throughput(), RunTimer(), stop, TokenChanges(), record, GracefulStop(again)]
         self._stop = stop
         if any(isinstance(callback, ModelCheckpoint) for callback in given):
             raise UserError(

@@ -51,7 +51,7 @@ class Problem:
     rows: int
     first: int
 
-    def told(self, measured: int) -> str:
+    def describe(self, measured: int) -> str:
         """In a line."""
         return f"{self.rows} of {measured} rows, from row {self.first} on: {visible(self.what)}"
 
@@ -157,7 +157,7 @@ def print_preview(preview: Preview, console: Any) -> None:
     for name, value in preview.facts().items():
         console.print(Text(f"{name:<16} {value}"), soft_wrap=True)
     for problem in preview.problems:
-        console.print(Text(problem.told(preview.measured), style="red"), soft_wrap=True)
+        console.print(Text(problem.describe(preview.measured), style="red"), soft_wrap=True)
     if not preview.problems:
         console.print(Text("nothing wrong was found"))
 
@@ -169,7 +169,7 @@ def html_page(preview: Preview) -> str:
         pieces = "".join(f'<span class="{kind}">{escape(piece)}</span>' for piece, kind in shown.pieces)
         rows.append(f"<h2>{escape(_title(shown))}</h2>\n<pre>{pieces}</pre>")
     problems = "".join(
-        f'<li class="wrong">{escape(problem.told(preview.measured))}</li>' for problem in preview.problems
+        f'<li class="wrong">{escape(problem.describe(preview.measured))}</li>' for problem in preview.problems
     )
     body = [
         facts_table(preview.facts()),

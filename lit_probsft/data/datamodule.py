@@ -14,13 +14,13 @@ from lightning.pytorch import LightningDataModule
 from lightning.pytorch.utilities import rank_zero_info
 
 from lit_probsft.data.arguments import LENGTH_POOL, SHUFFLE_BUFFER, check_arguments
-from lit_probsft.data.batches.blocks import Reading
+from lit_probsft.data.batches.blocks import BlockReader
 from lit_probsft.data.batches.cache import cached_store, cached_tokenizer, digests
-from lit_probsft.data.batches.epoch_sampling import Visits
+from lit_probsft.data.batches.epoch_sampling import EpochSampler
 from lit_probsft.data.batches.loader import PlanLoader
 from lit_probsft.data.batches.packing import PackedPlan
 from lit_probsft.data.batches.plan import Plan
-from lit_probsft.data.batches.prepare import Outcome, Recipe, Work
+from lit_probsft.data.batches.prepare import Outcome, Recipe, RowTokenizer
 from lit_probsft.data.batches.reporting import (
     report_overlap,
     report_packs,
@@ -75,7 +75,7 @@ class InstructionDataModule(LightningDataModule):
         reasoning: `learn` what stands in `<think>...</think>` and `reasoning_content`, `mask` it, or `drop` it from the
             text.
         on_bad_row: `error` stops at the first row that cannot be read or used; `skip` goes on, counts it, and lists it
-            with its reason in `losses` (and fit in skipped.jsonl).
+            with its reason in `dropped_rows` (and fit in skipped.jsonl).
         max_length: most tokens of a document.
         overflow: what becomes of a longer one: `error`, `truncate` (its end is cut off; dropped when no answer is
             left), or `drop`. Both are counted and reported, dropped ones listed as skipped ones are.
@@ -100,8 +100,9 @@ class InstructionDataModule(LightningDataModule):
     After `setup`:
         `tokenizer` (loaded; this one works before `setup` too), `report` (per split: rows, kept, dropped, truncated,
         skipped, tokens, supervised_tokens, max_length, fingerprint; packs and share_full where it is packed; sources of
-        a mixture; for train also in_validation; that of a stream grows while it is read, and has its passes), `losses`
-        (per split, the rows that were dropped or skipped: row, what, reason; of a stream the first ten thousand),
+        a mixture; for train also in_validation; that of a stream grows while it is read, and has its passes),
+        `dropped_rows` (per split, the rows that were dropped or skipped: row, what, reason; of a stream the first ten
+        thousand),
         `fingerprint` (of the training tokens), `max_token_id`, `plan` and `num_windows` (optimizer steps per epoch).
 
     Raises:
@@ -188,7 +189,7 @@ class InstructionDataModule(LightningDataModule):
         self._stores: dict[str, TokenStore] = {}
         self._plan: Plan | StreamPlan | None = None
         self.report: dict[str, dict[str, Any]] = {}
-        self.losses: dict[str, list[dict[str, Any]]] = {}
+        self.dropped_rows: dict[str, list[dict[str, Any]]] = {}
 
     # What a run asks for.
 
@@ -248,7 +249,7 @@ class InstructionDataModule(LightningDataModule):
                 )
                 return self._plan
             store = self._store("train")
-            options["visits"] = self._visits()
+            options["sampler"] = self._epoch_sampler()
             if self.packing:
                 assert self.max_length is not None
                 self._plan = PackedPlan(store.lengths, store.supervised, max_length=self.max_length, **options)
@@ -369,15 +370,15 @@ class InstructionDataModule(LightningDataModule):
         split = self._split(name)
         split = replace(split, loaded=LoadedSource(split.loaded.source, split.loaded.argument, skips=True))
         recipe = replace(self._recipe, on_bad_row="skip", prompts=name == "predict")
-        work = Work(split.loaded, self.tokenizer, recipe)
-        work.check()
+        row_tokenizer = RowTokenizer(split.loaded, self.tokenizer, recipe)
+        row_tokenizer.check()
         if self.streaming and name == "train":
             items = first_rows(split.loaded, most)
-            return None, list(range(len(items))), (work.of(item, row) for row, item in enumerate(items))
+            return None, list(range(len(items))), (row_tokenizer.of(item, row) for row, item in enumerate(items))
         indices = split.indices()
         step = max(len(indices) / most, 1.0)
         chosen = [indices[int(place * step)] for place in range(min(len(indices), most))]
-        return len(indices), chosen, map(work.one, chosen)
+        return len(indices), chosen, map(row_tokenizer.one, chosen)
 
     # Lightning's hooks.
 
@@ -397,7 +398,7 @@ class InstructionDataModule(LightningDataModule):
                 self._begin_stream()
                 continue
             store = self._store(name)
-            self.report[name], self.losses[name] = report_split(name, store), store.meta["losses"]
+            self.report[name], self.dropped_rows[name] = report_split(name, store), store.meta["dropped_rows"]
             plan = self.plan if name == "train" else None
             self.report[name] |= report_sources(
                 name, store, self.sources_of(name), plan if isinstance(plan, Plan) else None
@@ -427,20 +428,20 @@ class InstructionDataModule(LightningDataModule):
                 "trainer.overfit_batches", "expected 0 with data.streaming; a `limit` of rows does the same"
             )
         validation = self._store("validation") if "validation" in self._splits else None
-        reading = Reading(
-            Work(unread(self._split("train").loaded), self.tokenizer, self._recipe),
+        reader = BlockReader(
+            RowTokenizer(unread(self._split("train").loaded), self.tokenizer, self._recipe),
             plan.block_size,
             known=frozenset() if validation is None else digests(validation),
             remove=self.duplicates == "remove",
         )
         return StreamLoader(
-            reading,
+            reader,
             plan,
             rank=self._ranks()[1],
             pad_token_id=self.tokenizer.pad_token_id,
             num_workers=self.num_workers,
             report=self.report["train"],
-            losses=self.losses["train"],
+            dropped_rows=self.dropped_rows["train"],
             check=self._check_fits,
         )
 
@@ -498,11 +499,11 @@ class InstructionDataModule(LightningDataModule):
                 "expected the number of optimizer steps with data.streaming, since a stream has no "
                 f"end, got {self.trainer.max_steps}",
             )
-        work = Work(unread(self._split("train").loaded), self.tokenizer, self._recipe)
-        check_beginning(work)
+        row_tokenizer = RowTokenizer(unread(self._split("train").loaded), self.tokenizer, self._recipe)
+        check_beginning(row_tokenizer)
         names = ("validation_fraction", "seed", "shuffle_buffer", "duplicates")
-        fingerprint = stream_fingerprint(work, {name: getattr(self, name) for name in names})
-        self.report["train"], self.losses["train"] = {"stream": True, "fingerprint": fingerprint}, []
+        fingerprint = stream_fingerprint(row_tokenizer, {name: getattr(self, name) for name in names})
+        self.report["train"], self.dropped_rows["train"] = {"stream": True, "fingerprint": fingerprint}, []
         rank_zero_info(f"data.train: a stream, shuffled in blocks of {self.plan.describe()['block_size']} rows")
 
     def _check_fits(self, largest: int, longest: int) -> None:
@@ -511,8 +512,8 @@ class InstructionDataModule(LightningDataModule):
         if check is not None:
             check(largest, longest)
 
-    def _visits(self) -> Visits | None:
-        """Which documents an epoch of training visits, where that is not each of them once."""
+    def _epoch_sampler(self) -> EpochSampler | None:
+        """Which documents an epoch of training sampler, where that is not each of them once."""
         store, loaded = self._store("train"), self._splits["train"].loaded
         if store.sources is None:
             return None
@@ -524,7 +525,7 @@ class InstructionDataModule(LightningDataModule):
             raise error.within(f"data.{loaded.argument}") from error
         if all(quotas.get(part, 0) == counts[part] for part in parts):
             return None
-        return Visits(store.lengths, store.sources, [quotas.get(part, 0) for part in parts], seed=self.seed)
+        return EpochSampler(store.lengths, store.sources, [quotas.get(part, 0) for part in parts], seed=self.seed)
 
     def _load_tokenizer(self) -> Any:
         source = self._tokenizer_source

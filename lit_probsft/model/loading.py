@@ -44,7 +44,7 @@ def check_complete(place: str, loaded: Mapping[str, Any]) -> None:
 
 
 @contextlib.contextmanager
-def told(place: str, revision: str | None) -> Iterator[None]:
+def report_load_errors(place: str, revision: str | None) -> Iterator[None]:
     """While a model is read from `place`, what goes wrong with its files is the user's to mend."""
     from safetensors import SafetensorError
 

@@ -17,7 +17,7 @@ import torch
 from lit_probsft.data.tokens.tokenizers import read_tokenizer
 from lit_probsft.errors import UserError, near_matches
 from lit_probsft.model.adapters import merged, stored_transposed
-from lit_probsft.model.loading import check_complete, check_place, told
+from lit_probsft.model.loading import check_complete, check_place, report_load_errors
 from lit_probsft.model.lora import LoRA
 from lit_probsft.model.quantization import Quantization, check_installed, loading_options, quiet, settled
 from lit_probsft.model.vocabulary import extend, grow, new_to, rows_for
@@ -140,7 +140,7 @@ class PretrainedCausalLM(ModelSource):
         longer = partial(grow, rows=rows_for(tokens)) if tokens else None
         if self.trust_remote_code:
             warn_of_code("model.model.trust_remote_code", place, self.revision)
-        with told(place, self.revision):
+        with report_load_errors(place, self.revision):
             reading: Any = contextlib.nullcontext({}) if sharding is None else sharding.reading(longer)
             with reading as options, quiet():
                 model, loaded = AutoModelForCausalLM.from_pretrained(

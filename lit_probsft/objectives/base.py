@@ -141,7 +141,7 @@ class Objective(ABC):
         """This objective with the numbers in it that it takes from the capability; a wrapper fits its base too."""
         return self
 
-    def readings(self, tokens: TokenStats) -> dict[str, float]:
+    def logged_values(self, tokens: TokenStats) -> dict[str, float]:
         """Numbers that change or were measured, such as alpha, to be logged of each step by their names.
 
         Args:
@@ -276,9 +276,9 @@ class Wrapper(Objective, ABC):
         fitted: Objective = dataclasses.replace(kind, base=self.base.fitted(capability))
         return fitted
 
-    def readings(self, tokens: TokenStats) -> dict[str, float]:
+    def logged_values(self, tokens: TokenStats) -> dict[str, float]:
         """The base's."""
-        return self.base.readings(tokens)
+        return self.base.logged_values(tokens)
 
 
 class _OneMinusExp(torch.autograd.Function):

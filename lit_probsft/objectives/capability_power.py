@@ -39,7 +39,7 @@ class CapabilityPower(Objective):
         p = capability.mean_prob
         return Power(self.max_alpha if p >= 1 else min(p / (1 - p), self.max_alpha))
 
-    def readings(self, tokens: TokenStats) -> dict[str, float]:
+    def logged_values(self, tokens: TokenStats) -> dict[str, float]:
         """Alpha."""
         assert tokens.capability is not None
         return {"alpha": self.fitted(tokens.capability).alpha}
@@ -75,11 +75,11 @@ class RunningPower(Objective):
         """The running mean of p."""
         return frozenset({"running_mean_p"})
 
-    def readings(self, tokens: TokenStats) -> dict[str, float]:
+    def logged_values(self, tokens: TokenStats) -> dict[str, float]:
         """Alpha."""
         assert tokens.running_mean_p is not None
         return {"alpha": tokens.running_mean_p**self.exponent}
 
     def loss(self, tokens: TokenStats) -> Tensor:
         """(N,), as `Power` with the alpha of now."""
-        return Power(self.readings(tokens)["alpha"]).loss(tokens)
+        return Power(self.logged_values(tokens)["alpha"]).loss(tokens)

@@ -35,11 +35,11 @@ class PowerSchedule(Objective):
         """The progress of the training."""
         return frozenset({"progress"})
 
-    def readings(self, tokens: TokenStats) -> dict[str, float]:
+    def logged_values(self, tokens: TokenStats) -> dict[str, float]:
         """Alpha."""
         assert tokens.progress is not None
         return {"alpha": self.start + (self.end - self.start) * tokens.progress}
 
     def loss(self, tokens: TokenStats) -> Tensor:
         """(N,), as `Power` with the alpha of now."""
-        return Power(self.readings(tokens)["alpha"]).loss(tokens)
+        return Power(self.logged_values(tokens)["alpha"]).loss(tokens)

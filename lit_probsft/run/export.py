@@ -27,7 +27,7 @@ from lit_probsft.parallel.sharding import plain_class
 from lit_probsft.run.card import model_card
 from lit_probsft.storage.adapter_folder import CONFIG as ADAPTER_CONFIG
 from lit_probsft.storage.adapter_folder import is_adapter_folder
-from lit_probsft.storage.atomic import beside, reason, told
+from lit_probsft.storage.atomic import atomic_write, reason, report_write_errors
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -335,7 +335,7 @@ def _looks_exported(folder: Path) -> bool:
 def _write(out: Path, save_weights: Any, tokenizer_files: Mapping[str, str], card: Mapping[str, Any]) -> None:
     from safetensors import SafetensorError
 
-    with told("export", out), beside(out.absolute()) as partial:
+    with report_write_errors("export", out), atomic_write(out.absolute()) as partial:
         partial.mkdir()
         try:
             save_weights(partial)

@@ -27,7 +27,7 @@ from pathlib import Path
 from typing import Any
 
 from lit_probsft.errors import UserError
-from lit_probsft.storage.atomic import recover, remove, tidy, told
+from lit_probsft.storage.atomic import recover, remove, report_write_errors, tidy
 
 _LOCKS: dict[Path, Any] = {}
 """Open files by folder: to close one is to unlock its folder."""
@@ -157,7 +157,7 @@ class RunFolder:
         Raises:
             UserError: it cannot be written to.
         """
-        with told("--runs_dir", self.path):
+        with report_write_errors("--runs_dir", self.path):
             self.path.mkdir(parents=True, exist_ok=True)
             self._lock()
             recover(self.hf)

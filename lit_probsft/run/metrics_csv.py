@@ -11,7 +11,7 @@ from lightning.pytorch.loggers import CSVLogger
 from lightning.pytorch.loggers.csv_logs import ExperimentWriter
 
 from lit_probsft.run.folder import RunFolder
-from lit_probsft.storage.atomic import told, write_text
+from lit_probsft.storage.atomic import report_write_errors, write_text
 
 
 class MetricsCSV(CSVLogger):
@@ -73,7 +73,7 @@ class _ContinuingWriter(ExperimentWriter):
 
     def save(self) -> None:
         if self.metrics and not self.held:
-            with told("--runs_dir", Path(self.metrics_file_path)):
+            with report_write_errors("--runs_dir", Path(self.metrics_file_path)):
                 Path(self.log_dir).mkdir(parents=True, exist_ok=True)
                 super().save()
 

@@ -26,7 +26,7 @@ from lit_probsft.run.changed_flags import changed_flags, told_changes
 from lit_probsft.run.export import CHECKPOINT_KEY, checkpoint_entry, export_checkpoint, export_model
 from lit_probsft.run.folder import RunFolder
 from lit_probsft.run.metrics_csv import MetricsCSV
-from lit_probsft.run.summary import Ledger
+from lit_probsft.run.summary import RunTimer
 from lit_probsft.run.token_changes import TokenChanges, forgetting
 from lit_probsft.storage.atomic import write_json, write_text
 from lit_probsft.storage.checkpoint_files import steps
@@ -95,18 +95,18 @@ class RunRecord(Callback):
                 rank_zero_info(line)
         write_text(self.run.config, self.config_text)
         write_json(self.run.record, self.content)
-        self._list_losses(getattr(datamodule_of(trainer), "losses", {}))
+        self._list_dropped_rows(getattr(datamodule_of(trainer), "dropped_rows", {}))
         for logger in trainer.loggers:
             if isinstance(logger, MetricsCSV):
                 if self.resume:
                     logger.drop_after(trainer.global_step)
                 logger.release()
 
-    def _list_losses(self, losses: Mapping[str, list[dict[str, Any]]]) -> None:
+    def _list_dropped_rows(self, dropped_rows: Mapping[str, list[dict[str, Any]]]) -> None:
         lines = [
             json.dumps({"split": split, **loss}, ensure_ascii=False) + "\n"
-            for split in losses
-            for loss in losses[split]
+            for split in dropped_rows
+            for loss in dropped_rows[split]
         ]
         if lines:
             write_text(self.run.skipped, "".join(lines))
@@ -210,13 +210,15 @@ class RunRecord(Callback):
                 self._finish(trainer, pl_module, "stopped" if stopped else "failed")
 
     def _finish(self, trainer: L.Trainer, pl_module: ProbSFTModule, status: str) -> None:
-        self._list_losses(getattr(datamodule_of(trainer), "losses", {}))  # of a stream they are known only now
+        self._list_dropped_rows(
+            getattr(datamodule_of(trainer), "dropped_rows", {})
+        )  # of a stream they are known only now
         metrics = {**(self.content.get("metrics") or {}), **self._metrics, **_metrics(trainer)}
         changes, throughput = _found(trainer, TokenChanges), _found(trainer, Throughput)
-        ledger, stop = _found(trainer, Ledger), _found(trainer, EarlyStop)
+        timer, stop = _found(trainer, RunTimer), _found(trainer, EarlyStop)
         self.content.update(
             status=status,
-            **(ledger.facts() if ledger else {}),
+            **(timer.facts() if timer else {}),
             stopped_early=stop.reason(trainer) if stop and status == "completed" else None,
             counts={
                 "optimizer_steps": trainer.global_step,
@@ -290,9 +292,9 @@ def describe_objective(module: ProbSFTModule) -> dict[str, Any]:
         config["lean"] = module.objective.lean()
     except (ValueError, ArithmeticError):  # no function of p alone, or its mass is beyond numbers
         config["lean"] = None
-    if module.fitted.capability is not None:
-        config["mean_prob"] = module.fitted.capability.mean_prob  # before training
-        config["fitted"] = module.objective.fitted(module.fitted.capability).as_config()
+    if module.objective_state.capability is not None:
+        config["mean_prob"] = module.objective_state.capability.mean_prob  # before training
+        config["fitted"] = module.objective.fitted(module.objective_state.capability).as_config()
     if type(module).token_loss is not ProbSFTModule.token_loss:
         config["token_loss"] = f"{type(module).__module__}.{type(module).__qualname__}.token_loss"
     return config

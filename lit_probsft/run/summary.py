@@ -18,7 +18,7 @@ CLOCK = "clock"
 """Where a checkpoint has the seconds so far: all that differs between two runs that did the same."""
 
 
-class Ledger(Callback):
+class RunTimer(Callback):
     """Seconds of a run and its val/nll, over all the processes that have worked on it.
 
     A process that dies takes with it the seconds since its last checkpoint, as it takes the steps.

@@ -14,7 +14,7 @@ from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from lit_probsft.objectives import TokenStats
-from lit_probsft.storage.atomic import beside, sync_file, told
+from lit_probsft.storage.atomic import atomic_write, report_write_errors, sync_file
 from lit_probsft.training.callbacks import datamodule_of
 from lit_probsft.training.module import ProbSFTModule
 
@@ -152,7 +152,7 @@ class TokenChanges(Callback):
         arrays["moved"] = np.array(moved, dtype=np.int64)
         texts = [self._followed.shown(slot, datamodule.tokenizer) for slot in moved]
         arrays["moved_text"] = np.array(texts, dtype=str).reshape(len(moved), 3)
-        with told("--runs_dir", path), beside(path) as partial:
+        with report_write_errors("--runs_dir", path), atomic_write(path) as partial:
             with partial.open("wb") as file:
                 np.savez_compressed(file, **arrays)
             sync_file(partial)
@@ -226,7 +226,7 @@ def _largest(change: Tensor) -> list[int]:
 
 def _weight(module: ProbSFTModule, log_p: Tensor, progress: float, mean_p: float, nll: float) -> Any:
     """The objective's weight at some log p, as an array; None where it is no function of p alone."""
-    context = module.fitted.context()
+    context = module.objective_state.context()
     if module.objective.needs - {"log_complement", "progress", "batch_mean_p", "batch_nll", *context}:
         return None
     log_p = log_p.clamp(max=-1e-12)  # of p = 1 some weights have no value

@@ -45,7 +45,7 @@ class HubOptions:
                 raise UserError(f"push_to_hub.{name}", f"expected a text, got {getattr(self, name)!r}")
 
 
-def made_ready(options: HubOptions, argument: str = "push_to_hub") -> HubOptions:
+def ensure_repo(options: HubOptions, argument: str = "push_to_hub") -> HubOptions:
     """Make sure that a model can be uploaded: create repository and branch; returns the options with their full name.
 
     Args:
@@ -94,7 +94,7 @@ def upload(options: HubOptions, folder: Path, argument: str = "push_to_hub") -> 
     """Upload an exported model in one commit, in the place of weights that are there; returns its address.
 
     Args:
-        options: as `made_ready` returns them.
+        options: as `ensure_repo` returns them.
         folder: of the model.
         argument: errors begin with it.
 

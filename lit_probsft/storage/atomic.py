@@ -27,7 +27,7 @@ def _old_of(path: Path) -> Path:
 
 
 @contextlib.contextmanager
-def beside(path: Path) -> Iterator[Path]:
+def atomic_write(path: Path) -> Iterator[Path]:
     """A partial path next to `path` to write to; renamed over it at the end, removed if something goes wrong.
 
     Works for a file and for a folder. A crash leaves at most the partial, which the next writer of that name removes.
@@ -130,7 +130,7 @@ def reason(error: BaseException) -> str:
 
 
 @contextlib.contextmanager
-def told(what: str, path: Path) -> Iterator[None]:
+def report_write_errors(what: str, path: Path) -> Iterator[None]:
     """Tell the user of a file or folder that could not be written.
 
     Raises:
@@ -148,7 +148,7 @@ def write_text(path: Path, text: str) -> None:
     Raises:
         UserError: it could not be written; what was there is untouched.
     """
-    with told("--runs_dir", path), beside(path) as partial:
+    with report_write_errors("--runs_dir", path), atomic_write(path) as partial:
         partial.write_text(text, encoding="utf-8")
         sync_file(partial)
 

@@ -26,7 +26,7 @@ from lightning.pytorch.plugins.io import TorchCheckpointIO
 from lightning.pytorch.strategies.strategy import Strategy
 
 from lit_probsft.errors import UserError
-from lit_probsft.storage.atomic import beside, partial_of, put_in_place, reason, remove, sync_file
+from lit_probsft.storage.atomic import atomic_write, partial_of, put_in_place, reason, remove, sync_file
 
 MANIFEST = "manifest.json"
 _WRITER = re.compile("PytorchStreamWriter|inline_container")
@@ -43,7 +43,7 @@ def write_file(content: Mapping[str, Any], path: Path) -> None:
     Raises:
         OSError: it could not be written; what was at `path` is untouched.
     """
-    with beside(path) as partial, open(partial, "wb") as file:
+    with atomic_write(path) as partial, open(partial, "wb") as file:
         try:
             torch.save(content, file)
         except RuntimeError as error:

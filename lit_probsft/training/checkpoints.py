@@ -18,7 +18,7 @@ from lightning_utilities.core.apply_func import apply_to_collection
 
 from lit_probsft.errors import UserError
 from lit_probsft.parallel.strategies import FSDP2, DeepSpeed
-from lit_probsft.storage.atomic import link, remove, tidy, told
+from lit_probsft.storage.atomic import link, remove, report_write_errors, tidy
 from lit_probsft.storage.checkpoint_files import WholeFileIO, newest_whole, not_written, steps
 from lit_probsft.training.intervals import (
     Every,
@@ -241,7 +241,7 @@ class Checkpoints(Checkpoint):
                     remove(path)
 
     def _told(self) -> AbstractContextManager[None]:
-        return told("checkpoint", self.folder)
+        return report_write_errors("checkpoint", self.folder)
 
     def _path(self, step: int) -> Path:
         return self.folder / f"step-{step:08d}.ckpt"

@@ -19,8 +19,8 @@ def check_combination(module: ProbSFTModule, stage: str) -> None:
         UserError: it would.
     """
     trainer, objective = module.trainer, module.objective
-    if stage == "fit" and module.fitted.missing and not hasattr(module.datamodule, "inspect"):
-        needs = ", ".join(sorted(module.fitted.wanted))
+    if stage == "fit" and module.objective_state.missing and not hasattr(module.datamodule, "inspect"):
+        needs = ", ".join(sorted(module.objective_state.wanted))
         raise UserError(
             "model.objective",
             f"{type(objective).__name__} needs {needs}, which is measured over the rows of "

@@ -95,7 +95,7 @@ def parts(objective: Objective) -> Iterator[Objective]:
             yield from parts(inner)
 
 
-class Fitted:
+class ObjectiveState:
     """What an objective reads of the model before training and of the steps so far: kept here, equal on all ranks, part
     of a checkpoint.
 
@@ -150,7 +150,7 @@ class Fitted:
         if self.running_mean_p is not None and math.isfinite(mean_p):
             self.running_mean_p = self.MEMORY * self.running_mean_p + (1 - self.MEMORY) * mean_p
 
-    def strangers(self, **now: str | None) -> list[str]:
+    def mismatches(self, **now: str | None) -> list[str]:
         """What the source was measured on, where that is not what is trained now.
 
         Args:

@@ -33,7 +33,7 @@ from lit_probsft.parallel.sharding import Sharding
 from lit_probsft.parallel.strategies import DeepSpeed, check_supported, sharding_of
 from lit_probsft.training.callbacks import NonFiniteGuard
 from lit_probsft.training.compatibility import check_adapters, check_combination, check_fits
-from lit_probsft.training.fitting import Fitted
+from lit_probsft.training.fitting import ObjectiveState
 from lit_probsft.training.intervals import total_steps, validate_between_steps
 from lit_probsft.training.metrics import Evaluation, TokenMeans
 from lit_probsft.training.optim import OptimizerFactory, Schedule, check_optimizer, parameter_groups, total_norm
@@ -117,7 +117,7 @@ class ProbSFTModule(L.LightningModule):
         self.generation = generation
         self.logits_budget_mb = logits_budget_mb
         self.probe_rows = probe_rows
-        self.fitted = Fitted(objective)
+        self.objective_state = ObjectiveState(objective)
         """What the objective reads of the model before training, and of the steps so far."""
         self.reference = reference
         self.began_with = lora.start if lora is not None and reference.model is None else None
@@ -144,7 +144,7 @@ class ProbSFTModule(L.LightningModule):
         self.changes_told = False  # to the user: what a run that goes on does otherwise
         self.stop_wanted = False  # was the trainer asked to stop in the midst of a window, at whose end it will?
         self._chosen: list[dict[str, Any]] = []
-        self._readings: dict[str, float] = {}
+        self._logged_values: dict[str, float] = {}
         self._grad_norm: Tensor | None = None
         self._lr = math.nan
         self.seed = int(os.environ.get("PL_GLOBAL_SEED") or torch.initial_seed() % 2**32)
@@ -264,12 +264,12 @@ class ProbSFTModule(L.LightningModule):
     ) -> tuple[HeadOutput, Tensor, Tensor | None]:
         """Head output, loss and auxiliary loss of a micro-batch; `normalizer` None divides by its own supervised
         tokens."""
-        context = self.fitted.context()
+        context = self.objective_state.context()
         if "progress" in self.objective.needs:
             context["progress"] = self.global_step / max(self.total_steps, 1)
         objective = _TokenLoss(self)
-        if self.training and not self.fitted.missing:
-            self._readings = self.objective.readings(TokenStats(torch.zeros(0), **context))
+        if self.training and not self.objective_state.missing:
+            self._logged_values = self.objective.logged_values(TokenStats(torch.zeros(0), **context))
         weight, packs = None, Packs.of(batch)
         if self.normalize == "sequence":
             supervised = batch["labels"] != IGNORE_INDEX
@@ -348,13 +348,13 @@ class ProbSFTModule(L.LightningModule):
             with self.trainer.precision_plugin.forward_context() if rounded else contextlib.nullcontext():
                 for model in dict.fromkeys([self.model, *([self._frozen.model] if self._frozen else [])]):
                     check_packing(model)
-        if self.fitted.missing and not self.trainer.ckpt_path:  # a run that goes on has it in its checkpoint
-            self.fitted.set(measure(self, self.probe_rows))
+        if self.objective_state.missing and not self.trainer.ckpt_path:  # a run that goes on has it in its checkpoint
+            self.objective_state.set(measure(self, self.probe_rows))
             self._watch_interval()
 
     def _watch_interval(self) -> None:
         for means in (self.train_means, *(evaluation.means for evaluation in self._evaluations())):
-            means.watch(self.fitted.interval)
+            means.watch(self.objective_state.interval)
 
     def _evaluations(self) -> list[Evaluation]:
         return cast("list[Evaluation]", list(self.evaluations))
@@ -374,9 +374,9 @@ class ProbSFTModule(L.LightningModule):
         super().optimizer_step(*args, **kwargs)
         if self.trainer.fit_loop._should_accumulate():
             return
-        if self.fitted.follows:  # before a checkpoint is written
+        if self.objective_state.follows:  # before a checkpoint is written
             means = self.train_means.compute()
-            self.fitted.follow(float(means["mean_p"]), float(means["nll"]))
+            self.objective_state.follow(float(means["mean_p"]), float(means["nll"]))
         strategy = self.trainer.strategy
         if isinstance(strategy, DeepSpeed):
             self._grad_norm = torch.tensor(strategy.grad_norm)
@@ -401,7 +401,7 @@ class ProbSFTModule(L.LightningModule):
         self.train_means.reset()
         shown["lr"] = torch.tensor(self._lr)
         self.log_dict(shown, prog_bar=True)
-        means |= {f"train/{name}": torch.tensor(value) for name, value in self._readings.items()}
+        means |= {f"train/{name}": torch.tensor(value) for name, value in self._logged_values.items()}
         self.log_dict({**means, "train/grad_norm": self._grad_norm, "train/skipped_steps": float(self.skipped_steps)})
         self._grad_norm = None
 
@@ -436,7 +436,7 @@ class ProbSFTModule(L.LightningModule):
         for name, other in zip(self.watched, watched, strict=True):
             found = other.take()
             means |= {f"{name}/{key}": found[key] for key in ("nll", "mean_p", "ece")}
-        if self.fitted.missing:
+        if self.objective_state.missing:
             for name in ("loss", "inside"):
                 means.pop(name)
         if (
@@ -512,8 +512,10 @@ class ProbSFTModule(L.LightningModule):
         check_combination(self, stage)
         name = None if self.source is None else self.source.name
         fingerprint = getattr(self.datamodule, "fingerprint", None) if stage == "fit" else None
-        for stranger in self.fitted.strangers(model=name, data_fingerprint=fingerprint):
-            rank_zero_warn(f"model.objective.source: {self.fitted.source} was measured with another {stranger}")
+        for mismatch in self.objective_state.mismatches(model=name, data_fingerprint=fingerprint):
+            rank_zero_warn(
+                f"model.objective.source: {self.objective_state.source} was measured with another {mismatch}"
+            )
         sources_of = getattr(self.datamodule, "sources_of", lambda split: ())
         self.train_means.tell_apart(sources_of("train"))
         own = self._evaluations()[0]
@@ -538,7 +540,7 @@ class _TokenLoss(Objective):
     def __init__(self, module: ProbSFTModule, measures: bool = True) -> None:
         self._module = module
         # A model that is validated alone was not probed: what is asked of it, all but the loss, is known without.
-        self._known = not module.fitted.missing
+        self._known = not module.objective_state.missing
         # A pass over the logits that training does not pay for.
         self._measured = frozenset({"entropy"} if measures and not module.training else ())
 

@@ -51,7 +51,7 @@ def progress_of(module: ProbSFTModule) -> dict[str, Any]:
     return {
         "base": None if module.base_of_adapters is None else module.base_of_adapters["fingerprint"],
         "skipped_steps": module.skipped_steps,
-        "fitted": module.fitted.state_dict(),
+        "fitted": module.objective_state.state_dict(),
         "initial_metrics": module.initial_metrics,
         "seed": module.seed,
         "accumulate": module.trainer.accumulate_grad_batches,
@@ -98,7 +98,7 @@ def restore(module: ProbSFTModule, checkpoint: dict[str, Any]) -> None:
     module.seed = progress.get("seed", module.seed)
     module.skipped_steps = progress.get("skipped_steps", 0)
     if "fitted" in progress:
-        module.fitted.load_state_dict(progress["fitted"])
+        module.objective_state.load_state_dict(progress["fitted"])
     module.initial_metrics = progress.get("initial_metrics", {})
 
 

@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 
 from lit_probsft.analysis.charts import curves, read_metrics
-from lit_probsft.analysis.page import escape, told
+from lit_probsft.analysis.page import escape, format_value
 from lit_probsft.analysis.svg import Plot, ticks
 from lit_probsft.analysis.tokens import BINS, EDGES, Tokens
 from lit_probsft.cli.commands import main
@@ -261,7 +261,7 @@ def test_a_picture_of_one_point_or_none_is_one() -> None:
 
 
 def test_p_near_1_is_told_apart_from_1() -> None:
-    assert [told(value) for value in (0.99998, 1.0, 0.5, True, None, 12345, [0.1, "a"])] == [
+    assert [format_value(value) for value in (0.99998, 1.0, 0.5, True, None, 12345, [0.1, "a"])] == [
         "0.99998",
         "1",
         "0.5",

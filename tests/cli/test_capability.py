@@ -132,7 +132,7 @@ def test_the_command_says_what_a_plain_loop_says(
     # What it has written is what objectives read.
     flags = ("--model.objective", "QuantileThreshold", "--model.objective.source", "runs/tiny")
     fit = main(["fit", "--config", str(path), "--name=fit", "--trainer.max_steps=1", *flags, "--trainer.precision=32"])
-    assert fit.model.fitted.capability.mean_prob == result["mean_prob"]
+    assert fit.model.objective_state.capability.mean_prob == result["mean_prob"]
     record = json.loads((tmp_path / "runs" / "fit" / "run.json").read_text())["objective"]
     edge = record["fitted"]["init_args"]["min_prob"]
     assert np.log(edge / (1 - edge)) == pytest.approx(result["permilles"][99])
@@ -264,7 +264,7 @@ def test_the_pilots_can_be_run_as_they_are_printed(tmp_path: Path, monkeypatch: 
     assert "--name mine-pilot-running" in command
     cli = main(shlex.split(command)[3:])
     assert cli.trainer.global_step == 2  # a quarter of an epoch of 24 rows, four to a step
-    assert cli.model.fitted.capability.mean_prob == result["mean_prob"]
+    assert cli.model.objective_state.capability.mean_prob == result["mean_prob"]
     assert "val/accuracy" in cli.trainer.callback_metrics
 
 

@@ -376,7 +376,7 @@ def test_values_out_of_range_are_refused_at_construction(make, kwargs, message):
         (
             None,
             {"max_length": 5, "overflow": "drop"},
-            r"^data.train: .*, all 24 were lost \(24 dropped, 0 skipped\); the first: data.max_length: \d+ tokens, at most 5",
+            r"^data.train: .*, all 24 were lost \(24 dropped, 0 skipped\); the first: data.max_length: \d+ tokens",
         ),
         (
             None,
@@ -484,7 +484,7 @@ def test_a_bad_row_stops_the_run_or_is_skipped_counted_and_listed(make, tmp_path
         module = make(train=str(path), max_length=120, on_bad_row="skip")
         report = module.report["train"]
         assert (report["rows"], report["kept"], report["skipped"], report["dropped"]) == (4, 3, 1, 0)
-        ((loss),) = module.losses["train"]
+        ((loss),) = module.dropped_rows["train"]
         assert (loss["row"], loss["what"]) == (2, "skipped")
         assert reason in loss["reason"]
         assert module._stores["train"].rows.tolist() == [0, 1, 3]
@@ -495,13 +495,13 @@ def test_a_cell_of_a_table_that_is_not_utf_8_costs_its_row_alone(make, tmp_path)
     path.write_bytes(b"prompt,response\na,b\na,\xff\na,b,c\nc,d\n")
     module = make(train=str(path), on_bad_row="skip")
     assert module._stores["train"].rows.tolist() == [0, 3]
-    assert ["line 3: not UTF-8" in loss["reason"] for loss in module.losses["train"]] == [True, False]
+    assert ["line 3: not UTF-8" in loss["reason"] for loss in module.dropped_rows["train"]] == [True, False]
 
 
 def test_dropped_rows_are_listed_with_their_length(make, questions):
     module = make(max_length=75, overflow="drop")
-    assert len(module.losses["train"]) == module.report["train"]["dropped"] > 0
-    loss = module.losses["train"][0]
+    assert len(module.dropped_rows["train"]) == module.report["train"]["dropped"] > 0
+    loss = module.dropped_rows["train"][0]
     assert loss["what"] == "dropped"
     assert "tokens, at most 75 are kept" in loss["reason"]
 
@@ -537,7 +537,9 @@ def test_documents_of_both_splits_are_counted_and_removed_from_training_when_ask
     assert removed.report["train"]["in_validation"] == 0
     assert removed.report["train"]["dropped"] == 3
     assert removed._stores["train"].rows.tolist() == list(range(3, 24))
-    assert {loss["reason"] for loss in removed.losses["train"]} == {"data.duplicates: it is in data.validation too"}
+    assert {loss["reason"] for loss in removed.dropped_rows["train"]} == {
+        "data.duplicates: it is in data.validation too"
+    }
     assert removed.report["validation"] == kept.report["validation"]
     fewer = make(validation=jsonl(questions[:2], "fewer.jsonl"), duplicates="remove")
     assert fewer.report["train"]["kept"] == 22  # the other validation set's tokens are not read

@@ -21,7 +21,7 @@ from lit_probsft.errors import UserError
 from lit_probsft.model.lora import LoRA
 from lit_probsft.model.sources import PretrainedCausalLM
 from lit_probsft.run.export import export_model
-from lit_probsft.run.upload import HubOptions, made_ready, upload
+from lit_probsft.run.upload import HubOptions, ensure_repo, upload
 from lit_probsft.training.module import ProbSFTModule
 from tests import tiny
 from tests.hub_server import TOKEN, USER, Hub, Repo, connected, forget
@@ -231,7 +231,7 @@ def test_what_would_keep_a_model_from_the_hub_is_told(
         monkeypatch.setattr(huggingface_hub.constants, "HF_HUB_OFFLINE", True)
     hub.fails = options.pop("fails", None)
     with pytest.raises(UserError) as caught:
-        made_ready(HubOptions(**options))
+        ensure_repo(HubOptions(**options))
     assert str(caught.value).startswith(message)
 
 
@@ -257,7 +257,7 @@ def test_it_is_told_before_anything_is_read(hub: Hub, more: list[str], message: 
 def test_a_hub_that_is_not_there_is_told(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", "http://127.0.0.1:9")
     with pytest.raises(UserError, match=r"^--push-to-hub: expected a hub that can be reached, http://127.0.0.1:9 "):
-        made_ready(HubOptions("me/x"), "--push-to-hub")
+        ensure_repo(HubOptions("me/x"), "--push-to-hub")
 
 
 @pytest.mark.slow

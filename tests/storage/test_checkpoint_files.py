@@ -27,7 +27,7 @@ from lit_probsft.cli.config.checks import read_checkpoint
 from lit_probsft.errors import UserError
 from lit_probsft.model.sources import PretrainedCausalLM
 from lit_probsft.run.export import export_checkpoint
-from lit_probsft.storage.atomic import beside, link, partial_of, recover, remove, tidy
+from lit_probsft.storage.atomic import atomic_write, link, partial_of, recover, remove, tidy
 from lit_probsft.storage.checkpoint_files import (
     MANIFEST,
     WholeFileIO,
@@ -103,7 +103,7 @@ def test_what_is_written_beside_appears_whole_and_at_once(new: Any, old: Any, le
         for tree, path in ((old, target), (leftover, partial_of(target))):
             if tree is not None:
                 write(tree, path)
-        with pytest.raises(NotADirectoryError) if refused else nullcontext(), beside(target) as partial:
+        with pytest.raises(NotADirectoryError) if refused else nullcontext(), atomic_write(target) as partial:
             assert not os.path.lexists(partial)
             write(new, partial)
             assert read(target) == old
@@ -123,7 +123,7 @@ def test_what_fails_leaves_what_was_there(half: Any, old: Any, kind: type[BaseEx
         target, before = folder / "target", {} if old is None else {"target": old}
         if old is not None:
             write(old, target)
-        with pytest.raises(kind), beside(target) as partial:
+        with pytest.raises(kind), atomic_write(target) as partial:
             if half is not None:
                 write(half, partial)
             raise kind
@@ -137,7 +137,7 @@ def test_a_writer_that_writes_nothing_leaves_what_was_there(old: Any) -> None:
         target, before = folder / "target", {} if old is None else {"target": old}
         if old is not None:
             write(old, target)
-        with pytest.raises(FileNotFoundError), beside(target):
+        with pytest.raises(FileNotFoundError), atomic_write(target):
             pass
         assert read(folder) == before
 
@@ -151,7 +151,7 @@ def test_a_folder_that_a_crash_left_aside_is_there_again(new: Any, old: Any, fai
         write(old, folder / ".target.old")
         write(new, partial_of(target))
         try:
-            with beside(target) as partial:
+            with atomic_write(target) as partial:
                 assert read(target) == old
                 write(new, partial)
                 if fails:

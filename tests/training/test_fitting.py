@@ -21,7 +21,7 @@ from lit_probsft.objectives import (
     RunningPower,
     Threshold,
 )
-from lit_probsft.training.fitting import Capability, Fitted
+from lit_probsft.training.fitting import Capability, ObjectiveState
 from lit_probsft.training.module import ProbSFTModule
 from lit_probsft.training.optim import Schedule
 from tests import tiny
@@ -80,28 +80,28 @@ def by_hand(rows: Path) -> tuple[float, torch.Tensor]:
 def test_the_capability_is_measured_before_the_first_step(rows: Path) -> None:
     mean_p, odds = by_hand(rows)
     module = fit(rows, CapabilityPower(), max_steps=2)
-    assert module.fitted.capability.mean_prob == pytest.approx(mean_p, rel=1e-5)
+    assert module.objective_state.capability.mean_prob == pytest.approx(mean_p, rel=1e-5)
     assert [step["train/alpha"] for step in module.logged] == pytest.approx([mean_p / (1 - mean_p)] * 2, rel=1e-5)
     for permille in (1, 100, 500, 999):
         expected = odds[math.ceil(permille * len(odds) / 1000) - 1]
-        assert module.fitted.capability.log_odds[permille - 1] == pytest.approx(expected.item(), abs=1e-3)
+        assert module.objective_state.capability.log_odds[permille - 1] == pytest.approx(expected.item(), abs=1e-3)
 
 
 def test_a_stream_is_measured_by_its_first_rows(rows: Path) -> None:
     data = tiny.data(rows, streaming=True)
     module = Diary(tiny.model(), CapabilityPower(), optimizer=tiny.adamw, probe_rows=20)
     tiny.trainer(max_epochs=-1, max_steps=1).fit(module, datamodule=data)
-    assert module.fitted.capability.mean_prob == pytest.approx(by_hand(rows)[0], rel=1e-5)
+    assert module.objective_state.capability.mean_prob == pytest.approx(by_hand(rows)[0], rel=1e-5)
 
 
 @pytest.mark.parametrize(("side", "inside"), [("top", 0.7), ("bottom", 0.7)])
 def test_a_quantile_keeps_its_share_at_the_start_and_stays_where_it_is(rows: Path, side: Any, inside: float) -> None:
     module = fit(rows, QuantileThreshold(NLL(), keep=0.7, side=side), max_epochs=1, accumulate_grad_batches=3)
     assert module.logged[-1]["train/inside"] == pytest.approx(inside, abs=0.01)  # one step, of the model measured
-    capability = module.fitted.capability
+    capability = module.objective_state.capability
     edges = (capability.prob_at(300), 1.0) if side == "top" else (0.0, capability.prob_at(700))
     assert module.objective.fitted(capability) == Threshold(NLL(), *edges)
-    assert module.fitted.interval == edges
+    assert module.objective_state.interval == edges
 
 
 def test_a_source_stands_for_the_measurement(rows: Path, source: str, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -148,7 +148,7 @@ def test_a_run_that_resumes_goes_on_as_if_nothing_had_happened(rows: Path, tmp_p
     fit(rows, objective, max_epochs=1, keep=tmp_path / "half.ckpt")
     rest = fit(rows, objective, ckpt_path=tmp_path / "half.ckpt")
     assert rest.logged == whole.logged[3:]
-    assert rest.fitted.state_dict() == whole.fitted.state_dict()
+    assert rest.objective_state.state_dict() == whole.objective_state.state_dict()
     for name, value in tiny.weights(whole).items():
         assert torch.equal(tiny.weights(rest)[name], value), name
 
@@ -215,7 +215,7 @@ def test_the_numbers_are_put_in_wherever_they_belong() -> None:
 
 
 def test_a_step_without_tokens_leaves_the_running_mean_alone() -> None:
-    fitted = Fitted(RunningPower())
+    fitted = ObjectiveState(RunningPower())
     fitted.set(Capability(0.2, QUANTILES))
     fitted.follow(math.nan, math.nan)
     assert fitted.running_mean_p == 0.2

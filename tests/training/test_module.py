@@ -340,8 +340,8 @@ def test_validation_counts_every_token_once(rows: Path, tmp_path: Path) -> None:
 def test_the_head_is_told_what_the_objective_reads_whatever_wraps_it() -> None:
     for objective in ALL:
         module = ProbSFTModule("a/model", objective)
-        if module.fitted.missing:
-            module.fitted.set(CONTEXT["capability"])
+        if module.objective_state.missing:
+            module.objective_state.set(CONTEXT["capability"])
         seen = _TokenLoss(module)
         assert (seen.needs, seen.top_k) == (objective.needs, objective.top_k)
     assert _TokenLoss(ProbSFTModule("a/model", Threshold(EAFT(k=3)))).top_k == 3

@@ -12,7 +12,7 @@ from torch.utils.data._utils import worker
 
 from lit_probsft.data.batches.cache import digest
 from lit_probsft.data.batches.loader import WORKERS
-from lit_probsft.data.batches.prepare import Counts, Outcome, Work
+from lit_probsft.data.batches.prepare import Counts, Outcome, RowTokenizer
 from lit_probsft.data.batches.store import Document
 from lit_probsft.data.rows.splits import Item
 from lit_probsft.errors import UserError
@@ -42,11 +42,11 @@ class Block:
 
 
 @dataclass(frozen=True)
-class Reading:
+class BlockReader:
     """How blocks are made.
 
     Attributes:
-        work: source, tokenizer and recipe.
+        row_tokenizer: source, tokenizer and recipe.
         size: rows of a block.
         share, shares: of each `shares` rows of a block that follow each other, one is made into a document. Which one
             is drawn, by the block's number: ranks would get a source each of a mixture that takes turns.
@@ -55,7 +55,7 @@ class Reading:
         remove: leave out what is in the validation set too.
     """
 
-    work: Work
+    row_tokenizer: RowTokenizer
     size: int
     share: int = 0
     shares: int = 1
@@ -67,7 +67,7 @@ class Reading:
     def blocks(self, number: int, place: Any) -> Iterator[Block]:
         """Block `number`, whose first row lies at `place`, and all that come after; one with an error is the last."""
         try:
-            self.work.check()
+            self.row_tokenizer.check()
             stream = self._source(lambda source: source.stream(place))
             while True:
                 yield self._block(stream, number)
@@ -77,9 +77,9 @@ class Reading:
 
     def _source(self, call: Any) -> Any:
         try:
-            return call(self.work.loaded.source)
+            return call(self.row_tokenizer.loaded.source)
         except UserError as error:
-            raise error.within(f"data.{self.work.loaded.argument}") from error
+            raise error.within(f"data.{self.row_tokenizer.loaded.argument}") from error
 
     def _block(self, stream: Any, number: int) -> Block:
         block = Block(number)
@@ -94,7 +94,7 @@ class Reading:
         return block
 
     def _add(self, block: Block, item: Item, row: int, *, listed: bool) -> None:
-        outcome, counts = self.work.of(item, row), block.counts
+        outcome, counts = self.row_tokenizer.of(item, row), block.counts
         if outcome.document is not None and self.known:
             known = digest(outcome.document.ids, outcome.document.labels) in self.known
             block.in_validation += known
@@ -105,29 +105,29 @@ class Reading:
             ids, labels = (np.asarray(x, dtype=np.int32) for x in (outcome.document.ids, outcome.document.labels))
             block.documents.append(outcome.document._replace(ids=ids, labels=labels))
         elif listed:
-            counts.lose(outcome, self.work.loaded, (item.source, item.place))
+            counts.lose(outcome, self.row_tokenizer.loaded, (item.source, item.place))
 
 
 class _Feed(IterableDataset[Block]):
     """The blocks of one worker process, or of this one."""
 
-    def __init__(self, reading: Reading, number: int, place: Any) -> None:
-        self.reading, self.number, self.place = reading, number, place
+    def __init__(self, reader: BlockReader, number: int, place: Any) -> None:
+        self.reader, self.number, self.place = reader, number, place
 
     def __iter__(self) -> Iterator[Block]:
-        info, reading = worker.get_worker_info(), self.reading
+        info, reader = worker.get_worker_info(), self.reader
         if info is not None:
             # `datasets` would give each worker a part of the rows; every one of them has to see where the others are.
             worker._worker_info = None
             # A part of this rank's share, which is the same however many workers there are.
-            reading = replace(reading, part=info.id, parts=info.num_workers)
-        return reading.blocks(self.number, self.place)
+            reader = replace(reader, part=info.id, parts=info.num_workers)
+        return reader.blocks(self.number, self.place)
 
 
-def block_loader(reading: Reading, number: int, place: Any, num_workers: int) -> DataLoader[Block]:
+def block_loader(reader: BlockReader, number: int, place: Any, num_workers: int) -> DataLoader[Block]:
     """A loader of blocks, which worker processes make ahead; `together` takes its items."""
     options = {**WORKERS, "prefetch_factor": 1} if num_workers else {}
-    return DataLoader(_Feed(reading, number, place), batch_size=None, num_workers=num_workers, **options)
+    return DataLoader(_Feed(reader, number, place), batch_size=None, num_workers=num_workers, **options)
 
 
 def together(parts: list[Block]) -> Block:

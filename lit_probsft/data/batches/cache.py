@@ -86,7 +86,7 @@ def cached_store(
         raise UserError(
             f"data.{split.loaded.argument}",
             f"expected rows that can be used, all {counts.rows} were lost ({counts.dropped} dropped, {counts.skipped} "
-            f"skipped); the first: {counts.losses[0]['reason']}",
+            f"skipped); the first: {counts.dropped_rows[0]['reason']}",
         ) from error
 
 

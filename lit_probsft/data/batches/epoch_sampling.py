@@ -10,7 +10,7 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 
-class Visits:
+class EpochSampler:
     """A fixed number of places in every epoch, and who takes them.
 
     An epoch has as many places as the quotas add up to. A source with q places for n documents visits each q // n

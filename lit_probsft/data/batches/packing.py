@@ -19,7 +19,7 @@ from lit_probsft.data.batches.plan import Plan, _Order
 from lit_probsft.errors import UserError
 
 if TYPE_CHECKING:
-    from lit_probsft.data.batches.epoch_sampling import Visits
+    from lit_probsft.data.batches.epoch_sampling import EpochSampler
 
 _PAIR_SLACK = 32
 """A pair is taken for the end of a pack if it leaves fewer tokens empty than this, and fewer than a single document."""
@@ -105,7 +105,7 @@ class PackedPlan(Plan):
         accumulate: as there.
         world_size: as there.
         seed: as there.
-        visits: as there.
+        sampler: as there.
     """
 
     def __init__(
@@ -118,10 +118,10 @@ class PackedPlan(Plan):
         accumulate: int = 1,
         world_size: int = 1,
         seed: int = 0,
-        visits: Visits | None = None,
+        sampler: EpochSampler | None = None,
     ) -> None:
         windows: dict[str, Any] = {"batch_size": batch_size, "accumulate": accumulate, "world_size": world_size}
-        super().__init__(lengths, supervised, **windows, seed=seed, pool=0, visits=visits)
+        super().__init__(lengths, supervised, **windows, seed=seed, pool=0, sampler=sampler)
         if len(self.lengths) and not 1 <= self.lengths.min() <= self.lengths.max() <= max_length:
             raise UserError(
                 "max_length",

@@ -16,7 +16,7 @@ from numpy.typing import ArrayLike, NDArray
 from lit_probsft.errors import UserError
 
 if TYPE_CHECKING:
-    from lit_probsft.data.batches.epoch_sampling import Visits
+    from lit_probsft.data.batches.epoch_sampling import EpochSampler
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ class Plan:
             from `seed` that no epoch changes, so that the first few are a fair sample of all lengths.
         pool: windows that are sorted together; 0 leaves windows as the permutation fills them. More wastes less on
             padding and mixes lengths less within a step.
-        visits: which documents an epoch visits; by default each of them once.
+        sampler: which documents an epoch visits; by default each of them once.
     """
 
     def __init__(
@@ -84,7 +84,7 @@ class Plan:
         seed: int = 0,
         shuffle: bool = True,
         pool: int = 50,
-        visits: Visits | None = None,
+        sampler: EpochSampler | None = None,
     ) -> None:
         self.lengths = np.asarray(lengths, dtype=np.int64)
         self.supervised = np.asarray(supervised, dtype=np.int64)
@@ -103,9 +103,9 @@ class Plan:
                 raise UserError(argument, f"expected at least {least}, got {value}")
         self.batch_size, self.accumulate, self.world_size = batch_size, accumulate, world_size
         self.seed, self.shuffle, self.pool = seed, shuffle, pool
-        self.visits = visits
+        self.sampler = sampler
         # What is arranged: the documents, or the places that they take by turns.
-        self._places = self.lengths if visits is None else visits.lengths
+        self._places = self.lengths if sampler is None else sampler.lengths
         self._order: _Order | None = None
 
     @property
@@ -152,7 +152,7 @@ class Plan:
         """The plan in plain data, for the record of a run."""
         names = ("batch_size", "accumulate", "world_size", "seed", "shuffle", "pool", "window_size", "num_windows")
         facts = {"documents": len(self.lengths), "packing": None, **{name: getattr(self, name) for name in names}}
-        return facts if self.visits is None else {**facts, "visits": self.visits.describe()}
+        return facts if self.sampler is None else {**facts, "visits": self.sampler.describe()}
 
     def _epoch_order(self, epoch: int) -> _Order:
         epoch = epoch if self.shuffle else 0
@@ -184,7 +184,7 @@ class Plan:
 
     def _visited(self, epoch: int, places: NDArray[Any]) -> NDArray[Any]:
         """Who takes these places."""
-        return places if self.visits is None else self.visits.documents(epoch)[places]
+        return places if self.sampler is None else self.sampler.documents(epoch)[places]
 
     def _arrange(self, generator: np.random.Generator) -> NDArray[np.int64]:
         """All places: windows one after the other, each sorted by length."""

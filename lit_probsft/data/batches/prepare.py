@@ -24,7 +24,7 @@ from lit_probsft.data.tokens.tokenization import (
 )
 from lit_probsft.errors import UserError
 
-VERSION = 3
+VERSION = 4
 """Part of every cache key: raise it when the same rows and options should give other tokens."""
 
 _CHUNK = 64
@@ -56,14 +56,14 @@ class Counts:
     Attributes:
         dropped: too long, or left out for what they are (see `documents`).
         skipped: could not be used.
-        losses: for each row dropped or skipped `{"row", "what", "reason"}`, and its `source` where there are several.
+        dropped_rows: for each row dropped or skipped `{"row", "what", "reason"}`, and `source` where there are several.
     """
 
     rows: int = 0
     dropped: int = 0
     truncated: int = 0
     skipped: int = 0
-    losses: list[dict[str, Any]] = field(default_factory=list)
+    dropped_rows: list[dict[str, Any]] = field(default_factory=list)
 
     def add(self, outcome: Outcome) -> None:
         """Count a row."""
@@ -74,14 +74,14 @@ class Counts:
 
     def merge(self, other: Counts) -> None:
         """Count the rows of another."""
-        for name in ("rows", "truncated", "dropped", "skipped", "losses"):
+        for name in ("rows", "truncated", "dropped", "skipped", "dropped_rows"):
             setattr(self, name, getattr(self, name) + getattr(other, name))
 
     def lose(self, outcome: Outcome, loaded: LoadedSource, place: tuple[int, int]) -> None:
         """List a row as lost, which is the n-th of a part of its source."""
         (source, row), parts = place, loaded.source.parts
         origin = {"source": parts[source]} if parts else {}
-        self.losses.append({**origin, "row": row, "what": outcome.lost, "reason": outcome.reason})
+        self.dropped_rows.append({**origin, "row": row, "what": outcome.lost, "reason": outcome.reason})
 
 
 @dataclass(frozen=True)
@@ -134,13 +134,13 @@ def documents(
     bar = tqdm(
         total=len(indices), desc=f"tokenizing data.{name}", unit="row", delay=3, disable=not progress, leave=False
     )
-    work = Work(split.loaded, tokenizer, recipe)
-    work.check()
+    row_tokenizer = RowTokenizer(split.loaded, tokenizer, recipe)
+    row_tokenizer.check()
     with bar:
         if num_proc is None or num_proc <= 1:
-            outcomes: Iterator[Outcome] = (work.one(index) for index in indices)
+            outcomes: Iterator[Outcome] = (row_tokenizer.one(index) for index in indices)
         else:
-            outcomes = _in_processes(work, indices, num_proc)
+            outcomes = _in_processes(row_tokenizer, indices, num_proc)
         for index, outcome in zip(indices, outcomes, strict=True):
             bar.update()
             if outcome.document is not None and (reason := without(outcome.document)) is not None:
@@ -153,7 +153,7 @@ def documents(
 
 
 @dataclass
-class Work:
+class RowTokenizer:
     """What turns one row after the other into a document."""
 
     loaded: LoadedSource
@@ -240,17 +240,17 @@ class Work:
         return example.input_ids, example.labels
 
 
-def _in_processes(work: Work, indices: Sequence[int], num_proc: int) -> Iterator[Outcome]:
+def _in_processes(row_tokenizer: RowTokenizer, indices: Sequence[int], num_proc: int) -> Iterator[Outcome]:
     from concurrent.futures import ProcessPoolExecutor
     from concurrent.futures.process import BrokenProcessPool
 
     chunks = [list(indices[start : start + _CHUNK]) for start in range(0, len(indices), _CHUNK)]
     # Each process reads the source anew: that is cheaper than sending rows, which may be made on demand. And it is a
     # fresh process, since a tokenizer's threads do not survive a fork.
-    unread = LoadedSource(work.loaded.source, work.loaded.argument, skips=work.loaded.skips)
+    unread = LoadedSource(row_tokenizer.loaded.source, row_tokenizer.loaded.argument, skips=row_tokenizer.loaded.skips)
     # As bytes: a process that unpickles a tokenizer imports transformers first, and the next is not started before this
     # one has read all that is sent to it.
-    arguments = (pickle.dumps(Work(unread, work.tokenizer, work.recipe)),)
+    arguments = (pickle.dumps(RowTokenizer(unread, row_tokenizer.tokenizer, row_tokenizer.recipe)),)
     spawn = multiprocessing.get_context("spawn")
     try:
         with ProcessPoolExecutor(num_proc, spawn, initializer=_begin, initargs=arguments) as executor:
@@ -265,13 +265,13 @@ def _in_processes(work: Work, indices: Sequence[int], num_proc: int) -> Iterator
         ) from error
 
 
-_worker: Work
+_worker: RowTokenizer
 
 
-def _begin(work: bytes) -> None:
+def _begin(row_tokenizer: bytes) -> None:
     global _worker
     threading.Thread(target=_end_with_parent, daemon=True).start()
-    _worker = pickle.loads(work)
+    _worker = pickle.loads(row_tokenizer)
 
 
 def _end_with_parent() -> None:

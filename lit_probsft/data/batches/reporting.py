@@ -20,7 +20,7 @@ def report_split(name: str, store: TokenStore) -> dict[str, Any]:
         f"truncated, {meta['skipped']} skipped), {meta['tokens']} tokens, {meta['supervised_tokens']} of them "
         f"supervised, at most {meta['max_length']} in a row"
     )
-    return {key: value for key, value in meta.items() if key not in ("max_token_id", "losses", "sources")}
+    return {key: value for key, value in meta.items() if key not in ("max_token_id", "dropped_rows", "sources")}
 
 
 def report_sources(name: str, store: TokenStore, parts: tuple[str, ...], plan: Plan | None) -> dict[str, Any]:
@@ -34,7 +34,7 @@ def report_sources(name: str, store: TokenStore, parts: tuple[str, ...], plan: P
     """
     if store.sources is None:
         return {}
-    places = None if plan is None or plan.visits is None else plan.visits.quotas
+    places = None if plan is None or plan.sampler is None else plan.sampler.quotas
     report: dict[str, Any] = {}
     for source, part in enumerate(parts):
         chosen = store.sources == source
@@ -45,7 +45,7 @@ def report_sources(name: str, store: TokenStore, parts: tuple[str, ...], plan: P
         if places is not None and kept:
             times = places[source] / kept
             report[part] |= {"documents_per_epoch": places[source], "times_per_epoch": times}
-            told += f"; an epoch visits {places[source]} documents, each {times:.3g} times"
+            told += f"; an epoch sampler {places[source]} documents, each {times:.3g} times"
         rank_zero_info(f"data.{name}.sources.{part}: {told}")
         if not kept:
             rank_zero_warn(f"data.{name}.sources.{part}: no document is left")
@@ -63,7 +63,7 @@ def report_packs(plan: PackedPlan) -> dict[str, Any]:
 
 def report_skipped(name: str, store: TokenStore) -> None:
     """The first rows that could not be used, each with its reason."""
-    for loss in [loss for loss in store.meta["losses"] if loss["what"] == "skipped"][:3]:
+    for loss in [loss for loss in store.meta["dropped_rows"] if loss["what"] == "skipped"][:3]:
         rank_zero_warn(f"data.{name}: skipped: {loss['reason']}")
 
 

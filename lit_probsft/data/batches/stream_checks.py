@@ -8,7 +8,7 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
-from lit_probsft.data.batches.prepare import Work
+from lit_probsft.data.batches.prepare import RowTokenizer
 from lit_probsft.data.rows.splits import Item, LoadedSource
 from lit_probsft.data.tokens.tokenizers import tokenizer_fingerprint
 from lit_probsft.errors import UserError
@@ -33,23 +33,23 @@ def first_rows(loaded: LoadedSource, most: int) -> list[Item]:
     return items
 
 
-def check_beginning(work: Work) -> None:
+def check_beginning(row_tokenizer: RowTokenizer) -> None:
     """Refuse a stream whose first rows cannot be trained on.
 
     Raises:
         UserError: it cannot be read, the template is broken, or a row cannot be used that is not to be skipped.
     """
-    work.check()
-    for row, item in enumerate(first_rows(work.loaded, _PROBED)):
-        if work.of(item, row).document is not None:
+    row_tokenizer.check()
+    for row, item in enumerate(first_rows(row_tokenizer.loaded, _PROBED)):
+        if row_tokenizer.of(item, row).document is not None:
             break
 
 
-def stream_fingerprint(work: Work, options: Mapping[str, Any]) -> str:
+def stream_fingerprint(row_tokenizer: RowTokenizer, options: Mapping[str, Any]) -> str:
     """A digest of what a stream is made of: its files or repository, recipe, tokenizer and the options of its order."""
     try:
-        identity = work.loaded.source.identity()
+        identity = row_tokenizer.loaded.source.identity()
     except UserError as error:
-        raise error.within(f"data.{work.loaded.argument}") from error
-    parts = [identity, asdict(work.recipe), tokenizer_fingerprint(work.tokenizer), *options.values()]
+        raise error.within(f"data.{row_tokenizer.loaded.argument}") from error
+    parts = [identity, asdict(row_tokenizer.recipe), tokenizer_fingerprint(row_tokenizer.tokenizer), *options.values()]
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()

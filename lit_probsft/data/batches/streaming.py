@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from lightning.pytorch.utilities import rank_zero_warn
 
-from lit_probsft.data.batches.blocks import Block, Reading, block_loader, together
+from lit_probsft.data.batches.blocks import Block, BlockReader, block_loader, together
 from lit_probsft.data.batches.collate import collate
 from lit_probsft.data.batches.loader import Seat
 from lit_probsft.data.batches.packing import PackedPlan
@@ -77,34 +77,34 @@ class StreamLoader:
     rank. A run that continues tokenizes that one block anew, and is where it was.
 
     Args:
-        reading: how blocks are made.
+        reader: how blocks are made.
         plan: how they are cut.
         rank: which share of a block is this one's.
         pad_token_id: what padding is filled with.
         num_workers: processes that read and tokenize ahead.
         report: counts of rows and tokens over all ranks; kept up to date.
-        losses: rows that were lost, over all ranks; kept up to date.
+        dropped_rows: rows that were lost, over all ranks; kept up to date.
         check: told the largest id and the longest document of each block.
         gather: gives every rank's object to all; torch.distributed's by default.
     """
 
     def __init__(
         self,
-        reading: Reading,
+        reader: BlockReader,
         plan: StreamPlan,
         *,
         rank: int = 0,
         pad_token_id: int,
         num_workers: int = 0,
         report: dict[str, Any] | None = None,
-        losses: list[dict[str, Any]] | None = None,
+        dropped_rows: list[dict[str, Any]] | None = None,
         check: Callable[[int, int], None] = lambda largest, longest: None,
         gather: Callable[[Any], list[Any]] | None = None,
     ) -> None:
         self.plan, self.rank = plan, rank
         self.report: dict[str, Any] = {} if report is None else report
-        self.losses: list[dict[str, Any]] = [] if losses is None else losses
-        self._reading = replace(reading, size=plan.block_size, share=rank, shares=plan.world_size)
+        self.dropped_rows: list[dict[str, Any]] = [] if dropped_rows is None else dropped_rows
+        self._reader = replace(reader, size=plan.block_size, share=rank, shares=plan.world_size)
         self._pad_token_id, self._num_workers = pad_token_id, num_workers
         self._check, self._gather = check, gather or _everyones
         self._total = 0
@@ -134,7 +134,7 @@ class StreamLoader:
         # A block that was left in its midst is counted anew.
         self.report.clear()
         self.report.update(copy.deepcopy(at["report"]))
-        del self.losses[at["losses"] :]
+        del self.dropped_rows[at["dropped_rows"] :]
         skip = at["given"]
         for block in self._blocks(at["block"], at["place"]):
             for batch in self._micro_batches(block, skip):
@@ -147,7 +147,7 @@ class StreamLoader:
     def state_dict(self) -> dict[str, Any]:
         """The place: plain data, the same on every rank."""
         plan = self.plan
-        state = {**self._at, "losses": self.losses[: self._at["losses"]], "total": self._total}
+        state = {**self._at, "dropped_rows": self.dropped_rows[: self._at["dropped_rows"]], "total": self._total}
         return copy.deepcopy({**state, "accumulate": plan.accumulate, "world_size": plan.world_size})
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -162,7 +162,7 @@ class StreamLoader:
                 f"a stream goes on with as many processes as before, {state['world_size']}, got {self.plan.world_size}",
             )
         state = copy.deepcopy(state)
-        self.losses[:] = state.pop("losses")
+        self.dropped_rows[:] = state.pop("dropped_rows")
         self.report.update(state["report"])
         ratio = self.plan.accumulate / state["accumulate"]  # of whole windows
         self._total = round(state["total"] * ratio)
@@ -171,14 +171,14 @@ class StreamLoader:
             "place": state["place"],
             "given": round(state["given"] * ratio),
             "report": state["report"],
-            "losses": len(self.losses),
+            "dropped_rows": len(self.dropped_rows),
         }
 
     # How it comes about.
 
     def _blocks(self, number: int, place: Any) -> Iterator[Block]:
         """This rank's shares of the blocks."""
-        loader = block_loader(self._reading, number, place, self._num_workers)
+        loader = block_loader(self._reader, number, place, self._num_workers)
         blocks = iter(loader)
         self._iterator = blocks if self._num_workers else None
         while True:
@@ -186,7 +186,7 @@ class StreamLoader:
 
     def _micro_batches(self, block: Block, skip: int) -> Iterator[dict[str, Any]]:
         plan, accumulate = self.plan, self.plan.accumulate
-        documents = InMemory(block.documents, parts=bool(self._reading.work.loaded.source.parts))
+        documents = InMemory(block.documents, parts=bool(self._reader.row_tokenizer.loaded.source.parts))
         error = block.error
         if error is None:
             try:
@@ -218,7 +218,7 @@ class StreamLoader:
     def _place(self, number: int, place: Any) -> dict[str, Any]:
         """The state at the beginning of a block, with what has been counted so far."""
         report = copy.deepcopy(self.report)
-        return {"block": number, "place": place, "given": 0, "report": report, "losses": len(self.losses)}
+        return {"block": number, "place": place, "given": 0, "report": report, "dropped_rows": len(self.dropped_rows)}
 
     def _collated(self, documents: InMemory, ours: Plan, number: int, index: int, counts: Any) -> dict[str, Any]:
         if index < ours.num_micro_batches:
@@ -241,15 +241,15 @@ class StreamLoader:
         before, common = self.report.get("skipped", 0), self.report.get("in_validation", 0)
         for facts in everyones:
             facts = dict(facts)
-            self.losses += facts.pop("losses")[: MOST_LISTED - len(self.losses)]
+            self.dropped_rows += facts.pop("dropped_rows")[: MOST_LISTED - len(self.dropped_rows)]
             for name in ("max_length", "passes"):
                 self.report[name] = max(self.report.get(name, 0), facts.pop(name))
             for name, number in facts.items():
                 self.report[name] = self.report.get(name, 0) + number
-        for loss in [loss for loss in self.losses if loss["what"] == "skipped"][:3] if not before else []:
+        for loss in [loss for loss in self.dropped_rows if loss["what"] == "skipped"][:3] if not before else []:
             rank_zero_warn(f"data.train: skipped: {loss['reason']}")
         if not common and (common := self.report["in_validation"]):
-            remedy = "they are left out" if self._reading.remove else "`data.duplicates: remove` leaves them out"
+            remedy = "they are left out" if self._reader.remove else "`data.duplicates: remove` leaves them out"
             first = f"{common} of the first {self.report['rows']} rows"
             rank_zero_warn(f"data.train: {first} are in data.validation too; {remedy}")
 
@@ -258,7 +258,7 @@ class StreamLoader:
         if windows:
             self._fruitful = passes
         elif passes > self._fruitful + bool(self.report.get("kept")):
-            reason = f", the first for its reason: {self.losses[0]['reason']}" if self.losses else ""
+            reason = f", the first for its reason: {self.dropped_rows[0]['reason']}" if self.dropped_rows else ""
             none = f"none of {self.report['rows']} can" if not self.report.get("kept") else "none of a whole pass could"
             raise UserError("data.train", f"expected rows that can be used, {none}{reason}")
 

@@ -13,8 +13,8 @@ from lit_probsft.cli.commands import main
 from lit_probsft.cli.preview import make_preview
 from lit_probsft.data import BPETokenizer, ByteTokenizer, InstructionDataModule, Mixture, Part, Rows
 from lit_probsft.data.batches import streaming
-from lit_probsft.data.batches.blocks import Reading
-from lit_probsft.data.batches.prepare import Recipe, Work
+from lit_probsft.data.batches.blocks import BlockReader
+from lit_probsft.data.batches.prepare import Recipe, RowTokenizer
 from lit_probsft.data.batches.streaming import StreamLoader, StreamPlan
 from lit_probsft.data.rows.sources import Source
 from lit_probsft.data.rows.splits import LoadedSource
@@ -37,8 +37,8 @@ def path(tmp_path_factory):
 def loader_of(source, tokenizer, *, rank=0, workers=0, gather=None, skip=False, **shape):
     plan = StreamPlan(**{"batch_size": 2, "pool": 2, "buffer": 12, **shape})
     recipe = Recipe(max_length=plan.max_length, on_bad_row="skip" if skip else "error")
-    work = Work(LoadedSource(source, "train", skips=skip), tokenizer, recipe)
-    reading = Reading(work, plan.block_size)
+    row_tokenizer = RowTokenizer(LoadedSource(source, "train", skips=skip), tokenizer, recipe)
+    reading = BlockReader(row_tokenizer, plan.block_size)
     return StreamLoader(
         reading, plan, rank=rank, pad_token_id=tokenizer.pad_token_id, num_workers=workers, gather=gather
     )
@@ -237,7 +237,7 @@ def test_bad_rows_are_skipped_counted_and_listed_once(broken, byte_tokenizer, wo
     bad = {row for row in range(max(documents)) if row % 29 in (3, 14, 28)}
     assert documents.isdisjoint(bad)
     for loader in ranks.loaders:
-        assert [(loss["row"], loss["what"]) for loss in loader.losses] == [
+        assert [(loss["row"], loss["what"]) for loss in loader.dropped_rows] == [
             (3, "skipped"),
             (14, "skipped"),
             (28, "skipped"),
@@ -253,11 +253,11 @@ def test_skipped_rows_are_told_though_others_were_dropped_before(tmp_path, byte_
     with file.open("a") as rows:
         rows.write("{nonsense\n")
     recipe = Recipe(max_length=150, overflow="drop", on_bad_row="skip")
-    work = Work(LoadedSource(Rows(str(file)), "train", skips=True), byte_tokenizer, recipe)
-    loader = StreamLoader(Reading(work, 4), StreamPlan(2, buffer=4, num_windows=12), pad_token_id=0)
+    row_tokenizer = RowTokenizer(LoadedSource(Rows(str(file)), "train", skips=True), byte_tokenizer, recipe)
+    loader = StreamLoader(BlockReader(row_tokenizer, 4), StreamPlan(2, buffer=4, num_windows=12), pad_token_id=0)
     with pytest.warns(UserWarning, match="data.train: skipped: .* line 22: not valid JSON"):
         drained(loader)
-    assert [loss["what"] for loss in loader.losses] == ["dropped", "skipped"]
+    assert [loss["what"] for loss in loader.dropped_rows] == ["dropped", "skipped"]
 
 
 def test_of_many_lost_rows_the_first_are_listed_and_all_are_counted(broken, byte_tokenizer, monkeypatch):
@@ -265,7 +265,7 @@ def test_of_many_lost_rows_the_first_are_listed_and_all_are_counted(broken, byte
     loader = loader_of(Rows(str(broken)), byte_tokenizer, num_windows=18, skip=True)
     with pytest.warns(UserWarning, match="skipped"):
         drained(loader)
-    assert [loss["row"] for loss in loader.losses] == [3, 14]
+    assert [loss["row"] for loss in loader.dropped_rows] == [3, 14]
     assert loader.report["skipped"] >= 3
 
 
@@ -349,7 +349,7 @@ def test_epochs_that_end_in_the_midst_of_a_block_go_on_in_it_and_count_its_rows_
         seen.append(documents)
     assert seen[0] == seen[1]
     assert whole.report["train"] == cut.report["train"]
-    assert whole.losses == cut.losses
+    assert whole.dropped_rows == cut.dropped_rows
 
 
 def test_what_is_in_validation_is_left_out_of_a_stream_where_asked_for(module, path):
@@ -360,8 +360,8 @@ def test_what_is_in_validation_is_left_out_of_a_stream_where_asked_for(module, p
         batches = [batch for batch, _ in zip(loader, range(14), strict=False)]
     seen = {document % 29 for batch in batches for document in batch["documents"].tolist()}
     assert seen == set(range(5, 29))
-    assert [loss["row"] for loss in loader.losses] == list(range(5))
-    assert {loss["reason"] for loss in loader.losses} == {"data.duplicates: it is in data.validation too"}
+    assert [loss["row"] for loss in loader.dropped_rows] == list(range(5))
+    assert {loss["reason"] for loss in loader.dropped_rows} == {"data.duplicates: it is in data.validation too"}
 
 
 def test_an_endless_loader_has_no_length(module):

@@ -12,14 +12,14 @@ from hypothesis import strategies as st
 from lightning.pytorch.loggers import Logger
 
 from lit_probsft.data import ByteTokenizer, InstructionDataModule, Mixture, PackedPlan, Part, Plan, Rows
-from lit_probsft.data.batches.epoch_sampling import Visits
+from lit_probsft.data.batches.epoch_sampling import EpochSampler
 from lit_probsft.errors import UserError
 from lit_probsft.objectives import NLL
 from lit_probsft.training.module import ProbSFTModule
 from lit_probsft.training.optim import Schedule
 from tests import tiny
 
-# Which documents an epoch visits.
+# Which documents an epoch sampler.
 
 
 @st.composite
@@ -35,14 +35,14 @@ def visited(draw):
 @given(visited(), st.integers(0, 3))
 def test_each_source_fills_its_quota_and_its_documents_take_turns(data, seed):
     lengths, sources, quotas = data
-    visits = Visits(lengths, sources, quotas, seed=seed)
+    sampler = EpochSampler(lengths, sources, quotas, seed=seed)
     total = Counter()
     rounds = math.lcm(*(max(int((sources == source).sum()), 1) for source in range(len(quotas))))
     epochs = min(rounds, 60)
     for epoch in range(epochs):
-        chosen = visits.documents(epoch)
-        assert len(chosen) == len(visits.lengths) == sum(quotas)
-        assert (lengths[chosen] <= visits.lengths).all()
+        chosen = sampler.documents(epoch)
+        assert len(chosen) == len(sampler.lengths) == sum(quotas)
+        assert (lengths[chosen] <= sampler.lengths).all()
         assert np.bincount(sources[chosen], minlength=len(quotas)).tolist() == quotas
         for source, quota in enumerate(quotas):
             documents = np.flatnonzero(sources == source)
@@ -57,11 +57,11 @@ def test_each_source_fills_its_quota_and_its_documents_take_turns(data, seed):
 
 @pytest.mark.parametrize(("count", "quota"), [(3, 2), (101, 100), (100, 67), (150, 100), (7, 3), (1, 5), (64, 64)])
 def test_no_document_is_visited_more_often_than_another_of_its_source(count, quota):
-    visits = Visits(np.arange(2, count + 2), np.zeros(count, dtype=int), [quota])
+    sampler = EpochSampler(np.arange(2, count + 2), np.zeros(count, dtype=int), [quota])
     times = np.zeros(count, dtype=int)
     for epoch in range(2 * count):
-        chosen = visits.documents(epoch)
-        assert (visits.lengths - (chosen + 2)).max() <= -(-count // quota)  # a place is for documents of like length
+        chosen = sampler.documents(epoch)
+        assert (sampler.lengths - (chosen + 2)).max() <= -(-count // quota)  # a place is for documents of like length
         times += np.bincount(chosen, minlength=count)
         # At any time, and not only in the end.
         expected = (epoch + 1) * quota / count
@@ -71,10 +71,10 @@ def test_no_document_is_visited_more_often_than_another_of_its_source(count, quo
 
 def test_a_source_with_half_its_documents_a_turn_shows_all_of_them_in_two_epochs():
     lengths = np.arange(2, 22)
-    visits = Visits(lengths, np.zeros(20, dtype=int), [10])
-    first, second = visits.documents(0), visits.documents(1)
+    sampler = EpochSampler(lengths, np.zeros(20, dtype=int), [10])
+    first, second = sampler.documents(0), sampler.documents(1)
     assert sorted([*first, *second]) == list(range(20))
-    assert (visits.documents(2) == first).all()
+    assert (sampler.documents(2) == first).all()
     # Either half has short and long ones.
     assert abs(lengths[first].mean() - lengths[second].mean()) < 2
 
@@ -85,9 +85,9 @@ def test_a_plan_of_visits_has_whole_windows_in_every_epoch(data, shape, packed):
     lengths, sources, quotas = data
     supervised = lengths // 2
     options = dict(zip(("batch_size", "accumulate", "world_size"), shape, strict=True))
-    visits = Visits(lengths, sources, quotas)
+    sampler = EpochSampler(lengths, sources, quotas)
     kind, more = (PackedPlan, {"max_length": 40}) if packed else (Plan, {"pool": 2})
-    plan = kind(lengths, supervised, visits=visits, **options, **more)
+    plan = kind(lengths, supervised, sampler=sampler, **options, **more)
     for epoch in range(3):
         seen = []
         for window in range(plan.num_windows):
@@ -104,7 +104,7 @@ def test_a_plan_of_visits_has_whole_windows_in_every_epoch(data, shape, packed):
                     ]
                     assert all(total <= 40 for total in sums)
             seen += documents
-        assert sorted(seen) == sorted(visits.documents(epoch).tolist())
+        assert sorted(seen) == sorted(sampler.documents(epoch).tolist())
 
 
 # Shares.
@@ -229,7 +229,7 @@ def test_errors_and_losses_name_the_source_and_its_row(jsonl, tmp_path):
     assert str(error.value).endswith("(row 2 of data.train.sources.bad, counted from 0)")
     module = InstructionDataModule(Mixture({"good": good, "bad": bad}), on_bad_row="skip", **options)
     module.setup("fit")
-    (loss,) = module.losses["train"]
+    (loss,) = module.dropped_rows["train"]
     assert (loss["source"], loss["row"], loss["what"]) == ("bad", 2, "skipped")
     with pytest.raises(UserError, match=r"data.train.sources.gone.path: no such file: '.*gone.jsonl'"):
         InstructionDataModule(Mixture({"gone": str(tmp_path / "gone.jsonl")}), **options).setup("fit")
