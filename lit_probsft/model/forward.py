@@ -14,6 +14,7 @@ from lit_probsft.errors import UserError
 from lit_probsft.head.layer import HeadRequest, HiddenRequest, ObjectiveHead
 from lit_probsft.head.logits import Outputs
 from lit_probsft.head.loss import HeadOutput
+from lit_probsft.model.modes import evaluation_mode
 from lit_probsft.model.packing import Packs
 from lit_probsft.parallel.sharding import is_partitioned
 
@@ -73,15 +74,13 @@ def check_head(model: PreTrainedModel) -> None:
         hidden.append(inputs[0].detach()[0, 0].float())
         return probe.clone()
 
-    hook, training = head.register_forward_hook(answer), model.training
-    model.eval()  # dropout would make two passes differ
+    hook = head.register_forward_hook(answer)
     try:
-        with torch.no_grad():
+        with torch.no_grad(), evaluation_mode(model):
             for last in (0, 1):
                 seen = model(input_ids=torch.tensor([[0, last]], device=device), use_cache=False).logits
     finally:
         hook.remove()
-        model.train(training)
     if not torch.allclose(hidden[0], hidden[1], rtol=1e-3, atol=1e-4):
         raise UserError(
             "model", f"expected a causal language model, in {type(model).__name__} a token sees those after it"
@@ -137,12 +136,8 @@ def outputs_of(
 ) -> Outputs:
     """What a model says about the supervised positions, in row-major order, before it is multiplied out; without
     gradient and without dropout. Arguments as `forward_with_objective`, with labels (B, T)."""
-    training = model.training
-    model.eval()
-    try:
+    with evaluation_mode(model):
         request, _ = _answered(model, input_ids, HiddenRequest(labels), attention_mask, packs)
-    finally:
-        model.train(training)
     assert request.outputs is not None
     return request.outputs
 

@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from lit_probsft.errors import UserError
+from lit_probsft.model.modes import evaluation_mode
 
 
 @dataclass(frozen=True)
@@ -87,10 +88,9 @@ def check_packing(model: Any) -> None:
     def seen(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
         hidden.append(inputs[0].detach()[0, -document.shape[1] :])
 
-    hook, training = head.register_forward_pre_hook(seen), model.training
-    model.eval()  # dropout would make two passes differ
+    hook = head.register_forward_pre_hook(seen)
     try:
-        with torch.no_grad():
+        with torch.no_grad(), evaluation_mode(model):
             for row in ([document], [neighbour, document], [other, document]):
                 packs = Packs.of_lengths(*(ids.shape[1] for ids in row), device=device)
                 model(input_ids=torch.cat(row, dim=1), **packs.arguments(model.config.get_text_config()))
@@ -100,7 +100,6 @@ def check_packing(model: Any) -> None:
         ) from error
     finally:
         hook.remove()
-        model.train(training)
     # What another neighbour changes is nothing at all, or rounding where a mixture of experts groups its tokens anew;
     # a recurrent model may forget all but a thousandth. Alone, a document meets kernels for another size.
     rounded = hidden[0].dtype == torch.bfloat16 or torch.is_autocast_enabled(device.type)

@@ -7,11 +7,11 @@ from pathlib import Path
 from typing import Any
 
 import lightning as L
-import torch
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities import rank_zero_info
 
 from lit_probsft.storage.atomic import write_text
+from lit_probsft.storage.ranks import gather_objects
 from lit_probsft.training.callbacks import datamodule_of
 
 
@@ -41,11 +41,7 @@ class PredictionWriter(Callback):
 
     def on_predict_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         """Gather the ranks, write once."""
-        rows = self._rows
-        if trainer.world_size > 1:
-            parts: list[Any] = [None] * trainer.world_size
-            torch.distributed.all_gather_object(parts, rows)
-            rows = {document: row for part in parts for document, row in part.items()}
+        rows = {document: row for part in gather_objects(self._rows) for document, row in part.items()}
         if trainer.is_global_zero:
             lines = [json.dumps(rows[document], ensure_ascii=False) + "\n" for document in sorted(rows)]
             write_text(self.path, "".join(lines))

@@ -27,6 +27,7 @@ from lightning.pytorch.strategies.strategy import Strategy
 
 from lit_probsft.errors import UserError
 from lit_probsft.storage.atomic import atomic_write, partial_of, put_in_place, reason, remove, sync_file
+from lit_probsft.storage.ranks import gather_objects
 
 MANIFEST = "manifest.json"
 _WRITER = re.compile("PytorchStreamWriter|inline_container")
@@ -121,7 +122,7 @@ def finish_folder(strategy: Strategy, path: Path, kind: str, failure: str | None
     """Name the partial folder's files in its manifest and rename it; or remove it, if a rank has failed."""
     partial = partial_of(path)
     ranks, rank = _ranks(strategy)
-    failures = _gather(strategy, failure)
+    failures = gather_objects(failure)
     entries: dict[str, list[int]] = {}
     if not any(failures):
         try:
@@ -131,8 +132,8 @@ def finish_folder(strategy: Strategy, path: Path, kind: str, failure: str | None
                 entries[file.relative_to(partial).as_posix()] = [file.stat().st_size, _crc(file)]
         except OSError as error:
             failure = reason(error)
-        failures = _gather(strategy, failure)
-    parts = _gather(strategy, entries)
+        failures = gather_objects(failure)
+    parts = gather_objects(entries)
     if not any(failures) and strategy.is_global_zero:
         try:
             content = {"format": kind, "world_size": ranks, "files": {k: v for part in parts for k, v in part.items()}}
@@ -141,7 +142,7 @@ def finish_folder(strategy: Strategy, path: Path, kind: str, failure: str | None
             put_in_place(partial, path)
         except OSError as error:
             failure = reason(error)
-    failures = _gather(strategy, failure)
+    failures = gather_objects(failure)
     if any(failures):
         if strategy.is_global_zero:
             with contextlib.suppress(OSError):
@@ -175,14 +176,6 @@ def writing_error(error: BaseException) -> str:
 
 def _ranks(strategy: Strategy) -> tuple[int, int]:
     return int(getattr(strategy, "world_size", 1)), int(getattr(strategy, "global_rank", 0))
-
-
-def _gather(strategy: Strategy, value: Any) -> list[Any]:
-    ranks, _ = _ranks(strategy)
-    values: list[Any] = [value] * ranks
-    if ranks > 1:
-        torch.distributed.all_gather_object(values, value)
-    return values
 
 
 def _crc_of(content: Any) -> int:

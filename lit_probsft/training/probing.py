@@ -16,6 +16,7 @@ from lit_probsft.errors import UserError
 from lit_probsft.head.layer import HeadRequest
 from lit_probsft.head.loss import HeadOutput
 from lit_probsft.model.forward import forward_with_objective
+from lit_probsft.model.modes import evaluation_mode
 from lit_probsft.model.packing import Packs
 from lit_probsft.objectives import NLL, Objective, TokenStats
 from lit_probsft.training.fitting import Capability
@@ -115,16 +116,11 @@ def measure(module: ProbSFTModule, most: int) -> Capability:
     means, histogram = TokenMeans(NLL()).to(module.device), ProbHistogram().to(module.device)
     batches: Iterable[dict[str, Any]] = datamodule.loader_over(documents)
     rank_zero_info(f"model.objective: measuring p over {len(documents)} training documents")
-    training = module.model.training
-    module.model.eval()
-    try:
-        with torch.no_grad(), trainer.precision_plugin.forward_context():
-            for batch in batches:
-                batch = trainer.strategy.batch_to_device(batch)
-                recorder = Recorder("log_complement")
-                output = look(module.model, batch, recorder)
-                means.update(output)
-                histogram.update(output.log_probs, recorder.seen("log_complement", output.log_probs))
-    finally:
-        module.model.train(training)
+    with torch.no_grad(), evaluation_mode(module.model), trainer.precision_plugin.forward_context():
+        for batch in batches:
+            batch = trainer.strategy.batch_to_device(batch)
+            recorder = Recorder("log_complement")
+            output = look(module.model, batch, recorder)
+            means.update(output)
+            histogram.update(output.log_probs, recorder.seen("log_complement", output.log_probs))
     return Capability.of(float(means.compute()["mean_p"]), histogram.compute())

@@ -18,6 +18,7 @@ from lit_probsft.data.batches.packing import PackedPlan
 from lit_probsft.data.batches.plan import MicroBatch, Plan
 from lit_probsft.data.batches.store import InMemory
 from lit_probsft.errors import UserError
+from lit_probsft.storage.ranks import gather_objects
 
 MOST_LISTED = 10_000
 """Rows that are listed as lost: every checkpoint holds them, and a stream may lose any number. All are counted."""
@@ -106,7 +107,7 @@ class StreamLoader:
         self.dropped_rows: list[dict[str, Any]] = [] if dropped_rows is None else dropped_rows
         self._reader = replace(reader, size=plan.block_size, share=rank, shares=plan.world_size)
         self._pad_token_id, self._num_workers = pad_token_id, num_workers
-        self._check, self._gather = check, gather or _everyones
+        self._check, self._gather = check, gather or gather_objects
         self._total = 0
         self._at = self._place(0, None)
         self._fruitful = 0  # passes at the end of the last block that had a usable row
@@ -273,12 +274,3 @@ def _facts(block: Block, documents: InMemory) -> dict[str, Any]:
         "max_length": int(documents.lengths.max(initial=0)),
         "passes": block.passes,
     }
-
-
-def _everyones(own: Any) -> list[Any]:
-    """Every rank's object."""
-    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
-        return [own]
-    objects: list[Any] = [None] * torch.distributed.get_world_size()
-    torch.distributed.all_gather_object(objects, own)
-    return objects
