@@ -1,8 +1,8 @@
-"""The site's pages for MkDocs: the project's own Markdown where it lies, and a reference made of the package's modules.
+"""The site's pages for MkDocs: the project's own Markdown files, and a reference made from the package's modules.
 
 A page keeps its path, so that links between pages are the ones that work in a clone. A link to a module of the package
-leads to its place in the reference, a link to any other file becomes its name. MkDocs is imported where it calls: the
-tests read `PAGES` and `reference` without it.
+points to its place in the reference; a link to any other file becomes the file's name. Formulas become MathML, which
+browsers show without a script. MkDocs is imported only in the hooks: the tests read `PAGES` and `reference` without it.
 """
 
 from __future__ import annotations
@@ -21,7 +21,10 @@ PAGES = [
     *(path for room in (PACKAGE, "configs", "benchmarks", "notebooks") for path in sorted((ROOT / room).rglob("*.md"))),
 ]
 """Every Markdown file that is a page."""
+IMAGES = sorted((ROOT / "benchmarks" / "results").glob("*.svg"))
+"""The pictures that pages show."""
 
+_MATH = re.compile(r"(`[^`]*`)|\$([^$]+)\$")
 _LINK = re.compile(r"(?<!!)\[([^\]]*)\]\(([^)\s#]+)(?:#[^)\s]*)?\)")
 
 
@@ -96,7 +99,23 @@ def relinked(markdown: str, page: str, pages: Container[str]) -> str:
     return _LINK.sub(target, markdown)
 
 
-# --- what MkDocs calls
+def with_math(markdown: str) -> str:
+    """A page's Markdown with each `$...$` outside of code as MathML."""
+    from latex2mathml.converter import convert
+
+    def mathml(found: re.Match[str]) -> str:
+        # Markdown takes <math> at the start of a line for a block of its own, and <span> for text.
+        return found[1] or f"<span>{convert(found[2])}</span>"
+
+    fenced, lines = False, []
+    for line in markdown.split("\n"):
+        fenced ^= line.lstrip().startswith("```")
+        code = fenced or line.startswith("    ")
+        lines.append(line if code else _MATH.sub(mathml, line))
+    return "\n".join(lines)
+
+
+# --- hooks that MkDocs calls
 
 
 def on_config(config: Any) -> Any:
@@ -107,10 +126,12 @@ def on_config(config: Any) -> Any:
 
 
 def on_files(files: Any, config: Any) -> Any:
-    """All pages, as if they lay in one folder."""
+    """All pages and images, as if they were in one folder."""
     from mkdocs.structure.files import File
 
     for path in PAGES:
+        files.append(File.generated(config, path.relative_to(ROOT).as_posix(), abs_src_path=str(path)))
+    for path in IMAGES:
         files.append(File.generated(config, path.relative_to(ROOT).as_posix(), abs_src_path=str(path)))
     for uri, text in reference().items():
         files.append(File.generated(config, uri, content=text))
@@ -118,5 +139,5 @@ def on_files(files: Any, config: Any) -> Any:
 
 
 def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
-    """A page's links as the site needs them."""
-    return relinked(markdown, page.file.src_uri, files.src_uris)
+    """A page's links and formulas as the site needs them."""
+    return with_math(relinked(markdown, page.file.src_uri, files.src_uris))

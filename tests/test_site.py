@@ -73,3 +73,12 @@ def test_the_site_needs_no_network() -> None:
     assert "http" not in text
     names = yaml.safe_load(text.split("\nplugins:\n")[1].split("\nmarkdown_extensions")[0])
     assert [name if isinstance(name, str) else next(iter(name)) for name in names] == ["search", "mkdocstrings"]
+
+
+def test_formulas_become_mathml_outside_of_code(site: Any) -> None:
+    pytest.importorskip("latex2mathml")
+    text = "a $-p^{10}$ `$x$`\n\n    echo $HOME $PATH\n\n```bash\necho $A $B\n```"
+    first, *rest = site.with_math(text).split("\n")
+    assert first.startswith("a <span><math")
+    assert first.endswith("</math></span> `$x$`")
+    assert "\n".join(rest) == text.partition("\n")[2]
