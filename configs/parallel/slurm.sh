@@ -3,8 +3,8 @@
 #
 #   sbatch configs/parallel/slurm.sh configs/llama_neg_p.yaml llama-neg-p
 #
-# Two minutes before the limit every rank gets SIGUSR1: the run writes a checkpoint and puts the job back into the queue;
-# the next start finds the checkpoints and continues. Adapt the resources; one task per GPU.
+# Two minutes before the limit every rank gets SIGUSR1. The run writes a checkpoint and requeues the job; the next start finds
+# the checkpoint and resumes. Adapt the resources; use one task per GPU.
 #SBATCH --nodes=2
 #SBATCH --ntasks-per-node=8
 #SBATCH --gpus-per-node=8
