@@ -25,6 +25,7 @@ import transformers
 
 from lit_probsft.errors import UserError
 from lit_probsft.model.lora import LoRA
+from lit_probsft.model.reference import Reference
 from lit_probsft.model.sources import ModelSource, PretrainedCausalLM, RandomCausalLM
 from lit_probsft.objectives import TokenStats
 from lit_probsft.parallel import FSDP2, DeepSpeed
@@ -117,6 +118,8 @@ class Fit:
             Schedule("constant", warmup=0),
             normalize=self.normalize,  # type: ignore[arg-type]
             lora=LORAS[self.lora] if self.lora else None,
+            # In bf16 the rounding of a reference depends on the shape of its batch, on some processors.
+            reference=Reference(dtype=self.dtype),  # type: ignore[arg-type]
         )
         module.broken = self.broken
         torch._dynamo.reset()
