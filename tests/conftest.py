@@ -3,7 +3,10 @@
 from __future__ import annotations
 
 import os
+import sys
+import time
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 # Before torch and the Hugging Face libraries are imported: no test may reach for a hub, and spinning threads are slower
@@ -16,6 +19,49 @@ import pytest
 import torch
 
 torch.set_num_threads(1)
+
+
+# DeepSpeed compiles its extension into the environment, not into the user's home.
+if sys.prefix != sys.base_prefix:
+    os.environ.setdefault("TORCH_EXTENSIONS_DIR", str(Path(sys.prefix) / "torch_extensions"))
+
+LONGEST = (
+    "test_equal",
+    "test_resume",
+    "test_kills",
+    "test_ends",
+    "test_export",
+    "test_signals",
+    "test_disk",
+    "test_loading",
+)
+"""Files whose tests share runs of several processes and so stay together, the longest first."""
+
+
+def group_of(item: pytest.Item) -> str | None:
+    """The tests that one worker runs, since they share what they start; None for a test that may run anywhere."""
+    if item.get_closest_marker("slow") is None or item.path.parent.name not in ("parallel", "crash"):
+        return None
+    callspec = getattr(item, "callspec", None)
+    strategy = callspec.params.get("strategy", "") if callspec is not None and item.path.stem == "test_equal" else ""
+    return f"{item.path.stem} {strategy}".strip()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """For `--dist loadgroup`: groups of tests, the longest first, so that no worker ends long after the others."""
+    rank = {name: place for place, name in enumerate(LONGEST)}
+    for item in items:
+        if (group := group_of(item)) is not None:
+            item.add_marker(pytest.mark.xdist_group(group))
+    items.sort(key=lambda item: len(rank) + 1 if group_of(item) is None else rank.get(item.path.stem, len(rank)))
+
+
+def pytest_sessionstart(session: pytest.Session) -> None:
+    """Say why tests would wait for ever: a killed build of DeepSpeed's extension leaves its lock behind."""
+    root = Path(os.environ.get("TORCH_EXTENSIONS_DIR", "~/.cache/torch_extensions")).expanduser()
+    for lock in root.rglob("lock"):
+        if time.time() - lock.stat().st_mtime > 600:
+            pytest.exit(f"{lock} is left from a build that was killed; delete it", returncode=2)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
