@@ -47,6 +47,7 @@ def group_of(item: pytest.Item) -> str | None:
     return f"{item.path.stem} {strategy}".strip()
 
 
+@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """For `--dist loadgroup`: groups of tests, the longest first, so that no worker ends long after the others."""
     rank = {name: place for place, name in enumerate(LONGEST)}
