@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import difflib
 import os
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 
 
 class UserError(ValueError):
@@ -35,6 +36,15 @@ class UserError(ValueError):
         """
         problem = self.problem.removesuffix(".") + where if where else self.problem
         return UserError(".".join(filter(None, (prefix, self.argument))), problem)
+
+
+@contextlib.contextmanager
+def errors_within(prefix: str, where: str = "") -> Iterator[None]:
+    """Raise a `UserError` from this block as `error.within(prefix, where)`."""
+    try:
+        yield
+    except UserError as error:
+        raise error.within(prefix, where) from error
 
 
 def first_rank() -> bool:

@@ -8,7 +8,7 @@ import json
 import math
 import re
 from bisect import bisect_right
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
 from typing import Any
@@ -18,7 +18,7 @@ from lit_probsft.data.rows.files import RowSequence
 from lit_probsft.data.rows.formats import Conversation, Example
 from lit_probsft.data.rows.sources import Source, as_source
 from lit_probsft.data.rows.streams import MixedStream, of_part
-from lit_probsft.errors import UserError
+from lit_probsft.errors import UserError, errors_within
 
 _NAME = re.compile(r"[\w.\-]+")
 
@@ -106,10 +106,8 @@ class Mixture(Source):
     def _joined(self, load: Any) -> Any:
         loaded = {}
         for name, (source, _) in self._parts.items():
-            try:
+            with errors_within(f"sources.{name}"):
                 loaded[name] = load(source)
-            except UserError as error:
-                raise error.within(f"sources.{name}") from error
             if not len(loaded[name]):
                 raise UserError(f"sources.{name}", "expected at least one row, got an empty data set")
         return _Joined(loaded)
@@ -133,10 +131,8 @@ class Mixture(Source):
     def example(self, row: Mapping[str, Any]) -> Example:
         """What the row teaches, by its own source."""
         name = row["source"]
-        try:
+        with errors_within(f"sources.{name}"):
             return self._parts[name][0].example(row["row"])
-        except UserError as error:
-            raise error.within(f"sources.{name}") from error
 
     def conversation(self, row: Mapping[str, Any]) -> list[Message]:
         """The row's messages."""
@@ -164,19 +160,19 @@ class Mixture(Source):
 
     def identity(self) -> list[Any]:
         """Of every source, with its name and weight."""
-        return [[name, self._named(name, source.identity), part.weight] for name, (source, part) in self._parts.items()]
+        found: list[Any] = []
+        for name, (source, part) in self._parts.items():
+            with errors_within(f"sources.{name}"):
+                found.append([name, source.identity(), part.weight])
+        return found
 
     def fingerprint(self) -> str:
         """Of every source and its name; weights and caps change no document."""
-        found = [[name, self._named(name, source.fingerprint)] for name, (source, _) in self._parts.items()]
+        found = []
+        for name, (source, _) in self._parts.items():
+            with errors_within(f"sources.{name}"):
+                found.append([name, source.fingerprint()])
         return hashlib.sha256(json.dumps(found).encode()).hexdigest()
-
-    @staticmethod
-    def _named(name: str, call: Callable[[], Any]) -> Any:
-        try:
-            return call()
-        except UserError as error:
-            raise error.within(f"sources.{name}") from error
 
     def quotas(self, counts: Mapping[str, int]) -> dict[str, int]:
         """How many documents of each source an epoch visits.

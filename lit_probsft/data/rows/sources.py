@@ -16,7 +16,7 @@ from lit_probsft.data.rows.conversation import Message, validate_conversation, w
 from lit_probsft.data.rows.files import BrokenRow, RowSequence, file_sizes, hash_files, local_paths, read_files
 from lit_probsft.data.rows.formats import FORMATS, Columns, Conversation, Example
 from lit_probsft.data.rows.streams import Files, Hub, Indexed, MixedStream, Reader, RowStream
-from lit_probsft.errors import UserError, near_matches
+from lit_probsft.errors import UserError, first_line, near_matches
 from lit_probsft.storage.hub import dataset_commit
 
 
@@ -296,8 +296,7 @@ class Rows(Source):
             argument = "name" if "config" in text.lower() else "path"
             raise UserError(
                 argument,
-                f"expected a local file or a data set that the hub can give, got {self.path!r}: "
-                f"{next(iter(text.splitlines()), type(error).__name__)}",
+                f"expected a local file or a data set that the hub can give, got {self.path!r}: {first_line(error)}",
             ) from error
         return rows
 

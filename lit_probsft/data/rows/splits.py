@@ -12,7 +12,7 @@ import numpy as np
 from lit_probsft.data.rows.files import BrokenRow, RowSequence
 from lit_probsft.data.rows.formats import Conversation, Example, Text
 from lit_probsft.data.rows.sources import Source
-from lit_probsft.errors import UserError
+from lit_probsft.errors import UserError, errors_within
 
 
 class Item(NamedTuple):
@@ -48,10 +48,8 @@ class LoadedSource:
         Raises:
             UserError: the source cannot be read, or is empty.
         """
-        try:
+        with errors_within(f"data.{self.argument}"):
             rows = self.source.load_with_broken() if self.skips else self.source.load()
-        except UserError as error:
-            raise error.within(f"data.{self.argument}") from error
         if not len(rows):
             raise UserError(f"data.{self.argument}", "expected at least one row, got an empty data set")
         return rows
@@ -59,10 +57,8 @@ class LoadedSource:
     @functools.cached_property
     def fingerprint(self) -> str:
         """The source's fingerprint."""
-        try:
+        with errors_within(f"data.{self.argument}"):
             return self.source.fingerprint()
-        except UserError as error:
-            raise error.within(f"data.{self.argument}") from error
 
     def item(self, index: int) -> Item:
         """Row `index`, and where it came from."""
@@ -84,12 +80,10 @@ class LoadedSource:
         Raises:
             UserError: the row cannot be used; the message says which it is.
         """
-        try:
+        with errors_within(f"data.{self.argument}", self.where(item)):
             if isinstance(item.row, BrokenRow):
                 raise item.row.error
             return self.source.example(item.row)
-        except UserError as error:
-            raise error.within(f"data.{self.argument}", self.where(item)) from error
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from lit_probsft.data.rows.files import BrokenRow, RowSequence, csv_rows, json_row, read_files, unreadable
-from lit_probsft.errors import UserError
+from lit_probsft.errors import UserError, errors_within, first_line
 
 Row = Mapping[str, Any] | BrokenRow
 
@@ -207,8 +207,9 @@ class Hub(Reader):
         try:
             row = next(self._rows, None)
         except Exception as error:  # the hub's errors share no base class
-            told = next(iter(str(error).splitlines()), "")
-            raise UserError("path", f"the hub gave no more rows: {type(error).__name__}: {told}") from error
+            raise UserError(
+                "path", f"the hub gave no more rows: {type(error).__name__}: {first_line(error)}"
+            ) from error
         return None if row is None else lambda: row
 
     @property
@@ -294,7 +295,7 @@ class MixedStream:
         total = sum(weights.values())
         self._shares = {name: weights[name] / total for name in streams}
         for name, make in streams.items():
-            with _part(name):
+            with errors_within(f"sources.{name}"):
                 self._streams[name] = make(places.get(name))
 
     @property
@@ -312,7 +313,7 @@ class MixedStream:
         # Whoever is furthest behind its share; the first of equals.
         name = max(self._shares, key=lambda part: self._shares[part] * rows - self._counts[part])
         self._counts[name] += 1
-        with _part(name):
+        with errors_within(f"sources.{name}"):
             row, _, number, passes = self._streams[name].next()
         return Next(lambda: of_part(name, row()), list(self._shares).index(name), number, passes)
 
@@ -328,14 +329,6 @@ class MixedStream:
 def of_part(name: str, row: Row) -> Row:
     """A row of a mixture, with the name of its part."""
     return row.within(f"sources.{name}") if isinstance(row, BrokenRow) else {"source": name, "row": row}
-
-
-@contextlib.contextmanager
-def _part(name: str) -> Iterator[None]:
-    try:
-        yield
-    except UserError as error:
-        raise error.within(f"sources.{name}") from error
 
 
 def _is_list(path: Path) -> bool:

@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
-from lit_probsft.errors import UserError, near_matches
+from lit_probsft.errors import UserError, first_line, near_matches
 from lit_probsft.storage.hub import missing_folder, model_commit, refused_code, warn_of_code
 
 PAD, TURN_START, TURN_END = "<|pad|>", "<|im_start|>", "<|im_end|>"
@@ -109,8 +109,8 @@ def read_tokenizer(name_or_path: str, revision: str | None = None, trust_remote_
         if (base := _base_of_adapters(place, revision)) is not None:
             return read_tokenizer(*base, trust_remote_code)
         hint = near_matches(name_or_path, ["ByteTokenizer", "BPETokenizer"])
-        said = next(iter(str(error).splitlines()), "")
-        why = f": {said}" if said and not said.endswith(": ") else ", which has none that can be read"
+        reason = first_line(error)  # may end before it gives one
+        why = ", which has none that can be read" if reason.endswith(":") else f": {reason}"
         raise refused_code(error, "trust_remote_code", place, revision) or UserError(
             "name_or_path", f"expected a folder or a hub id that holds a tokenizer, got {name_or_path!r}{why}{hint}"
         ) from error
