@@ -81,7 +81,7 @@ def rows_of(options: argparse.Namespace) -> list[tuple[str, str]]:
     """Prompts and responses: of the file, or drawn."""
     if not options.train:
         return drawn(options.rows or 4000)
-    from lit_probsft.data.rows.sources import Rows
+    from lit_probsft.data import Rows
 
     source = Rows(options.train, prompt=options.prompt, response=options.response, limit=options.rows)
     turns = [source.conversation(row) for row in source.load()]

@@ -23,6 +23,7 @@ from lightning.pytorch.strategies.launchers.subprocess_script import _Subprocess
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 import lit_probsft.data.rows.choices
+import lit_probsft.data.rows.figlet
 import lit_probsft.data.rows.mixture  # noqa: F401  by their short names the parser finds only what is imported
 from lit_probsft.cli.config.checks import (
     check_intervals,

@@ -13,8 +13,10 @@ if TYPE_CHECKING:
     from lit_probsft.data.batches.plan import MicroBatch, Plan
     from lit_probsft.data.datamodule import InstructionDataModule
     from lit_probsft.data.rows.choices import MultipleChoice
+    from lit_probsft.data.rows.figlet import FigletPuzzles
     from lit_probsft.data.rows.mixture import Mixture, Part
-    from lit_probsft.data.rows.sources import FigletPuzzles, Rows, Source
+    from lit_probsft.data.rows.row_source import Rows
+    from lit_probsft.data.rows.source import Source
     from lit_probsft.data.tokens.tokenization import tokenize_conversation, tokenize_prompt
     from lit_probsft.data.tokens.tokenizers import BPETokenizer, ByteTokenizer, PretrainedTokenizer, TokenizerSource
 
@@ -43,7 +45,9 @@ _HOMES = {
     "rows.mixture": ("Mixture", "Part"),
     "batches.packing": ("PackedPlan",),
     "batches.plan": ("MicroBatch", "Plan"),
-    "rows.sources": ("FigletPuzzles", "Rows", "Source"),
+    "rows.figlet": ("FigletPuzzles",),
+    "rows.row_source": ("Rows",),
+    "rows.source": ("Source",),
     "tokens.tokenization": ("tokenize_conversation", "tokenize_prompt"),
     "tokens.tokenizers": ("BPETokenizer", "ByteTokenizer", "PretrainedTokenizer", "TokenizerSource"),
 }

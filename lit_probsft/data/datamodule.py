@@ -32,7 +32,8 @@ from lit_probsft.data.batches.store import Documents, TokenStore
 from lit_probsft.data.batches.stream_checks import check_beginning, first_rows, stream_fingerprint, unread
 from lit_probsft.data.batches.streaming import StreamLoader, StreamPlan
 from lit_probsft.data.rows.formats import Conversation
-from lit_probsft.data.rows.sources import Source, as_source
+from lit_probsft.data.rows.row_source import as_source
+from lit_probsft.data.rows.source import Source
 from lit_probsft.data.rows.splits import LoadedSource, Split
 from lit_probsft.data.tokens.added_tokens import check_added, with_added
 from lit_probsft.data.tokens.rendering import plain_template, read_template
@@ -146,7 +147,7 @@ class InstructionDataModule(LightningDataModule):
         self._splits: dict[str, Split] = {}
         for name, value in (("train", train), ("validation", validation), ("test", test), ("predict", predict)):
             if value is not None:
-                source = as_source(value).asking() if name == "predict" else as_source(value)
+                source = as_source(value).for_prediction() if name == "predict" else as_source(value)
                 self._splits[name] = Split(LoadedSource(source, name, skips=on_bad_row == "skip"))
         if validation_fraction:
             rows = self._splits["train"].loaded

@@ -13,7 +13,7 @@ MOVED = {
     "lora": "model.lora",
     "reference": "model.reference",
     "generation": "model.generation",
-    "data.sources": "data.rows.sources",
+    "data.sources": "data",
     "data.choices": "data.rows.choices",
     "data.mixture": "data.rows.mixture",
     "data.tokenizers": "data.tokens.tokenizers",

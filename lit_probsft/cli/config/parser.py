@@ -10,6 +10,7 @@ from typing import Any, NoReturn
 from lightning.pytorch.cli import LightningArgumentParser
 
 import lit_probsft.data.rows.choices
+import lit_probsft.data.rows.figlet
 import lit_probsft.data.rows.mixture  # noqa: F401  by their short names the parser finds only what is imported
 from lit_probsft.cli.config.explain import values_as_typed, with_own_defaults
 from lit_probsft.cli.config.moved import register_moved_modules

@@ -90,7 +90,7 @@ class BlockReader:
             if turn % self.parts == self.part and (row + turns[turn]) % self.shares == self.share:
                 item = Item(self._source(lambda _, thunk=thunk: thunk()), source, place)
                 self._add(block, item, row, listed=not passes)
-        block.place, block.passes = stream.place, stream.passes
+        block.place, block.passes = stream.position, stream.passes
         return block
 
     def _add(self, block: Block, item: Item, row: int, *, listed: bool) -> None:
@@ -105,7 +105,7 @@ class BlockReader:
             ids, labels = (np.asarray(x, dtype=np.int32) for x in (outcome.document.ids, outcome.document.labels))
             block.documents.append(outcome.document._replace(ids=ids, labels=labels))
         elif listed:
-            counts.lose(outcome, self.row_tokenizer.loaded, (item.source, item.place))
+            counts.lose(outcome, self.row_tokenizer.loaded, (item.source, item.row_index))
 
 
 class _Feed(IterableDataset[Block]):

@@ -27,7 +27,7 @@ def first_rows(loaded: LoadedSource, most: int) -> list[Item]:
     try:
         stream = loaded.source.stream()
         while len(items) < most and (following := stream.next()).passes == 0:
-            items.append(Item(following.row(), following.source, following.number))
+            items.append(Item(following.row(), following.source, following.row_index))
     except UserError as error:
         raise error.within(f"data.{loaded.argument}") from error
     return items

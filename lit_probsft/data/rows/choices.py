@@ -19,9 +19,11 @@ from lit_probsft.data.rows.conversation import (
     validate_conversation,
     with_nested,
 )
-from lit_probsft.data.rows.files import BrokenRow, RowSequence
-from lit_probsft.data.rows.sources import Rows, Source
-from lit_probsft.data.rows.streams import Reader, RowStream
+from lit_probsft.data.rows.files import RowSequence, refuse_broken
+from lit_probsft.data.rows.readers import Reader
+from lit_probsft.data.rows.row_source import Rows
+from lit_probsft.data.rows.source import Source
+from lit_probsft.data.rows.streams import RowStream
 from lit_probsft.errors import UserError
 
 
@@ -75,27 +77,22 @@ class MultipleChoice(Source):
 
     def load(self) -> Sequence[Mapping[str, Any]]:
         """The rows as they are stored; a missing file, a broken line or a missing column is refused here."""
-        rows: Any = self.load_with_broken()
-        if isinstance(rows, list):
-            for row in rows:
-                if isinstance(row, BrokenRow):
-                    raise row.error
+        rows = refuse_broken(self.load_with_broken())
         if len(rows):
             self._fields(rows[0])
-        checked: Sequence[Mapping[str, Any]] = rows
-        return checked
+        return rows
 
     def load_with_broken(self) -> RowSequence:
         """The rows; a broken line leaves a `BrokenRow`."""
         return self._rows.load_with_broken()
 
-    def reader(self, place: Any = None) -> Reader:
+    def reader(self, position: Any = None) -> Reader:
         """The rows one by one, as `Rows` reads them."""
-        return self._rows.reader(place)
+        return self._rows.reader(position)
 
-    def stream(self, place: Any = None) -> RowStream:
+    def stream(self, position: Any = None) -> RowStream:
         """The rows without an end; a pass has at most `limit`."""
-        return self._rows.stream(place)
+        return self._rows.stream(position)
 
     def commits(self) -> Mapping[str, str]:
         """Of a hub data set, as the hub tells it."""

@@ -58,7 +58,7 @@ def fill_template(template: str, row: Mapping[str, Any], *, argument: str) -> st
     return fill_places(template, row, argument=argument)
 
 
-def validate_conversation(value: Any, *, argument: str = "messages", answered: bool = True) -> list[Message]:
+def validate_conversation(value: Any, *, argument: str = "messages", require_answer: bool = True) -> list[Message]:
     """A copy of `value` as plain messages, when its turns are in order: system?, then user and assistant by turns; an
     assistant that calls tools is followed by what they gave, and then speaks again.
 
@@ -66,8 +66,8 @@ def validate_conversation(value: Any, *, argument: str = "messages", answered: b
         value: what should be a list of mappings with `role` and `content`, as OpenAI writes them, or with `from` and
             `value`, as ShareGPT does.
         argument: how the error names it.
-        answered: the last turn must be the assistant's (a training row); otherwise it may be the user's or a tool's
-            (a prompt).
+        require_answer: the last turn must be the assistant's, as in training. Otherwise it may be the user's or a
+            tool's (a prompt).
 
     Raises:
         UserError: anything else, naming the turn.
@@ -80,11 +80,11 @@ def validate_conversation(value: Any, *, argument: str = "messages", answered: b
         _check_order(message, messages[-1] if messages else None, f"{argument}[{index}]")
         messages.append(message)
     last = messages[-1]["role"]
-    if answered and last != "assistant":
+    if require_answer and last != "assistant":
         raise UserError(argument, f"expected the last turn to be the assistant's, which is what is learnt; got {last}")
-    if not answered and last == "system":
+    if not require_answer and last == "system":
         raise UserError(argument, "expected a turn of the user, got a system turn only")
-    if answered and not any(is_learnt(message) for message in messages):
+    if require_answer and not any(is_learnt(message) for message in messages):
         raise UserError(argument, "expected a turn of the assistant to learn, got `train: false` for all of them")
     return messages
 

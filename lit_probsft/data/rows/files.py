@@ -111,6 +111,21 @@ def read_files(paths: list[Path], split: str | None) -> RowSequence:
     return [row for part in parts for row in part]
 
 
+def refuse_broken(rows: RowSequence) -> Sequence[Mapping[str, Any]]:
+    """Return `rows`, none of which is broken.
+
+    Raises:
+        UserError: the error of the first `BrokenRow`.
+    """
+    if isinstance(rows, list):  # only files parsed here can have broken rows
+        for row in rows:
+            if isinstance(row, BrokenRow):
+                raise row.error
+    intact: Any = rows
+    checked: Sequence[Mapping[str, Any]] = intact
+    return checked
+
+
 def hash_files(paths: list[Path]) -> str:
     """A digest of every byte in the files, folders included, and of their order."""
     digest = hashlib.sha256()

@@ -80,7 +80,7 @@ class Columns:
         text: the column that holds a text without turns.
         system: a text (or template) that opens every conversation that has no system turn of its own.
         weight: the column that holds the row's weight, a number from 0 on.
-        answered: rows are for training, which needs an answer; otherwise one that is missing, or empty, is no error.
+        require_response: refuse rows without a response. Prediction does not: it accepts a missing or empty one.
 
     Raises:
         UserError: they contradict each other.
@@ -93,7 +93,7 @@ class Columns:
     text: str | None = None
     system: str | None = None
     weight: str | None = None
-    answered: bool = True
+    require_response: bool = True
 
     def __post_init__(self) -> None:
         named = {
@@ -108,7 +108,7 @@ class Columns:
                 f"expected either `messages`, or `prompt` with `response`, or `text`, got {' and '.join(given)}",
             )
         for argument, value, other in (("prompt", self.prompt, "response"), ("response", self.response, "prompt")):
-            if given == ["prompt"] and value is None and (self.answered or argument == "prompt"):
+            if given == ["prompt"] and value is None and (self.require_response or argument == "prompt"):
                 raise UserError(argument, f"expected a column or a template, as `{other}` is given; got nothing")
         fitting = {"sharegpt": "messages"}.get(self.format or "", self.format)
         if self.format is not None and given and given != [fitting]:
@@ -149,7 +149,7 @@ class Columns:
             raise UserError("weight", f"{missing_column(self.weight, columns)}")
         if name == "prompt":
             check_template(self.prompt or "prompt", columns, "prompt")
-            if self.answered or self.response is not None:
+            if self.require_response or self.response is not None:
                 check_template(self.response or "response", columns, "response")
             return
         for column in self._used(name):
@@ -176,13 +176,15 @@ class Columns:
         if name == "tokens":
             return _tokens(row["input_ids"], row["labels"])
         if name in ("messages", "sharegpt"):
-            turns = validate_conversation(row[self._used(name)[0]], argument="messages", answered=self.answered)
+            turns = validate_conversation(
+                row[self._used(name)[0]], argument="messages", require_answer=self.require_response
+            )
         elif name == "alpaca":
-            turns = _alpaca(row, self.answered or bool(row.get("output")))
+            turns = _alpaca(row, self.require_response or bool(row.get("output")))
         else:
             turns = [{"role": "user", "content": fill_template(self.prompt or "prompt", row, argument="prompt")}]
             response = self.response or "response"
-            if self.answered or row.get(response, self.response):  # a template is no column
+            if self.require_response or row.get(response, self.response):  # a template is no column
                 answer = fill_template(response, row, argument="response")
                 turns.append({"role": "assistant", "content": answer})
         if self.system is not None and turns[0]["role"] != "system":
@@ -199,7 +201,7 @@ class Columns:
 
     def _needed(self, name: str) -> tuple[str, ...]:
         """The columns by which a format is recognized."""
-        return _NEEDED[name] if self.answered or name not in _ANSWERS else _NEEDED[name][:-1]
+        return _NEEDED[name] if self.require_response or name not in _ANSWERS else _NEEDED[name][:-1]
 
 
 _NEEDED = {

@@ -13,11 +13,14 @@ from dataclasses import dataclass, replace
 from itertools import accumulate
 from typing import Any
 
+from typing_extensions import override
+
 from lit_probsft.data.rows.conversation import Message
 from lit_probsft.data.rows.files import RowSequence
 from lit_probsft.data.rows.formats import Conversation, Example
-from lit_probsft.data.rows.sources import Source, as_source
-from lit_probsft.data.rows.streams import MixedStream, of_part
+from lit_probsft.data.rows.row_source import as_source
+from lit_probsft.data.rows.source import Source
+from lit_probsft.data.rows.streams import MixedStream, row_of_part
 from lit_probsft.errors import UserError, errors_within
 
 _NAME = re.compile(r"[\w.\-]+")
@@ -112,11 +115,14 @@ class Mixture(Source):
                 raise UserError(f"sources.{name}", "expected at least one row, got an empty data set")
         return _Joined(loaded)
 
-    def asking(self) -> Mixture:
-        """The same, of rows that need no answer."""
-        return replace(self, sources={n: replace(part, source=s.asking()) for n, (s, part) in self._parts.items()})
+    @override
+    def for_prediction(self) -> Mixture:
+        sources: dict[str, Part | Source | str] = {
+            name: replace(part, source=source.for_prediction()) for name, (source, part) in self._parts.items()
+        }
+        return replace(self, sources=sources)
 
-    def stream(self, place: Any = None) -> MixedStream:
+    def stream(self, position: Any = None) -> MixedStream:
         """Rows of all sources, in the shares of their weights from the first row on; each source repeats itself."""
         for name, (_, part) in self._parts.items():
             if part.weight is None:
@@ -126,7 +132,7 @@ class Mixture(Source):
         if self.size is not None:
             raise UserError("size", f"expected none for a stream, which has no epochs, got {self.size}")
         weights = {name: part.weight or 0.0 for name, (_, part) in self._parts.items()}
-        return MixedStream({name: source.stream for name, (source, _) in self._parts.items()}, weights, place)
+        return MixedStream({name: source.stream for name, (source, _) in self._parts.items()}, weights, position)
 
     def example(self, row: Mapping[str, Any]) -> Example:
         """What the row teaches, by its own source."""
@@ -218,7 +224,7 @@ class _Joined(Sequence[Any]):
             return [self[place] for place in range(*index.indices(len(self)))]
         source, place = self.locate(index)
         name, rows = self._loaded[source]
-        return of_part(name, rows[place])
+        return row_of_part(name, rows[place])
 
     def locate(self, index: int) -> tuple[int, int]:
         """Which source row `index` is of, counted from 0, and which of its rows."""

@@ -11,7 +11,7 @@ import numpy as np
 
 from lit_probsft.data.rows.files import BrokenRow, RowSequence
 from lit_probsft.data.rows.formats import Conversation, Example, Text
-from lit_probsft.data.rows.sources import Source
+from lit_probsft.data.rows.source import Source
 from lit_probsft.errors import UserError, errors_within
 
 
@@ -21,12 +21,12 @@ class Item(NamedTuple):
     Attributes:
         row: what the source gave.
         source: which of the source's parts it is of, counted from 0.
-        place: which of that part's rows it is.
+        row_index: which of that part's rows it is.
     """
 
     row: Mapping[str, Any] | BrokenRow
     source: int
-    place: int
+    row_index: int
 
 
 class LoadedSource:
@@ -72,7 +72,7 @@ class LoadedSource:
     def where(self, item: Item) -> str:
         """The end of an error about a row."""
         part = f".sources.{self.source.parts[item.source]}" if self.source.parts else ""
-        return f" (row {item.place} of data.{self.argument}{part}, counted from 0)"
+        return f" (row {item.row_index} of data.{self.argument}{part}, counted from 0)"
 
     def example(self, item: Item) -> Example:
         """What a row teaches.

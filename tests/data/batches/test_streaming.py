@@ -16,7 +16,7 @@ from lit_probsft.data.batches import streaming
 from lit_probsft.data.batches.blocks import BlockReader
 from lit_probsft.data.batches.prepare import Recipe, RowTokenizer
 from lit_probsft.data.batches.streaming import StreamLoader, StreamPlan
-from lit_probsft.data.rows.sources import Source
+from lit_probsft.data.rows.source import Source
 from lit_probsft.data.rows.splits import LoadedSource
 from lit_probsft.errors import UserError
 from lit_probsft.objectives import NLL

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import numpy as np
 
+from lit_probsft.data import Rows
 from lit_probsft.data.batches import cache
 from lit_probsft.data.batches.prepare import Recipe
-from lit_probsft.data.rows.sources import Rows
 from lit_probsft.data.rows.splits import LoadedSource, Split
 from lit_probsft.data.tokens.tokenizers import ByteTokenizer
 

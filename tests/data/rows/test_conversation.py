@@ -106,9 +106,9 @@ def test_turns_out_of_order_are_refused(value, message):
 
 
 def test_a_prompt_may_end_with_the_user_but_not_with_the_system():
-    assert validate_conversation(turns("system", "user"), answered=False) == turns("system", "user")
+    assert validate_conversation(turns("system", "user"), require_answer=False) == turns("system", "user")
     with pytest.raises(UserError, match="expected a turn of the user"):
-        validate_conversation(turns("system"), answered=False)
+        validate_conversation(turns("system"), require_answer=False)
 
 
 def test_a_field_of_a_nested_column_has_a_dotted_name() -> None:

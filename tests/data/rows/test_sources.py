@@ -147,7 +147,7 @@ def test_a_hub_id_goes_to_datasets_with_name_and_split(monkeypatch):
         (ValueError("BuilderConfig 'x' not found"), "^name: .*BuilderConfig 'x' not found"),
         (
             ConnectionError("no route"),
-            "^path: expected a local file or a data set that the hub can give, got .somebody/q.: no route",
+            "^path: expected a local file or a data set on the hub, could not load .somebody/q.: no route",
         ),
     ],
 )

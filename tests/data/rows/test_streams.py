@@ -10,7 +10,8 @@ from hypothesis import strategies as st
 
 from lit_probsft.data import FigletPuzzles, Mixture, Part, Rows
 from lit_probsft.data.rows.files import BrokenRow
-from lit_probsft.data.rows.streams import Indexed, MixedStream, RowStream
+from lit_probsft.data.rows.readers import IndexedReader
+from lit_probsft.data.rows.streams import MixedStream, RowStream
 from lit_probsft.errors import UserError
 
 ROWS = [{"prompt": f"What is {i}?", "response": "so " * (i % 4) + f"{i}\n{i}"} for i in range(23)]
@@ -83,19 +84,19 @@ def test_a_stream_of_files_gives_what_they_hold_and_goes_on_from_any_place(write
     source = Rows(write(tmp_path / "rows"))
     assert [dict(row) for row in source.load()] == ROWS
     whole = source.stream()
-    found, places = [], [whole.place]
+    found, places = [], [whole.position]
     for _ in range(2 * len(ROWS) + 3):
         found.append(whole.next())
-        places.append(whole.place)
+        places.append(whole.position)
     assert [dict(row) for row in rows_of(found)] == [*ROWS, *ROWS, *ROWS[:3]]
-    assert [(one.number, one.passes) for one in found[20:26]] == [(20, 0), (21, 0), (22, 0), (0, 1), (1, 1), (2, 1)]
+    assert [(one.row_index, one.passes) for one in found[20:26]] == [(20, 0), (21, 0), (22, 0), (0, 1), (1, 1), (2, 1)]
     for start in (0, 1, 6, 7, 8, 22, 23, 24, 46):
         again = source.stream(moved(places[start]))
-        assert again.place == places[start]
+        assert again.position == places[start]
         rest = take(again, len(found) - start)
         assert rows_of(rest) == rows_of(found[start:])
-        assert [(one.number, one.passes) for one in rest] == [(one.number, one.passes) for one in found[start:]]
-        assert again.place == places[-1]
+        assert [(one.row_index, one.passes) for one in rest] == [(one.row_index, one.passes) for one in found[start:]]
+        assert again.position == places[-1]
 
 
 @pytest.mark.parametrize("kind", ["made", "parquet", "json"])
@@ -115,10 +116,10 @@ def test_a_stream_of_the_hub_goes_on_from_any_place(monkeypatch, tmp_path, kind)
     monkeypatch.setattr(datasets, "load_dataset", from_hub)
     source = Rows("someone/rows", name="main", split="test")
     whole = source.stream()
-    found, places = [], [whole.place]
+    found, places = [], [whole.position]
     for _ in range(30):
         found.append(whole.next())
-        places.append(whole.place)
+        places.append(whole.position)
     assert rows_of(found) == [*ROWS, *ROWS[:7]]
     for start in (0, 1, 5, 9, 22, 23, 25):
         again = source.stream(moved(places[start]))
@@ -143,7 +144,7 @@ def test_other_sources_are_streamed_by_their_numbers_and_a_limit_ends_a_pass(tmp
     assert rows_of(take(figlet.stream(), 4)) == [*figlet.load(), figlet.load()[0]]
     limited = Rows(as_json_lines(tmp_path / "x"), limit=2)
     assert rows_of(take(limited.stream(), 5)) == [ROWS[0], ROWS[1], ROWS[0], ROWS[1], ROWS[0]]
-    assert limited.stream(limited.stream().place).place == limited.stream().place
+    assert limited.stream(limited.stream().position).position == limited.stream().position
 
 
 @pytest.mark.parametrize(
@@ -169,23 +170,23 @@ def test_a_stream_that_cannot_be_read_is_refused(tmp_path, content, suffix, mess
 @given(st.lists(st.tuples(st.integers(1, 9), st.floats(0.1, 9)), min_size=1, max_size=4), st.integers(0, 60))
 def test_a_mixed_stream_keeps_its_shares_at_every_row_and_goes_on_from_any_place(drawn, start):
     def opened(count):
-        return lambda place: RowStream(lambda at: Indexed([{"i": i} for i in range(count)], at), place)
+        return lambda place: RowStream(lambda at: IndexedReader([{"i": i} for i in range(count)], at), place)
 
     streams = {f"s{i}": opened(count) for i, (count, _) in enumerate(drawn)}
     weights = {f"s{i}": weight for i, (_, weight) in enumerate(drawn)}
     whole = MixedStream(streams, weights, None)
     found = take(whole, start)
-    place = moved(whole.place)
+    place = moved(whole.position)
     found += take(whole, 80 - start)
     again = MixedStream(streams, weights, place)
     assert rows_of(take(again, 80 - start)) == rows_of(found[start:])
-    assert again.place == whole.place
+    assert again.position == whole.position
     seen = Counter()
     for number, one in enumerate(found, start=1):
         name = f"s{one.source}"
         count = drawn[one.source][0]
         assert one.row() == {"source": name, "row": {"i": seen[name] % count}}
-        assert (one.number, one.passes) == (seen[name] % count, seen[name] // count)
+        assert (one.row_index, one.passes) == (seen[name] % count, seen[name] // count)
         seen[name] += 1
         shares = {name: weight / sum(weights.values()) for name, weight in weights.items()}
         assert all(abs(seen[name] - shares[name] * number) < len(drawn) for name in weights)
@@ -198,7 +199,7 @@ def test_a_mixture_without_weights_or_with_a_size_is_no_stream(tmp_path):
     with pytest.raises(UserError, match=r"size: expected none for a stream, which has no epochs, got 3"):
         Mixture({"a": Part(path, 1.0)}, size=3).stream()
     stream = Mixture({"a": Part(path, 1.0), "b": Part(Rows(path, limit=2), 1.0)}).stream()
-    assert [(one.source, one.number) for one in take(stream, 6)] == [(0, 0), (1, 0), (0, 1), (1, 1), (0, 2), (1, 0)]
+    assert [(one.source, one.row_index) for one in take(stream, 6)] == [(0, 0), (1, 0), (0, 1), (1, 1), (0, 2), (1, 0)]
     (tmp_path / "empty.jsonl").write_text("")
     with pytest.raises(UserError, match=r"sources.e.path: expected at least one row"):
         Mixture({"e": Part(str(tmp_path / "empty.jsonl"), 1.0)}).stream().next()
