@@ -35,7 +35,7 @@ from lit_probsft.data.rows.formats import Conversation
 from lit_probsft.data.rows.row_source import as_source
 from lit_probsft.data.rows.source import Source
 from lit_probsft.data.rows.splits import LoadedSource, Split
-from lit_probsft.data.tokens.added_tokens import check_added, with_added
+from lit_probsft.data.tokens.added_tokens import check_added_tokens, with_added_tokens
 from lit_probsft.data.tokens.rendering import plain_template, read_template
 from lit_probsft.data.tokens.tokenization import IGNORED, Reasoning, Turns, tokenize_conversation
 from lit_probsft.data.tokens.tokenizers import TokenizerSource, as_tokenizer_source, checked_tokenizer
@@ -143,7 +143,7 @@ class InstructionDataModule(LightningDataModule):
     ) -> None:
         check_arguments(locals())
         super().__init__()
-        check_added(add_tokens or (), add_special_tokens or ())
+        check_added_tokens(add_tokens or (), add_special_tokens or ())
         self._splits: dict[str, Split] = {}
         for name, value in (("train", train), ("validation", validation), ("test", test), ("predict", predict)):
             if value is not None:
@@ -199,7 +199,7 @@ class InstructionDataModule(LightningDataModule):
         """The loaded tokenizer, a `PreTrainedTokenizerFast` with a pad token."""
         if self._tokenizer is None:
             try:
-                self._tokenizer = with_added(self._load_tokenizer(), self.add_tokens, self.add_special_tokens)
+                self._tokenizer = with_added_tokens(self._load_tokenizer(), self.add_tokens, self.add_special_tokens)
                 if self._recipe.chat_template is not None:  # so that whoever saves the tokenizer saves what was trained
                     self._tokenizer.chat_template = self._recipe.chat_template
                 elif self._recipe.plain_text and self._tokenizer.eos_token is not None:

@@ -15,7 +15,7 @@ import torch
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor, nn
 
-from lit_probsft.data.tokens.added_tokens import added_to
+from lit_probsft.data.tokens.added_tokens import added_token_ids
 from lit_probsft.errors import UserError
 from lit_probsft.parallel.sharding import is_partitioned, longer
 
@@ -35,7 +35,7 @@ def new_to(tokenizer: Any, own: Callable[[], Any]) -> dict[str, int]:
         own: loads the tokenizer that lies beside the model's weights; asked only where tokens were added. One that
             cannot be had knows none of them.
     """
-    added = {} if tokenizer is None else added_to(tokenizer)
+    added = {} if tokenizer is None else added_token_ids(tokenizer)
     if not added:
         return {}
     try:

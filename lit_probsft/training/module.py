@@ -14,7 +14,7 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 
-from lit_probsft.data.tokens.added_tokens import added_to
+from lit_probsft.data.tokens.added_tokens import added_token_ids
 from lit_probsft.errors import UserError
 from lit_probsft.head.layer import HeadRequest
 from lit_probsft.head.loss import IGNORE_INDEX, HeadOutput
@@ -170,7 +170,7 @@ class ProbSFTModule(L.LightningModule):
             self._load_reference(dtype, sharding)
         else:
             if self.source is None:  # handed in, and perhaps trained before by this very module
-                tokens = {text: id for text, id in added_to(tokenizer).items() if text not in self.new_tokens}
+                tokens = {text: id for text, id in added_token_ids(tokenizer).items() if text not in self.new_tokens}
                 check_trained(tokens, self.lora)
                 extend(self.model, tokens)
                 self.new_tokens.update(tokens)

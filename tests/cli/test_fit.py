@@ -533,7 +533,7 @@ BAD_INPUT = {
     "a mixture of nothing": (
         [],
         {"data__train": {"class_path": "Mixture", "init_args": {"sources": {}}}},
-        "^data.train.sources: expected at least one source by name, got none$",
+        "^data.train.sources: expected at least one named source, got none$",
     ),
     "a weight of a mixture": (
         [],

@@ -61,7 +61,7 @@ def test_what_is_wrong_is_counted_and_located_whatever_the_policy(make: Any) -> 
     content = GOOD * 3 + b'{"prompt": \n' + b'{"prompt": "a", "response": ""}\n' * 2 + GOOD
     preview = make_preview(make(content), rows=10)
     assert [(problem.rows, problem.first) for problem in preview.problems] == [(2, 4), (1, 3)]
-    assert "expected a text that is not empty" in preview.problems[0].what
+    assert "expected non-empty text" in preview.problems[0].what
     assert "line 4: not valid JSON" in preview.problems[1].what
     assert [shown.row for shown in preview.shown] == [0, 1, 2, 6]
     assert "2 of 7 rows, from row 4 on: cannot be used" in printed(preview)

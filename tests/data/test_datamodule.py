@@ -389,7 +389,7 @@ def test_values_out_of_range_are_refused_at_construction(make, kwargs, message):
         (None, {"chat_template": "{{ 'x' }}"}, "^data.chat_template: the mask supervises nothing"),
         ([], {}, "^data.train: expected at least one row, got an empty data set"),
         ([{"q": "a", "response": "b"}], {}, "^data.train.prompt: no column 'prompt' among 'q'"),
-        ([{"q": "a", "a": "b"}], {}, "^data.train.prompt: expected a column `messages`"),
+        ([{"q": "a", "a": "b"}], {}, "^data.train.prompt: expected the columns of a known format: `messages`"),
         (
             [{"prompt": "a", "response": "b"}, {"prompt": "a", "response": 4}],
             {},
@@ -408,7 +408,7 @@ def test_values_out_of_range_are_refused_at_construction(make, kwargs, message):
         (
             [{"messages": [{"role": role, "content": "x"} for role in ("system", "user", "assistant")]}],
             {"chat_template": NO_SYSTEM},
-            "^data.chat_template: it refuses the roles system, user, assistant: System role not supported",
+            "^data.chat_template: the template refuses the roles system, user, assistant: System role not supported",
         ),
     ],
 )
@@ -463,9 +463,9 @@ BAD_LINES = [
     (b'{"prompt": \n', "line 3: not valid JSON"),
     (b'{"prompt": "\xff", "response": "b"}\n', "line 3: not UTF-8"),
     (b"[1]\n", "line 3: expected an object, got a list"),
-    (b'{"prompt": "a", "response": ""}\n', "response: column 'response': expected a text that is not empty, got ''"),
-    (b'{"prompt": "a", "response": 4}\n', "response: column 'response': expected a text that is not empty, got 4"),
-    (b'{"question": "a"}\n', "prompt: expected a column `messages`"),
+    (b'{"prompt": "a", "response": ""}\n', "response: column 'response': expected non-empty text, got ''"),
+    (b'{"prompt": "a", "response": 4}\n', "response: column 'response': expected non-empty text, got 4"),
+    (b'{"question": "a"}\n', "prompt: expected the columns of a known format: `messages`"),
     (b'{"messages": [{"role": "assistant", "content": "a"}]}\n', "messages[0]: roles out of order"),
     (b'{"messages": [{"role": "user", "content": "a"}]}\n', "messages: expected the last turn to be the assistant's"),
     (b'{"prompt": "a", "response": "' + b"b" * 200 + b'"}\n', "data.max_length: expected at most 120 tokens, got"),

@@ -13,7 +13,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 
 from lit_probsft.cli.commands import main
 from lit_probsft.data import ByteTokenizer
-from lit_probsft.data.tokens.added_tokens import with_added
+from lit_probsft.data.tokens.added_tokens import with_added_tokens
 from lit_probsft.errors import UserError
 from lit_probsft.model.forward import install_head
 from lit_probsft.model.lora import LoRA
@@ -52,7 +52,7 @@ def saved(folder: Path, config: dict[str, Any]) -> Any:
 @pytest.mark.parametrize("name", CONFIGS)
 def test_a_new_tokens_logit_is_the_mean_of_the_old_tokens_and_nothing_else_moves(tmp_path: Path, name: str) -> None:
     before = saved(tmp_path, CONFIGS[name])
-    model = PretrainedCausalLM(str(tmp_path)).load(with_added(tokenizer(), NEW), torch.float32).eval()
+    model = PretrainedCausalLM(str(tmp_path)).load(with_added_tokens(tokenizer(), NEW), torch.float32).eval()
     inputs, outputs = model.get_input_embeddings(), model.get_output_embeddings()
     rows = max(CONFIGS[name].get("vocab_size", 0), 261)
     assert model.config.vocab_size == inputs.num_embeddings == outputs.out_features == len(outputs.weight) == rows
@@ -72,11 +72,14 @@ def test_a_new_tokens_logit_is_the_mean_of_the_old_tokens_and_nothing_else_moves
 
 def test_a_model_whose_own_tokenizer_knows_a_token_keeps_its_row(tmp_path: Path) -> None:
     """Another model that has been trained with it: as a reference, or to compare with."""
-    model, extended = RandomCausalLM(tiny.LLAMA, seed=3).load(tokenizer(), torch.float32), with_added(tokenizer(), NEW)
+    model, extended = (
+        RandomCausalLM(tiny.LLAMA, seed=3).load(tokenizer(), torch.float32),
+        with_added_tokens(tokenizer(), NEW),
+    )
     model.resize_token_embeddings(261, mean_resizing=False)
     row = model.get_input_embeddings().weight[259].detach().clone()
     model.save_pretrained(tmp_path)
-    with_added(tokenizer(), NEW[:1]).save_pretrained(tmp_path)
+    with_added_tokens(tokenizer(), NEW[:1]).save_pretrained(tmp_path)
     source = PretrainedCausalLM(str(tmp_path))
     assert source.new_tokens(extended) == {"</think>": 260}
     assert torch.equal(source.load(extended, torch.float32).get_input_embeddings().weight[259], row)

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from lit_probsft.data import ByteTokenizer
-from lit_probsft.data.tokens.added_tokens import with_added
+from lit_probsft.data.tokens.added_tokens import with_added_tokens
 from lit_probsft.model.sources import PretrainedCausalLM, RandomCausalLM
 from tests import tiny
 from tests.parallel.test_loading import LLAMA
@@ -61,7 +61,7 @@ def seen(request: pytest.FixtureRequest, models: dict[str, str], tmp_path_factor
 
 @pytest.mark.parametrize("name", CONFIGS)
 def test_the_weights_are_those_of_one_process_and_each_holds_half(seen: Any, models: dict[str, str], name: str) -> None:
-    extended = with_added(ByteTokenizer().load(list), NEW)
+    extended = with_added_tokens(ByteTokenizer().load(list), NEW)
     whole = PretrainedCausalLM(models[name]).load(extended, torch.float32)
     assert len(whole.get_input_embeddings().weight) == CONFIGS[name].get("vocab_size", 260)
     for rank in seen[0][name]:

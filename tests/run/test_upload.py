@@ -283,7 +283,7 @@ def test_a_revision_that_is_not_there_is_told(hub: Hub) -> None:
         PretrainedCausalLM("you/tiny", revision="v9").load(None, torch.float32)
     with pytest.raises(
         UserError,
-        match=r"^path: expected a local file or a data set that the hub can give, got 'you/rows': Revision 'v9'",
+        match=r"^path: expected a local file or a data set on the hub, could not load 'you/rows': Revision 'v9'",
     ):
         Rows("you/rows", revision="v9").load()
 

@@ -1,4 +1,4 @@
-"""Questions with choices, of which the answer is one label; a share of the labels may be made wrong."""
+"""Multiple-choice questions, supervised with one label; a share of the labels may be flipped to wrong ones."""
 
 from __future__ import annotations
 
@@ -9,16 +9,17 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from lit_probsft.data.rows.conversation import (
-    Message,
-    check_template,
-    fill_places,
+from typing_extensions import override
+
+from lit_probsft.data.rows.columns import (
+    check_placeholders,
+    fill_placeholders,
     missing_column,
     shown_value,
     text_field,
-    validate_conversation,
     with_nested,
 )
+from lit_probsft.data.rows.conversation import Message, validate_conversation
 from lit_probsft.data.rows.files import RowSequence, refuse_broken
 from lit_probsft.data.rows.readers import Reader
 from lit_probsft.data.rows.row_source import Rows
@@ -29,26 +30,26 @@ from lit_probsft.errors import UserError
 
 @dataclass(frozen=True)
 class MultipleChoice(Source):
-    """Questions from the hub or from local files, each with choices; the label of one of them is learnt.
+    """Multiple-choice questions from the hub or from local files; the response is the label of one choice.
 
-    With `flipped` some rows teach the label of another choice: what a model makes of answers that are wrong. Whether a
-    row is one of them, and which label it gets, depends on `seed` and on what stands in the row, not on where it
-    stands: each row with this probability on its own, the others with equal probability. A row that is flipped at a
-    share is flipped, and to the same label, at every larger one.
+    `flipped` gives a share of the rows the label of a wrong choice, to see what a model makes of wrong answers. Each
+    row is flipped with this probability, independently, to one of the wrong labels with equal probability. Both draws
+    depend on `seed` and the content of the row, not on its position. A row that is flipped at one share is flipped, to
+    the same label, at every larger share.
 
     Args:
         path: as in `Rows`.
         name: as in `Rows`.
         split: as in `Rows`.
         limit: as in `Rows`.
-        question: the column with the question; this and the next three are OpenBookQA's where they are not given. A
-            field of a nested column has a dotted name.
-        choices: the column with the list of choices, two at least.
+        question: the column with the question. This and the next three default to OpenBookQA's columns; a field of a
+            nested column has a dotted name.
+        choices: the column with the list of choices, at least two.
         labels: the column with the list of their labels, all different.
         answer: the column with the label of the right choice.
-        prompt: a template of `{question}` and `{choices}`, the latter a line such as `A. a text` for each.
-        flipped: the share of rows with a wrong label, 0 to 1.
-        seed: of what is flipped.
+        prompt: a template of `{question}` and `{choices}`; the latter has one line per choice, such as `A. a text`.
+        flipped: share of rows with a wrong label, 0 to 1.
+        seed: seed of the flips.
         revision: as in `Rows`.
     """
 
@@ -68,81 +69,82 @@ class MultipleChoice(Source):
     def __post_init__(self) -> None:
         if not 0 <= self.flipped <= 1:
             raise UserError("flipped", f"expected a share from 0 to 1, got {self.flipped}")
-        check_template(self.prompt, ["question", "choices"], "prompt")
-        _ = self._rows  # `limit` is checked there
+        check_placeholders(self.prompt, ["question", "choices"], "prompt")
+        _ = self._rows  # checks `limit`
 
     @functools.cached_property
     def _rows(self) -> Rows:
         return Rows(self.path, name=self.name, split=self.split, limit=self.limit, revision=self.revision)
 
+    @override
     def load(self) -> Sequence[Mapping[str, Any]]:
-        """The rows as they are stored; a missing file, a broken line or a missing column is refused here."""
         rows = refuse_broken(self.load_with_broken())
         if len(rows):
             self._fields(rows[0])
         return rows
 
+    @override
     def load_with_broken(self) -> RowSequence:
-        """The rows; a broken line leaves a `BrokenRow`."""
         return self._rows.load_with_broken()
 
+    @override
     def reader(self, position: Any = None) -> Reader:
-        """The rows one by one, as `Rows` reads them."""
         return self._rows.reader(position)
 
+    @override
     def stream(self, position: Any = None) -> RowStream:
-        """The rows without an end; a pass has at most `limit`."""
         return self._rows.stream(position)
 
+    @override
     def commits(self) -> Mapping[str, str]:
-        """Of a hub data set, as the hub tells it."""
         return self._rows.commits()
 
+    @override
     def identity(self) -> dict[str, Any]:
-        """Every field, and names and sizes of local files."""
         return {**self.describe(), "path": self._rows.identity()["path"]}
 
+    @override
     def conversation(self, row: Mapping[str, Any]) -> list[Message]:
-        """The question with its choices, and the label that is taught."""
         question, choices, labels, answer = self._fields(row)
         lines = "\n".join(f"{label}. {choice}" for label, choice in zip(labels, choices, strict=True))
-        prompt = fill_places(self.prompt, {"question": question, "choices": lines}, argument="prompt")
-        taught = self._taught([question, choices, labels, answer])
-        return validate_conversation([{"role": "user", "content": prompt}, {"role": "assistant", "content": taught}])
+        prompt = fill_placeholders(self.prompt, {"question": question, "choices": lines}, argument="prompt")
+        response = self._response([question, choices, labels, answer])
+        return validate_conversation([{"role": "user", "content": prompt}, {"role": "assistant", "content": response}])
 
     def is_flipped(self, row: Mapping[str, Any]) -> bool:
-        """Whether this row teaches a wrong label.
+        """Whether this row is supervised with a wrong label.
 
         Raises:
             UserError: as `conversation`.
         """
         fields = self._fields(row)
-        return self._taught(list(fields)) != fields[3]
+        return self._response(list(fields)) != fields[3]
 
-    def _taught(self, fields: list[Any]) -> str:
+    def _response(self, fields: list[Any]) -> str:
+        """The answer, or a wrong label when the row is flipped."""
         _, _, labels, answer = fields
         digest = hashlib.sha256(json.dumps([self.seed, *fields]).encode("utf-8", "surrogatepass")).digest()
-        drawn, which = int.from_bytes(digest[:8], "big"), int.from_bytes(digest[8:16], "big")
-        if drawn >= self.flipped * 2**64:
+        draw, choice = int.from_bytes(digest[:8], "big"), int.from_bytes(digest[8:16], "big")
+        if draw >= self.flipped * 2**64:
             right: str = answer
             return right
         others = [label for label in labels if label != answer]
-        wrong: str = others[which % len(others)]
+        wrong: str = others[choice % len(others)]
         return wrong
 
     def _fields(self, row: Mapping[str, Any]) -> tuple[str, list[str], list[str], str]:
-        """Question, choices, labels and the right label."""
+        """The question, its choices, their labels and the right label."""
         row = with_nested(row)
         for argument in ("question", "choices", "labels", "answer"):
             if getattr(self, argument) not in row:
-                raise UserError(argument, f"{missing_column(getattr(self, argument), list(row))}")
+                raise UserError(argument, missing_column(getattr(self, argument), list(row)))
         question = text_field(row[self.question], f"question: column {self.question!r}")
         choices, labels = (self._texts(row, argument) for argument in ("choices", "labels"))
         if not len(choices) == len(labels) == len(set(labels)) or len(labels) < 2:
             raise UserError(
                 "labels",
-                f"expected a different one for each of at least two choices, got {shown_value(labels)} for "
-                f"{len(choices)} choices",
+                f"expected at least two choices with a different label each, got {len(choices)} choices with labels "
+                f"{shown_value(labels)}",
             )
         answer = row[self.answer]
         if answer not in labels:

@@ -1,27 +1,26 @@
-"""A conversation: `[{"role": ..., "content": ...}, ...]`, checked turn by turn, and the templates that make its texts
-of columns.
+"""A conversation, `[{"role": ..., "content": ...}, ...]`, checked turn by turn.
 
-Nothing here reads files or tokenizes, so that evaluation asks its questions in exactly the words of training.
+Nothing here reads files or tokenizes, so that evaluation can ask its questions in the same words as training.
 """
 
 from __future__ import annotations
 
 import json
-import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
+from lit_probsft.data.rows.columns import shown_value, text_field
 from lit_probsft.errors import UserError, near_matches
 
 Message = dict[str, Any]
-"""One turn: `role` is system, user, assistant or tool; `content` is its text. An assistant's turn may have `tool_calls`
-(and then an empty content), `reasoning_content`, and `train: False` when it is not to be learnt; a tool's turn may have
+"""One turn: `role` is system, user, assistant or tool; `content` is its text. An assistant turn may have `tool_calls`
+(then its content may be empty), `reasoning_content`, and `train: False` to leave it unsupervised; a tool turn may have
 `tool_call_id` and `name`."""
 
 ROLES = ("system", "user", "assistant", "tool")
 
-# What other vocabularies call a role: OpenAI's newer name for the system, and ShareGPT's names.
-_ALSO_CALLED = {
+# Names of roles in other vocabularies: OpenAI's newer name for the system, and ShareGPT's names.
+_ROLE_ALIASES = {
     "developer": "system",
     "human": "user",
     "gpt": "assistant",
@@ -33,44 +32,21 @@ _ALSO_CALLED = {
     "tool_response": "tool",
 }
 
-# A doubled brace is a literal one; `{name}` is a column; any other brace (LaTeX has many) stays as it is.
-_PLACE = re.compile(r"\{\{|\}\}|\{([^{}]*)\}")
-_NAME = re.compile(r"[A-Za-z_][\w .\-]*")
-
-
-def with_nested(row: Mapping[str, Any]) -> Mapping[str, Any]:
-    """`row` with the fields of nested mappings beside its columns, under dotted names: `extra_info.question`."""
-    nested = {key: with_nested(value) for key, value in row.items() if isinstance(value, Mapping)}
-    if not nested:
-        return row
-    return {**row, **{f"{key}.{inner}": value for key, fields in nested.items() for inner, value in fields.items()}}
-
-
-def fill_template(template: str, row: Mapping[str, Any], *, argument: str) -> str:
-    """The text of column `template`, or `template` with each `{column}` replaced by the row's text.
-
-    Raises:
-        UserError: a column that is missing, empty or not a string.
-    """
-    if template in row:
-        return text_field(row[template], f"{argument}: column {template!r}")
-    check_template(template, list(row), argument)
-    return fill_places(template, row, argument=argument)
-
 
 def validate_conversation(value: Any, *, argument: str = "messages", require_answer: bool = True) -> list[Message]:
-    """A copy of `value` as plain messages, when its turns are in order: system?, then user and assistant by turns; an
-    assistant that calls tools is followed by what they gave, and then speaks again.
+    """Return `value` as plain messages if its turns are in order.
+
+    A conversation is an optional system turn, then user and assistant turns in alternation. An assistant turn with
+    tool calls is followed by tool turns and another assistant turn.
 
     Args:
-        value: what should be a list of mappings with `role` and `content`, as OpenAI writes them, or with `from` and
-            `value`, as ShareGPT does.
-        argument: how the error names it.
+        value: a list of mappings with `role` and `content` (OpenAI), or with `from` and `value` (ShareGPT).
+        argument: names it in errors.
         require_answer: the last turn must be the assistant's, as in training. Otherwise it may be the user's or a
             tool's (a prompt).
 
     Raises:
-        UserError: anything else, naming the turn.
+        UserError: names the turn that is wrong.
     """
     if not isinstance(value, Sequence) or isinstance(value, str) or not value:
         raise UserError(argument, f"expected a non-empty list of {{role, content}}, got {shown_value(value)}")
@@ -81,25 +57,25 @@ def validate_conversation(value: Any, *, argument: str = "messages", require_ans
         messages.append(message)
     last = messages[-1]["role"]
     if require_answer and last != "assistant":
-        raise UserError(argument, f"expected the last turn to be the assistant's, which is what is learnt; got {last}")
+        raise UserError(argument, f"expected the last turn to be the assistant's, got {last}")
     if not require_answer and last == "system":
-        raise UserError(argument, "expected a turn of the user, got a system turn only")
-    if require_answer and not any(is_learnt(message) for message in messages):
-        raise UserError(argument, "expected a turn of the assistant to learn, got `train: false` for all of them")
+        raise UserError(argument, "expected a user turn, got a system turn only")
+    if require_answer and not any(is_supervised(message) for message in messages):
+        raise UserError(argument, "expected an assistant turn to supervise, all have `train: false`")
     return messages
 
 
-def is_learnt(message: Mapping[str, Any]) -> bool:
-    """Whether this is a turn of the assistant that its author has not excluded."""
+def is_supervised(message: Mapping[str, Any]) -> bool:
+    """Whether this is an assistant turn without `train: False`."""
     return message["role"] == "assistant" and message.get("train", True) is not False
 
 
 def validate_tools(value: Any, *, argument: str = "tools") -> list[dict[str, Any]] | None:
-    """The tools that a conversation may call, as its template gets them; None where there are none.
+    """Return the tools that a conversation may call, or None without any.
 
     Args:
         value: a list of JSON schemas, or the JSON text of one.
-        argument: how the error names it.
+        argument: names it in errors.
 
     Raises:
         UserError: it is anything else.
@@ -117,40 +93,16 @@ def validate_tools(value: Any, *, argument: str = "tools") -> list[dict[str, Any
     return [dict(tool) for tool in value]
 
 
-def text_field(value: Any, where: str, *, empty: bool = False) -> str:
-    """`value`, when it is a text that can be written down.
-
-    Args:
-        value: of a column or a turn.
-        where: how the error names it.
-        empty: whether it may be empty.
-
-    Raises:
-        UserError: it is no text, or empty, or no Unicode.
-    """
-    if not isinstance(value, str) or not (empty or value.strip()):
-        raise UserError(where, f"expected a text that is not empty, got {shown_value(value)}")
-    try:
-        value.encode()
-    except UnicodeEncodeError as error:
-        raise UserError(
-            where,
-            f"expected Unicode text, got half of a surrogate pair (U+{ord(value[error.start]):04X}) at "
-            f"character {error.start}",
-        ) from error
-    return value
-
-
 def _message(turn: Any, where: str) -> Message:
-    """One turn in OpenAI's vocabulary, with nothing in it but what a template can read."""
+    """The turn in OpenAI's vocabulary, without keys that templates do not read."""
     if isinstance(turn, Mapping) and "role" not in turn and "from" in turn:
         turn = {**turn, "role": turn["from"], "content": turn.get("value")}
         if turn["role"] == "function_call":
-            turn = {**turn, "content": None, "tool_calls": _spoken_calls(turn["content"], where)}
+            turn = {**turn, "content": None, "tool_calls": _sharegpt_calls(turn["content"], where)}
     if not isinstance(turn, Mapping) or "role" not in turn or not ("content" in turn or turn.get("tool_calls")):
         raise UserError(where, f"expected a mapping with role and content, got {shown_value(turn)}")
     role = turn["role"]
-    role = _ALSO_CALLED.get(role, role) if isinstance(role, str) else role
+    role = _ROLE_ALIASES.get(role, role) if isinstance(role, str) else role
     if role not in ROLES:
         hint = near_matches(role, ROLES) if isinstance(role, str) else ""
         raise UserError(where, f"expected a role among {', '.join(ROLES)}, got {shown_value(role)}.{hint}")
@@ -166,7 +118,7 @@ def _message(turn: Any, where: str) -> Message:
     for key in ("tool_call_id", "name"):
         if role == "tool" and turn.get(key) is not None:
             message[key] = text_field(turn[key], f"{where}.{key}")
-    if not _is_trained(turn, role, where):
+    if not _read_train(turn, role, where):
         message["train"] = False
     return message
 
@@ -182,12 +134,12 @@ def _check_order(message: Message, previous: Message | None, where: str) -> None
         "tool": ("tool", "assistant"),
     }[before]
     if message["role"] not in allowed:
-        after = f"after a turn of {before}{' with tool calls' * calls}" if before else "as the first turn"
-        raise UserError(where, f"roles out of order: expected {' or '.join(allowed)} {after}, got {message['role']}")
+        position = f"after {before}{' with tool calls' * calls}" if before else "as the first turn"
+        raise UserError(where, f"roles out of order: expected {' or '.join(allowed)} {position}, got {message['role']}")
 
 
 def _content(value: Any, where: str, calls: bool, tool: bool) -> str:
-    """A turn's text, which some write as a list of parts; an assistant that calls tools, or a tool, may say nothing."""
+    """The text of a turn, which may be a list of text parts. Empty only next to tool calls, or in a tool turn."""
     if (
         isinstance(value, Sequence)
         and not isinstance(value, str)
@@ -198,17 +150,17 @@ def _content(value: Any, where: str, calls: bool, tool: bool) -> str:
     return text_field("" if calls and value is None else value, where, empty=calls or tool)
 
 
-def _is_trained(turn: Mapping[str, Any], role: str, where: str) -> bool:
-    """`train`, or OpenAI's `weight` of 0 or 1, which says the same."""
+def _read_train(turn: Mapping[str, Any], role: str, where: str) -> bool:
+    """`train` of a turn, or OpenAI's equivalent, a `weight` of 0 or 1."""
     train = turn.get("train")
     if train is None and role == "assistant" and turn.get("weight") is not None:
         if turn["weight"] not in (0, 1):
-            raise UserError(f"{where}.weight", f"expected 0 (not learnt) or 1, got {shown_value(turn['weight'])}")
+            raise UserError(f"{where}.weight", f"expected 0 (not supervised) or 1, got {shown_value(turn['weight'])}")
         train = bool(turn["weight"])
     if train is None:
         return True
     if not isinstance(train, bool) or (train and role != "assistant"):
-        expected = "true or false" if role == "assistant" else f"none, as a turn of {role} is never learnt"
+        expected = "true or false" if role == "assistant" else f"none, since a {role} turn is never supervised"
         raise UserError(f"{where}.train", f"expected {expected}, got {shown_value(train)}")
     return train or role != "assistant"
 
@@ -221,23 +173,25 @@ def _tool_calls(value: Any, where: str) -> list[dict[str, Any]]:
         raise UserError(f"{where}.tool_calls", f"expected a list, got {shown_value(value)}")
     calls = []
     for number, call in enumerate(value):
-        place = f"{where}.tool_calls[{number}]"
+        call_name = f"{where}.tool_calls[{number}]"
         function = (call.get("function") or call) if isinstance(call, Mapping) else None
         if not isinstance(function, Mapping) or "name" not in function:
-            raise UserError(place, f"expected a mapping with name and arguments, got {shown_value(call)}")
+            raise UserError(call_name, f"expected a mapping with name and arguments, got {shown_value(call)}")
         arguments = function.get("arguments")
         if isinstance(arguments, str):
-            arguments = _from_json(arguments, f"{place}.arguments", "a mapping, or its JSON text")
+            arguments = _from_json(arguments, f"{call_name}.arguments", "a mapping, or its JSON text")
         if not isinstance(arguments, Mapping | None):
-            raise UserError(f"{place}.arguments", f"expected a mapping, or its JSON text, got {shown_value(arguments)}")
-        named = {"name": text_field(function["name"], f"{place}.name"), "arguments": dict(arguments or {})}
-        identity = {"id": text_field(call["id"], f"{place}.id")} if call.get("id") is not None else {}
+            raise UserError(
+                f"{call_name}.arguments", f"expected a mapping, or its JSON text, got {shown_value(arguments)}"
+            )
+        named = {"name": text_field(function["name"], f"{call_name}.name"), "arguments": dict(arguments or {})}
+        identity = {"id": text_field(call["id"], f"{call_name}.id")} if call.get("id") is not None else {}
         calls.append({**identity, "type": "function", "function": named})
     return calls
 
 
-def _spoken_calls(value: Any, where: str) -> Any:
-    """ShareGPT's `function_call`: the JSON text of a call, or of a list of them."""
+def _sharegpt_calls(value: Any, where: str) -> Any:
+    """ShareGPT's `function_call`: the JSON text of a call, or of a list of calls."""
     calls = _from_json(value, where, "a call, as JSON text {name, arguments}") if isinstance(value, str) else value
     return calls if isinstance(calls, list) else [calls]
 
@@ -247,46 +201,3 @@ def _from_json(text: str, where: str, expected: str) -> Any:
         return json.loads(text)
     except (ValueError, RecursionError) as error:
         raise UserError(where, f"expected {expected}, got {shown_value(text)}") from error
-
-
-def check_template(template: str, columns: Sequence[str], argument: str) -> None:
-    """Refuse a column or template that names what is not among `columns`."""
-    if template in columns:
-        return
-    places = [match for match in _PLACE.finditer(template) if match[1] is not None]
-    if not any(match[1] in columns for match in places):
-        named = [match[1] for match in places if _NAME.fullmatch(match[1])]
-        raise UserError(argument, f"{missing_column(named[0] if named else template, columns)}")
-    for match in places:
-        if match[1] not in columns and _NAME.fullmatch(match[1]):
-            raise UserError(argument, f"{missing_column(match[1], columns)} (a literal brace is written twice: '{{{{')")
-
-
-def fill_places(template: str, row: Mapping[str, Any], *, argument: str) -> str:
-    """`template` with each `{column}` replaced by the row's text."""
-
-    def fill(match: re.Match[str]) -> str:
-        if match[1] is None:
-            return match[0][0]
-        if match[1] not in row:
-            return match[0]
-        return text_field(row[match[1]], f"{argument}: column {match[1]!r}")
-
-    return _PLACE.sub(fill, template)
-
-
-def missing_column(name: str, columns: Sequence[str]) -> str:
-    """What to say of a column that is not there."""
-    return f"no column {name!r} among {listed(columns)}.{near_matches(name, columns)}"
-
-
-def listed(columns: Iterable[str]) -> str:
-    """Names for an error, the first twenty of them."""
-    names = [repr(column) for column in columns]
-    return ", ".join(names[:20]) + (f" and {len(names) - 20} more" if len(names) > 20 else "") or "(none)"
-
-
-def shown_value(value: Any) -> str:
-    """A value for an error, cut where it is long."""
-    text = "null" if value is None else repr(value)
-    return text if len(text) <= 80 else f"{text[:77]}..."

@@ -1,7 +1,7 @@
-"""Rows from local files, each format read in the way that says most precisely what is wrong with it.
+"""Rows from local files, with errors that name the file and the line.
 
-JSON and CSV are parsed here and not by Arrow, which guesses types: a text that looks like a date or a number would stop
-being a text, and an error would carry no line.
+JSON and CSV are parsed here and not by Arrow. Arrow guesses types, so a text that looks like a date or a number would
+not stay text, and its errors have no line numbers.
 """
 
 from __future__ import annotations
@@ -23,11 +23,11 @@ from lit_probsft.errors import UserError, near_matches
 
 @dataclass(frozen=True)
 class BrokenRow:
-    """Takes the place of a row that cannot be read.
+    """Stands in for a row that cannot be read.
 
     Attributes:
         problem: why, with the file and the line.
-        argument: which option of the source the file came from.
+        argument: the source's option that names the file.
     """
 
     problem: str
@@ -35,16 +35,16 @@ class BrokenRow:
 
     @property
     def error(self) -> UserError:
-        """The error that using this row raises."""
+        """The error to raise when the row is used."""
         return UserError(self.argument, self.problem)
 
     @property
     def message(self) -> str:
-        """The text of that error."""
+        """The text of `error`."""
         return str(self.error)
 
     def within(self, prefix: str) -> BrokenRow:
-        """The same row seen from the option that holds its source."""
+        """The same row with `prefix` before its argument, like `UserError.within`."""
         return BrokenRow(self.problem, f"{prefix}.{self.argument}")
 
 
@@ -54,20 +54,20 @@ SUFFIXES = (".json", ".jsonl", ".parquet", ".csv")
 
 
 def local_paths(path: str | list[str]) -> list[Path] | None:
-    """The local files (or one saved folder) that `path` means, in order; None when it is the name of a hub data set.
+    """Return the local files (or one saved folder) at `path`, in order; None if it names a hub data set.
 
     Raises:
-        UserError: it is a path, a glob or a list, but nothing is there.
+        UserError: it is a path, a glob or a list, but no such file exists.
     """
     if isinstance(path, list):
         if not path:
             raise UserError("path", "expected at least one file, got an empty list")
         found = [local_paths(item) for item in path]
         if any(paths is None for paths in found):
-            raise UserError("path", f"a list may hold local files only, got {path}")
+            raise UserError("path", f"expected local files only in a list, got {path}")
         return [file for paths in found if paths is not None for file in paths]
     if not path:
-        raise UserError("path", "expected a file, a folder or the name of a data set, got an empty text")
+        raise UserError("path", "expected a file, a folder or the name of a data set, got an empty string")
     expanded = Path(path).expanduser()
     if expanded.exists():
         return [expanded]
@@ -78,7 +78,7 @@ def local_paths(path: str | list[str]) -> list[Path] | None:
         return matches
     if path.lstrip().startswith("{"):
         raise UserError(
-            "path", f"expected a file, or a mapping of a class and arguments that it takes, got {path[:80]!r}"
+            "path", f"expected a file, or a mapping with class_path and init_args of that class, got {path[:80]!r}"
         )
     if "://" in path:
         raise UserError("path", f"expected a local file or the name of a data set on the hub, got the address {path!r}")
@@ -93,9 +93,9 @@ def local_paths(path: str | list[str]) -> list[Path] | None:
 
 
 def read_files(paths: list[Path], split: str | None) -> RowSequence:
-    """The rows of all files, one after the other; `split` matters for a saved folder of several splits only.
+    """Read the rows of all files in order. `split` selects a split of a saved folder.
 
-    A line that cannot be read leaves a `BrokenRow` in its place, as long as the ones behind it can be.
+    A line that cannot be read becomes a `BrokenRow`, as long as the lines after it can be read.
 
     Raises:
         UserError: a file cannot be read at all.
@@ -127,7 +127,7 @@ def refuse_broken(rows: RowSequence) -> Sequence[Mapping[str, Any]]:
 
 
 def hash_files(paths: list[Path]) -> str:
-    """A digest of every byte in the files, folders included, and of their order."""
+    """Digest every byte of the files and folders, in order."""
     digest = hashlib.sha256()
     for path in paths:
         for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
@@ -141,7 +141,7 @@ def hash_files(paths: list[Path]) -> str:
 
 
 def file_sizes(paths: list[Path]) -> list[list[Any]]:
-    """Name and bytes of each file, folders included, in their order."""
+    """Return name and size in bytes of each file, and of each file in a folder, in order."""
     found = []
     for path in paths:
         for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
@@ -151,8 +151,8 @@ def file_sizes(paths: list[Path]) -> list[list[Any]]:
 
 
 def unreadable(path: Path, error: OSError) -> UserError:
-    """What a user is told of a file that the system does not let us read."""
-    return UserError("path", f"expected a file that can be read, got {str(path)!r}: {error.strerror or error}")
+    """Convert an OSError on a file into a `UserError`."""
+    return UserError("path", f"cannot read {str(path)!r}: {error.strerror or error}")
 
 
 def _read(path: Path, split: str | None) -> RowSequence:
@@ -169,7 +169,7 @@ def _read(path: Path, split: str | None) -> RowSequence:
 
 
 def _read_json(path: Path) -> RowSequence:
-    """A JSON list of objects, an object of objects, or one object per line."""
+    """Read a JSON list of objects, an object of objects, or one object per line."""
     data = path.read_bytes().removeprefix(codecs.BOM_UTF8)
     if data.lstrip()[:1] == b"[":
         return [
@@ -185,32 +185,32 @@ def _read_json(path: Path) -> RowSequence:
 
 
 def json_row(path: Path, number: int, line: bytes) -> Mapping[str, Any] | BrokenRow:
-    """The row in line `number` of a file of JSON lines."""
-    place = f"{str(path)!r} line {number}"
-    row: Any = _parsed(line, place)
-    return row if isinstance(row, dict | BrokenRow) else BrokenRow(f"{place}: {_no_object(row)}")
+    """Parse line `number` of a file of JSON lines."""
+    where = f"{str(path)!r} line {number}"
+    row: Any = _parsed(line, where)
+    return row if isinstance(row, dict | BrokenRow) else BrokenRow(f"{where}: {_no_object(row)}")
 
 
-def _parsed(data: bytes, place: str) -> Any:
-    """What JSON text means, or why it means nothing."""
+def _parsed(data: bytes, where: str) -> Any:
+    """Parse JSON; return a `BrokenRow` where it is invalid."""
     try:
         return json.loads(data)
     except json.JSONDecodeError as error:
-        return BrokenRow(f"{place}: not valid JSON: {error.msg}")
+        return BrokenRow(f"{where}: not valid JSON: {error.msg}")
     except UnicodeDecodeError as error:
-        return BrokenRow(f"{place}: not UTF-8: {error}")
-    except (ValueError, RecursionError) as error:  # a number of thousands of digits, brackets in thousands of brackets
-        return BrokenRow(f"{place}: not readable JSON: {error}")
+        return BrokenRow(f"{where}: not UTF-8: {error}")
+    except (ValueError, RecursionError) as error:  # a number of thousands of digits, thousands of nested brackets
+        return BrokenRow(f"{where}: not readable JSON: {error}")
 
 
-def _parse(data: bytes, place: str) -> Any:
-    """What the text of a whole file means."""
+def _parse(data: bytes, where: str) -> Any:
+    """Parse a whole file as one JSON value."""
     try:
         return json.loads(data)
     except json.JSONDecodeError as error:
-        raise UserError("path", f"{place} line {error.lineno}: not valid JSON: {error.msg}") from error
+        raise UserError("path", f"{where} line {error.lineno}: not valid JSON: {error.msg}") from error
     except (ValueError, RecursionError):
-        broken = _parsed(data, place)
+        broken = _parsed(data, where)
         raise broken.error from None
 
 
@@ -220,29 +220,29 @@ def _no_object(row: Any) -> str:
 
 
 def csv_rows(path: Path) -> Iterator[Mapping[str, Any] | BrokenRow]:
-    """The rows of a CSV file. Every value stays a text: an answer of `5` is not the number 5.
+    """Yield the rows of a CSV file. Every value stays a string: an answer of `5` is not the number 5.
 
     Raises:
-        UserError: it is not CSV from some line on.
+        UserError: a line and everything after it cannot be parsed.
     """
-    # A setting of the whole process. It is not taken back: another file may be in the midst of being read.
+    # Process-wide. It is not restored, because another file may be half read.
     csv.field_size_limit(min(sys.maxsize, 2**31 - 1))
     try:
-        # Bytes that are not UTF-8 come as halves of surrogate pairs, so that one of them does not cost the whole file.
+        # Bytes that are not UTF-8 decode to lone surrogates, so that one of them does not fail the whole file.
         with path.open(newline="", encoding="utf-8-sig", errors="surrogateescape") as stream:
             reader = csv.DictReader(stream)
             if twice := [name for name, count in Counter(reader.fieldnames or ()).items() if count > 1]:
-                raise UserError("path", f"{str(path)!r} line 1: expected every column once, got {twice[0]!r} again")
+                raise UserError("path", f"{str(path)!r} line 1: expected each column once, got {twice[0]!r} twice")
             for row in reader:
-                place = f"{str(path)!r} line {reader.line_num}"
+                where = f"{str(path)!r} line {reader.line_num}"
                 text = "".join(value for value in row.values() if isinstance(value, str))
                 if None in row:
-                    yield BrokenRow(f"{place}: expected {len(row) - 1} values, got more")
+                    yield BrokenRow(f"{where}: expected {len(row) - 1} values, got more")
                 elif None in row.values():
-                    there = sum(value is not None for value in row.values())
-                    yield BrokenRow(f"{place}: expected {len(row)} values, got {there}; is a quote never closed?")
+                    given = sum(value is not None for value in row.values())
+                    yield BrokenRow(f"{where}: expected {len(row)} values, got {given}; is a quote left open?")
                 elif any("\udc80" <= character <= "\udcff" for character in text):
-                    yield BrokenRow(f"{place}: not UTF-8")
+                    yield BrokenRow(f"{where}: not UTF-8")
                 else:
                     yield row
     except csv.Error as error:
@@ -262,12 +262,12 @@ def _read_parquet(path: Path) -> RowSequence:
 
 
 def _read_saved(path: Path, split: str | None) -> RowSequence:
-    """A folder written by `datasets`' save_to_disk, of one split or of several."""
+    """Read a folder written by `datasets`' save_to_disk, with one split or several."""
     if not (path / "dataset_info.json").exists() and not (path / "dataset_dict.json").exists():
         raise UserError(
             "path",
-            f"{str(path)!r} is a folder that datasets' save_to_disk did not write; name its files instead, for "
-            f"example {str(path / '*.jsonl')!r}",
+            f"the folder {str(path)!r} was not written by datasets' save_to_disk; name its files instead, such as "
+            f"{str(path / '*.jsonl')!r}",
         )
     from datasets import DatasetDict, load_from_disk
 

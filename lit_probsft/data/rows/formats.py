@@ -1,6 +1,6 @@
-"""From a row of data to what it teaches: a conversation, a text, or tokens that somebody else has made.
+"""Turns a row into a training example: a conversation, a text, or token ids made elsewhere.
 
-The format is recognized from the row's columns, unless it is named.
+The format is recognized from the row's columns unless it is given.
 """
 
 from __future__ import annotations
@@ -10,23 +10,21 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from lit_probsft.data.rows.conversation import (
-    Message,
-    check_template,
-    fill_places,
+from lit_probsft.data.rows.columns import (
+    check_placeholders,
+    fill_placeholders,
     fill_template,
     listed,
     missing_column,
     shown_value,
     text_field,
-    validate_conversation,
-    validate_tools,
     with_nested,
 )
+from lit_probsft.data.rows.conversation import Message, validate_conversation, validate_tools
 from lit_probsft.errors import UserError
 
 FORMATS = ("messages", "sharegpt", "prompt", "alpaca", "tokens", "text")
-"""In the order in which they are recognized."""
+"""In the order in which they are tried."""
 
 IGNORED = -100
 """The label of a token that is not supervised."""
@@ -34,12 +32,12 @@ IGNORED = -100
 
 @dataclass(frozen=True)
 class Conversation:
-    """Turns, of which the assistant's are learnt.
+    """Turns; the assistant's are supervised.
 
     Attributes:
         messages: see `Message`.
-        tools: JSON schemas of what may be called; the chat template gets them.
-        weight: factor of the row's tokens in the sum of a step's losses.
+        tools: JSON schemas of the tools that may be called, for the chat template.
+        weight: factor of the row's token losses in the sum of a step.
     """
 
     messages: list[Message]
@@ -49,7 +47,7 @@ class Conversation:
 
 @dataclass(frozen=True)
 class Text:
-    """A text without turns, learnt from its first character to the end-of-text token."""
+    """A text without turns, supervised from its first character to the end-of-text token."""
 
     text: str
     weight: float = 1.0
@@ -57,7 +55,7 @@ class Text:
 
 @dataclass(frozen=True)
 class Tokens:
-    """Ids and their mask as they are: `labels` (t,) equal `input_ids` (t,) where supervised and are -100 elsewhere."""
+    """Token ids with their mask: `labels` (T,) equal `input_ids` (T,) where supervised and are -100 elsewhere."""
 
     input_ids: list[int]
     labels: list[int]
@@ -65,25 +63,25 @@ class Tokens:
 
 
 Example = Conversation | Text | Tokens
-"""What a row teaches."""
+"""A training example."""
 
 
 @dataclass(frozen=True)
 class Columns:
-    """How rows are read; None leaves it to their columns.
+    """Which columns of a row to read, and as what. None means: recognize it from the columns.
 
     Attributes:
         format: one of `FORMATS`.
-        prompt, response: columns, or templates such as `{question}\\nThink step by step.`; a literal brace is doubled,
-            and `{}` is left alone. A field of a nested column has a dotted name. Given together.
-        messages: the column that holds the turns.
-        text: the column that holds a text without turns.
-        system: a text (or template) that opens every conversation that has no system turn of its own.
-        weight: the column that holds the row's weight, a number from 0 on.
+        prompt, response: columns, or templates such as `{question}\\nThink step by step.`, given together. A literal
+            brace is doubled; `{}` stays as it is. A field of a nested column has a dotted name.
+        messages: the column with the turns.
+        text: the column with a text without turns.
+        system: a text (or template) that opens every conversation without a system turn.
+        weight: the column with the row's weight, a number of at least 0.
         require_response: refuse rows without a response. Prediction does not: it accepts a missing or empty one.
 
     Raises:
-        UserError: they contradict each other.
+        UserError: the arguments contradict each other.
     """
 
     format: str | None = None
@@ -109,16 +107,16 @@ class Columns:
             )
         for argument, value, other in (("prompt", self.prompt, "response"), ("response", self.response, "prompt")):
             if given == ["prompt"] and value is None and (self.require_response or argument == "prompt"):
-                raise UserError(argument, f"expected a column or a template, as `{other}` is given; got nothing")
+                raise UserError(argument, f"expected a column or a template, since `{other}` is given")
         fitting = {"sharegpt": "messages"}.get(self.format or "", self.format)
         if self.format is not None and given and given != [fitting]:
             raise UserError(given[0], f"expected none with `format: {self.format}`, got {getattr(self, given[0])!r}")
 
     def recognize(self, columns: Sequence[str]) -> str:
-        """The format of rows with these columns.
+        """Return the format of rows with these columns.
 
         Raises:
-            UserError: none fits, or a column that was named is not there.
+            UserError: no format fits.
         """
         for name, value in (("prompt", self.prompt), ("messages", self.messages), ("text", self.text)):
             if value is not None:
@@ -133,36 +131,36 @@ class Columns:
                 raise UserError(other, f"{missing_column(other, columns)} Name the one to use.")
         raise UserError(
             "prompt",
-            "expected a column `messages`, `conversations` or `text`, or columns `prompt` and `response`, "
-            "`instruction` and `output`, or `input_ids` and `labels`, or the columns to use named by `prompt` and "
-            f"`response`, by `messages` or by `text`; the columns are {listed(columns)}",
+            "expected the columns of a known format: `messages`, `conversations`, `prompt` and `response`, "
+            "`instruction` and `output`, `input_ids` and `labels`, or `text`; the columns are "
+            f"{listed(columns)}. Name the ones to use with `prompt` and `response`, `messages` or `text`.",
         )
 
     def check(self, columns: Sequence[str]) -> None:
-        """Refuse columns that are not there, before any row is used.
+        """Refuse missing columns before any row is used.
 
         Raises:
-            UserError: naming the argument at fault.
+            UserError: names the argument at fault.
         """
         name = self.recognize(columns)
         if self.weight is not None and self.weight not in columns:
-            raise UserError("weight", f"{missing_column(self.weight, columns)}")
+            raise UserError("weight", missing_column(self.weight, columns))
         if name == "prompt":
-            check_template(self.prompt or "prompt", columns, "prompt")
+            check_placeholders(self.prompt or "prompt", columns, "prompt")
             if self.require_response or self.response is not None:
-                check_template(self.response or "response", columns, "response")
+                check_placeholders(self.response or "response", columns, "response")
             return
         for column in self._used(name):
             if column not in columns:
                 argument = name if column == getattr(self, name, None) else "format"
-                raise UserError(argument, f"{missing_column(column, columns)}")
+                raise UserError(argument, missing_column(column, columns))
 
     def example(self, row: Mapping[str, Any]) -> Example:
-        """What `row` teaches.
+        """Return the training example in `row`.
 
         Raises:
-            UserError: a column is missing, empty or of the wrong type, or turns are out of order. The message starts
-                with the argument that is at fault.
+            UserError: a column is missing, empty or of the wrong type, or turns are out of order. Names the argument
+                at fault.
         """
         row = with_nested(row)
         self.check(list(row))
@@ -184,24 +182,24 @@ class Columns:
         else:
             turns = [{"role": "user", "content": fill_template(self.prompt or "prompt", row, argument="prompt")}]
             response = self.response or "response"
-            if self.require_response or row.get(response, self.response):  # a template is no column
+            if self.require_response or row.get(response, self.response):  # false for a template, which is not a column
                 answer = fill_template(response, row, argument="response")
                 turns.append({"role": "assistant", "content": answer})
         if self.system is not None and turns[0]["role"] != "system":
-            # A system text is never looked up as a bare column name: "helpful" should not silently mean a column.
-            turns.insert(0, {"role": "system", "content": fill_places(self.system, row, argument="system")})
+            # A bare column name is not looked up in a system text: "helpful" must not silently mean a column.
+            turns.insert(0, {"role": "system", "content": fill_placeholders(self.system, row, argument="system")})
         tools = validate_tools(row.get("tools")) if name in ("messages", "sharegpt") else None
         return Conversation(turns, tools)
 
     def _used(self, name: str) -> tuple[str, ...]:
-        """The columns that a row of this format must have."""
+        """The columns that a row of this format must have, as named by the arguments."""
         if name in ("messages", "sharegpt") and self.messages is not None:
             return (self.messages,)
         return (self.text,) if name == "text" and self.text is not None else self._needed(name)
 
     def _needed(self, name: str) -> tuple[str, ...]:
         """The columns by which a format is recognized."""
-        return _NEEDED[name] if self.require_response or name not in _ANSWERS else _NEEDED[name][:-1]
+        return _NEEDED[name] if self.require_response or name not in _WITH_RESPONSE else _NEEDED[name][:-1]
 
 
 _NEEDED = {
@@ -212,26 +210,28 @@ _NEEDED = {
     "tokens": ("input_ids", "labels"),
     "text": ("text",),
 }
-_ANSWERS = ("prompt", "alpaca")
-"""Formats whose last column is the answer."""
+_WITH_RESPONSE = ("prompt", "alpaca")
+"""Formats whose last column is the response."""
 
 
 def _weight(value: Any, column: str) -> float:
-    try:  # a file of CSV has texts only
+    try:  # a CSV file has strings only
         weight = float(value) if isinstance(value, int | float | str) and not isinstance(value, bool) else math.nan
     except ValueError:
         weight = math.nan
     if not 0 <= weight < math.inf:
-        raise UserError("weight", f"column {column!r}: expected a finite number from 0 on, got {shown_value(value)}")
+        raise UserError(
+            "weight", f"column {column!r}: expected a finite number of at least 0, got {shown_value(value)}"
+        )
     return weight
 
 
-def _alpaca(row: Mapping[str, Any], answered: bool) -> list[Message]:
+def _alpaca(row: Mapping[str, Any], with_response: bool) -> list[Message]:
     """The instruction, its input (which may be empty) after a blank line, and the output."""
     question = text_field(row["instruction"], "instruction")
-    given = text_field(row.get("input") or "", "input", empty=True)
-    turns: list[Message] = [{"role": "user", "content": f"{question}\n\n{given}" if given.strip() else question}]
-    if answered:
+    context = text_field(row.get("input") or "", "input", empty=True)
+    turns: list[Message] = [{"role": "user", "content": f"{question}\n\n{context}" if context.strip() else question}]
+    if with_response:
         turns.append({"role": "assistant", "content": text_field(row["output"], "output")})
     return turns
 
@@ -244,17 +244,17 @@ def _tokens(input_ids: Any, labels: Any) -> Tokens:
             and all(isinstance(token, int) and not isinstance(token, bool) for token in value)
         )
         if not integers or not value:
-            raise UserError(name, f"expected a list of integers that is not empty, got {shown_value(value)}")
+            raise UserError(name, f"expected a non-empty list of integers, got {shown_value(value)}")
     if len(input_ids) != len(labels):
-        raise UserError("labels", f"expected as many as input_ids, {len(input_ids)}, got {len(labels)}")
-    for place, (token, label) in enumerate(zip(input_ids, labels, strict=True)):
+        raise UserError("labels", f"expected {len(input_ids)}, one for each of input_ids, got {len(labels)}")
+    for position, (token, label) in enumerate(zip(input_ids, labels, strict=True)):
         if not 0 <= token < 2**31:
-            raise UserError("input_ids", f"expected ids from 0 on, got {token} at place {place}")
+            raise UserError("input_ids", f"expected ids from 0 to 2**31 - 1, got {token} at position {position}")
         if label not in (token, IGNORED):
             raise UserError(
                 "labels",
-                f"expected the id itself ({token}) or {IGNORED} where it is not supervised, got {label} at "
-                f"place {place} (labels are not shifted)",
+                f"expected the id itself ({token}), or {IGNORED} where not supervised, got {label} at position "
+                f"{position} (labels are not shifted)",
             )
     if all(label == IGNORED for label in labels[1:]):
         raise UserError(

@@ -1,4 +1,4 @@
-"""Several sources as one, in shares: how many documents of each an epoch visits."""
+"""Mixes several sources, by weight or with caps."""
 
 from __future__ import annotations
 
@@ -31,9 +31,9 @@ class Part:
     """A source of a mixture.
 
     Args:
-        source: its rows; a text stands for `Rows(path=text)`.
+        source: loads the rows; a string means `Rows(path=string)`.
         weight: its share of an epoch's documents, relative to the other sources' weights.
-        cap: most documents of it in an epoch; others in the next one. Not along with weights.
+        cap: most of its documents in one epoch; the next epoch visits others. Cannot be combined with weights.
     """
 
     source: Source | str
@@ -43,28 +43,29 @@ class Part:
 
 @dataclass(frozen=True)
 class Mixture(Source):
-    """Several sources, told apart in metrics (`val/nll/NAME`).
+    """Several sources, reported separately in metrics (`val/nll/NAME`).
 
-    Without weights an epoch visits every document once, or as many of a source as its `cap` allows. With weights an
-    epoch has as many documents as there are, shared out by weight: a source with more of them than it has documents
-    repeats itself, another one takes turns. Evaluation visits every document once whatever the weights.
+    Without weights, an epoch visits every document once, or at most `cap` documents of a source. With weights, an epoch
+    has as many documents as all sources together, divided by weight: a source whose share exceeds its documents repeats
+    some, a source with a smaller share visits different documents each epoch. Evaluation visits every document once,
+    whatever the weights.
 
     Args:
-        sources: by name (letters, digits, `_`, `-`, `.`): a `Part`, or a source alone, or a text that stands for
-            `Rows(path=text)`.
-        size: documents of an epoch in place of as many as there are; with weights only.
+        sources: by name (letters, digits, `_`, `-`, `.`): a `Part`, a source, or a string, which means
+            `Rows(path=string)`.
+        size: number of documents in an epoch; only with weights. By default as many as all sources have.
     """
 
     sources: dict[str, Part | Source | str]
     size: int | None = None
 
     def __post_init__(self) -> None:
-        self._parts  # noqa: B018  what is wrong with it is told at once
+        self._parts  # noqa: B018  refuse invalid parts at once
 
     @functools.cached_property
     def _parts(self) -> dict[str, tuple[Source, Part]]:
         if not self.sources:
-            raise UserError("sources", "expected at least one source by name, got none")
+            raise UserError("sources", "expected at least one named source, got none")
         parts: dict[str, tuple[Source, Part]] = {}
         for key, value in self.sources.items():
             name = str(key)  # YAML reads 2024 as a number
@@ -77,43 +78,44 @@ class Mixture(Source):
                 raise UserError(f"sources.{name}.cap", f"expected at least 1 document, got {part.cap}")
             source = as_source(part.source)
             if source.parts:
-                raise UserError(f"sources.{name}.source", "expected a source that is no mixture itself, got one")
+                raise UserError(f"sources.{name}.source", "expected a source other than a mixture, got a mixture")
             parts[name] = source, part
         weighted = [name for name, (_, part) in parts.items() if part.weight is not None]
         for name, (_, part) in parts.items():
             if weighted and part.weight is None:
-                raise UserError(f"sources.{name}.weight", f"expected one, since {weighted[0]!r} has one, got none")
+                raise UserError(f"sources.{name}.weight", f"expected a weight, since {weighted[0]!r} has one, got none")
             if weighted and part.cap is not None:
-                raise UserError(f"sources.{name}.cap", f"expected none along with weights, got {part.cap}")
+                raise UserError(f"sources.{name}.cap", f"cannot be combined with weights, got {part.cap}")
         if self.size is not None and not weighted:
-            raise UserError("size", f"expected it with weights only, got {self.size} and none")
+            raise UserError("size", f"needs weights, got {self.size} without any")
         if self.size is not None and self.size < 1:
             raise UserError("size", f"expected at least 1 document, got {self.size}")
         return parts
 
     @property
+    @override
     def parts(self) -> tuple[str, ...]:
-        """The names."""
         return tuple(self._parts)
 
+    @override
     def load(self) -> Sequence[Mapping[str, Any]]:
-        """All rows of the first source, then all of the second ..., each as `{"source": name, "row": row}`."""
-        rows: Sequence[Mapping[str, Any]] = self._joined(lambda source: source.load())
+        """All rows of the first source, then of the second and so on, each as `{"source": name, "row": row}`."""
+        rows: Sequence[Mapping[str, Any]] = self._concatenate(lambda source: source.load())
         return rows
 
+    @override
     def load_with_broken(self) -> RowSequence:
-        """As `load`, with a `BrokenRow` in the place of each row that cannot be read."""
-        rows: RowSequence = self._joined(lambda source: source.load_with_broken())
+        rows: RowSequence = self._concatenate(lambda source: source.load_with_broken())
         return rows
 
-    def _joined(self, load: Any) -> Any:
+    def _concatenate(self, load: Any) -> Any:
         loaded = {}
         for name, (source, _) in self._parts.items():
             with errors_within(f"sources.{name}"):
                 loaded[name] = load(source)
             if not len(loaded[name]):
                 raise UserError(f"sources.{name}", "expected at least one row, got an empty data set")
-        return _Joined(loaded)
+        return _Concatenated(loaded)
 
     @override
     def for_prediction(self) -> Mixture:
@@ -122,26 +124,26 @@ class Mixture(Source):
         }
         return replace(self, sources=sources)
 
+    @override
     def stream(self, position: Any = None) -> MixedStream:
-        """Rows of all sources, in the shares of their weights from the first row on; each source repeats itself."""
         for name, (_, part) in self._parts.items():
             if part.weight is None:
                 raise UserError(
-                    f"sources.{name}.weight", "expected one, since a stream does not know how many rows it has"
+                    f"sources.{name}.weight", "expected a weight, since a stream does not know its number of rows"
                 )
         if self.size is not None:
-            raise UserError("size", f"expected none for a stream, which has no epochs, got {self.size}")
+            raise UserError("size", f"expected none with data.streaming, which has no epochs, got {self.size}")
         weights = {name: part.weight or 0.0 for name, (_, part) in self._parts.items()}
         return MixedStream({name: source.stream for name, (source, _) in self._parts.items()}, weights, position)
 
+    @override
     def example(self, row: Mapping[str, Any]) -> Example:
-        """What the row teaches, by its own source."""
         name = row["source"]
         with errors_within(f"sources.{name}"):
             return self._parts[name][0].example(row["row"])
 
+    @override
     def conversation(self, row: Mapping[str, Any]) -> list[Message]:
-        """The row's messages."""
         example = self.example(row)
         if not isinstance(example, Conversation):
             raise UserError(
@@ -149,8 +151,8 @@ class Mixture(Source):
             )
         return example.messages
 
+    @override
     def describe(self) -> dict[str, Any]:
-        """Every source's description, with its weight and cap."""
         return {
             "source": type(self).__name__,
             "sources": {
@@ -160,57 +162,58 @@ class Mixture(Source):
             "size": self.size,
         }
 
+    @override
     def commits(self) -> dict[str, str]:
-        """Of the sources, by their names."""
         return {name: commit for name, (source, _) in self._parts.items() for commit in source.commits().values()}
 
+    @override
     def identity(self) -> list[Any]:
-        """Of every source, with its name and weight."""
         found: list[Any] = []
         for name, (source, part) in self._parts.items():
             with errors_within(f"sources.{name}"):
                 found.append([name, source.identity(), part.weight])
         return found
 
+    @override
     def fingerprint(self) -> str:
-        """Of every source and its name; weights and caps change no document."""
-        found = []
+        found = []  # without weights and caps, which change no document
         for name, (source, _) in self._parts.items():
             with errors_within(f"sources.{name}"):
                 found.append([name, source.fingerprint()])
         return hashlib.sha256(json.dumps(found).encode()).hexdigest()
 
+    @override
     def quotas(self, counts: Mapping[str, int]) -> dict[str, int]:
-        """How many documents of each source an epoch visits.
+        """Number of documents of each source in one epoch of training.
 
         Args:
-            counts: how many each source has; those with none are left out of account.
+            counts: number of documents that each source has; empty sources are ignored.
 
         Raises:
-            UserError: a weight too small for a single document.
+            UserError: a weight is too small for a single document.
         """
-        there = {name: part for name, (_, part) in self._parts.items() if counts.get(name)}
-        if all(part.weight is None for part in there.values()):
-            return {name: min(counts[name], part.cap or counts[name]) for name, part in there.items()}
-        total = sum(part.weight or 0 for part in there.values())
-        size = self.size or sum(counts[name] for name in there)
-        exact = {name: size * (part.weight or 0) / total for name, part in there.items()}
+        parts = {name: part for name, (_, part) in self._parts.items() if counts.get(name)}
+        if all(part.weight is None for part in parts.values()):
+            return {name: min(counts[name], part.cap or counts[name]) for name, part in parts.items()}
+        total = sum(part.weight or 0 for part in parts.values())
+        size = self.size or sum(counts[name] for name in parts)
+        exact = {name: size * (part.weight or 0) / total for name, part in parts.items()}
         quotas = {name: int(share) for name, share in exact.items()}
-        by_rest = sorted(exact, key=lambda name: quotas[name] - exact[name])
-        for name in by_rest[: size - sum(quotas.values())]:
+        by_remainder = sorted(exact, key=lambda name: quotas[name] - exact[name])
+        for name in by_remainder[: size - sum(quotas.values())]:
             quotas[name] += 1
         for name, quota in quotas.items():
             if not quota:
                 raise UserError(
                     f"sources.{name}.weight",
-                    f"expected a share of at least one document, got {there[name].weight} of "
+                    f"expected a share of at least one document, got {parts[name].weight} of "
                     f"{total:g}, which is {exact[name]:.2g} of {size}",
                 )
         return quotas
 
 
-class _Joined(Sequence[Any]):
-    """The rows of several sources, one source after the other."""
+class _Concatenated(Sequence[Any]):
+    """The rows of several sources in order."""
 
     def __init__(self, loaded: Mapping[str, RowSequence]) -> None:
         self._loaded = list(loaded.items())
@@ -221,13 +224,13 @@ class _Joined(Sequence[Any]):
 
     def __getitem__(self, index: Any) -> Any:
         if isinstance(index, slice):
-            return [self[place] for place in range(*index.indices(len(self)))]
-        source, place = self.locate(index)
+            return [self[i] for i in range(*index.indices(len(self)))]
+        source, row_index = self.locate(index)
         name, rows = self._loaded[source]
-        return row_of_part(name, rows[place])
+        return row_of_part(name, rows[row_index])
 
     def locate(self, index: int) -> tuple[int, int]:
-        """Which source row `index` is of, counted from 0, and which of its rows."""
+        """Index of the source that row `index` belongs to, and the row's index in it."""
         if not 0 <= index < len(self):
             raise IndexError(index)
         source = bisect_right(self._ends, index)

@@ -12,7 +12,8 @@ from typing import Any, ClassVar
 
 from typing_extensions import override
 
-from lit_probsft.data.rows.conversation import Message, with_nested
+from lit_probsft.data.rows.columns import with_nested
+from lit_probsft.data.rows.conversation import Message
 from lit_probsft.data.rows.files import RowSequence, file_sizes, hash_files, local_paths, read_files, refuse_broken
 from lit_probsft.data.rows.formats import FORMATS, Columns, Conversation, Example
 from lit_probsft.data.rows.hub import HubReader, load_from_hub

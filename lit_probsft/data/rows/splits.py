@@ -1,4 +1,4 @@
-"""The rows of a split: a source, loaded once however many splits share it, and which of its rows belong here."""
+"""The rows of a split: a source, loaded once even if several splits share it, and the indices of its rows."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ from lit_probsft.errors import UserError, errors_within
 
 
 class Item(NamedTuple):
-    """A row.
+    """A row and its origin.
 
     Attributes:
-        row: what the source gave.
-        source: which of the source's parts it is of, counted from 0.
-        row_index: which of that part's rows it is.
+        row: as the source loaded it.
+        source: index of the mixture's part it belongs to; 0 for a single source.
+        row_index: its index within that part.
     """
 
     row: Mapping[str, Any] | BrokenRow
@@ -30,12 +30,12 @@ class Item(NamedTuple):
 
 
 class LoadedSource:
-    """A source whose rows and fingerprint are read when first asked for.
+    """A source whose rows and fingerprint are read on first use.
 
     Args:
-        source: the source.
-        argument: which argument of the data module it came from; errors name it.
-        skips: rows that cannot be read or used are passed over, so that the source may go on behind them.
+        source: loads the rows.
+        argument: the data module's argument that holds the source; errors name it.
+        skips: whether unusable rows are skipped, so that loading continues after them.
     """
 
     def __init__(self, source: Source, argument: str, *, skips: bool = False) -> None:
@@ -43,7 +43,7 @@ class LoadedSource:
 
     @functools.cached_property
     def rows(self) -> RowSequence:
-        """All rows, at least one.
+        """All rows; at least one.
 
         Raises:
             UserError: the source cannot be read, or is empty.
@@ -61,24 +61,24 @@ class LoadedSource:
             return self.source.fingerprint()
 
     def item(self, index: int) -> Item:
-        """Row `index`, and where it came from."""
+        """Return row `index` with its origin."""
         return Item(self.rows[index], *self.locate(index))
 
     def locate(self, index: int) -> tuple[int, int]:
-        """Which part of the source row `index` is of, and which of that part's rows it is."""
+        """Return the index of the part that row `index` belongs to, and the row's index in it."""
         locate = getattr(self.rows, "locate", None)
         return (0, index) if locate is None else locate(index)
 
     def where(self, item: Item) -> str:
-        """The end of an error about a row."""
+        """The end of an error message about a row."""
         part = f".sources.{self.source.parts[item.source]}" if self.source.parts else ""
         return f" (row {item.row_index} of data.{self.argument}{part}, counted from 0)"
 
     def example(self, item: Item) -> Example:
-        """What a row teaches.
+        """Return the training example in a row.
 
         Raises:
-            UserError: the row cannot be used; the message says which it is.
+            UserError: the row cannot be used. The message names the row.
         """
         with errors_within(f"data.{self.argument}", self.where(item)):
             if isinstance(item.row, BrokenRow):
@@ -93,7 +93,7 @@ class Split:
     Attributes:
         loaded: the source.
         part: which of its rows.
-        fraction: the share of rows held out; which ones depends on `seed` and their number alone.
+        fraction: share of rows held out. Which ones depends only on `seed` and the number of rows.
     """
 
     loaded: LoadedSource
@@ -102,7 +102,7 @@ class Split:
     seed: int = 0
 
     def indices(self) -> list[int]:
-        """The rows of this split, ascending."""
+        """Indices of the rows of this split, ascending."""
         count = len(self.loaded.rows)
         if self.part == "all":
             return list(range(count))
@@ -110,17 +110,17 @@ class Split:
         if not 0 < held_out < count:
             raise UserError(
                 "data.validation_fraction",
-                f"expected a share that leaves rows on both sides, got {self.fraction} of {count} rows",
+                f"expected a share that leaves rows for training and validation, got {self.fraction} of {count} rows",
             )
         order = np.random.default_rng([self.seed, count]).permutation(count)
         return sorted((order[:held_out] if self.part == "held_out" else order[held_out:]).tolist())
 
     def identity(self) -> list[Any]:
-        """What determines the rows, for a cache's key; found without reading them where the source can."""
+        """Plain data that identifies the rows, for the key of a cache."""
         return [self.loaded.fingerprint, *([] if self.part == "all" else [self.part, self.fraction, self.seed])]
 
     def texts(self) -> Iterator[str]:
-        """Every text that a tokenizer can learn from: of turns, with the reasoning in them, and of texts without."""
+        """Yield every text to train a tokenizer on: contents and reasoning of turns, and texts without turns."""
         for index in self.indices():
             try:
                 example = self.loaded.example(self.loaded.item(index))

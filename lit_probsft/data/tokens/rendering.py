@@ -1,4 +1,4 @@
-"""A conversation as text: what a chat template makes of it, and which special tokens are in it."""
+"""Renders a conversation as text with a chat template, and finds special tokens in that text."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ _SHOWN = 600  # characters of a text in an error
 
 
 def read_template(chat_template: str | None) -> str | None:
-    """The text of a template that is given as text, or as the path of a file.
+    """Return the Jinja text of a template given as text or as the path of a file.
 
     Raises:
         UserError: it is neither.
@@ -38,32 +38,32 @@ def read_template(chat_template: str | None) -> str | None:
     try:
         return path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
-        raise UserError(
-            "data.chat_template", f"expected a text file in UTF-8, {chat_template!r} is not: {error}"
-        ) from error
+        raise UserError("data.chat_template", f"expected UTF-8 text, {chat_template!r} is not: {error}") from error
 
 
 def check_template(tokenizer: Any, chat_template: str | None) -> None:
-    """Refuse a template that no row could be rendered with.
+    """Refuse a template that cannot render any row.
 
     Raises:
         UserError: there is none, or it is not valid Jinja.
     """
     import jinja2
-    from transformers.utils.chat_template_utils import _compile_jinja_template
+    from transformers.utils.chat_template_utils import render_jinja_template
 
     template = chosen_template(tokenizer, chat_template)
     try:
-        _compile_jinja_template(template)
+        render_jinja_template([[]], chat_template=template)
     except jinja2.TemplateSyntaxError as error:
-        raise UserError("chat_template", f"not valid Jinja, line {error.lineno}: {error.message}") from error
+        raise _invalid_jinja(error) from error
+    except Exception:
+        return  # it compiles; whether it renders depends on the messages of a row
 
 
 def chosen_template(tokenizer: Any, chat_template: str | None) -> str:
-    """`chat_template`, or else the tokenizer's own.
+    """Return `chat_template`, or the tokenizer's own if it is None.
 
     Raises:
-        UserError: there is neither.
+        UserError: the tokenizer has none either.
     """
     if chat_template is not None:
         return chat_template
@@ -79,12 +79,12 @@ def chosen_template(tokenizer: Any, chat_template: str | None) -> str:
 
 @dataclass(frozen=True)
 class Renderer:
-    """A template with what it is given beside the messages.
+    """Renders messages with a template.
 
     Attributes:
-        tokenizer: whose special tokens the template may name.
+        tokenizer: provides the special tokens that the template may name.
         template: Jinja text.
-        tools: of the conversation.
+        tools: JSON schemas of the conversation's tools.
     """
 
     tokenizer: Any
@@ -92,20 +92,22 @@ class Renderer:
     tools: Sequence[Mapping[str, Any]] | None = None
 
     @property
-    def marks_turns(self) -> bool:
-        """Whether the template says itself what the assistant generates."""
+    def has_generation_marks(self) -> bool:
+        """Whether the template marks what the assistant generates with `{% generation %}`."""
         return bool(_GENERATION_MARK.search(self.template))
 
     def __call__(self, messages: Sequence[Mapping[str, Any]], generation_prompt: bool = False) -> str:
-        """The text; with `generation_prompt` it asks for an answer at its end.
+        """Return the text, with the prompt for an answer at its end if `generation_prompt`.
 
         Raises:
             UserError: the template is broken, or refuses these messages.
         """
         return self._render(messages, generation_prompt, False)[0]
 
-    def marked(self, messages: Sequence[Mapping[str, Any]], generation_prompt: bool = False) -> tuple[str, list[Span]]:
-        """The text, and the spans that the template marks itself.
+    def with_marks(
+        self, messages: Sequence[Mapping[str, Any]], generation_prompt: bool = False
+    ) -> tuple[str, list[Span]]:
+        """Return the text, and the spans that the template marks as generated.
 
         Raises:
             UserError: the template is broken, or refuses these messages.
@@ -113,37 +115,41 @@ class Renderer:
         return self._render(messages, generation_prompt, True)
 
     def _render(
-        self, messages: Sequence[Mapping[str, Any]], generation_prompt: bool, marked: bool
+        self, messages: Sequence[Mapping[str, Any]], generation_prompt: bool, with_marks: bool
     ) -> tuple[str, list[Span]]:
         import jinja2
         from transformers.utils.chat_template_utils import render_jinja_template
 
-        bare = [{key: value for key, value in message.items() if key != "train"} for message in messages]
+        conversation = [{key: value for key, value in message.items() if key != "train"} for message in messages]
         try:
             rendered, marks = render_jinja_template(
-                [bare],
+                [conversation],
                 tools=None if self.tools is None else [dict(tool) for tool in self.tools],
                 chat_template=self.template,
                 add_generation_prompt=generation_prompt,
-                return_assistant_tokens_mask=marked,
+                return_assistant_tokens_mask=with_marks,
                 **self.tokenizer.special_tokens_map,
             )
             rendered[0].encode()
         except jinja2.TemplateSyntaxError as error:
-            raise UserError("chat_template", f"not valid Jinja, line {error.lineno}: {error.message}") from error
+            raise _invalid_jinja(error) from error
         except UnicodeEncodeError as error:
             raise UserError(
-                "chat_template", f"expected Unicode text, it gives half of a surrogate pair: {error}"
+                "chat_template", f"the template renders half of a surrogate pair, which is not Unicode text: {error}"
             ) from error
-        except Exception as error:  # a template is a program, and may fail in any way
+        except Exception as error:  # a template is a program, and may raise anything
             roles = ", ".join(message["role"] for message in messages)
-            raise UserError("chat_template", f"it refuses the roles {roles}: {error}") from error
+            raise UserError("chat_template", f"the template refuses the roles {roles}: {error}") from error
         return rendered[0], [(start, end) for start, end in marks[0]] if marks else []
 
 
+def _invalid_jinja(error: Any) -> UserError:
+    return UserError("chat_template", f"not valid Jinja, line {error.lineno}: {error.message}")
+
+
 def plain_template(tokenizer: Any) -> str:
-    """A template that writes what `format: plain` trains on, for whoever talks to the model afterwards."""
-    begin = "{{ bos_token }}" if adds_beginning(tokenizer) else ""
+    """Return a template that renders what `format: plain` trains on, for those who use the model later."""
+    begin = "{{ bos_token }}" if adds_bos(tokenizer) else ""
     return begin + (
         "{% for message in messages %}"
         "{% if message['role'] == 'assistant' %}"
@@ -153,15 +159,15 @@ def plain_template(tokenizer: Any) -> str:
     )
 
 
-def shown(text: str, spans: Sequence[Span]) -> str:
-    """The text with ⟦ ⟧ around what is supervised, its middle left out when it is long."""
+def highlight(text: str, spans: Sequence[Span]) -> str:
+    """Return the text with ⟦ ⟧ around the spans, without its middle if it is long."""
     for start, end in reversed(spans):
         text = f"{text[:start]}⟦{text[start:end]}⟧{text[end:]}"
     return text if len(text) <= _SHOWN else f"{text[: _SHOWN // 2]} … {text[-_SHOWN // 2 :]}"
 
 
 @functools.lru_cache(maxsize=16)
-def adds_beginning(tokenizer: Any) -> bool:
+def adds_bos(tokenizer: Any) -> bool:
     """Whether this tokenizer puts its beginning-of-text token before a text."""
     bos = tokenizer.bos_token_id
     return bos is not None and tokenizer("x")["input_ids"][:1] == [bos]
@@ -169,6 +175,6 @@ def adds_beginning(tokenizer: Any) -> bool:
 
 @functools.lru_cache(maxsize=16)
 def special_pattern(tokenizer: Any) -> re.Pattern[str]:
-    """Matches every special token's text."""
+    """Return a pattern that matches the text of any special token."""
     names = sorted((name for name in special_tokens(tokenizer) if name.strip()), key=len, reverse=True)
     return re.compile("|".join(re.escape(name) for name in names) if names else r"(?!)")

@@ -1,4 +1,4 @@
-"""How a tokenizer is obtained: one that exists, or one made here for runs that need no network."""
+"""Sources of tokenizers: a pretrained one, or one built here, which needs no network."""
 
 from __future__ import annotations
 
@@ -10,6 +10,8 @@ from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
+
+from typing_extensions import override
 
 from lit_probsft.errors import UserError, first_line, near_matches
 from lit_probsft.storage.hub import missing_folder, model_commit, refused_code, warn_of_code
@@ -28,33 +30,33 @@ CHATML = (
     "{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\\n' }}{% endif %}"
 )
-"""ChatML with generation marks: the template of the tokenizers made here."""
+"""ChatML with generation marks: the template of the tokenizers built here."""
 
 
 @dataclass(frozen=True)
 class TokenizerSource(ABC):
-    """Gives a fast tokenizer with a pad token. Subclasses are decorated with `@dataclass(frozen=True)` too."""
+    """Loads a fast tokenizer with a pad token. Decorate subclasses with `@dataclass(frozen=True)` too."""
 
     @abstractmethod
     def load(self, texts: Callable[[], Iterable[str]]) -> Any:
-        """The tokenizer, a `PreTrainedTokenizerFast`.
+        """Return the tokenizer, a `PreTrainedTokenizerFast`.
 
         Args:
-            texts: gives the texts of the training conversations, for a tokenizer that learns from them.
+            texts: yields the texts of the training conversations, to train a tokenizer on.
         """
 
     @property
     def learns(self) -> bool:
-        """Whether `load` reads `texts`; what it gives is then cached under what the texts are."""
+        """Whether `load` trains on `texts`. The tokenizer is then cached under their fingerprint."""
         return False
 
     @property
     def commit(self) -> str | None:
-        """The commit that is read, of a tokenizer on the hub."""
+        """The hub commit of the tokenizer, if known."""
         return None
 
     def describe(self) -> dict[str, Any]:
-        """The class and its fields as plain data, for the record of a run."""
+        """Return the class name and the fields as plain data, for the run record."""
         return {"tokenizer": type(self).__name__, **asdict(self)}
 
 
@@ -65,9 +67,9 @@ class PretrainedTokenizer(TokenizerSource):
     Args:
         name_or_path: hub id or folder.
         revision: branch, tag or commit on the hub.
-        trust_remote_code: let the repository's own code run.
-        pad_token: an existing token to pad with in place of the tokenizer's own; see `checked_tokenizer` for what pads
-            where it has none. No token is ever added, since the model would have no embedding for it.
+        trust_remote_code: execute the repository's own code.
+        pad_token: an existing token to pad with, instead of the tokenizer's own. `checked_tokenizer` chooses one where
+            there is none. No token is added, because the model would have no embedding for it.
     """
 
     name_or_path: str
@@ -76,22 +78,23 @@ class PretrainedTokenizer(TokenizerSource):
     pad_token: str | None = None
 
     @property
+    @override
     def commit(self) -> str | None:
-        """As the hub tells it."""
         return model_commit(self.name_or_path, self.revision)
 
+    @override
     def load(self, texts: Callable[[], Iterable[str]]) -> Any:
-        """Reads the tokenizer; refuses one that is missing, slow, or without any token to pad with."""
         tokenizer = read_tokenizer(self.name_or_path, self.revision, self.trust_remote_code)
         return checked_tokenizer(tokenizer, self.pad_token)
 
 
 def read_tokenizer(name_or_path: str, revision: str | None = None, trust_remote_code: bool = False) -> Any:
-    """A tokenizer as it lies on the hub or in a folder; beside adapters without one that of their base. Arguments as
-    `PretrainedTokenizer`.
+    """Load a tokenizer from the hub or a folder. For adapters without a tokenizer, load their base model's.
+
+    Arguments as `PretrainedTokenizer`.
 
     Raises:
-        UserError: there is none, or its own code would have to run.
+        UserError: there is none, or it needs code that is not trusted.
     """
     from transformers import AutoTokenizer
 
@@ -99,65 +102,64 @@ def read_tokenizer(name_or_path: str, revision: str | None = None, trust_remote_
     local, hint = missing_folder(name_or_path)
     if local:
         raise UserError("name_or_path", f"no such folder: {name_or_path!r}.{hint}")
-    place = str(path) if path.exists() else name_or_path
+    name = str(path) if path.exists() else name_or_path
     if trust_remote_code:
-        warn_of_code("trust_remote_code", place, revision)
+        warn_of_code("trust_remote_code", name, revision)
     try:
-        revision = model_commit(place, revision) or revision or "main"
-        return AutoTokenizer.from_pretrained(place, revision=revision, trust_remote_code=trust_remote_code)
+        revision = model_commit(name, revision) or revision or "main"
+        return AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=trust_remote_code)
     except Exception as error:  # a missing file, a refused connection and a broken file share no base class
-        if (base := _base_of_adapters(place, revision)) is not None:
+        if (base := _base_of_adapters(name, revision)) is not None:
             return read_tokenizer(*base, trust_remote_code)
         hint = near_matches(name_or_path, ["ByteTokenizer", "BPETokenizer"])
-        reason = first_line(error)  # may end before it gives one
+        reason = first_line(error)
         why = ", which has none that can be read" if reason.endswith(":") else f": {reason}"
-        raise refused_code(error, "trust_remote_code", place, revision) or UserError(
+        raise refused_code(error, "trust_remote_code", name, revision) or UserError(
             "name_or_path", f"expected a folder or a hub id that holds a tokenizer, got {name_or_path!r}{why}{hint}"
         ) from error
 
 
-def _base_of_adapters(place: str, revision: str | None) -> tuple[str, str | None] | None:
-    """Name and revision of their base, of adapters that lie without a tokenizer."""
+def _base_of_adapters(name_or_path: str, revision: str | None) -> tuple[str, str | None] | None:
+    """Name and revision of the base model, for adapters saved without a tokenizer."""
     from transformers.utils import cached_file
 
     from lit_probsft.storage.adapter_folder import adapters_at, read_config
 
-    folder = adapters_at(place, revision)
+    folder = adapters_at(name_or_path, revision)
     if folder is None:
         return None
-    for name in ("tokenizer_config.json", "tokenizer.json"):
+    for file in ("tokenizer_config.json", "tokenizer.json"):
         with contextlib.suppress(OSError, ValueError):
-            if cached_file(place, name, revision=revision or "main"):
-                return None  # one that cannot be read
-    named = read_config(folder, "name_or_path")
-    base = named.get("base_model_name_or_path")
-    return None if not base or adapters_at(base, named.get("revision")) else (base, named.get("revision"))
+            if cached_file(name_or_path, file, revision=revision or "main"):
+                return None  # there is one, which could not be loaded
+    config = read_config(folder, "name_or_path")
+    base, base_revision = config.get("base_model_name_or_path"), config.get("revision")
+    return None if not base or adapters_at(base, base_revision) else (base, base_revision)
 
 
 @dataclass(frozen=True)
 class ByteTokenizer(TokenizerSource):
-    """Every byte is a token, its value the id; 256 `<|pad|>`, 257 `<|im_start|>`, 258 `<|im_end|>` (end of turn and
-    text).
+    """Each byte is a token, with its value as id; 256 is `<|pad|>`, 257 `<|im_start|>`, 258 `<|im_end|>`.
 
-    Needs no file. Its chat template is ChatML with generation marks.
+    `<|im_end|>` ends turns and texts. Needs no file. The chat template is ChatML with generation marks.
     """
 
+    @override
     def load(self, texts: Callable[[], Iterable[str]]) -> Any:
-        """Builds the tokenizer; `texts` is not read."""
         from tokenizers import Tokenizer
         from tokenizers.models import BPE
 
         vocabulary = {character: byte for byte, character in enumerate(_byte_characters())}
         tokenizer = Tokenizer(BPE(vocab=vocabulary, merges=[]))
-        return _dressed(tokenizer, use_regex=False)
+        return _with_template(tokenizer, use_regex=False)
 
 
 @dataclass(frozen=True)
 class BPETokenizer(TokenizerSource):
-    """Byte-level BPE learnt from the training rows; the same rows give the same tokenizer.
+    """Byte-level BPE trained on the training rows. The same rows give the same tokenizer.
 
     Args:
-        vocab_size: most tokens it may have, the 256 bytes and 3 special ones included. Few rows give fewer.
+        vocab_size: most tokens, including the 256 bytes and 3 special tokens. Few rows give fewer.
     """
 
     vocab_size: int = 8192
@@ -169,12 +171,12 @@ class BPETokenizer(TokenizerSource):
             )
 
     @property
+    @override
     def learns(self) -> bool:
-        """True."""
         return True
 
+    @override
     def load(self, texts: Callable[[], Iterable[str]]) -> Any:
-        """Learns the merges from `texts()`."""
         from tokenizers import Tokenizer, pre_tokenizers
         from tokenizers.models import BPE
         from tokenizers.trainers import BpeTrainer
@@ -184,28 +186,28 @@ class BPETokenizer(TokenizerSource):
         trainer = BpeTrainer(
             vocab_size=self.vocab_size,
             special_tokens=[PAD, TURN_START, TURN_END],
-            # Sorted, for the library's own order differs from process to process, and ids follow it.
+            # Sorted, because ids follow this order, and the library's own differs between processes.
             initial_alphabet=sorted(_byte_characters()),
             show_progress=False,
         )
         tokenizer.train_from_iterator(texts(), trainer=trainer)
-        return _dressed(tokenizer, use_regex=True)
+        return _with_template(tokenizer, use_regex=True)
 
 
 def as_tokenizer_source(value: Any) -> Any:
-    """A text stands for `PretrainedTokenizer(text)`; a loaded tokenizer and a source stay what they are."""
+    """Return `PretrainedTokenizer(value)` for a string, and a loaded tokenizer or a source itself."""
     return PretrainedTokenizer(value) if isinstance(value, str) else value
 
 
 def checked_tokenizer(tokenizer: Any, pad_token: str | None = None) -> Any:
-    """`tokenizer` itself, with `pad_token` set where one is named.
+    """Return `tokenizer` with a pad token set.
 
-    Where none is named and it has none, a special token made for padding is taken (`<pad>`,
-    `<|finetune_right_pad_id|>` ...), else one that ends texts (`<|endoftext|>`), else its eos token. Which one makes no
-    difference: padding is told by its place, and neither seen nor learnt.
+    By default this is the tokenizer's own, else a special token made for padding (`<pad>`,
+    `<|finetune_right_pad_id|>` ...), else one that ends texts (`<|endoftext|>`), else its eos token. Training does not
+    depend on the choice: padding is identified by position, and neither attended to nor supervised.
 
     Raises:
-        UserError: it is not a fast tokenizer, `pad_token` is not in its vocabulary, or none of its tokens can pad.
+        UserError: it is not a fast tokenizer, `pad_token` is not in its vocabulary, or it has no token to pad with.
     """
     if not getattr(tokenizer, "is_fast", False):
         raise UserError(
@@ -225,19 +227,19 @@ def checked_tokenizer(tokenizer: Any, pad_token: str | None = None) -> Any:
 
 
 def special_tokens(tokenizer: Any) -> list[str]:
-    """The texts of all special tokens, those that only the vocabulary marks as such included."""
+    """Return the texts of all special tokens, including those marked as special in the vocabulary only."""
     marked = [token.content for token in tokenizer.added_tokens_decoder.values() if token.special]
     return list(dict.fromkeys([*tokenizer.all_special_tokens, *marked]))
 
 
 def tokenizer_fingerprint(tokenizer: Any) -> str:
-    """A digest of everything that decides which ids a text gets."""
+    """Return a digest of everything that determines the ids of a text."""
     digest = hashlib.sha256(tokenizer.backend_tokenizer.to_str().encode("utf-8", "surrogatepass"))
     digest.update(repr(sorted((key, str(value)) for key, value in tokenizer.special_tokens_map.items())).encode())
     return digest.hexdigest()
 
 
-# A token for padding, and no more: `<|vision_pad|>` and `<|fim_pad|>` of Qwen stand for something.
+# Only a token for padding: Qwen's `<|vision_pad|>` and `<|fim_pad|>` have other uses.
 _PAD = re.compile(r"\W*(finetune_right_)?pad(ding)?(_id|_token)?\W*", re.IGNORECASE)
 _END_OF_TEXT = re.compile(r"\W*end_?of_?text\W*", re.IGNORECASE)
 
@@ -253,13 +255,13 @@ def _default_pad_token(tokenizer: Any) -> str:
     candidates = ", ".join(repr(name) for name in names[:5]) or "any other"
     raise UserError(
         "pad_token",
-        "the tokenizer has neither a pad token nor one that ends texts; name an existing token (its padding "
-        f"is masked), such as {candidates}",
+        "the tokenizer has neither a pad token nor one that ends texts; name an existing token, such as "
+        f"{candidates} (padding is masked)",
     )
 
 
 def _pad_candidates(tokenizer: Any) -> list[str]:
-    """Special tokens, those that look made for padding first."""
+    """Special tokens, the most likely pad tokens first."""
     names = special_tokens(tokenizer)
     wanted = ("pad", "unk", "reserved")
     return sorted(
@@ -268,15 +270,15 @@ def _pad_candidates(tokenizer: Any) -> list[str]:
 
 
 def _byte_characters() -> list[str]:
-    """The printable character that byte-level tokenizers write for each byte value, in the order of the values."""
+    """The printable characters that stand for the byte values 0 to 255 in byte-level tokenizers."""
     printable = [*range(0x21, 0x7F), *range(0xA1, 0xAD), *range(0xAE, 0x100)]
     others = [byte for byte in range(256) if byte not in printable]
     names = {byte: chr(byte) for byte in printable} | {byte: chr(256 + i) for i, byte in enumerate(others)}
     return [names[byte] for byte in range(256)]
 
 
-def _dressed(tokenizer: Any, *, use_regex: bool) -> Any:
-    """A `tokenizers` model with byte-level reading and writing, the special tokens and the chat template."""
+def _with_template(tokenizer: Any, *, use_regex: bool) -> Any:
+    """A `tokenizers` model as byte-level transformers tokenizer with special tokens and chat template."""
     from tokenizers import AddedToken, decoders, pre_tokenizers
     from transformers import PreTrainedTokenizerFast
 

@@ -334,7 +334,7 @@ def test_a_packed_data_module_reports_how_full_packs_are(jsonl, questions, caplo
     ("options", "words"),
     [
         ({"max_length": None}, "data.packing: expected data.max_length, the tokens of a pack, got none"),
-        ({"length_pool": 7}, "data.length_pool: expected it left alone with data.packing.*got 7"),
+        ({"length_pool": 7}, "data.length_pool: cannot be combined with data.packing.*got 7"),
     ],
 )
 def test_options_that_do_not_go_with_packing_are_refused(options, words):

@@ -104,11 +104,15 @@ def test_share_and_seed_decide_the_cached_tokens(jsonl, tmp_path):
         (
             {},
             {"choices": {"text": ["a"], "label": ["B"]}},
-            r"^labels: expected a different one for each of",
+            r"^labels: expected at least two choices with a different label each",
         ),
-        ({}, {"choices": {"text": ["a", "b"], "label": ["B", "B"]}}, r"^labels: expected a different one"),
+        (
+            {},
+            {"choices": {"text": ["a", "b"], "label": ["B", "B"]}},
+            r"^labels: expected at least two choices with a different label each",
+        ),
         ({}, {"choices": {"text": "ab", "label": ["A", "B"]}}, r"^choices: column 'choices.text': expected a list"),
-        ({}, {"choices": {"text": ["a", ""], "label": ["A", "B"]}}, r"^choices: .*expected a text that is not empty"),
+        ({}, {"choices": {"text": ["a", ""], "label": ["A", "B"]}}, r"^choices: .*expected non-empty text"),
     ],
 )
 def test_what_cannot_be_a_question_is_refused_by_the_argument(options, change, message, jsonl):

@@ -1,6 +1,7 @@
 import pytest
 
-from lit_probsft.data.rows.conversation import fill_template, validate_conversation
+from lit_probsft.data.rows.columns import fill_template
+from lit_probsft.data.rows.conversation import validate_conversation
 from lit_probsft.data.rows.formats import Columns
 from lit_probsft.errors import UserError
 
@@ -61,13 +62,13 @@ def test_doubled_and_empty_braces_are_literal(template, text):
         ({"response": "answer"}, "^prompt: expected a column or a template"),
         ({"messages": "chat"}, "^messages: no column 'chat'"),
         ({"messages": "chat", "prompt": "question"}, "^messages: expected either"),
-        ({}, "^prompt: expected a column `messages`.*'question', 'answer'"),
-        ({"prompt": "question", "response": "n"}, "^response: column 'n': expected a text that is not empty, got 4"),
+        ({}, "^prompt: expected the columns of a known format: `messages`.*'question', 'answer'"),
+        ({"prompt": "question", "response": "n"}, "^response: column 'n': expected non-empty text, got 4"),
         (
             {"prompt": "blank", "response": "answer"},
-            "^prompt: column 'blank': expected a text that is not empty, got ' '",
+            "^prompt: column 'blank': expected non-empty text, got ' '",
         ),
-        ({"prompt": "q: {blank}", "response": "answer"}, "^prompt: column 'blank': expected a text"),
+        ({"prompt": "q: {blank}", "response": "answer"}, "^prompt: column 'blank': expected non-empty text"),
         ({"prompt": "question", "response": "answer", "system": "{n}"}, "^system: column 'n'"),
     ],
 )
@@ -91,13 +92,13 @@ def turns(*roles):
         (turns("somebody", "assistant"), r"^messages\[0\]: expected a role among"),
         (turns("user", "assitant"), r"Did you mean 'assistant'"),
         (turns("assistant"), "roles out of order: expected system or user as the first turn, got assistant"),
-        (turns("user", "user"), "roles out of order: expected assistant after a turn of user, got user"),
+        (turns("user", "user"), "roles out of order: expected assistant after user, got user"),
         (turns("user", "system"), "roles out of order"),
         (turns("system", "assistant"), "roles out of order"),
         (turns("user"), "^messages: expected the last turn to be the assistant's"),
         (turns("system"), "^messages: expected the last turn to be the assistant's"),
-        ([{"role": "user", "content": ""}], r"^messages\[0\]: expected a text"),
-        ([{"role": "user", "content": ["x"]}], r"^messages\[0\]: expected a text"),
+        ([{"role": "user", "content": ""}], r"^messages\[0\]: expected non-empty text"),
+        ([{"role": "user", "content": ["x"]}], r"^messages\[0\]: expected non-empty text"),
     ],
 )
 def test_turns_out_of_order_are_refused(value, message):
@@ -107,7 +108,7 @@ def test_turns_out_of_order_are_refused(value, message):
 
 def test_a_prompt_may_end_with_the_user_but_not_with_the_system():
     assert validate_conversation(turns("system", "user"), require_answer=False) == turns("system", "user")
-    with pytest.raises(UserError, match="expected a turn of the user"):
+    with pytest.raises(UserError, match="expected a user turn"):
         validate_conversation(turns("system"), require_answer=False)
 
 

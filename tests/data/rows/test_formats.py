@@ -112,19 +112,19 @@ def test_a_turn_may_be_excluded_and_may_bring_its_reasoning():
     [
         (
             [USER, {**ASSISTANT, "train": False}],
-            "^messages: expected a turn of the assistant to learn, got `train: false`",
+            "^messages: expected an assistant turn to supervise, all have `train: false`",
         ),
         (
             [{**USER, "train": True}, ASSISTANT],
-            r"^messages\[0\].train: expected none, as a turn of user is never learnt",
+            r"^messages\[0\].train: expected none, since a user turn is never supervised",
         ),
         ([USER, {**ASSISTANT, "train": "no"}], r"^messages\[1\].train: expected true or false, got 'no'"),
-        ([USER, {**ASSISTANT, "weight": 0.5}], r"^messages\[1\].weight: expected 0 \(not learnt\) or 1, got 0.5"),
-        ([*WITH_TOOLS[:2], USER, ASSISTANT], "expected tool after a turn of assistant with tool calls, got user"),
-        ([USER, ASSISTANT, WITH_TOOLS[2], ASSISTANT], "expected user after a turn of assistant, got tool"),
+        ([USER, {**ASSISTANT, "weight": 0.5}], r"^messages\[1\].weight: expected 0 \(not supervised\) or 1, got 0.5"),
+        ([*WITH_TOOLS[:2], USER, ASSISTANT], "expected tool after assistant with tool calls, got user"),
+        ([USER, ASSISTANT, WITH_TOOLS[2], ASSISTANT], "expected user after assistant, got tool"),
         (
             [USER, {"role": "assistant", "content": None}],
-            r"^messages\[1\]: expected a text that is not empty, got null",
+            r"^messages\[1\]: expected non-empty text, got null",
         ),
         ([USER, {**ASSISTANT, "tool_calls": "x"}], r"^messages\[1\].tool_calls: expected a list, got 'x'"),
         (
@@ -140,7 +140,7 @@ def test_a_turn_may_be_excluded_and_may_bring_its_reasoning():
             r"arguments: expected a mapping, or its JSON text, got \[1\]",
         ),
         ([SHAREGPT[0], {"from": "function_call", "value": "f(x)"}], r"^messages\[1\]: expected a call, as JSON text"),
-        ([{"role": "user", "content": [{"type": "image"}]}, ASSISTANT], r"^messages\[0\]: expected a text"),
+        ([{"role": "user", "content": [{"type": "image"}]}, ASSISTANT], r"^messages\[0\]: expected non-empty text"),
         ([{"role": "user", "content": "\ud800"}, ASSISTANT], r"^messages\[0\]: expected Unicode text.*U\+D800"),
     ],
 )
@@ -158,20 +158,23 @@ def test_tools_are_a_list_of_schemas_or_refused(value):
 @pytest.mark.parametrize(
     ("row", "message"),
     [
-        ({"input_ids": [1, 2], "labels": [1]}, "^labels: expected as many as input_ids, 2, got 1"),
+        ({"input_ids": [1, 2], "labels": [1]}, "^labels: expected 2, one for each of input_ids, got 1"),
         (
             {"input_ids": [1, 2], "labels": [-100, 3]},
-            r"^labels: expected the id itself \(2\) or -100 .* got 3 at place 1",
+            r"^labels: expected the id itself \(2\) or -100 .* got 3 at position 1",
         ),
         ({"input_ids": [1, 2], "labels": [1, -100]}, "^labels: the mask supervises nothing: all of 2 labels after"),
-        ({"input_ids": "ab", "labels": [1, 2]}, "^input_ids: expected a list of integers that is not empty, got 'ab'"),
-        ({"input_ids": [1, True], "labels": [1, 2]}, "^input_ids: expected a list of integers"),
-        ({"input_ids": [], "labels": []}, "^input_ids: expected a list of integers"),
-        ({"input_ids": [-1, 2], "labels": [-1, 2]}, "^input_ids: expected ids from 0 on, got -1 at place 0"),
-        ({"input_ids": [1, 2]}, "^prompt: expected a column `messages`"),
-        ({"text": 3}, "^text: column 'text': expected a text that is not empty, got 3"),
-        ({"instruction": "i", "output": ""}, "^output: expected a text that is not empty"),
-        ({"instruction": "i", "input": 3, "output": "o"}, "^input: expected a text"),
+        ({"input_ids": "ab", "labels": [1, 2]}, "^input_ids: expected a non-empty list of integers, got 'ab'"),
+        ({"input_ids": [1, True], "labels": [1, 2]}, "^input_ids: expected a non-empty list of integers"),
+        ({"input_ids": [], "labels": []}, "^input_ids: expected a non-empty list of integers"),
+        (
+            {"input_ids": [-1, 2], "labels": [-1, 2]},
+            "^input_ids: expected ids from 0 to 2\*\*31 - 1, got -1 at position 0",
+        ),
+        ({"input_ids": [1, 2]}, "^prompt: expected the columns of a known format: `messages`"),
+        ({"text": 3}, "^text: column 'text': expected non-empty text, got 3"),
+        ({"instruction": "i", "output": ""}, "^output: expected non-empty text"),
+        ({"instruction": "i", "input": 3, "output": "o"}, "^input: expected non-empty text"),
         ({"conversations": []}, "^messages: expected a non-empty list"),
     ],
 )

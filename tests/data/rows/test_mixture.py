@@ -140,17 +140,17 @@ def test_shares_add_up_and_none_is_off_by_a_document(drawn):
 @pytest.mark.parametrize(
     ("sources", "options", "message"),
     [
-        ({}, {}, "sources: expected at least one source by name, got none"),
+        ({}, {}, "sources: expected at least one named source, got none"),
         ({"a b": "x"}, {}, "sources: expected names of letters, digits, `_`, `-` and `.`, got 'a b'"),
         ({"a": Part("x", 0.0)}, {}, "sources.a.weight: expected a number above 0, got 0.0"),
         ({"a": Part("x", -1.0)}, {}, "sources.a.weight: expected a number above 0, got -1.0"),
         ({"a": Part("x", math.nan)}, {}, "sources.a.weight: expected a number above 0, got nan"),
-        ({"a": Part("x", 1.0), "b": "y"}, {}, "sources.b.weight: expected one, since 'a' has one, got none"),
-        ({"a": Part("x", 1.0, cap=3)}, {}, "sources.a.cap: expected none along with weights, got 3"),
+        ({"a": Part("x", 1.0), "b": "y"}, {}, "sources.b.weight: expected a weight, since 'a' has one, got none"),
+        ({"a": Part("x", 1.0, cap=3)}, {}, "sources.a.cap: cannot be combined with weights, got 3"),
         ({"a": Part("x", cap=0)}, {}, "sources.a.cap: expected at least 1 document, got 0"),
-        ({"a": "x"}, {"size": 3}, "size: expected it with weights only, got 3 and none"),
+        ({"a": "x"}, {"size": 3}, "size: needs weights, got 3 without any"),
         ({"a": Part("x", 1.0)}, {"size": 0}, "size: expected at least 1 document, got 0"),
-        ({"a": Mixture({"b": "x"})}, {}, "sources.a.source: expected a source that is no mixture itself, got one"),
+        ({"a": Mixture({"b": "x"})}, {}, "sources.a.source: expected a source other than a mixture, got a mixture"),
     ],
 )
 def test_a_mixture_that_means_nothing_is_refused(sources, options, message):
@@ -334,7 +334,7 @@ def test_a_weight_that_is_none_is_refused_by_its_row(jsonl, tmp_path, value):
     module = InstructionDataModule(Rows(path, weight="w"), tokenizer=ByteTokenizer(), cache_dir=str(tmp_path))
     with pytest.raises(UserError) as error:
         module.setup("fit")
-    assert str(error.value).startswith("data.train.weight: column 'w': expected a finite number from 0 on, got ")
+    assert str(error.value).startswith("data.train.weight: column 'w': expected a finite number of at least 0, got ")
     assert "row 0" in str(error.value)
 
 

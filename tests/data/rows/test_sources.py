@@ -101,7 +101,7 @@ def test_a_split_of_a_saved_folder_is_chosen_by_name(tmp_path):
         (
             "x.jsonl",
             b'{"question": "a", "answer": "b"}\n',
-            r"^prompt: expected a column `messages`.*'question', 'answer'",
+            r"^prompt: expected the columns of a known format: `messages`.*'question', 'answer'",
         ),
     ],
 )
@@ -116,7 +116,7 @@ def test_a_missing_file_names_its_neighbours(tmp_path, jsonl):
     for path in ("trian.jsonl", "trian.jsonl.bak"):
         with pytest.raises(UserError, match=r"^path: no such file: .*Did you mean 'train.jsonl'"):
             Rows(str(tmp_path / path)).load()
-    for path, message in (("none/x.jsonl", "no folder"), ("*.parquet", "no file matches"), ("", "a folder that")):
+    for path, message in (("none/x.jsonl", "no folder"), ("*.parquet", "no file matches"), ("", "was not written by")):
         with pytest.raises(UserError, match=f"^path: .*{message}"):
             Rows(str(tmp_path / path)).load()
     for path in ("", []):

@@ -194,9 +194,9 @@ def test_a_mixed_stream_keeps_its_shares_at_every_row_and_goes_on_from_any_place
 
 def test_a_mixture_without_weights_or_with_a_size_is_no_stream(tmp_path):
     path = as_json_lines(tmp_path / "x")
-    with pytest.raises(UserError, match=r"sources.a.weight: expected one, since a stream does not know"):
+    with pytest.raises(UserError, match=r"sources.a.weight: expected a weight, since a stream does not know"):
         Mixture({"a": path}).stream()
-    with pytest.raises(UserError, match=r"size: expected none for a stream, which has no epochs, got 3"):
+    with pytest.raises(UserError, match=r"size: expected none with data.streaming, which has no epochs, got 3"):
         Mixture({"a": Part(path, 1.0)}, size=3).stream()
     stream = Mixture({"a": Part(path, 1.0), "b": Part(Rows(path, limit=2), 1.0)}).stream()
     assert [(one.source, one.row_index) for one in take(stream, 6)] == [(0, 0), (1, 0), (0, 1), (1, 1), (0, 2), (1, 0)]

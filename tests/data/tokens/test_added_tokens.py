@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 
 from lit_probsft.data import BPETokenizer, ByteTokenizer, InstructionDataModule, PretrainedTokenizer
-from lit_probsft.data.tokens.added_tokens import added_to, with_added
+from lit_probsft.data.tokens.added_tokens import added_token_ids, with_added_tokens
 from lit_probsft.errors import UserError
 
 TEXT = "a<think>2 + 2</think>4<|go|><thinking"
@@ -17,10 +17,10 @@ TEXT = "a<think>2 + 2</think>4<|go|><thinking"
 def test_each_is_one_id_behind_all_others_and_the_rest_stays(source: Any) -> None:
     before = source.load(lambda: ["two and two are four"])
     size = len(before)
-    after = with_added(before, ["<think>", "</think>"], ["<|go|>"])
-    assert added_to(after) == {"<think>": size, "</think>": size + 1, "<|go|>": size + 2}
+    after = with_added_tokens(before, ["<think>", "</think>"], ["<|go|>"])
+    assert added_token_ids(after) == {"<think>": size, "</think>": size + 1, "<|go|>": size + 2}
     assert len(before) == size
-    assert not added_to(before)
+    assert not added_token_ids(before)
     ids = after(TEXT)["input_ids"]
     pieces = ["a", size, "2 + 2", size + 1, "4", size + 2, "<thinking"]
     assert ids == [id for piece in pieces for id in ([piece] if isinstance(piece, int) else before(piece)["input_ids"])]
@@ -29,11 +29,11 @@ def test_each_is_one_id_behind_all_others_and_the_rest_stays(source: Any) -> Non
 
 
 def test_to_add_twice_is_to_add_once_also_after_saving(tmp_path: Any) -> None:
-    after = with_added(ByteTokenizer().load(list), ["<think>"], ["<|go|>"])
-    assert with_added(after, ["<think>"], ["<|go|>"]) is after
+    after = with_added_tokens(ByteTokenizer().load(list), ["<think>"], ["<|go|>"])
+    assert with_added_tokens(after, ["<think>"], ["<|go|>"]) is after
     after.save_pretrained(tmp_path)
-    again = with_added(PretrainedTokenizer(str(tmp_path)).load(list), ["<think>", "<|im_end|>"], ["<|go|>"])
-    assert not added_to(again)
+    again = with_added_tokens(PretrainedTokenizer(str(tmp_path)).load(list), ["<think>", "<|im_end|>"], ["<|go|>"])
+    assert not added_token_ids(again)
     assert again(TEXT)["input_ids"] == after(TEXT)["input_ids"]
     assert again.decode([again.eos_token_id], skip_special_tokens=True) == ""  # what was special stays so
 
@@ -41,8 +41,8 @@ def test_to_add_twice_is_to_add_once_also_after_saving(tmp_path: Any) -> None:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"add_tokens": [" "]}, "data.add_tokens: expected texts that are more than white space, got ' '"),
-        ({"add_tokens": "<a>"}, "data.add_tokens: expected a list of tokens, got the text '<a>'"),
+        ({"add_tokens": [" "]}, "data.add_tokens: expected tokens that are not only white space, got ' '"),
+        ({"add_tokens": "<a>"}, "data.add_tokens: expected a list of tokens, got the string '<a>'"),
         (
             {"add_tokens": ["<a>"], "add_special_tokens": ["<a>"]},
             "data.add_special_tokens: expected each token once, got '<a>' twice",

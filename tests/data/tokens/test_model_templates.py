@@ -64,11 +64,11 @@ def learnt(family, messages, **options):
 
 
 REFUSED = {
-    ("gemma_2", "system"): "^chat_template: it refuses the roles system, user.*System role not supported",
-    ("mistral", "system"): "^chat_template: what asks for the last answer is not what stands before it in training",
-    ("deepseek_r1", "single"): "^chat_template: what asks for the last answer is not what stands before it in training",
-    ("deepseek_r1", "multi"): "^chat_template: it renders earlier turns differently",
-    ("deepseek_r1", "system"): "^chat_template: it renders earlier turns differently",
+    ("gemma_2", "system"): "^chat_template: the template refuses the roles system, user.*System role not supported",
+    ("mistral", "system"): "^chat_template: the generation prompt differs from the text before the last answer",
+    ("deepseek_r1", "single"): "^chat_template: the generation prompt differs from the text before the last answer",
+    ("deepseek_r1", "multi"): "^chat_template: the template renders earlier turns differently",
+    ("deepseek_r1", "system"): "^chat_template: the template renders earlier turns differently",
 }
 
 
@@ -102,7 +102,7 @@ CALLED = {
 @pytest.mark.parametrize("family", FAMILIES)
 def test_a_call_is_learnt_and_what_the_tool_gave_is_not(family):
     if family not in CALLED:
-        with pytest.raises(UserError, match=r"^chat_template: it (leaves out tool calls|refuses the roles)"):
+        with pytest.raises(UserError, match=r"^chat_template: the template (leaves out tool calls|refuses the roles)"):
             learnt(family, TOOLS)
         return
     _, _, _, lead, end = FAMILIES[family]
@@ -115,7 +115,7 @@ def test_a_call_is_learnt_and_what_the_tool_gave_is_not(family):
 @pytest.mark.parametrize("family", CALLED)
 def test_text_beside_a_call_is_learnt_or_its_loss_refused(family):
     if family in ("llama_3_1", "mistral"):
-        with pytest.raises(UserError, match="^chat_template: it leaves out .* 'Let me see.'"):
+        with pytest.raises(UserError, match="^chat_template: the template leaves out .* 'Let me see.'"):
             learnt(family, TALK_AND_CALL, tools=SCHEMA)
     else:
         assert learnt(family, TALK_AND_CALL, tools=SCHEMA)[0] == f"Let me see.\n{CALLED[family]}"
@@ -124,12 +124,12 @@ def test_text_beside_a_call_is_learnt_or_its_loss_refused(family):
 def test_plain_text_has_no_form_for_tools_calls_and_reasoning():
     apart = [USER, {**ASSISTANT, "reasoning_content": "Clouds."}]
     for messages, tools, what in ((SINGLE, SCHEMA, "tools"), (TOOLS, None, "tool_calls"), (apart, None, "reasoning")):
-        with pytest.raises(UserError, match=f"^format: plain text has no form for {what}"):
+        with pytest.raises(UserError, match=f"^format: plain text cannot represent {what}"):
             tokenize_conversation(tokenizer_of("chatml"), messages, tools=tools, plain_text=True)
 
 
 def test_tools_that_a_template_does_not_write_are_refused():
-    with pytest.raises(UserError, match="^chat_template: it does not tell the model which tools there are"):
+    with pytest.raises(UserError, match="^chat_template: the template leaves out the tools"):
         learnt("chatml", SINGLE, tools=SCHEMA)
 
 
@@ -157,7 +157,7 @@ def test_reasoning_in_a_field_of_its_own_is_reasoning_too():
     assert learnt("qwen_3", apart) == ["<think>\nClouds.\n</think>\n\nRain all day.<|im_end|>"]
     assert learnt("qwen_3", apart, reasoning="mask") == ["Rain all day.<|im_end|>"]
     assert learnt("qwen_3", apart, reasoning="drop") == ["<think>\n\n</think>\n\nRain all day.<|im_end|>"]
-    with pytest.raises(UserError, match="^chat_template: it leaves out .* 'Clouds.'"):
+    with pytest.raises(UserError, match="^chat_template: the template leaves out .* 'Clouds.'"):
         learnt("qwen_2_5", apart)
     assert learnt("qwen_2_5", apart, reasoning="drop") == ["Rain all day.<|im_end|>"]
 
@@ -186,7 +186,9 @@ def test_special_tokens_in_a_call_are_refused_for_its_end_could_not_be_told():
 
 def test_what_others_say_must_be_in_the_text():
     silent = FAMILIES["chatml"][0].replace("for m in messages", "for m in messages if m.role != 'system'")
-    with pytest.raises(UserError, match="^chat_template: it leaves out or changes turn 0, of system, 'Speak up.'"):
+    with pytest.raises(
+        UserError, match="^chat_template: the template leaves out or changes turn 0 \(system\), 'Speak up.'"
+    ):
         tokenize_conversation(tokenizer_of("chatml"), SYSTEM, chat_template=silent)
 
 
@@ -207,5 +209,7 @@ def test_marks_choose_turns_when_they_are_one_to_a_turn():
     )
     both = tokenize_conversation(tokenizer, MULTI, chat_template=twice, require_end_of_turn=False)
     assert "Rain all day.<|im_end|>Sun" in decode(tokenizer, [label for label in both["labels"] if label != -100])
-    with pytest.raises(UserError, match="^chat_template: it marks 4 stretches as generated for 2 turns"):
+    with pytest.raises(
+        UserError, match="^chat_template: the template marks 4 spans as generated for 2 assistant turns"
+    ):
         tokenize_conversation(tokenizer, MULTI, chat_template=twice, turns="last")

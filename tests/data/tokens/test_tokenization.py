@@ -163,7 +163,7 @@ def test_a_tokenizer_that_begins_every_text_with_a_blank_is_given_the_whole_text
     assert [text.strip() for text in supervised_texts(metaspace_tokenizer, tokens)] == ["12 apples</s>"]
     messages[0]["content"] = "app"
     messages[1]["content"] = "les"
-    with pytest.raises(UserError, match=r"^tokenizer: it has one token across the edge .*'app' \+ 'les"):
+    with pytest.raises(UserError, match=r"^tokenizer: one token straddles the edge .*'app' \+ 'les"):
         tokenize_conversation(metaspace_tokenizer, messages, plain_text=True)
 
 
@@ -189,11 +189,11 @@ def test_plain_text_begins_as_the_tokenizer_begins_a_text(many_specials):
         (
             NO_SYSTEM,
             [{"role": "system", "content": "s"}, *SINGLE],
-            r"^chat_template: it refuses the roles .*not supported",
+            r"^chat_template: the template refuses the roles .*not supported",
         ),
         (NEVER_ENDS, SINGLE, r"(?s)^require_end_of_turn: .*never learn to stop.*⟦It is 4.\n?⟧"),
         (MARKS_WITHOUT_END, SINGLE, r"(?s)^require_end_of_turn: .*⟦It is 4.⟧<\|im_end\|>"),
-        (REWRITES_HISTORY, MULTI, r"(?s)^chat_template: it renders earlier turns differently.*\(left out\)"),
+        (REWRITES_HISTORY, MULTI, r"(?s)^chat_template: the template renders earlier turns differently.*\(left out\)"),
         ("{% for m in messages %}", SINGLE, "^chat_template: not valid Jinja"),
         ("{{ messages[9]['content'].x }}", SINGLE, "^chat_template: "),
         ("{% generation %}{% endgeneration %}hello", SINGLE, r"^chat_template: the mask supervises nothing"),
