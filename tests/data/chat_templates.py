@@ -1,11 +1,11 @@
-"""Chat templates as models ship them, in shape: each in the project's own words."""
+"""Chat templates of the shapes that models ship, in our own words."""
 
 CHATML = (
     "{% for m in messages %}{{ '<|im_start|>' + m['role'] + '\n' + m['content'] + '<|im_end|>' + '\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
 
-# A default system text, as Qwen 2.5 has, and header tokens with two line breaks, as Llama 3.
+# A default system text, as in Qwen 2.5; header tokens with two line breaks, as in Llama 3.
 DEFAULT_SYSTEM = (
     "{% if messages[0]['role'] != 'system' %}{{ '<|im_start|>system\nBe kind.<|im_end|>\n' }}{% endif %}" + CHATML
 )
@@ -44,7 +44,7 @@ MARKED = (
     "{% if add_generation_prompt %}{{ '<|im_start|>assistant\n' }}{% endif %}"
 )
 
-# Three that must be refused.
+# Three templates that must be refused.
 NEVER_ENDS = (
     "{% for m in messages %}{{ m['role'] + ': ' + m['content'] + '\n' }}{% endfor %}"
     "{% if add_generation_prompt %}{{ 'assistant: ' }}{% endif %}"
@@ -64,7 +64,7 @@ SPECIAL_TOKENS = [
     *("<bos>", "<start_of_turn>", "<end_of_turn>", "<s>", "</s>"),
 ]
 
-# Name, template, and what ends the assistant's turn.
+# Name: template, end of the assistant's turn.
 SUPERVISABLE = {
     "chatml": (CHATML, "<|im_end|>"),
     "default_system": (DEFAULT_SYSTEM, "<|im_end|>"),

@@ -20,7 +20,7 @@ def bpe_tokenizer():
 
 @pytest.fixture(scope="session")
 def many_specials():
-    """A byte tokenizer that knows the special tokens of every template in the tests."""
+    """A byte tokenizer with the special tokens of every template in the tests."""
     tokenizer = ByteTokenizer().load(list)
     tokenizer.add_tokens(SPECIAL_TOKENS, special_tokens=True)
     return tokenizer
@@ -28,7 +28,7 @@ def many_specials():
 
 @pytest.fixture(scope="session")
 def metaspace_tokenizer():
-    """One that puts a blank before every text it is given, as Llama 2's does."""
+    """A tokenizer that prepends a blank to every text, as Llama 2's does."""
     from tokenizers import Tokenizer, decoders, pre_tokenizers
     from tokenizers.models import BPE
     from tokenizers.trainers import BpeTrainer
@@ -45,7 +45,7 @@ def metaspace_tokenizer():
 
 @pytest.fixture
 def jsonl(tmp_path):
-    """Writes rows to a file of JSON lines and gives its path as text."""
+    """A function that writes rows to a JSON lines file and returns its path."""
 
     def write(rows, name="rows.jsonl"):
         path = tmp_path / name

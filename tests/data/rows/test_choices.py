@@ -1,4 +1,4 @@
-"""Questions with choices: what is taught, and which labels are made wrong."""
+"""Multiple-choice questions: prompt and response, and which labels are flipped."""
 
 import json
 import math
@@ -21,27 +21,26 @@ def row(number, answer="B", labels="ABCD"):
 ROWS = [row(i, "ABCD"[i % 4]) for i in range(800)]
 
 
-def taught(source, rows=ROWS):
+def responses(source, rows=ROWS):
     return [source.conversation(one)[-1]["content"] for one in rows]
 
 
-def test_a_row_asks_with_its_choices_and_teaches_the_label():
+def test_the_prompt_lists_the_choices_and_the_response_is_the_label():
     user, assistant = MultipleChoice("x").conversation(row(1))
     assert user == {"role": "user", "content": "Which is 1?\nA. choice 1A\nB. choice 1B\nC. choice 1C\nD. choice 1D"}
     assert assistant == {"role": "assistant", "content": "B"}
     renamed = {"q": "{choices}?", "c": ["x", "y"], "l": ["1", "2"], "a": "2"}
     source = MultipleChoice("x", question="q", choices="c", labels="l", answer="a", prompt="Q: {question}\n{choices}\n")
     assert source.conversation(renamed)[0]["content"] == "Q: {choices}?\n1. x\n2. y\n"
-    assert taught(MultipleChoice("x")) == [one["answerKey"] for one in ROWS]
+    assert responses(MultipleChoice("x")) == [one["answerKey"] for one in ROWS]
 
 
 @settings(max_examples=8, deadline=None)
 @given(st.floats(0, 1), st.integers(0, 1000))
-def test_the_share_of_wrong_labels_is_the_one_asked_for(share, seed):
-    """A wrong label is another of the choices, each of them equally often; within five standard deviations and five
-    rows."""
+def test_flipped_is_the_share_of_wrong_labels(share, seed):
+    """Wrong labels are equally frequent, within five standard deviations and five rows."""
     source = MultipleChoice("x", flipped=share, seed=seed)
-    labels = taught(source)
+    labels = responses(source)
     wrong = [(one["answerKey"], label) for one, label in zip(ROWS, labels, strict=True) if label != one["answerKey"]]
     assert {label for _, label in wrong} <= set("ABCD")
     assert [label != one["answerKey"] for one, label in zip(ROWS, labels, strict=True)] == [
@@ -54,19 +53,19 @@ def test_the_share_of_wrong_labels_is_the_one_asked_for(share, seed):
         assert all(abs(by_step[k] - len(wrong) / 3) <= 5 * math.sqrt(len(wrong) * 2 / 9) + 5 for k in (1, 2, 3))
 
 
-def test_none_and_all_of_the_labels_can_be_wrong():
+def test_flipped_0_flips_no_label_and_flipped_1_flips_all():
     assert not any(MultipleChoice("x", flipped=0.0).is_flipped(one) for one in ROWS)
     assert all(MultipleChoice("x", flipped=1.0).is_flipped(one) for one in ROWS)
     pairs = [row(i, "A", "AB") for i in range(50)]
-    assert set(taught(MultipleChoice("x", flipped=1.0), pairs)) == {"B"}
+    assert set(responses(MultipleChoice("x", flipped=1.0), pairs)) == {"B"}
 
 
-def test_a_row_is_flipped_alike_wherever_it_stands_and_at_every_larger_share(jsonl):
+def test_a_flip_depends_on_the_row_not_its_position_and_stays_at_every_larger_share(jsonl):
     shuffled = random.Random(0).sample(ROWS[:200], 200)
     few, more = (MultipleChoice(jsonl(ROWS[:200]), flipped=share, seed=3) for share in (0.3, 0.6))
-    known = dict(zip([one["question_stem"] for one in ROWS], taught(few), strict=True))
+    known = dict(zip([one["question_stem"] for one in ROWS], responses(few), strict=True))
     elsewhere = MultipleChoice(jsonl(shuffled, "other.jsonl"), flipped=0.3, seed=3, limit=120)
-    for one, label in zip(elsewhere.load(), taught(elsewhere, elsewhere.load()), strict=True):
+    for one, label in zip(elsewhere.load(), responses(elsewhere, elsewhere.load()), strict=True):
         assert known[one["question_stem"]] == label
     stream = elsewhere.stream()
     for one in shuffled[:120]:
@@ -74,19 +73,19 @@ def test_a_row_is_flipped_alike_wherever_it_stands_and_at_every_larger_share(jso
     for one in ROWS:
         if few.is_flipped(one):
             assert more.conversation(one) == few.conversation(one)
-    assert taught(few) != taught(MultipleChoice("x", flipped=0.3, seed=4))
+    assert responses(few) != responses(MultipleChoice("x", flipped=0.3, seed=4))
 
 
-def test_share_and_seed_decide_the_cached_tokens(jsonl, tmp_path):
+def test_cached_tokens_depend_on_share_and_seed(jsonl, tmp_path):
     path, found = jsonl(ROWS[:40]), {}
     for share, seed in ((0.0, 0), (0.5, 0), (0.5, 1)):
         source = MultipleChoice(path, flipped=share, seed=seed)
         module = InstructionDataModule(source, tokenizer=ByteTokenizer(), cache_dir=str(tmp_path / "cache"))
         module.setup("fit")
         documents = module.documents("train")
-        # The answer is the last token but the end of the turn and the line behind it.
+        # The answer is the token before the end of the turn and the line break.
         found[share, seed] = [chr(documents[i][0][-3]) for i in range(40)]
-        assert found[share, seed] == taught(source, ROWS[:40])
+        assert found[share, seed] == responses(source, ROWS[:40])
         assert source.identity() != MultipleChoice(path, flipped=0.25, seed=seed).identity()
     assert len({tuple(labels) for labels in found.values()}) == 3
     assert Mixture({"a": MultipleChoice(path)}).conversation({"source": "a", "row": ROWS[0]})
@@ -115,12 +114,12 @@ def test_share_and_seed_decide_the_cached_tokens(jsonl, tmp_path):
         ({}, {"choices": {"text": ["a", ""], "label": ["A", "B"]}}, r"^choices: .*expected non-empty text"),
     ],
 )
-def test_what_cannot_be_a_question_is_refused_by_the_argument(options, change, message, jsonl):
+def test_an_invalid_question_is_refused_and_the_argument_named(options, change, message, jsonl):
     with pytest.raises(UserError, match=message):
         MultipleChoice(jsonl([{**row(0), **change}]), **options).load()
 
 
-def test_a_broken_line_is_refused_by_its_number(tmp_path):
+def test_a_broken_line_is_refused_with_its_line_number(tmp_path):
     path = tmp_path / "rows.jsonl"
     path.write_text(json.dumps(row(0)) + "\n{\n")
     with pytest.raises(UserError, match="line 2: not valid JSON"):

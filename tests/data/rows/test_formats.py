@@ -23,7 +23,7 @@ SHAREGPT = [{"from": "human", "value": "Weather?"}, {"from": "gpt", "value": "Ra
 
 
 @pytest.mark.parametrize(
-    ("row", "taught"),
+    ("row", "expected"),
     [
         ({"prompt": "Weather?", "response": "Rain.", "text": "x"}, Conversation([USER, ASSISTANT])),
         ({"messages": [USER, ASSISTANT], "prompt": "x", "response": "y"}, Conversation([USER, ASSISTANT])),
@@ -43,11 +43,11 @@ SHAREGPT = [{"from": "human", "value": "Weather?"}, {"from": "gpt", "value": "Ra
     ],
     ids=lambda value: ", ".join(value) if isinstance(value, dict) else "",
 )
-def test_a_format_is_recognized_by_its_columns(row, taught):
-    assert Columns().example(row) == taught
+def test_a_format_is_recognized_by_its_columns(row, expected):
+    assert Columns().example(row) == expected
 
 
-def test_a_named_format_or_column_wins_over_what_would_be_recognized():
+def test_a_named_format_or_column_overrides_recognition():
     row = {"messages": [USER, ASSISTANT], "conversations": SHAREGPT[:1], "text": "a", "instruction": "i", "output": "o"}
     assert Columns(text="text").example(row) == Columns(format="text").example(row) == Text("a")
     assert Columns(format="alpaca").example(row).messages[1]["content"] == "o"
@@ -57,7 +57,7 @@ def test_a_named_format_or_column_wins_over_what_would_be_recognized():
         Columns(format="sharegpt").example(row)
 
 
-def test_turns_of_other_vocabularies_are_the_same_turns():
+def test_other_role_vocabularies_give_the_same_turns():
     arguments = json.dumps({"town": "Ulm"})
     openai = [
         {"role": "developer", "content": "Be kind."},
@@ -93,7 +93,7 @@ def test_turns_of_other_vocabularies_are_the_same_turns():
     ]
 
 
-def test_a_turn_may_be_excluded_and_may_bring_its_reasoning():
+def test_a_turn_may_be_left_unsupervised_and_may_carry_reasoning():
     turns = [USER, {**ASSISTANT, "weight": 0}, USER, {**ASSISTANT, "train": True, "thinking": "Clouds."}]
     assert validate_conversation(turns) == [
         USER,
@@ -144,13 +144,13 @@ def test_a_turn_may_be_excluded_and_may_bring_its_reasoning():
         ([{"role": "user", "content": "\ud800"}, ASSISTANT], r"^messages\[0\]: expected Unicode text.*U\+D800"),
     ],
 )
-def test_turns_that_make_no_sense_are_refused_by_place(turns, message):
+def test_invalid_turns_are_refused_and_their_index_named(turns, message):
     with pytest.raises(UserError, match=message):
         validate_conversation(turns)
 
 
 @pytest.mark.parametrize("value", ["{", 3, ["x"], {"name": "f"}, '{"name": "f"}', [{}]])
-def test_tools_are_a_list_of_schemas_or_refused(value):
+def test_tools_other_than_a_list_of_schemas_are_refused(value):
     with pytest.raises(UserError, match="^tools: expected a list of tools"):
         validate_tools(value)
 
@@ -161,7 +161,7 @@ def test_tools_are_a_list_of_schemas_or_refused(value):
         ({"input_ids": [1, 2], "labels": [1]}, "^labels: expected 2, one for each of input_ids, got 1"),
         (
             {"input_ids": [1, 2], "labels": [-100, 3]},
-            r"^labels: expected the id itself \(2\) or -100 .* got 3 at position 1",
+            r"^labels: expected the id itself \(2\), or -100 .* got 3 at position 1",
         ),
         ({"input_ids": [1, 2], "labels": [1, -100]}, "^labels: the mask supervises nothing: all of 2 labels after"),
         ({"input_ids": "ab", "labels": [1, 2]}, "^input_ids: expected a non-empty list of integers, got 'ab'"),
@@ -169,7 +169,7 @@ def test_tools_are_a_list_of_schemas_or_refused(value):
         ({"input_ids": [], "labels": []}, "^input_ids: expected a non-empty list of integers"),
         (
             {"input_ids": [-1, 2], "labels": [-1, 2]},
-            "^input_ids: expected ids from 0 to 2\*\*31 - 1, got -1 at position 0",
+            r"^input_ids: expected ids from 0 to 2\*\*31 - 1, got -1 at position 0",
         ),
         ({"input_ids": [1, 2]}, "^prompt: expected the columns of a known format: `messages`"),
         ({"text": 3}, "^text: column 'text': expected non-empty text, got 3"),
@@ -178,7 +178,7 @@ def test_tools_are_a_list_of_schemas_or_refused(value):
         ({"conversations": []}, "^messages: expected a non-empty list"),
     ],
 )
-def test_a_bad_row_of_any_format_is_refused_by_its_field(row, message):
+def test_a_bad_row_of_any_format_is_refused_and_the_field_named(row, message):
     with pytest.raises(UserError, match=message):
         Columns().example(row)
 
@@ -191,14 +191,14 @@ def test_a_bad_row_of_any_format_is_refused_by_its_field(row, message):
         ({"format": "alpaca", "prompt": "p", "response": "r"}, "^prompt: expected none with `format: alpaca`"),
     ],
 )
-def test_named_columns_that_contradict_each_other_are_refused_before_any_row(columns, message):
+def test_contradictory_columns_are_refused_before_any_row_is_read(columns, message):
     with pytest.raises(UserError, match=message):
         Columns(**columns)
     with pytest.raises(UserError, match=message):
         Rows("nowhere.jsonl", **columns).load()
 
 
-def test_a_format_that_does_not_exist_or_does_not_fit_is_refused(jsonl):
+def test_an_unknown_format_or_one_without_its_columns_is_refused(jsonl):
     with pytest.raises(
         UserError, match="^format: expected one of messages, .* got 'sharegtp'. Did you mean 'sharegpt'"
     ):
@@ -244,7 +244,7 @@ names = [
 
 @settings(max_examples=300, deadline=None)
 @given(st.dictionaries(st.sampled_from([*names, "tools"]), values, max_size=4))
-def test_a_wild_row_teaches_something_or_is_refused(row):
+def test_an_arbitrary_row_becomes_an_example_or_is_refused(row):
     try:
         example = Columns().example(row)
     except UserError:
@@ -265,7 +265,7 @@ def documents(tmp_path, source, **options):
     return [(decode(ids), decode(labels[labels != -100])) for ids, labels in map(store.__getitem__, range(len(store)))]
 
 
-def test_a_text_is_learnt_whole_and_ends_once(tmp_path, jsonl):
+def test_a_text_is_supervised_whole_and_ends_once(tmp_path, jsonl):
     path = jsonl([{"text": "Once."}, {"text": "Twice.<|im_end|>"}])
     assert documents(tmp_path, path) == [("Once.<|im_end|>",) * 2, ("Twice.<|im_end|>",) * 2]
     with pytest.raises(UserError, match=r"^data.predict: expected rows with turns to answer, got text \(row 0"):
@@ -273,7 +273,7 @@ def test_a_text_is_learnt_whole_and_ends_once(tmp_path, jsonl):
         module.setup("predict")
 
 
-def test_a_text_is_learnt_but_for_the_token_that_begins_it(many_specials):
+def test_the_beginning_of_text_token_is_not_supervised(many_specials):
     from copy import deepcopy
 
     from tokenizers.processors import TemplateProcessing
@@ -291,7 +291,7 @@ def test_a_text_is_learnt_but_for_the_token_that_begins_it(many_specials):
         tokenize_text(tokenizer, "ab")
 
 
-def test_tokens_stay_what_they_are(tmp_path, jsonl):
+def test_rows_of_token_ids_are_kept_unchanged(tmp_path, jsonl):
     ids = [*b"What? That.", 258]
     labels = [-100] * 6 + ids[6:]
     assert documents(tmp_path, jsonl([{"input_ids": ids, "labels": labels}])) == [
@@ -299,14 +299,14 @@ def test_tokens_stay_what_they_are(tmp_path, jsonl):
     ]
 
 
-def test_files_of_several_formats_may_be_read_together(tmp_path, jsonl):
+def test_files_of_different_formats_can_be_combined(tmp_path, jsonl):
     paths = [
         jsonl([{"conversations": SHAREGPT}], "a.jsonl"),
         jsonl([{"instruction": "Weather?", "output": "Rain."}], "b.jsonl"),
         jsonl([{"text": "Rain."}], "c.jsonl"),
     ]
-    learnt = [supervised for _, supervised in documents(tmp_path, Rows(paths))]
-    assert learnt == ["Rain.<|im_end|>"] * 3
+    texts = [text for _, text in documents(tmp_path, Rows(paths))]
+    assert texts == ["Rain.<|im_end|>"] * 3
 
 
 FUNCTIONS = """
@@ -326,15 +326,15 @@ def nothing(row):
 """
 
 
-def test_a_row_function_reads_any_other_format(tmp_path, monkeypatch):
-    """A dictionary of rows by their key, as PubMedQA's."""
+def test_a_row_function_converts_any_other_format(tmp_path, monkeypatch):
+    """Such as PubMedQA, a dictionary of rows by key."""
     (tmp_path / "rows_of_test_formats.py").write_text(FUNCTIONS)
     monkeypatch.syspath_prepend(tmp_path)
     content = {str(i): {"QUESTION": f"{i}?", "CONTEXTS": ["a", "b"], "final_decision": "yes"} for i in range(2)}
     path = tmp_path / "nested.json"
     path.write_text(json.dumps(content, indent=1))
     source = Rows(str(path), row_function="rows_of_test_formats.questions")
-    assert [learnt for _, learnt in documents(tmp_path, source)] == ["yes<|im_end|>"] * 2
+    assert [text for _, text in documents(tmp_path, source)] == ["yes<|im_end|>"] * 2
     assert source.conversation(source.load()[1])[0]["content"] == "a\nb\n1?"
     keyed = Rows(str(path), row_function="rows_of_test_formats.with_key")
     assert [text[17:18] for text, _ in documents(tmp_path, keyed)] == ["0", "1"]
@@ -356,7 +356,7 @@ def test_a_row_function_reads_any_other_format(tmp_path, monkeypatch):
             Rows(str(path), row_function=name).load()
 
 
-def test_what_a_row_function_makes_decides_the_cache_not_its_name(tmp_path, monkeypatch, jsonl):
+def test_the_cache_depends_on_what_a_row_function_returns_not_on_its_name(tmp_path, monkeypatch, jsonl):
     import importlib
 
     monkeypatch.syspath_prepend(tmp_path)
@@ -367,10 +367,10 @@ def test_what_a_row_function_makes_decides_the_cache_not_its_name(tmp_path, monk
         importlib.invalidate_caches()
         importlib.reload(importlib.import_module("changing_of_test_formats"))
         seen += documents(tmp_path, Rows(path, row_function="changing_of_test_formats.make"))
-    assert [learnt for _, learnt in seen] == ["one<|im_end|>", "another<|im_end|>"]
+    assert [text for _, text in seen] == ["one<|im_end|>", "another<|im_end|>"]
 
 
-def test_prediction_of_a_conversation_with_tools_gives_its_question_and_answer(tmp_path, jsonl):
+def test_a_prediction_of_a_conversation_with_tools_has_its_question_and_answer(tmp_path, jsonl):
     path = jsonl([{"messages": WITH_TOOLS}, {"messages": WITH_TOOLS[:2]}])
     module = InstructionDataModule(
         test=path, tokenizer=ByteTokenizer(), cache_dir=str(tmp_path), chat_template=TOOLS_TEMPLATE
@@ -382,7 +382,7 @@ def test_prediction_of_a_conversation_with_tools_gives_its_question_and_answer(t
 
 
 SYSTEM, ANSWER = {"role": "system", "content": "s"}, {"role": "assistant", "content": "a"}
-ASKED = {
+QUESTIONS = {
     "messages": ({"messages": [SYSTEM, USER]}, {"messages": [SYSTEM, USER, ANSWER]}, {}),
     "sharegpt": (
         {"conversations": [{"from": "human", "value": "q"}]},
@@ -398,11 +398,11 @@ ASKED = {
 
 
 @pytest.mark.parametrize("mixed", [False, True], ids=["alone", "in a mixture"])
-@pytest.mark.parametrize("kind", ASKED)
-def test_a_question_without_an_answer_is_asked_in_the_words_of_one_with(kind, mixed, tmp_path, jsonl):
-    question, answered, columns = ASKED[kind]
-    asked = columns if kind != "a template" else {"prompt": "{x}?"}
-    sources = Rows(jsonl([question], "q.jsonl"), **asked), Rows(jsonl([answered], "a.jsonl"), **columns)
+@pytest.mark.parametrize("kind", QUESTIONS)
+def test_a_question_has_the_same_prompt_with_and_without_an_answer(kind, mixed, tmp_path, jsonl):
+    question, answered, columns = QUESTIONS[kind]
+    without_answer = columns if kind != "a template" else {"prompt": "{x}?"}
+    sources = Rows(jsonl([question], "q.jsonl"), **without_answer), Rows(jsonl([answered], "a.jsonl"), **columns)
     alone, whole = (
         InstructionDataModule(
             predict=Mixture({"one": source}) if mixed else source, tokenizer=ByteTokenizer(), cache_dir=str(tmp_path)
@@ -416,18 +416,18 @@ def test_a_question_without_an_answer_is_asked_in_the_words_of_one_with(kind, mi
     assert whole.prediction_row(0)["reference"] == "a"
 
 
-@pytest.mark.parametrize("kind", ASKED)
-def test_no_other_split_takes_a_question_without_an_answer(kind, tmp_path, jsonl):
-    question, _, columns = ASKED[kind]
+@pytest.mark.parametrize("kind", QUESTIONS)
+def test_other_splits_refuse_a_question_without_an_answer(kind, tmp_path, jsonl):
+    question, _, columns = QUESTIONS[kind]
     module = InstructionDataModule(
         test=Rows(jsonl([question]), **columns), tokenizer=ByteTokenizer(), cache_dir=str(tmp_path)
     )
-    for stage in ("test", "predict"):  # the rows of `test`, which are its too where it has none of its own
+    for stage in ("test", "predict"):  # predict uses the rows of `test` by default
         with pytest.raises(UserError, match=r"^data\.test\."):
             module.setup(stage)
 
 
-def test_a_column_that_is_named_must_be_there_though_no_answer_is_needed(tmp_path, jsonl):
+def test_a_named_response_column_must_exist_even_for_prediction(tmp_path, jsonl):
     module = InstructionDataModule(
         predict=Rows(jsonl([{"x": "q"}]), prompt="x", response="anser"), tokenizer=ByteTokenizer()
     )

@@ -1,4 +1,4 @@
-"""Several sources as one: shares, turns, what is told apart, and a row's weight."""
+"""Mixtures: quotas, what metrics report separately, and the weight of a row."""
 
 import json
 import math
@@ -11,101 +11,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from lightning.pytorch.loggers import Logger
 
-from lit_probsft.data import ByteTokenizer, InstructionDataModule, Mixture, PackedPlan, Part, Plan, Rows
-from lit_probsft.data.batches.epoch_sampling import EpochSampler
+from lit_probsft.data import ByteTokenizer, InstructionDataModule, Mixture, Part, Rows
 from lit_probsft.errors import UserError
 from lit_probsft.objectives import NLL
 from lit_probsft.training.module import ProbSFTModule
 from lit_probsft.training.optim import Schedule
 from tests import tiny
-
-# Which documents an epoch sampler.
-
-
-@st.composite
-def visited(draw):
-    counts = draw(st.lists(st.integers(0, 12), min_size=1, max_size=4).filter(any))
-    quotas = [draw(st.integers(0, 30)) if count else 0 for count in counts]
-    lengths = draw(st.lists(st.integers(2, 40), min_size=sum(counts), max_size=sum(counts)))
-    sources = np.random.default_rng(draw(st.integers(0, 3))).permutation(np.repeat(np.arange(len(counts)), counts))
-    return np.array(lengths), sources, quotas
-
-
-@settings(max_examples=150, deadline=None)
-@given(visited(), st.integers(0, 3))
-def test_each_source_fills_its_quota_and_its_documents_take_turns(data, seed):
-    lengths, sources, quotas = data
-    sampler = EpochSampler(lengths, sources, quotas, seed=seed)
-    total = Counter()
-    rounds = math.lcm(*(max(int((sources == source).sum()), 1) for source in range(len(quotas))))
-    epochs = min(rounds, 60)
-    for epoch in range(epochs):
-        chosen = sampler.documents(epoch)
-        assert len(chosen) == len(sampler.lengths) == sum(quotas)
-        assert (lengths[chosen] <= sampler.lengths).all()
-        assert np.bincount(sources[chosen], minlength=len(quotas)).tolist() == quotas
-        for source, quota in enumerate(quotas):
-            documents = np.flatnonzero(sources == source)
-            times = Counter(chosen.tolist())
-            assert {times[d] - quota // len(documents) for d in documents} <= {0, 1}
-        total.update(chosen.tolist())
-    for source, quota in enumerate(quotas):
-        documents = np.flatnonzero(sources == source)
-        if len(documents) and epochs % len(documents) == 0:
-            assert {total[d] for d in documents} == {epochs * quota // len(documents)}
-
-
-@pytest.mark.parametrize(("count", "quota"), [(3, 2), (101, 100), (100, 67), (150, 100), (7, 3), (1, 5), (64, 64)])
-def test_no_document_is_visited_more_often_than_another_of_its_source(count, quota):
-    sampler = EpochSampler(np.arange(2, count + 2), np.zeros(count, dtype=int), [quota])
-    times = np.zeros(count, dtype=int)
-    for epoch in range(2 * count):
-        chosen = sampler.documents(epoch)
-        assert (sampler.lengths - (chosen + 2)).max() <= -(-count // quota)  # a place is for documents of like length
-        times += np.bincount(chosen, minlength=count)
-        # At any time, and not only in the end.
-        expected = (epoch + 1) * quota / count
-        assert expected - 1 < times.min() <= times.max() < expected + 1
-    assert set(times.tolist()) == {2 * quota}
-
-
-def test_a_source_with_half_its_documents_a_turn_shows_all_of_them_in_two_epochs():
-    lengths = np.arange(2, 22)
-    sampler = EpochSampler(lengths, np.zeros(20, dtype=int), [10])
-    first, second = sampler.documents(0), sampler.documents(1)
-    assert sorted([*first, *second]) == list(range(20))
-    assert (sampler.documents(2) == first).all()
-    # Either half has short and long ones.
-    assert abs(lengths[first].mean() - lengths[second].mean()) < 2
-
-
-@settings(max_examples=60, deadline=None)
-@given(visited().filter(lambda data: sum(data[2]) > 0), st.tuples(*[st.integers(1, 3)] * 3), st.booleans())
-def test_a_plan_of_visits_has_whole_windows_in_every_epoch(data, shape, packed):
-    lengths, sources, quotas = data
-    supervised = lengths // 2
-    options = dict(zip(("batch_size", "accumulate", "world_size"), shape, strict=True))
-    sampler = EpochSampler(lengths, sources, quotas)
-    kind, more = (PackedPlan, {"max_length": 40}) if packed else (Plan, {"pool": 2})
-    plan = kind(lengths, supervised, sampler=sampler, **options, **more)
-    for epoch in range(3):
-        seen = []
-        for window in range(plan.num_windows):
-            places = range(window * plan.accumulate, (window + 1) * plan.accumulate)
-            batches = [plan.micro_batch(epoch, i, rank) for i in places for rank in range(plan.world_size)]
-            documents = [document for batch in batches for document in batch.documents]
-            assert {batch.window_tokens for batch in batches} == {int(supervised[documents].sum())}
-            assert {batch.window_length for batch in batches} == {int(lengths[documents].sum())}
-            if packed:
-                for batch in batches:
-                    ends = np.cumsum(batch.packs)
-                    sums = [
-                        lengths[list(batch.documents[e - n : e])].sum() for e, n in zip(ends, batch.packs, strict=True)
-                    ]
-                    assert all(total <= 40 for total in sums)
-            seen += documents
-        assert sorted(seen) == sorted(sampler.documents(epoch).tolist())
-
 
 # Shares.
 
@@ -114,7 +25,7 @@ def parts(**weights):
     return Mixture({name: Part("x.jsonl", weight) for name, weight in weights.items()})
 
 
-def test_weights_share_out_as_many_documents_as_there_are():
+def test_weights_divide_the_number_of_documents():
     assert parts(a=1.0, b=3.0).quotas({"a": 100, "b": 20}) == {"a": 30, "b": 90}
     assert Mixture({"a": Part("x", 1), "b": Part("y", 2)}, size=9).quotas({"a": 100, "b": 20}) == {"a": 3, "b": 6}
     assert Mixture({"a": Part("x", cap=7), "b": "y"}).quotas({"a": 100, "b": 20}) == {"a": 7, "b": 20}
@@ -124,7 +35,7 @@ def test_weights_share_out_as_many_documents_as_there_are():
 
 @settings(deadline=None)
 @given(st.lists(st.tuples(st.floats(0.5, 9), st.integers(1, 99)), min_size=1, max_size=6))
-def test_shares_add_up_and_none_is_off_by_a_document(drawn):
+def test_quotas_sum_to_the_size_and_each_is_within_one_document_of_its_share(drawn):
     mixture = parts(**{f"s{i}": weight for i, (weight, _) in enumerate(drawn)})
     counts = {f"s{i}": count for i, (_, count) in enumerate(drawn)}
     total, size = sum(weight for weight, _ in drawn), sum(counts.values())
@@ -153,13 +64,13 @@ def test_shares_add_up_and_none_is_off_by_a_document(drawn):
         ({"a": Mixture({"b": "x"})}, {}, "sources.a.source: expected a source other than a mixture, got a mixture"),
     ],
 )
-def test_a_mixture_that_means_nothing_is_refused(sources, options, message):
+def test_an_invalid_mixture_is_refused(sources, options, message):
     with pytest.raises(UserError) as error:
         Mixture(sources, **options)
     assert str(error.value) == message
 
 
-def test_a_number_is_a_name_too():
+def test_a_number_may_name_a_source():
     assert Mixture({2024: "x.jsonl"}).parts == ("2024",)  # as YAML reads it
 
 
@@ -189,7 +100,7 @@ def two(jsonl, tmp_path):
 
 
 @pytest.mark.parametrize("packing", [{}, {"packing": True, "max_length": 120, "batch_size": 1}])
-def test_an_epoch_has_its_shares_and_evaluation_sees_every_document_once(two, packing):
+def test_an_epoch_follows_the_weights_and_evaluation_sees_every_document_once(two, packing):
     module = two(**packing)
     module.setup("fit")
     loader = module.train_dataloader()
@@ -211,7 +122,7 @@ def test_an_epoch_has_its_shares_and_evaluation_sees_every_document_once(two, pa
     assert sorted(d for batch in watched.val_dataloader() for d in batch["documents"].tolist()) == list(range(24))
 
 
-def test_another_weight_reads_the_same_tokens(two):
+def test_weights_do_not_change_the_cached_tokens(two):
     first, second = two(), two(weights=(1.0, 5.0))
     first.setup("fit")
     second.setup("fit")
@@ -219,7 +130,7 @@ def test_another_weight_reads_the_same_tokens(two):
     assert first.plan.describe() != second.plan.describe()
 
 
-def test_errors_and_losses_name_the_source_and_its_row(jsonl, tmp_path):
+def test_errors_and_dropped_rows_name_the_source_and_its_row(jsonl, tmp_path):
     good, bad = jsonl(rows("a", 3), "a.jsonl"), jsonl([*rows("b", 2), {"prompt": "q", "response": ""}], "b.jsonl")
     options = {"tokenizer": ByteTokenizer(), "cache_dir": str(tmp_path / "cache")}
     where = "data.train.sources.bad.response: column 'response'"
@@ -239,7 +150,7 @@ def test_errors_and_losses_name_the_source_and_its_row(jsonl, tmp_path):
 
 
 @pytest.mark.parametrize("packing", [{}, {"packing": True, "max_length": 120}])
-def test_metrics_of_a_source_are_those_of_a_run_over_it_alone(two, packing):
+def test_metrics_of_a_source_cover_its_documents_only(two, packing):
     module = two(validation_fraction=0.5, **packing)
     watched = ProbSFTModule(tiny.model(), NLL())
     run = tiny.trainer(max_steps=3)
@@ -259,7 +170,7 @@ def test_metrics_of_a_source_are_those_of_a_run_over_it_alone(two, packing):
     assert min(of_train) <= measured["train/nll"] <= max(of_train)
 
 
-def test_a_step_without_a_source_logs_nothing_of_it(two):
+def test_a_step_without_documents_of_a_source_does_not_log_it(two):
     class Log(Logger):
         name = version = ""
         rows = []
@@ -300,7 +211,7 @@ def weighted(tmp_path):
 
 @pytest.mark.parametrize("normalize", ["tokens", "sequence"])
 @pytest.mark.parametrize("options", [{}, {"packing": True, "max_length": 200, "batch_size": 4}])
-def test_a_weight_multiplies_a_rows_losses_and_not_what_they_are_divided_by(weighted, tmp_path, options, normalize):
+def test_a_weight_multiplies_the_losses_of_a_row_but_not_the_normalizer(weighted, tmp_path, options, normalize):
     source = Rows(str(weighted), prompt="question", response="answer", weight="w")
     data = tiny.data(weighted, train=source, cache_dir=str(tmp_path / "cache"), **options)
     module = ProbSFTModule(
@@ -329,7 +240,7 @@ def test_a_weight_multiplies_a_rows_losses_and_not_what_they_are_divided_by(weig
 
 
 @pytest.mark.parametrize("value", [-1, "heavy", None, True, float("inf"), [1]])
-def test_a_weight_that_is_none_is_refused_by_its_row(jsonl, tmp_path, value):
+def test_an_invalid_weight_is_refused_and_its_row_named(jsonl, tmp_path, value):
     path = jsonl([{**row, "w": 1 if i else value} for i, row in enumerate(rows("a", 3))])
     module = InstructionDataModule(Rows(path, weight="w"), tokenizer=ByteTokenizer(), cache_dir=str(tmp_path))
     with pytest.raises(UserError) as error:
@@ -338,7 +249,7 @@ def test_a_weight_that_is_none_is_refused_by_its_row(jsonl, tmp_path, value):
     assert "row 0" in str(error.value)
 
 
-def test_a_column_of_weights_that_is_not_there_is_refused(jsonl, tmp_path):
+def test_a_missing_weight_column_is_refused(jsonl, tmp_path):
     module = InstructionDataModule(
         Rows(jsonl(rows("a", 3)), weight="w"), tokenizer=ByteTokenizer(), cache_dir=str(tmp_path)
     )
@@ -346,7 +257,7 @@ def test_a_column_of_weights_that_is_not_there_is_refused(jsonl, tmp_path):
         module.setup("fit")
 
 
-def test_other_weights_are_another_training_set(weighted, tmp_path):
+def test_row_weights_change_the_fingerprint(weighted, tmp_path):
     found = set()
     for weight in (None, "w"):
         source = Rows(str(weighted), prompt="question", response="answer", weight=weight)

@@ -1,4 +1,4 @@
-"""Rows one after the other: each format gives what it gives as a whole, from any place on, over and over again."""
+"""Streams have the same rows as loading does, in any format, and resume at any position."""
 
 import csv
 import json
@@ -74,40 +74,40 @@ def rows_of(following):
     return [one.row() for one in following]
 
 
-def moved(place):
-    """A place as a checkpoint gives it back."""
-    return json.loads(json.dumps(place))
+def restored(position):
+    """A position as a checkpoint restores it."""
+    return json.loads(json.dumps(position))
 
 
 @pytest.mark.parametrize("write", FILES, ids=lambda write: write.__name__)
-def test_a_stream_of_files_gives_what_they_hold_and_goes_on_from_any_place(write, tmp_path):
+def test_a_stream_of_files_has_their_rows_and_resumes_at_any_position(write, tmp_path):
     source = Rows(write(tmp_path / "rows"))
     assert [dict(row) for row in source.load()] == ROWS
     whole = source.stream()
-    found, places = [], [whole.position]
+    found, positions = [], [whole.position]
     for _ in range(2 * len(ROWS) + 3):
         found.append(whole.next())
-        places.append(whole.position)
+        positions.append(whole.position)
     assert [dict(row) for row in rows_of(found)] == [*ROWS, *ROWS, *ROWS[:3]]
     assert [(one.row_index, one.passes) for one in found[20:26]] == [(20, 0), (21, 0), (22, 0), (0, 1), (1, 1), (2, 1)]
     for start in (0, 1, 6, 7, 8, 22, 23, 24, 46):
-        again = source.stream(moved(places[start]))
-        assert again.position == places[start]
+        again = source.stream(restored(positions[start]))
+        assert again.position == positions[start]
         rest = take(again, len(found) - start)
         assert rows_of(rest) == rows_of(found[start:])
         assert [(one.row_index, one.passes) for one in rest] == [(one.row_index, one.passes) for one in found[start:]]
-        assert again.position == places[-1]
+        assert again.position == positions[-1]
 
 
 @pytest.mark.parametrize("kind", ["made", "parquet", "json"])
-def test_a_stream_of_the_hub_goes_on_from_any_place(monkeypatch, tmp_path, kind):
+def test_a_stream_of_the_hub_resumes_at_any_position(monkeypatch, tmp_path, kind):
     import datasets
 
-    asked = []
+    requests = []
     load = datasets.load_dataset
 
     def from_hub(path, name, *, split, revision, streaming=False):
-        asked.append((path, name, split, streaming))
+        requests.append((path, name, split, streaming))
         if kind == "made":
             return datasets.Dataset.from_list(ROWS).to_iterable_dataset(num_shards=3)
         written = {"parquet": as_parquet, "json": as_json_lines}[kind](tmp_path / "rows")
@@ -116,18 +116,18 @@ def test_a_stream_of_the_hub_goes_on_from_any_place(monkeypatch, tmp_path, kind)
     monkeypatch.setattr(datasets, "load_dataset", from_hub)
     source = Rows("someone/rows", name="main", split="test")
     whole = source.stream()
-    found, places = [], [whole.position]
+    found, positions = [], [whole.position]
     for _ in range(30):
         found.append(whole.next())
-        places.append(whole.position)
+        positions.append(whole.position)
     assert rows_of(found) == [*ROWS, *ROWS[:7]]
     for start in (0, 1, 5, 9, 22, 23, 25):
-        again = source.stream(moved(places[start]))
+        again = source.stream(restored(positions[start]))
         assert rows_of(take(again, 30 - start)) == rows_of(found[start:])
-    assert set(asked) == {("someone/rows", "main", "test", True)}
+    assert set(requests) == {("someone/rows", "main", "test", True)}
 
 
-def test_broken_rows_keep_their_lines_in_a_stream(tmp_path):
+def test_broken_rows_keep_their_line_numbers_in_a_stream(tmp_path):
     path = tmp_path / "rows.jsonl"
     path.write_bytes(b'{"text": "a"}\n\n{nonsense\n[1]\n{"text": "b\xff"}\n{"text": "c"}')
     stream = Rows(str(path)).stream()
@@ -139,7 +139,7 @@ def test_broken_rows_keep_their_lines_in_a_stream(tmp_path):
     assert [row.message for row in found if isinstance(row, BrokenRow)] == whole
 
 
-def test_other_sources_are_streamed_by_their_numbers_and_a_limit_ends_a_pass(tmp_path):
+def test_any_source_can_be_streamed_and_a_limit_ends_a_pass(tmp_path):
     figlet = FigletPuzzles(count=3)
     assert rows_of(take(figlet.stream(), 4)) == [*figlet.load(), figlet.load()[0]]
     limited = Rows(as_json_lines(tmp_path / "x"), limit=2)
@@ -156,7 +156,7 @@ def test_other_sources_are_streamed_by_their_numbers_and_a_limit_ends_a_pass(tmp
         (b"[1,", ".jsonl", "not valid JSON"),
     ],
 )
-def test_a_stream_that_cannot_be_read_is_refused(tmp_path, content, suffix, message):
+def test_an_unreadable_stream_is_refused(tmp_path, content, suffix, message):
     path = tmp_path / f"x{suffix}"
     path.write_bytes(content)
     with pytest.raises(UserError, match=message):
@@ -168,17 +168,17 @@ def test_a_stream_that_cannot_be_read_is_refused(tmp_path, content, suffix, mess
 
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.tuples(st.integers(1, 9), st.floats(0.1, 9)), min_size=1, max_size=4), st.integers(0, 60))
-def test_a_mixed_stream_keeps_its_shares_at_every_row_and_goes_on_from_any_place(drawn, start):
+def test_a_mixed_stream_keeps_its_shares_at_every_row_and_resumes_at_any_position(drawn, start):
     def opened(count):
-        return lambda place: RowStream(lambda at: IndexedReader([{"i": i} for i in range(count)], at), place)
+        return lambda position: RowStream(lambda at: IndexedReader([{"i": i} for i in range(count)], at), position)
 
     streams = {f"s{i}": opened(count) for i, (count, _) in enumerate(drawn)}
     weights = {f"s{i}": weight for i, (_, weight) in enumerate(drawn)}
     whole = MixedStream(streams, weights, None)
     found = take(whole, start)
-    place = moved(whole.position)
+    position = restored(whole.position)
     found += take(whole, 80 - start)
-    again = MixedStream(streams, weights, place)
+    again = MixedStream(streams, weights, position)
     assert rows_of(take(again, 80 - start)) == rows_of(found[start:])
     assert again.position == whole.position
     seen = Counter()
@@ -192,7 +192,7 @@ def test_a_mixed_stream_keeps_its_shares_at_every_row_and_goes_on_from_any_place
         assert all(abs(seen[name] - shares[name] * number) < len(drawn) for name in weights)
 
 
-def test_a_mixture_without_weights_or_with_a_size_is_no_stream(tmp_path):
+def test_a_mixture_without_weights_or_with_a_size_cannot_be_streamed(tmp_path):
     path = as_json_lines(tmp_path / "x")
     with pytest.raises(UserError, match=r"sources.a.weight: expected a weight, since a stream does not know"):
         Mixture({"a": path}).stream()
@@ -205,19 +205,19 @@ def test_a_mixture_without_weights_or_with_a_size_is_no_stream(tmp_path):
         Mixture({"e": Part(str(tmp_path / "empty.jsonl"), 1.0)}).stream().next()
 
 
-def test_a_file_that_is_damaged_further_on_is_refused_by_its_name(tmp_path):
+def test_a_file_damaged_in_a_later_row_group_is_refused_and_named(tmp_path):
     path = tmp_path / "rows.parquet"
     as_parquet(path)
     damaged = bytearray(path.read_bytes())
-    place = damaged.index(b"What is 20?")
-    damaged[place - 40 : place + 40] = bytes(value ^ 0x5A for value in damaged[place - 40 : place + 40])
+    position = damaged.index(b"What is 20?")
+    damaged[position - 40 : position + 40] = bytes(value ^ 0x5A for value in damaged[position - 40 : position + 40])
     path.write_bytes(damaged)
     stream = Rows(str(path)).stream()
     with pytest.raises(UserError, match=r"^path: .*rows.parquet'"):
         rows_of(take(stream, len(ROWS)))
 
 
-def test_a_hub_that_gives_no_more_rows_is_told_as_such(monkeypatch):
+def test_a_hub_that_fails_in_the_middle_of_a_stream_is_reported(monkeypatch):
     import datasets
 
     def rows():

@@ -1,4 +1,4 @@
-"""The chat templates of model families, written down anew: what they do to turns is theirs, the words are not."""
+"""Chat templates that treat turns as those of model families do, in our own words."""
 
 QWEN_2_5 = """
 {%- if tools %}
@@ -87,7 +87,7 @@ QWEN_3 = """
 {%- endif %}
 """
 
-# Tools stand in the first question; a call leaves out the text beside it; what a tool gave is quoted.
+# Writes tools in the first question; leaves out text next to a call; quotes the result of a tool.
 LLAMA_3_1 = """
 {{- bos_token }}
 {%- set system = '' %}
@@ -132,7 +132,7 @@ GEMMA_2 = """
 {%- if add_generation_prompt %}{{- '<start_of_turn>model\n' }}{%- endif %}
 """
 
-# The tools stand before the last question, and so does the system text, if that question comes last of all.
+# Writes the tools before the last question, and the system text too if that question is the last message.
 MISTRAL = """
 {%- if messages[0].role == 'system' %}
     {%- set system = messages[0].content %}
@@ -166,7 +166,7 @@ MISTRAL = """
 {%- endfor %}
 """
 
-# The end of the whole text follows the last turn, unless an answer is asked for.
+# Writes the end of the text after the last turn, unless a generation prompt follows.
 PHI_3 = """
 {%- for m in messages %}{{- '<|' + m.role + '|>\n' + m.content + '<|end|>\n' }}{%- endfor %}
 {%- if add_generation_prompt %}{{- '<|assistant|>\n' }}{%- else %}{{- eos_token }}{%- endif %}
@@ -196,7 +196,7 @@ DEEPSEEK_3 = """
 {%- endfor %}
 {%- if add_generation_prompt %}{{- '<｜Assistant｜>' }}{%- endif %}
 """
-# Drops all reasoning, and asks for it nevertheless.
+# Drops all reasoning, although its generation prompt opens it.
 DEEPSEEK_R1 = DEEPSEEK_3.replace("+ m.content + '<｜end", "+ m.content.split('</think>')[-1] + '<｜end").replace(
     "{{- '<｜Assistant｜>' }}", "{{- '<｜Assistant｜><think>\n' }}"
 )
@@ -215,7 +215,7 @@ SPECIAL_TOKENS = [
     *("<｜begin▁of▁sentence｜>", "<｜end▁of▁sentence｜>", "<｜User｜>", "<｜Assistant｜>"),
 ]
 
-# Name: template, beginning and end of a text, what stands before an answer that is the model's to write, and its end.
+# Name: template, beginning and end of a text, text before an answer that the model generates too, end of an answer.
 FAMILIES = {
     "qwen_2_5": (QWEN_2_5, None, "<|im_end|>", "", "<|im_end|>"),
     "qwen_3": (QWEN_3, None, "<|im_end|>", "", "<|im_end|>"),

@@ -1,4 +1,4 @@
-"""Tokens added to a tokenizer: one id each wherever they stand, and no other text changes its ids."""
+"""Added tokens have one id each, anywhere in a text, and leave all other ids unchanged."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ TEXT = "a<think>2 + 2</think>4<|go|><thinking"
 
 
 @pytest.mark.parametrize("source", [ByteTokenizer(), BPETokenizer(280)], ids=["bytes", "bpe"])
-def test_each_is_one_id_behind_all_others_and_the_rest_stays(source: Any) -> None:
+def test_each_added_token_gets_one_new_id_and_other_ids_stay(source: Any) -> None:
     before = source.load(lambda: ["two and two are four"])
     size = len(before)
     after = with_added_tokens(before, ["<think>", "</think>"], ["<|go|>"])
@@ -24,18 +24,18 @@ def test_each_is_one_id_behind_all_others_and_the_rest_stays(source: Any) -> Non
     ids = after(TEXT)["input_ids"]
     pieces = ["a", size, "2 + 2", size + 1, "4", size + 2, "<thinking"]
     assert ids == [id for piece in pieces for id in ([piece] if isinstance(piece, int) else before(piece)["input_ids"])]
-    # what an answer says is shown, what controls it is not
+    # decoding shows ordinary tokens and skips special ones
     assert after.decode(ids, skip_special_tokens=True) == TEXT.replace("<|go|>", "")
 
 
-def test_to_add_twice_is_to_add_once_also_after_saving(tmp_path: Any) -> None:
+def test_adding_a_token_twice_changes_nothing_even_after_saving(tmp_path: Any) -> None:
     after = with_added_tokens(ByteTokenizer().load(list), ["<think>"], ["<|go|>"])
     assert with_added_tokens(after, ["<think>"], ["<|go|>"]) is after
     after.save_pretrained(tmp_path)
     again = with_added_tokens(PretrainedTokenizer(str(tmp_path)).load(list), ["<think>", "<|im_end|>"], ["<|go|>"])
     assert not added_token_ids(again)
     assert again(TEXT)["input_ids"] == after(TEXT)["input_ids"]
-    assert again.decode([again.eos_token_id], skip_special_tokens=True) == ""  # what was special stays so
+    assert again.decode([again.eos_token_id], skip_special_tokens=True) == ""  # a special token stays special
 
 
 @pytest.mark.parametrize(
@@ -49,7 +49,7 @@ def test_to_add_twice_is_to_add_once_also_after_saving(tmp_path: Any) -> None:
         ),
     ],
 )
-def test_what_cannot_be_a_token_is_refused_at_construction(options: Any, message: str) -> None:
+def test_invalid_tokens_are_refused_at_construction(options: Any, message: str) -> None:
     with pytest.raises(UserError) as caught:
         InstructionDataModule(tokenizer=ByteTokenizer(), **options)
     assert str(caught.value) == message

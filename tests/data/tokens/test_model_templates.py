@@ -1,4 +1,4 @@
-"""What is learnt of a conversation by the template of each family of models: exactly the assistant's, or a refusal."""
+"""With the template of each model family, exactly the assistant's turns are supervised, or the template is refused."""
 
 import functools
 
@@ -43,8 +43,8 @@ def decode(tokenizer, ids):
     return tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
 
 
-def learnt(family, messages, **options):
-    """The supervised stretches; by the way, that nothing is lost and that prompts are what training puts first."""
+def supervised(family, messages, **options):
+    """The supervised texts. Also checks that nothing is lost, and that training starts with the prompt's tokens."""
     tokenizer, messages = tokenizer_of(family), validate_conversation(messages)
     tokens = tokenize_conversation(tokenizer, messages, **options)
     if options.get("reasoning") != "drop":
@@ -55,12 +55,12 @@ def learnt(family, messages, **options):
     assert (
         tokens["labels"][len(prompt)] != -100 or options.get("reasoning") == "mask" or options.get("turns") == "first"
     )
-    stretches, before = [], -100
+    spans, before = [], -100
     for label in tokens["labels"]:
         if label != -100:
-            stretches = [*stretches, [label]] if before == -100 else [*stretches[:-1], [*stretches[-1], label]]
+            spans = [*spans, [label]] if before == -100 else [*spans[:-1], [*spans[-1], label]]
         before = label
-    return [decode(tokenizer, ids) for ids in stretches]
+    return [decode(tokenizer, ids) for ids in spans]
 
 
 REFUSED = {
@@ -74,21 +74,21 @@ REFUSED = {
 
 @pytest.mark.parametrize(("kind", "messages"), [("single", SINGLE), ("multi", MULTI), ("system", SYSTEM)])
 @pytest.mark.parametrize("family", FAMILIES)
-def test_each_answer_is_learnt_with_its_end_and_nothing_else(family, kind, messages):
+def test_each_answer_is_supervised_with_its_end_token_and_nothing_else(family, kind, messages):
     if (family, kind) in REFUSED:
         with pytest.raises(UserError, match=REFUSED[family, kind]):
-            learnt(family, messages)
+            supervised(family, messages)
         return
     _, _, _, lead, end = FAMILIES[family]
     answers = [lead + turn["content"] + end for turn in messages if turn["role"] == "assistant"]
-    if family == "qwen_3":  # what it puts before the last answer, the model has to write when it is asked
+    if family == "qwen_3":  # the model generates what the template writes before the last answer
         answers[-1] = "<think>\n\n</think>\n\n" + answers[-1]
-    assert learnt(family, messages) == answers
-    assert learnt(family, messages, turns="last") == answers[-1:]
-    assert learnt(family, messages, turns="first") == answers[:1]
+    assert supervised(family, messages) == answers
+    assert supervised(family, messages, turns="last") == answers[-1:]
+    assert supervised(family, messages, turns="first") == answers[:1]
     if len(answers) == 2:
         excluded = [{**turn, "train": False} if turn is ASSISTANT else turn for turn in messages]
-        assert learnt(family, excluded) == answers[1:]
+        assert supervised(family, excluded) == answers[1:]
 
 
 CALLED = {
@@ -100,69 +100,69 @@ CALLED = {
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_a_call_is_learnt_and_what_the_tool_gave_is_not(family):
+def test_a_tool_call_is_supervised_and_its_result_is_not(family):
     if family not in CALLED:
         with pytest.raises(UserError, match=r"^chat_template: the template (leaves out tool calls|refuses the roles)"):
-            learnt(family, TOOLS)
+            supervised(family, TOOLS)
         return
     _, _, _, lead, end = FAMILIES[family]
     last = "<think>\n\n</think>\n\n" if family == "qwen_3" else ""
     answers = [CALLED[family], f"{lead}Rain all day.{end}", f"{lead}{last}Sun,\n\nat last.{end}"]
-    assert learnt(family, TOOLS, tools=SCHEMA) == answers
-    assert learnt(family, TOOLS, tools=SCHEMA, turns="last") == answers[-1:]
+    assert supervised(family, TOOLS, tools=SCHEMA) == answers
+    assert supervised(family, TOOLS, tools=SCHEMA, turns="last") == answers[-1:]
 
 
 @pytest.mark.parametrize("family", CALLED)
-def test_text_beside_a_call_is_learnt_or_its_loss_refused(family):
+def test_text_next_to_a_call_is_supervised_or_refused_if_left_out(family):
     if family in ("llama_3_1", "mistral"):
         with pytest.raises(UserError, match="^chat_template: the template leaves out .* 'Let me see.'"):
-            learnt(family, TALK_AND_CALL, tools=SCHEMA)
+            supervised(family, TALK_AND_CALL, tools=SCHEMA)
     else:
-        assert learnt(family, TALK_AND_CALL, tools=SCHEMA)[0] == f"Let me see.\n{CALLED[family]}"
+        assert supervised(family, TALK_AND_CALL, tools=SCHEMA)[0] == f"Let me see.\n{CALLED[family]}"
 
 
-def test_plain_text_has_no_form_for_tools_calls_and_reasoning():
+def test_plain_text_refuses_tools_calls_and_reasoning():
     apart = [USER, {**ASSISTANT, "reasoning_content": "Clouds."}]
     for messages, tools, what in ((SINGLE, SCHEMA, "tools"), (TOOLS, None, "tool_calls"), (apart, None, "reasoning")):
         with pytest.raises(UserError, match=f"^format: plain text cannot represent {what}"):
             tokenize_conversation(tokenizer_of("chatml"), messages, tools=tools, plain_text=True)
 
 
-def test_tools_that_a_template_does_not_write_are_refused():
+def test_a_template_that_leaves_out_the_tools_is_refused():
     with pytest.raises(UserError, match="^chat_template: the template leaves out the tools"):
-        learnt("chatml", SINGLE, tools=SCHEMA)
+        supervised("chatml", SINGLE, tools=SCHEMA)
 
 
 @pytest.mark.parametrize("family", FAMILIES)
-def test_reasoning_is_learnt_masked_or_dropped_as_asked(family):
+def test_reasoning_is_supervised_masked_or_dropped(family):
     if family == "deepseek_r1":
         with pytest.raises(UserError, match="^chat_template: "):
-            learnt(family, REASONING)
+            supervised(family, REASONING)
         return
     _, _, _, lead, end = FAMILIES[family]
     answers = [f"Rain all day.{end}", f"Sun,\n\nat last.{end}"]
     thoughts = ["<think>\nClouds.\n</think>\n\n", "<think>\nWind.\n</think>\n\n"]
-    if family == "qwen_3":  # drops the first itself
+    if family == "qwen_3":  # its template drops the first
         thoughts[0] = ""
-    assert learnt(family, REASONING) == [lead + a + b for a, b in zip(thoughts, answers, strict=True)]
-    masked = [stretch for stretch in learnt(family, REASONING, reasoning="mask") if stretch != lead]
+    assert supervised(family, REASONING) == [lead + a + b for a, b in zip(thoughts, answers, strict=True)]
+    masked = [text for text in supervised(family, REASONING, reasoning="mask") if text != lead]
     assert masked == answers
-    dropped = learnt(family, REASONING, reasoning="drop")
+    dropped = supervised(family, REASONING, reasoning="drop")
     empty = "<think>\n\n</think>\n\n" if family == "qwen_3" else ""
     assert dropped == [lead + answers[0], lead + empty + answers[1]]
 
 
-def test_reasoning_in_a_field_of_its_own_is_reasoning_too():
+def test_reasoning_content_is_treated_like_think_tags():
     apart = [USER, {**ASSISTANT, "reasoning_content": "Clouds."}]
-    assert learnt("qwen_3", apart) == ["<think>\nClouds.\n</think>\n\nRain all day.<|im_end|>"]
-    assert learnt("qwen_3", apart, reasoning="mask") == ["Rain all day.<|im_end|>"]
-    assert learnt("qwen_3", apart, reasoning="drop") == ["<think>\n\n</think>\n\nRain all day.<|im_end|>"]
+    assert supervised("qwen_3", apart) == ["<think>\nClouds.\n</think>\n\nRain all day.<|im_end|>"]
+    assert supervised("qwen_3", apart, reasoning="mask") == ["Rain all day.<|im_end|>"]
+    assert supervised("qwen_3", apart, reasoning="drop") == ["<think>\n\n</think>\n\nRain all day.<|im_end|>"]
     with pytest.raises(UserError, match="^chat_template: the template leaves out .* 'Clouds.'"):
-        learnt("qwen_2_5", apart)
-    assert learnt("qwen_2_5", apart, reasoning="drop") == ["Rain all day.<|im_end|>"]
+        supervised("qwen_2_5", apart)
+    assert supervised("qwen_2_5", apart, reasoning="drop") == ["Rain all day.<|im_end|>"]
 
 
-def test_reasoning_that_the_template_opens_itself_is_masked_to_its_end():
+def test_reasoning_opened_by_the_generation_prompt_is_masked_to_its_end():
     tokenizer = tokenizer_of("chatml")
     opening = FAMILIES["chatml"][0].replace("assistant\n' }}", "assistant\n<think>\n' }}")
     messages = [USER, {"role": "assistant", "content": "<think>\nClouds.\n</think>\n\nRain."}]
@@ -171,28 +171,28 @@ def test_reasoning_that_the_template_opens_itself_is_masked_to_its_end():
         assert decode(tokenizer, [label for label in tokens["labels"] if label != -100]) == expected
 
 
-def test_reasoning_without_an_end_cannot_be_masked_and_without_an_answer_not_dropped():
+def test_masking_unclosed_reasoning_or_dropping_all_of_an_answer_is_refused():
     with pytest.raises(UserError, match="^reasoning: expected </think> after <think>"):
-        learnt("chatml", [USER, {"role": "assistant", "content": "<think>\nClouds."}], reasoning="mask")
+        supervised("chatml", [USER, {"role": "assistant", "content": "<think>\nClouds."}], reasoning="mask")
     with pytest.raises(UserError, match="^reasoning: expected an answer after </think>"):
-        learnt("chatml", [USER, {"role": "assistant", "content": "<think>\nClouds.\n</think>"}], reasoning="drop")
+        supervised("chatml", [USER, {"role": "assistant", "content": "<think>\nClouds.\n</think>"}], reasoning="drop")
 
 
-def test_special_tokens_in_a_call_are_refused_for_its_end_could_not_be_told():
+def test_special_tokens_in_a_call_are_refused():
     call = {"function": {"name": "sky", "arguments": {"town": "<|im_end|>"}}}
     with pytest.raises(UserError, match="^messages: expected no special token in a tool call"):
-        learnt("qwen_2_5", [USER, {**CALLS, "tool_calls": [call]}])
+        supervised("qwen_2_5", [USER, {**CALLS, "tool_calls": [call]}])
 
 
-def test_what_others_say_must_be_in_the_text():
+def test_a_template_that_leaves_out_the_system_turn_is_refused():
     silent = FAMILIES["chatml"][0].replace("for m in messages", "for m in messages if m.role != 'system'")
     with pytest.raises(
-        UserError, match="^chat_template: the template leaves out or changes turn 0 \(system\), 'Speak up.'"
+        UserError, match=r"^chat_template: the template leaves out or changes turn 0 \(system\), 'Speak up.'"
     ):
         tokenize_conversation(tokenizer_of("chatml"), SYSTEM, chat_template=silent)
 
 
-def test_marks_choose_turns_when_they_are_one_to_a_turn():
+def test_generation_marks_select_turns_when_there_is_one_per_turn():
     marked = FAMILIES["chatml"][0].replace(
         "{{- '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}",
         "{{- '<|im_start|>' + m.role + '\n' }}{%- if m.role == 'assistant' %}{% generation %}"

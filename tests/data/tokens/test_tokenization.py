@@ -32,21 +32,21 @@ def render(tokenizer, messages, template):
 
 
 def supervised_texts(tokenizer, tokens):
-    """The texts of the supervised stretches."""
-    stretches, previous = [], False
+    """The supervised texts."""
+    spans, previous = [], False
     for token, label in zip(tokens["input_ids"], tokens["labels"], strict=True):
         if label != -100:
             assert label == token
             if not previous:
-                stretches.append([])
-            stretches[-1].append(token)
+                spans.append([])
+            spans[-1].append(token)
         previous = label != -100
-    return [decode(tokenizer, ids) for ids in stretches]
+    return [decode(tokenizer, ids) for ids in spans]
 
 
 @pytest.mark.parametrize("messages", [SINGLE, MULTI], ids=["single", "multi"])
 @pytest.mark.parametrize("name", SUPERVISABLE)
-def test_supervised_is_exactly_the_assistants_text_and_its_end_of_turn(many_specials, name, messages):
+def test_exactly_the_assistants_text_and_its_end_of_turn_are_supervised(many_specials, name, messages):
     template, end = SUPERVISABLE[name]
     tokens = tokenize_conversation(many_specials, messages, chat_template=template)
     lead = " " if template is INSTRUCTIONS else ""
@@ -57,7 +57,7 @@ def test_supervised_is_exactly_the_assistants_text_and_its_end_of_turn(many_spec
 
 @pytest.mark.parametrize("messages", [SINGLE, MULTI], ids=["single", "multi"])
 @pytest.mark.parametrize("name", SUPERVISABLE)
-def test_a_prompt_is_what_training_puts_before_the_last_answer(many_specials, name, messages):
+def test_a_prompt_equals_the_training_tokens_before_the_last_answer(many_specials, name, messages):
     template, _ = SUPERVISABLE[name]
     tokens = tokenize_conversation(many_specials, messages, chat_template=template)
     prompt = tokenize_prompt(many_specials, messages, chat_template=template)
@@ -71,7 +71,9 @@ texts = st.text(st.characters(codec="utf-8", exclude_characters="<>"), min_size=
 
 @settings(max_examples=80, deadline=None)
 @given(st.lists(st.tuples(texts, texts), min_size=1, max_size=3), st.none() | texts)
-def test_marks_and_prefixes_agree_and_reassemble_to_the_text(byte_tokenizer, bpe_tokenizer, pairs, system):
+def test_marks_and_prefixes_give_the_same_mask_and_tokens_decode_to_the_text(
+    byte_tokenizer, bpe_tokenizer, pairs, system
+):
     messages = [{"role": "system", "content": system}] if system else []
     for question, answer in pairs:
         messages += [{"role": "user", "content": question}, {"role": "assistant", "content": answer}]
@@ -87,7 +89,7 @@ def test_marks_and_prefixes_agree_and_reassemble_to_the_text(byte_tokenizer, bpe
 
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.tuples(texts, texts), min_size=1, max_size=3))
-def test_plain_text_is_the_turns_with_an_end_after_each_answer(bpe_tokenizer, pairs):
+def test_plain_text_concatenates_the_turns_with_an_end_token_after_each_answer(bpe_tokenizer, pairs):
     messages = [
         {"role": role, "content": content}
         for pair in pairs
@@ -102,9 +104,9 @@ def test_plain_text_is_the_turns_with_an_end_after_each_answer(bpe_tokenizer, pa
 
 @settings(max_examples=80, deadline=None)
 @given(st.lists(texts, min_size=2, max_size=4).filter(lambda contents: len(contents) % 2 == 0))
-def test_ids_are_those_that_the_tokenizer_itself_gives_each_piece(byte_tokenizer, bpe_tokenizer, contents):
+def test_ids_equal_those_of_the_tokenizer_for_each_piece(byte_tokenizer, bpe_tokenizer, contents):
     messages = [
-        {"role": ("user", "assistant")[place % 2], "content": content} for place, content in enumerate(contents)
+        {"role": ("user", "assistant")[index % 2], "content": content} for index, content in enumerate(contents)
     ]
     for tokenizer in (byte_tokenizer, bpe_tokenizer):
         pieces = [piece for q, a in zip(contents[::2], contents[1::2], strict=True) for piece in (q, f"{a}<|im_end|>")]
@@ -122,7 +124,7 @@ def test_ids_are_those_that_the_tokenizer_itself_gives_each_piece(byte_tokenizer
     ],
     ids=["truncation", "padding", "special tokens split", "truncation in the file"],
 )
-def test_nothing_that_an_earlier_call_switched_on_changes_the_tokens(byte_tokenizer, leave_behind):
+def test_settings_left_by_an_earlier_call_do_not_change_the_tokens(byte_tokenizer, leave_behind):
     from copy import deepcopy
 
     tokenizer = deepcopy(byte_tokenizer)
@@ -131,7 +133,7 @@ def test_nothing_that_an_earlier_call_switched_on_changes_the_tokens(byte_tokeni
     assert tokenize_conversation(tokenizer, MULTI) == expected
 
 
-def test_a_tokenizer_with_code_of_its_own_is_asked_itself(byte_tokenizer):
+def test_a_tokenizer_with_its_own_encoding_code_is_called_itself(byte_tokenizer):
     class Shouting(type(byte_tokenizer)):
         def _encode_plus(self, text, **options):
             return super()._encode_plus(text.upper(), **options)
@@ -146,17 +148,17 @@ def test_no_token_straddles_the_edge_of_a_turn(bpe_tokenizer):
     tokens = tokenize_conversation(bpe_tokenizer, messages, plain_text=True)
     assert supervised_texts(bpe_tokenizer, tokens) == ["les are left?<|im_end|>"]
     whole = bpe_tokenizer("How many apples are left?<|im_end|>")["input_ids"]
-    assert len(tokens["input_ids"]) > len(whole)  # the whole text has a token across the edge
+    assert len(tokens["input_ids"]) > len(whole)  # encoded whole, a token straddles the edge
 
 
-def test_an_answer_that_reads_like_part_of_the_end_token_is_found(byte_tokenizer):
+def test_an_answer_that_is_part_of_the_end_token_is_found(byte_tokenizer):
     for answer in ("m", "end", "im_end", "|"):
         messages = [SINGLE[0], {"role": "assistant", "content": answer}]
         tokens = tokenize_conversation(byte_tokenizer, messages, chat_template=CHATML)
         assert supervised_texts(byte_tokenizer, tokens) == [f"{answer}<|im_end|>"]
 
 
-def test_a_tokenizer_that_begins_every_text_with_a_blank_is_given_the_whole_text(metaspace_tokenizer):
+def test_a_tokenizer_that_prepends_a_blank_encodes_the_whole_text_at_once(metaspace_tokenizer):
     messages = [{"role": "user", "content": "apples left?"}, {"role": "assistant", "content": "12 apples"}]
     tokens = tokenize_conversation(metaspace_tokenizer, messages, chat_template=INSTRUCTIONS)
     assert tokens["input_ids"] == metaspace_tokenizer(render(metaspace_tokenizer, messages, INSTRUCTIONS))["input_ids"]
@@ -167,7 +169,7 @@ def test_a_tokenizer_that_begins_every_text_with_a_blank_is_given_the_whole_text
         tokenize_conversation(metaspace_tokenizer, messages, plain_text=True)
 
 
-def test_plain_text_begins_as_the_tokenizer_begins_a_text(many_specials):
+def test_plain_text_begins_with_the_token_that_the_tokenizer_adds(many_specials):
     from copy import deepcopy
 
     from tokenizers.processors import TemplateProcessing
@@ -203,14 +205,14 @@ def test_plain_text_begins_as_the_tokenizer_begins_a_text(many_specials):
     ],
     ids=lambda value: value[:24] if isinstance(value, str) else "",
 )
-def test_a_template_that_cannot_be_masked_rightly_is_refused_and_its_text_shown(
+def test_a_template_that_cannot_be_masked_correctly_is_refused_with_its_text(
     byte_tokenizer, template, messages, message
 ):
     with pytest.raises(UserError, match=message):
         tokenize_conversation(byte_tokenizer, messages, chat_template=template)
 
 
-def test_an_answer_without_end_of_turn_can_be_asked_for(byte_tokenizer):
+def test_require_end_of_turn_false_allows_an_answer_without_end(byte_tokenizer):
     tokens = tokenize_conversation(byte_tokenizer, SINGLE, chat_template=MARKS_WITHOUT_END, require_end_of_turn=False)
     assert supervised_texts(byte_tokenizer, tokens) == ["It is 4."]
 
@@ -221,7 +223,7 @@ def test_what_follows_the_end_of_turn_is_not_supervised(many_specials):
     assert supervised_texts(many_specials, tokens) == ["It is 4.<|im_end|>"]
 
 
-def test_no_template_at_all_names_both_ways_out(metaspace_tokenizer):
+def test_a_missing_template_is_refused_with_both_remedies(metaspace_tokenizer):
     with pytest.raises(UserError, match=r"^chat_template: the tokenizer has no chat template.*format: plain"):
         tokenize_conversation(metaspace_tokenizer, SINGLE)
 
@@ -257,12 +259,12 @@ wild_texts = st.lists(
     st.sampled_from(["all", "first", "last"]),
     st.sampled_from(["learn", "mask"]),
 )
-def test_whatever_the_template_mask_and_tokens_are_of_its_text_or_it_is_refused(
+def test_an_arbitrary_template_gives_the_tokens_of_its_text_or_is_refused(
     byte_tokenizer, template, contents, turns, reasoning
 ):
     contents = contents[: len(contents) // 2 * 2]
     messages = [
-        {"role": ("user", "assistant")[place % 2], "content": content} for place, content in enumerate(contents)
+        {"role": ("user", "assistant")[index % 2], "content": content} for index, content in enumerate(contents)
     ]
     try:
         tokens = tokenize_conversation(
@@ -271,8 +273,8 @@ def test_whatever_the_template_mask_and_tokens_are_of_its_text_or_it_is_refused(
     except UserError:
         return
     assert decode(byte_tokenizer, tokens["input_ids"]) == render(byte_tokenizer, messages, template)
-    stretches = supervised_texts(byte_tokenizer, tokens)
-    assert all(stretch.endswith(("<|im_end|>", "<|im_start|>")) for stretch in stretches) or reasoning == "mask"
+    spans = supervised_texts(byte_tokenizer, tokens)
+    assert all(text.endswith(("<|im_end|>", "<|im_start|>")) for text in spans) or reasoning == "mask"
     wanted = {"all": messages[1::2], "first": messages[1:2], "last": messages[-1:]}[turns]
     for message in wanted:
-        assert any(message["content"].rpartition("</think>")[2].strip() in stretch for stretch in stretches)
+        assert any(message["content"].rpartition("</think>")[2].strip() in text for text in spans)

@@ -12,7 +12,7 @@ TEXT = "añb 🎈\n\n  <|im_start|>user\nhi<|im_end|> \x00 12"
 SINGLE = [{"role": "user", "content": "2 + 2 = ?"}, {"role": "assistant", "content": "It is 4."}]
 
 
-def test_a_bytes_id_is_its_value_and_the_special_tokens_follow(byte_tokenizer):
+def test_the_id_of_a_byte_is_its_value_and_special_tokens_follow(byte_tokenizer):
     assert byte_tokenizer("añ\n", add_special_tokens=True)["input_ids"] == list("añ\n".encode())
     assert byte_tokenizer("<|im_start|><|im_end|><|pad|>")["input_ids"] == [257, 258, 256]
     assert len(byte_tokenizer) == 259
@@ -20,7 +20,7 @@ def test_a_bytes_id_is_its_value_and_the_special_tokens_follow(byte_tokenizer):
 
 
 @pytest.mark.parametrize("kind", ["byte_tokenizer", "bpe_tokenizer"])
-def test_a_saved_tokenizer_is_the_same_when_transformers_loads_it(request, tmp_path, kind):
+def test_a_saved_tokenizer_loads_unchanged_in_transformers(request, tmp_path, kind):
     from transformers import AutoTokenizer
 
     tokenizer = request.getfixturevalue(kind)
@@ -34,7 +34,7 @@ def test_a_saved_tokenizer_is_the_same_when_transformers_loads_it(request, tmp_p
         assert tokenizer_fingerprint(loaded) == tokenizer_fingerprint(tokenizer)
 
 
-def test_bpe_is_learnt_from_the_rows_and_always_the_same(bpe_tokenizer):
+def test_bpe_is_trained_on_the_rows_deterministically(bpe_tokenizer):
     again = BPETokenizer(300).load(lambda: CORPUS)
     assert again.backend_tokenizer.to_str() == bpe_tokenizer.backend_tokenizer.to_str()
     assert 259 < len(bpe_tokenizer) <= 300
@@ -43,14 +43,14 @@ def test_bpe_is_learnt_from_the_rows_and_always_the_same(bpe_tokenizer):
     assert not ByteTokenizer().learns
 
 
-def test_bpe_cannot_be_smaller_than_the_bytes():
+def test_bpe_needs_a_vocabulary_of_at_least_the_bytes():
     with pytest.raises(UserError, match=r"^vocab_size: expected at least 259"):
         BPETokenizer(258)
 
 
 @pytest.fixture
 def padless(tmp_path):
-    """A saved tokenizer that names no pad token, though one is in its vocabulary."""
+    """A saved tokenizer without a pad token, although its vocabulary has one."""
     tokenizer = ByteTokenizer().load(list)
     tokenizer.pad_token = None
     tokenizer.save_pretrained(tmp_path / "padless")
@@ -58,7 +58,7 @@ def padless(tmp_path):
 
 
 def without_pad(*others, eos="<|im_end|>"):
-    """A byte tokenizer without a pad token, and `<|pad|>` no special one, that knows other special tokens."""
+    """A byte tokenizer without a pad token, in which `<|pad|>` is not special, with other special tokens."""
     from transformers import PreTrainedTokenizerFast
 
     model = json.loads(ByteTokenizer().load(list).backend_tokenizer.to_str())
@@ -79,7 +79,7 @@ def without_pad(*others, eos="<|im_end|>"):
         (["<|reserved_special_token_0|>", "<|image_pad|>"], "<|im_end|>"),
     ],
 )
-def test_without_a_pad_token_one_that_is_made_for_it_pads_else_the_end_of_texts(others, expected):
+def test_the_default_pad_token_is_one_made_for_padding_else_the_end_of_text(others, expected):
     tokenizer = without_pad(*others)
     size = len(tokenizer)
     assert checked_tokenizer(tokenizer).pad_token == expected
@@ -88,18 +88,18 @@ def test_without_a_pad_token_one_that_is_made_for_it_pads_else_the_end_of_texts(
     assert checked_tokenizer(without_pad(*others), "<|im_start|>").pad_token == "<|im_start|>"
 
 
-def test_a_tokenizer_of_which_no_token_can_pad_is_refused_with_candidates():
+def test_a_tokenizer_without_a_possible_pad_token_is_refused_with_candidates():
     with pytest.raises(UserError, match=r"^pad_token: .*such as '<\|im_start\|>', '<\|im_end\|>'"):
         checked_tokenizer(without_pad(eos=None))
 
 
-def test_its_own_pad_token_stays():
+def test_a_pad_token_of_the_tokenizer_is_kept():
     tokenizer = without_pad("<pad>")
     tokenizer.pad_token = "<|im_start|>"
     assert checked_tokenizer(tokenizer).pad_token == "<|im_start|>"
 
 
-def test_an_existing_token_may_pad_and_none_is_added(padless):
+def test_an_existing_token_can_be_the_pad_token_and_none_is_added(padless):
     assert PretrainedTokenizer(padless).load(list).pad_token == "<|pad|>"
     tokenizer = PretrainedTokenizer(padless, pad_token="<|im_end|>").load(list)
     assert tokenizer.pad_token_id == tokenizer.eos_token_id == 258
@@ -110,7 +110,7 @@ def test_an_existing_token_may_pad_and_none_is_added(padless):
         PretrainedTokenizer(padless, pad_token="<pad>").load(list)
 
 
-def test_a_missing_folder_or_an_empty_one_is_refused_by_name(tmp_path, padless):
+def test_a_missing_or_empty_folder_is_refused_and_named(tmp_path, padless):
     with pytest.raises(UserError, match=r"^name_or_path: no such folder: .*Did you mean 'padless'"):
         PretrainedTokenizer(str(tmp_path / "padles")).load(list)
     (tmp_path / "empty").mkdir()

@@ -1,12 +1,10 @@
 import csv
 import dataclasses
 import json
-import random
-import string
 
 import pytest
 
-from lit_probsft.data import FigletPuzzles, Rows, Source
+from lit_probsft.data import Rows
 from lit_probsft.errors import UserError
 
 ROWS = [{"prompt": f"q{i}", "response": f"a{i}"} for i in range(5)]
@@ -71,7 +69,7 @@ def test_lists_and_globs_are_read_in_order(tmp_path, jsonl):
     assert conversations(Rows([second, first])) == expected(ROWS[3:] + ROWS[:3])
 
 
-def test_values_are_never_guessed_to_be_something_other_than_text(tmp_path, jsonl):
+def test_values_stay_text_and_no_type_is_guessed(tmp_path, jsonl):
     rows = [{"prompt": "2020-01-01", "response": "2020-01-01T00:00:00"}]
     assert conversations(Rows(jsonl(rows))) == expected(rows)
     path = tmp_path / "numbers.csv"
@@ -105,13 +103,13 @@ def test_a_split_of_a_saved_folder_is_chosen_by_name(tmp_path):
         ),
     ],
 )
-def test_a_broken_file_is_refused_with_its_place(tmp_path, name, content, message):
+def test_a_broken_file_is_refused_with_file_and_line(tmp_path, name, content, message):
     (tmp_path / name).write_bytes(content)
     with pytest.raises(UserError, match=message):
         Rows(str(tmp_path / name)).load()
 
 
-def test_a_missing_file_names_its_neighbours(tmp_path, jsonl):
+def test_a_missing_file_suggests_similar_names(tmp_path, jsonl):
     jsonl(ROWS, "train.jsonl")
     for path in ("trian.jsonl", "trian.jsonl.bak"):
         with pytest.raises(UserError, match=r"^path: no such file: .*Did you mean 'train.jsonl'"):
@@ -124,19 +122,19 @@ def test_a_missing_file_names_its_neighbours(tmp_path, jsonl):
             Rows(path).load()
 
 
-def test_a_hub_id_goes_to_datasets_with_name_and_split(monkeypatch):
+def test_a_hub_id_is_passed_to_datasets_with_name_and_split(monkeypatch):
     import datasets
 
-    asked = []
+    requests = []
 
     def load_dataset(*args, **kwargs):
-        asked.append((args, kwargs))
+        requests.append((args, kwargs))
         return datasets.Dataset.from_list(ROWS)
 
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
     source = Rows("somebody/questions", name="main", split="test", limit=3)
     assert conversations(source) == expected(ROWS[:3])
-    assert asked[0] == (("somebody/questions", "main"), {"split": "test", "revision": None})
+    assert requests[0] == (("somebody/questions", "main"), {"split": "test", "revision": None})
     assert source.fingerprint() != dataclasses.replace(source, limit=2).fingerprint()
 
 
@@ -151,7 +149,7 @@ def test_a_hub_id_goes_to_datasets_with_name_and_split(monkeypatch):
         ),
     ],
 )
-def test_what_the_hub_refuses_is_the_users_error(monkeypatch, error, message):
+def test_errors_of_the_hub_become_user_errors(monkeypatch, error, message):
     import datasets
 
     def refuse(*args, **kwargs):
@@ -163,7 +161,7 @@ def test_what_the_hub_refuses_is_the_users_error(monkeypatch, error, message):
         Rows("somebody/q", split="tset").load()
 
 
-def test_a_fingerprint_follows_content_and_fields_but_not_the_place(tmp_path, jsonl):
+def test_a_fingerprint_depends_on_content_and_fields_but_not_on_the_path(tmp_path, jsonl):
     source = Rows(jsonl(ROWS))
     fingerprint = source.fingerprint()
     assert Rows(jsonl(ROWS, "copy.jsonl")).fingerprint() == fingerprint
@@ -171,54 +169,7 @@ def test_a_fingerprint_follows_content_and_fields_but_not_the_place(tmp_path, js
     assert Rows(source.path, system="Be kind.").fingerprint() != fingerprint
 
 
-def test_a_users_own_source_needs_two_methods_only():
-    @dataclasses.dataclass(frozen=True)
-    class Sums(Source):
-        count: int = 3
-
-        def load(self):
-            return list(range(self.count))
-
-        def conversation(self, row):
-            return [{"role": "user", "content": f"{row}+1"}, {"role": "assistant", "content": str(row + 1)}]
-
-    assert Sums().fingerprint() == Sums(3).fingerprint() != Sums(4).fingerprint()
-    assert Sums().describe() == {"source": "Sums", "count": 3}
-
-
-def test_puzzles_are_the_papers_whatever_their_count():
-    """Word i is the first thing drawn from a generator seeded with 42 + i: two to five of the upper-case letters."""
-    few, many, later = FigletPuzzles(count=3), FigletPuzzles(), FigletPuzzles(start=2, count=1)
-    assert len(many.load()) == 40000
-    assert conversations(few) == [many.conversation(many.load()[i]) for i in range(3)]
-    assert conversations(later) == conversations(few)[2:]
-    answers = [turns[-1]["content"] for turns in conversations(few)]
-    assert all(2 <= len(answer) <= 5 and set(answer) <= set(string.ascii_uppercase) for answer in answers)
-    assert conversations(few)[0][0]["content"].startswith("What word does this say?\n\n")
-    spoken = FigletPuzzles(count=3, system="Read {it}.")
-    assert conversations(spoken) == [
-        [{"role": "system", "content": "Read {it}."}, *turns] for turns in conversations(few)
-    ]
-    assert spoken.fingerprint() != few.fingerprint()
-    import reasoning_gym
-
-    reference = reasoning_gym.create_dataset(
-        "figlet_font", seed=42, size=45000, min_word_len=2, max_word_len=5, space_letters=True
-    )
-    for index in random.Random(0).sample(range(40000, 45000), 3):
-        row = FigletPuzzles(start=40000, count=5000).load()[index - 40000]
-        assert (row["prompt"], row["response"]) == (reference[index]["question"], reference[index]["answer"])
-
-
-def test_fields_out_of_range_are_refused_by_name():
-    for argument, value in (("start", -1), ("count", 0), ("min_word_len", 0), ("max_word_len", 1)):
-        with pytest.raises(UserError, match=f"^{argument}: expected at least"):
-            FigletPuzzles(**{argument: value})
-    with pytest.raises(UserError, match=r"^limit: expected at least 1"):
-        Rows("x", limit=0)
-
-
-def test_a_byte_order_mark_and_a_long_csv_cell_are_read_and_half_a_surrogate_is_named(tmp_path):
+def test_a_byte_order_mark_and_a_long_csv_cell_are_read_and_a_lone_surrogate_is_refused(tmp_path):
     marked, table, broken = tmp_path / "marked.json", tmp_path / "long.csv", tmp_path / "broken.jsonl"
     marked.write_bytes(b'\xef\xbb\xbf[{"prompt": "a", "response": "b"}]')
     assert list(Rows(str(marked)).load()) == [{"prompt": "a", "response": "b"}]
@@ -228,3 +179,8 @@ def test_a_byte_order_mark_and_a_long_csv_cell_are_read_and_half_a_surrogate_is_
     source = Rows(str(broken))
     with pytest.raises(UserError, match=r"response: column 'response': expected Unicode text.*U\+D800"):
         source.conversation(source.load()[0])
+
+
+def test_a_limit_below_1_is_refused():
+    with pytest.raises(UserError, match=r"^limit: expected at least 1"):
+        Rows("x", limit=0)
