@@ -1,6 +1,6 @@
-"""Rows to micro-batches: sources, conversations, tokenizers, the mask, the plan and the data module.
+"""Turns rows into micro-batches: sources, conversations, tokenizers, the mask, the plan and the data module.
 
-Names are loaded when they are asked for: a worker that only collates needs neither Lightning nor a tokenizer.
+Names are imported on first use, so that a worker that only collates loads neither Lightning nor a tokenizer.
 """
 
 from __future__ import annotations

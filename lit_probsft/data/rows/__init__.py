@@ -1,1 +1,1 @@
-"""Rows: where they come from, which format they have, conversations, mixtures."""
+"""Rows: sources, formats, conversations, mixtures, streams."""
