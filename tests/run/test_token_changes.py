@@ -78,11 +78,10 @@ def test_sources_of_a_mixture_are_told_apart_beside_a_watched_set(files: dict[st
     ("options", "message"),
     [
         ({"watch": {"a b": "x.jsonl"}}, "data.watch: expected names of letters, digits, `_`, `-` and `.`, got 'a b'"),
-        ({"watch": {"nll": "x.jsonl"}}, "data.watch: expected a name that no metric has, got 'nll'"),
+        ({"watch": {"nll": "x.jsonl"}}, "data.watch: expected a name other than a metric's, got 'nll'"),
         (
             {"watch": {"a": "x.jsonl"}, "validation": None},
-            "data.watch: expected data.validation or data.validation_fraction beside it, which say what is gained, got "
-            "neither",
+            "data.watch: needs data.validation or data.validation_fraction, to measure what training gains",
         ),
     ],
 )

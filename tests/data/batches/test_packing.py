@@ -333,7 +333,7 @@ def test_a_packed_data_module_reports_how_full_packs_are(jsonl, questions, caplo
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"max_length": None}, "data.packing: expected data.max_length, the tokens of a pack, got none"),
+        ({"max_length": None}, "data.packing: needs data.max_length, the tokens of a pack"),
         ({"length_pool": 7}, "data.length_pool: cannot be combined with data.packing.*got 7"),
     ],
 )

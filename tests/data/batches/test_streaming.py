@@ -376,7 +376,7 @@ def test_an_endless_loader_has_no_length(module):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"validation_fraction": 0.1}, "data.validation_fraction: expected none with data.streaming"),
+        ({"validation_fraction": 0.1}, "data.validation_fraction: cannot be combined with data.streaming"),
         ({"tokenizer": BPETokenizer(300)}, "data.tokenizer: expected one that is there already with data.streaming"),
         ({"shuffle_buffer": 0}, "data.shuffle_buffer: expected at least 1, got 0"),
         ({"shuffle_buffer": 5, "streaming": False}, "data.shuffle_buffer: needs data.streaming, got 5"),
