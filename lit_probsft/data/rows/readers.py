@@ -6,6 +6,7 @@ row, in constant time where the format allows it (a CSV file is read again from 
 
 from __future__ import annotations
 
+import codecs
 import contextlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -38,61 +39,57 @@ class Reader(ABC):
     @property
     @abstractmethod
     def position(self) -> Any:
-        """Where the next row starts: numbers, texts, lists and dicts."""
+        """Where the next row starts: numbers, texts, sequences and dicts."""
 
 
 class IndexedReader(Reader):
     """Reads a sequence of rows. Its position is an index."""
 
+    position = 0
+
     def __init__(self, rows: RowSequence, position: int | None) -> None:
-        self._rows, self._next = rows, position or 0
+        self._rows, self.position = rows, position or 0
 
     @override
     def next(self) -> LazyRow | None:
-        if self._next >= len(self._rows):
+        if self.position >= len(self._rows):
             return None
-        self._next += 1
-        return partial(self._rows.__getitem__, self._next - 1)
-
-    @property
-    @override
-    def position(self) -> int:
-        return self._next
+        self.position += 1
+        return partial(self._rows.__getitem__, self.position - 1)
 
 
 class JsonLinesReader(Reader):
     """Reads a file of JSON lines. Its position is the byte at which the next line starts, and that line's number."""
 
+    position = (0, 1)
+
     def __init__(self, path: Path, position: Sequence[int] | None) -> None:
-        self._path = path
-        self._byte, self._line = position or (0, 1)
-        self._file = path.open("rb")
-        self._file.seek(self._byte)
+        self._path, self._file = path, path.open("rb")
+        if position is not None:
+            self.position = position[0], position[1]
+            self._file.seek(position[0])
 
     @override
     def next(self) -> LazyRow | None:
         for line in self._file:
-            number = self._line
-            self._byte, self._line = self._byte + len(line), number + 1
+            start, number = self.position
+            self.position = start + len(line), number + 1
             if number == 1:
-                line = line.removeprefix(b"\xef\xbb\xbf")
+                line = line.removeprefix(codecs.BOM_UTF8)
             if line.strip():
                 return partial(json_row, self._path, number, line)
         self._file.close()
         return None
 
-    @property
-    @override
-    def position(self) -> list[int]:
-        return [self._byte, self._line]
-
 
 class IteratorReader(Reader):
     """Reads rows that come in order only. Its position is the number of rows read."""
 
+    position = 0
+
     def __init__(self, rows: Iterator[Row], position: int | None) -> None:
-        self._rows, self._count = rows, 0
-        while self._count < (position or 0):
+        self._rows = rows
+        while self.position < (position or 0):
             self.next()
 
     @override
@@ -100,17 +97,14 @@ class IteratorReader(Reader):
         row = next(self._rows, None)
         if row is None:
             return None
-        self._count += 1
+        self.position += 1
         return lambda: row
-
-    @property
-    @override
-    def position(self) -> int:
-        return self._count
 
 
 class ParquetReader(Reader):
     """Reads a parquet file, one row group in memory at a time. Its position is the number of rows read."""
+
+    position = 0
 
     def __init__(self, path: Path, position: int | None) -> None:
         import pyarrow  # type: ignore[import-untyped]
@@ -122,25 +116,20 @@ class ParquetReader(Reader):
         # The rows in memory end where the next group begins, at `_start`.
         self._group, self._start = 0, 0
         self._rows: list[Any] = []
-        self._next = position or 0
+        self.position = position or 0
 
     @override
     def next(self) -> LazyRow | None:
-        while self._next >= self._start:
+        while self.position >= self._start:
             if self._group >= self._file.num_row_groups:
                 return None
             self._start += self._file.metadata.row_group(self._group).num_rows
-            if self._next < self._start:
+            if self.position < self._start:
                 with self._user_errors():
                     self._rows = self._file.read_row_group(self._group).to_pylist()
             self._group += 1
-        self._next += 1
-        return partial(self._rows.__getitem__, self._next - 1 - self._start)
-
-    @property
-    @override
-    def position(self) -> int:
-        return self._next
+        self.position += 1
+        return partial(self._rows.__getitem__, self.position - 1 - self._start)
 
     @contextlib.contextmanager
     def _user_errors(self) -> Iterator[None]:
@@ -197,6 +186,6 @@ def _is_json_list(path: Path) -> bool:
     """Whether a JSON file is one list of all rows."""
     with path.open("rb") as file:
         for line in file:
-            if text := line.removeprefix(b"\xef\xbb\xbf").lstrip():
+            if text := line.removeprefix(codecs.BOM_UTF8).lstrip():
                 return text.startswith(b"[")
     return False
