@@ -8,20 +8,22 @@ import json
 import math
 import re
 from bisect import bisect_right
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import accumulate
-from typing import Any
+from typing import Any, TypeVar
 
 from typing_extensions import override
 
 from lit_probsft.data.rows.conversation import Message
 from lit_probsft.data.rows.files import RowSequence
-from lit_probsft.data.rows.formats import Conversation, Example
+from lit_probsft.data.rows.formats import Example
 from lit_probsft.data.rows.row_source import as_source
 from lit_probsft.data.rows.source import Source
 from lit_probsft.data.rows.streams import MixedStream, row_of_part
 from lit_probsft.errors import UserError, errors_within
+
+T = TypeVar("T")
 
 _NAME = re.compile(r"[\w.\-]+")
 
@@ -108,14 +110,21 @@ class Mixture(Source):
         rows: RowSequence = self._concatenate(lambda source: source.load_with_broken())
         return rows
 
-    def _concatenate(self, load: Any) -> Any:
-        loaded = {}
+    def _concatenate(self, load: Callable[[Source], Sequence[Any]]) -> Any:
+        def load_one(source: Source) -> Sequence[Any]:
+            if not len(rows := load(source)):
+                raise UserError("", "expected at least one row, got an empty data set")
+            return rows
+
+        return _Concatenated(self._of_each_source(load_one))
+
+    def _of_each_source(self, call: Callable[[Source], T]) -> dict[str, T]:
+        """Call a function with every source; its errors name the source."""
+        results = {}
         for name, (source, _) in self._parts.items():
             with errors_within(f"sources.{name}"):
-                loaded[name] = load(source)
-            if not len(loaded[name]):
-                raise UserError(f"sources.{name}", "expected at least one row, got an empty data set")
-        return _Concatenated(loaded)
+                results[name] = call(source)
+        return results
 
     @override
     def for_prediction(self) -> Mixture:
@@ -138,18 +147,13 @@ class Mixture(Source):
 
     @override
     def example(self, row: Mapping[str, Any]) -> Example:
-        name = row["source"]
-        with errors_within(f"sources.{name}"):
-            return self._parts[name][0].example(row["row"])
+        with errors_within(f"sources.{row['source']}"):
+            return self._parts[row["source"]][0].example(row["row"])
 
     @override
     def conversation(self, row: Mapping[str, Any]) -> list[Message]:
-        example = self.example(row)
-        if not isinstance(example, Conversation):
-            raise UserError(
-                f"sources.{row['source']}.format", f"expected rows with turns, got {type(example).__name__.lower()}"
-            )
-        return example.messages
+        with errors_within(f"sources.{row['source']}"):
+            return self._parts[row["source"]][0].conversation(row["row"])
 
     @override
     def describe(self) -> dict[str, Any]:
@@ -168,19 +172,13 @@ class Mixture(Source):
 
     @override
     def identity(self) -> list[Any]:
-        found: list[Any] = []
-        for name, (source, part) in self._parts.items():
-            with errors_within(f"sources.{name}"):
-                found.append([name, source.identity(), part.weight])
-        return found
+        found = self._of_each_source(lambda source: source.identity())
+        return [[name, found[name], part.weight] for name, (_, part) in self._parts.items()]
 
     @override
     def fingerprint(self) -> str:
-        found = []  # without weights and caps, which change no document
-        for name, (source, _) in self._parts.items():
-            with errors_within(f"sources.{name}"):
-                found.append([name, source.fingerprint()])
-        return hashlib.sha256(json.dumps(found).encode()).hexdigest()
+        found = self._of_each_source(lambda source: source.fingerprint())  # weights and caps change no document
+        return hashlib.sha256(json.dumps([[name, digest] for name, digest in found.items()]).encode()).hexdigest()
 
     @override
     def quotas(self, counts: Mapping[str, int]) -> dict[str, int]:
