@@ -55,7 +55,7 @@ def check_arguments(given: Mapping[str, Any]) -> None:
     _check_held_out(given)
     if given["format"] == "plain" and given["chat_template"] is not None:
         raise UserError("data.chat_template", "cannot be combined with `data.format: plain`, which uses no template")
-    _check_order(given)
+    _check_packing_and_streaming(given)
 
 
 def _check_held_out(given: Mapping[str, Any]) -> None:
@@ -79,8 +79,8 @@ def _check_held_out(given: Mapping[str, Any]) -> None:
         )
 
 
-def _check_order(given: Mapping[str, Any]) -> None:
-    """Check packing and streaming."""
+def _check_packing_and_streaming(given: Mapping[str, Any]) -> None:
+    """Check the options that decide the order of training rows."""
     if given["packing"] and given["max_length"] is None:
         raise UserError("data.packing", "needs data.max_length, the tokens of a pack")
     if given["packing"] and given["length_pool"] != LENGTH_POOL:
