@@ -7,6 +7,7 @@ not stay text, and its errors have no line numbers.
 from __future__ import annotations
 
 import codecs
+import contextlib
 import csv
 import glob
 import hashlib
@@ -102,10 +103,8 @@ def read_files(paths: list[Path], split: str | None) -> RowSequence:
     """
     parts = []
     for path in paths:
-        try:
+        with file_errors(path):
             parts.append(_read(path, split))
-        except OSError as error:
-            raise unreadable(path, error) from error
     if len(parts) == 1:
         return parts[0]
     return [row for part in parts for row in part]
@@ -129,30 +128,43 @@ def refuse_broken(rows: RowSequence) -> Sequence[Mapping[str, Any]]:
 def hash_files(paths: list[Path]) -> str:
     """Digest every byte of the files and folders, in order."""
     digest = hashlib.sha256()
-    for path in paths:
-        for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
-            if file.is_file():
-                try:
-                    with file.open("rb") as stream:
-                        digest.update(hashlib.file_digest(stream, "sha256").digest())
-                except OSError as error:
-                    raise unreadable(file, error) from error
+    for _, file in _files_in(paths):
+        with file_errors(file), file.open("rb") as stream:
+            digest.update(hashlib.file_digest(stream, "sha256").digest())
     return digest.hexdigest()
 
 
 def file_sizes(paths: list[Path]) -> list[list[Any]]:
     """Return name and size in bytes of each file, and of each file in a folder, in order."""
-    found = []
+    return [[str(file.relative_to(path.parent)), file.stat().st_size] for path, file in _files_in(paths)]
+
+
+def _files_in(paths: list[Path]) -> Iterator[tuple[Path, Path]]:
+    """Each path with itself, or with each file in that folder."""
     for path in paths:
         for file in sorted(path.rglob("*")) if path.is_dir() else [path]:
             if file.is_file():
-                found.append([str(file.relative_to(path.parent)), file.stat().st_size])
-    return found
+                yield path, file
 
 
-def unreadable(path: Path, error: OSError) -> UserError:
-    """Convert an OSError on a file into a `UserError`."""
-    return UserError("path", f"cannot read {str(path)!r}: {error.strerror or error}")
+@contextlib.contextmanager
+def file_errors(path: Path) -> Iterator[None]:
+    """Raise an OSError of this block as a `UserError` that names the file."""
+    try:
+        yield
+    except OSError as error:
+        raise UserError("path", f"cannot read {str(path)!r}: {error.strerror or error}") from error
+
+
+@contextlib.contextmanager
+def parquet_errors(path: Path) -> Iterator[None]:
+    """Raise an error of pyarrow in this block as a `UserError` that names the file."""
+    import pyarrow  # type: ignore[import-untyped]
+
+    try:
+        yield
+    except pyarrow.ArrowException as error:
+        raise UserError("path", f"{str(path)!r}: not a readable parquet file: {error}") from error
 
 
 def _read(path: Path, split: str | None) -> RowSequence:
@@ -173,12 +185,12 @@ def _read_json(path: Path) -> RowSequence:
     data = path.read_bytes().removeprefix(codecs.BOM_UTF8)
     if data.lstrip()[:1] == b"[":
         return [
-            row if isinstance(row, dict) else BrokenRow(f"{str(path)!r} row {index}: {_no_object(row)}")
-            for index, row in enumerate(_parse(data, repr(str(path))))
+            row if isinstance(row, dict) else BrokenRow(f"{str(path)!r} row {index}: {_not_an_object(row)}")
+            for index, row in enumerate(_parse_file(data, repr(str(path))))
         ]
     lines = [(number, line) for number, line in enumerate(data.split(b"\n"), start=1) if line.strip()]
-    if path.suffix.lower() == ".json" and lines and isinstance(_parsed(lines[0][1], ""), BrokenRow):
-        whole = _parse(data, repr(str(path)))
+    if path.suffix.lower() == ".json" and lines and isinstance(_parse_line(lines[0][1], ""), BrokenRow):
+        whole = _parse_file(data, repr(str(path)))
         keyed = whole and isinstance(whole, dict) and all(isinstance(row, dict) for row in whole.values())
         return [{"key": key, **row} for key, row in whole.items()] if keyed else [whole]
     return [json_row(path, number, line) for number, line in lines]
@@ -187,11 +199,11 @@ def _read_json(path: Path) -> RowSequence:
 def json_row(path: Path, number: int, line: bytes) -> Mapping[str, Any] | BrokenRow:
     """Parse line `number` of a file of JSON lines."""
     where = f"{str(path)!r} line {number}"
-    row: Any = _parsed(line, where)
-    return row if isinstance(row, dict | BrokenRow) else BrokenRow(f"{where}: {_no_object(row)}")
+    row: Any = _parse_line(line, where)
+    return row if isinstance(row, dict | BrokenRow) else BrokenRow(f"{where}: {_not_an_object(row)}")
 
 
-def _parsed(data: bytes, where: str) -> Any:
+def _parse_line(data: bytes, where: str) -> Any:
     """Parse JSON; return a `BrokenRow` where it is invalid."""
     try:
         return json.loads(data)
@@ -203,19 +215,19 @@ def _parsed(data: bytes, where: str) -> Any:
         return BrokenRow(f"{where}: not readable JSON: {error}")
 
 
-def _parse(data: bytes, where: str) -> Any:
+def _parse_file(data: bytes, where: str) -> Any:
     """Parse a whole file as one JSON value."""
     try:
         return json.loads(data)
     except json.JSONDecodeError as error:
         raise UserError("path", f"{where} line {error.lineno}: not valid JSON: {error.msg}") from error
     except (ValueError, RecursionError):
-        broken = _parsed(data, where)
+        broken = _parse_line(data, where)
         raise broken.error from None
 
 
-def _no_object(row: Any) -> str:
-    kinds = {list: "a list", str: "a text", bool: "true or false", type(None): "null"}
+def _not_an_object(row: Any) -> str:
+    kinds = {list: "a list", str: "a string", bool: "true or false", type(None): "null"}
     return f"expected an object, got {kinds.get(type(row), 'a number')}"
 
 
@@ -250,14 +262,11 @@ def csv_rows(path: Path) -> Iterator[Mapping[str, Any] | BrokenRow]:
 
 
 def _read_parquet(path: Path) -> RowSequence:
-    import pyarrow  # type: ignore[import-untyped]
     from datasets import Dataset
     from pyarrow import parquet
 
-    try:
+    with parquet_errors(path):
         rows: RowSequence = Dataset(parquet.read_table(path, memory_map=True))
-    except pyarrow.ArrowException as error:
-        raise UserError("path", f"{str(path)!r}: not a readable parquet file: {error}") from error
     return rows
 
 

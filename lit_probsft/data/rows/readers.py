@@ -7,7 +7,6 @@ row, in constant time where the format allows it (a CSV file is read again from 
 from __future__ import annotations
 
 import codecs
-import contextlib
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from functools import partial
@@ -16,8 +15,15 @@ from typing import Any
 
 from typing_extensions import override
 
-from lit_probsft.data.rows.files import BrokenRow, RowSequence, csv_rows, json_row, read_files, unreadable
-from lit_probsft.errors import UserError
+from lit_probsft.data.rows.files import (
+    BrokenRow,
+    RowSequence,
+    csv_rows,
+    file_errors,
+    json_row,
+    parquet_errors,
+    read_files,
+)
 
 Row = Mapping[str, Any] | BrokenRow
 
@@ -107,11 +113,10 @@ class ParquetReader(Reader):
     position = 0
 
     def __init__(self, path: Path, position: int | None) -> None:
-        import pyarrow  # type: ignore[import-untyped]
-        from pyarrow import parquet
+        from pyarrow import parquet  # type: ignore[import-untyped]
 
-        self._path, self._error = path, pyarrow.ArrowException
-        with self._user_errors():
+        self._path = path
+        with parquet_errors(path):
             self._file = parquet.ParquetFile(path, memory_map=True)
         # The rows in memory end where the next group begins, at `_start`.
         self._group, self._start = 0, 0
@@ -125,18 +130,11 @@ class ParquetReader(Reader):
                 return None
             self._start += self._file.metadata.row_group(self._group).num_rows
             if self.position < self._start:
-                with self._user_errors():
+                with parquet_errors(self._path):
                     self._rows = self._file.read_row_group(self._group).to_pylist()
             self._group += 1
         self.position += 1
         return partial(self._rows.__getitem__, self.position - 1 - self._start)
-
-    @contextlib.contextmanager
-    def _user_errors(self) -> Iterator[None]:
-        try:
-            yield
-        except self._error as error:
-            raise UserError("path", f"{str(self._path)!r}: not a readable parquet file: {error}") from error
 
 
 class FilesReader(Reader):
@@ -157,10 +155,8 @@ class FilesReader(Reader):
         return row
 
     def _next(self) -> LazyRow | None:
-        try:
+        with file_errors(self._paths[self._file]):
             return self._reader.next()
-        except OSError as error:
-            raise unreadable(self._paths[self._file], error) from error
 
     @property
     @override
@@ -170,16 +166,14 @@ class FilesReader(Reader):
     def _open(self, position: Any) -> Reader:
         path = self._paths[self._file]
         kind = path.suffix.lower() if path.is_file() else ""
-        try:
+        with file_errors(path):
             if kind == ".jsonl" and not _is_json_list(path):
                 return JsonLinesReader(path, position)
             if kind == ".csv":
                 return IteratorReader(csv_rows(path), position)
             if kind == ".parquet":
                 return ParquetReader(path, position)
-        except OSError as error:
-            raise unreadable(path, error) from error
-        return IndexedReader(read_files([path], self._split), position)
+            return IndexedReader(read_files([path], self._split), position)
 
 
 def _is_json_list(path: Path) -> bool:
