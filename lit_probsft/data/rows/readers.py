@@ -45,7 +45,7 @@ class Reader(ABC):
     @property
     @abstractmethod
     def position(self) -> Any:
-        """Where the next row starts: numbers, texts, sequences and dicts."""
+        """Where the next row starts: numbers, texts, lists and dicts."""
 
 
 class IndexedReader(Reader):
@@ -67,19 +67,18 @@ class IndexedReader(Reader):
 class JsonLinesReader(Reader):
     """Reads a file of JSON lines. Its position is the byte at which the next line starts, and that line's number."""
 
-    position = (0, 1)
+    position: Sequence[int] = ()
 
     def __init__(self, path: Path, position: Sequence[int] | None) -> None:
         self._path, self._file = path, path.open("rb")
-        if position is not None:
-            self.position = position[0], position[1]
-            self._file.seek(position[0])
+        self.position = position or [0, 1]
+        self._file.seek(self.position[0])
 
     @override
     def next(self) -> LazyRow | None:
         for line in self._file:
             start, number = self.position
-            self.position = start + len(line), number + 1
+            self.position = [start + len(line), number + 1]
             if number == 1:
                 line = line.removeprefix(codecs.BOM_UTF8)
             if line.strip():
