@@ -27,26 +27,14 @@ class BrokenRow:
     """Stands in for a row that cannot be read.
 
     Attributes:
-        problem: why, with the file and the line.
-        argument: the source's option that names the file.
+        error: raised when the row is used; names the file and the line.
     """
 
-    problem: str
-    argument: str = "path"
-
-    @property
-    def error(self) -> UserError:
-        """The error to raise when the row is used."""
-        return UserError(self.argument, self.problem)
-
-    @property
-    def message(self) -> str:
-        """The text of `error`."""
-        return str(self.error)
+    error: UserError
 
     def within(self, prefix: str) -> BrokenRow:
-        """The same row with `prefix` before its argument, like `UserError.within`."""
-        return BrokenRow(self.problem, f"{prefix}.{self.argument}")
+        """Return the row with its error within `prefix`, see `UserError.within`."""
+        return BrokenRow(self.error.within(prefix))
 
 
 RowSequence = Sequence[Mapping[str, Any] | BrokenRow]
@@ -185,7 +173,7 @@ def _read_json(path: Path) -> RowSequence:
     data = path.read_bytes().removeprefix(codecs.BOM_UTF8)
     if data.lstrip()[:1] == b"[":
         return [
-            row if isinstance(row, dict) else BrokenRow(f"{str(path)!r} row {index}: {_not_an_object(row)}")
+            row if isinstance(row, dict) else _broken(f"{str(path)!r} row {index}: {_not_an_object(row)}")
             for index, row in enumerate(_parse_file(data, repr(str(path))))
         ]
     lines = [(number, line) for number, line in enumerate(data.split(b"\n"), start=1) if line.strip()]
@@ -200,7 +188,11 @@ def json_row(path: Path, number: int, line: bytes) -> Mapping[str, Any] | Broken
     """Parse line `number` of a file of JSON lines."""
     where = f"{str(path)!r} line {number}"
     row: Any = _parse_line(line, where)
-    return row if isinstance(row, dict | BrokenRow) else BrokenRow(f"{where}: {_not_an_object(row)}")
+    return row if isinstance(row, dict | BrokenRow) else _broken(f"{where}: {_not_an_object(row)}")
+
+
+def _broken(problem: str) -> BrokenRow:
+    return BrokenRow(UserError("path", problem))
 
 
 def _parse_line(data: bytes, where: str) -> Any:
@@ -208,11 +200,11 @@ def _parse_line(data: bytes, where: str) -> Any:
     try:
         return json.loads(data)
     except json.JSONDecodeError as error:
-        return BrokenRow(f"{where}: not valid JSON: {error.msg}")
+        return _broken(f"{where}: not valid JSON: {error.msg}")
     except UnicodeDecodeError as error:
-        return BrokenRow(f"{where}: not UTF-8: {error}")
+        return _broken(f"{where}: not UTF-8: {error}")
     except (ValueError, RecursionError) as error:  # a number of thousands of digits, thousands of nested brackets
-        return BrokenRow(f"{where}: not readable JSON: {error}")
+        return _broken(f"{where}: not readable JSON: {error}")
 
 
 def _parse_file(data: bytes, where: str) -> Any:
@@ -249,12 +241,12 @@ def csv_rows(path: Path) -> Iterator[Mapping[str, Any] | BrokenRow]:
                 where = f"{str(path)!r} line {reader.line_num}"
                 text = "".join(value for value in row.values() if isinstance(value, str))
                 if None in row:
-                    yield BrokenRow(f"{where}: expected {len(row) - 1} values, got more")
+                    yield _broken(f"{where}: expected {len(row) - 1} values, got more")
                 elif None in row.values():
                     given = sum(value is not None for value in row.values())
-                    yield BrokenRow(f"{where}: expected {len(row)} values, got {given}; is a quote left open?")
+                    yield _broken(f"{where}: expected {len(row)} values, got {given}; is a quote left open?")
                 elif any("\udc80" <= character <= "\udcff" for character in text):
-                    yield BrokenRow(f"{where}: not UTF-8")
+                    yield _broken(f"{where}: not UTF-8")
                 else:
                     yield row
     except csv.Error as error:

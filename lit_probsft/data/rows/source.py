@@ -106,7 +106,7 @@ class Source(ABC):
         digest = hashlib.sha256()
         for row in self.load_with_broken():
             try:
-                content = row.message if isinstance(row, BrokenRow) else dataclasses.asdict(self.example(row))
+                content = str(row.error) if isinstance(row, BrokenRow) else dataclasses.asdict(self.example(row))
             except UserError as error:  # raised again, with the row's index, when the row is used
                 content = str(error)
             text = json.dumps(content, ensure_ascii=False, default=repr)

@@ -133,10 +133,10 @@ def test_broken_rows_keep_their_line_numbers_in_a_stream(tmp_path):
     stream = Rows(str(path)).stream()
     found = rows_of(take(stream, 5))
     assert [row for row in found if not isinstance(row, BrokenRow)] == [{"text": "a"}, {"text": "c"}]
-    broken = [row.message.partition("line ")[2] for row in found if isinstance(row, BrokenRow)]
+    broken = [str(row.error).partition("line ")[2] for row in found if isinstance(row, BrokenRow)]
     assert [text.split(":")[0] for text in broken] == ["3", "4", "5"]
-    whole = [row.message for row in Rows(str(path)).load_with_broken() if isinstance(row, BrokenRow)]
-    assert [row.message for row in found if isinstance(row, BrokenRow)] == whole
+    whole = [str(row.error) for row in Rows(str(path)).load_with_broken() if isinstance(row, BrokenRow)]
+    assert [str(row.error) for row in found if isinstance(row, BrokenRow)] == whole
 
 
 def test_any_source_can_be_streamed_and_a_limit_ends_a_pass(tmp_path):
