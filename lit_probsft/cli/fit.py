@@ -51,7 +51,8 @@ from lit_probsft.run.token_changes import TokenChanges
 from lit_probsft.run.upload import HubOptions, ensure_repo, upload
 from lit_probsft.storage.adapter_folder import is_adapter_folder, read_config
 from lit_probsft.storage.atomic import write_json
-from lit_probsft.storage.checkpoint_files import WholeFileIO, damage
+from lit_probsft.storage.checkpoint_files import damage
+from lit_probsft.storage.checkpoint_writing import WholeFileIO
 from lit_probsft.training.callbacks import ProgressBar, Throughput
 from lit_probsft.training.checkpoints import CheckpointOptions, Checkpoints, where_to_continue
 from lit_probsft.training.early_stopping import EarlyStop, StoppingOptions

@@ -23,15 +23,9 @@ from torch.distributed.tensor import distribute_tensor
 from lit_probsft.errors import UserError
 from lit_probsft.parallel.sharding import FullySharded, Partitioned, Sharding
 from lit_probsft.storage.atomic import partial_of
-from lit_probsft.storage.checkpoint_files import (
-    begin_folder,
-    check_harmless,
-    finish_folder,
-    format_of,
-    world_size_of,
-    write_folder,
-    writing_error,
-)
+from lit_probsft.storage.checkpoint_files import format_of, world_size_of
+from lit_probsft.storage.checkpoint_safety import check_harmless
+from lit_probsft.storage.checkpoint_writing import begin_folder, finish_folder, write_folder, writing_error
 
 _TIMEOUT = timedelta(minutes=30)
 

@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 import torch
 
-from lit_probsft.errors import UserError
+from lit_probsft.errors import UserError, first_line
 from lit_probsft.model.adapters import is_adapter, merged, stored_transposed, within, write_adapter
 from lit_probsft.model.base import check_named
 from lit_probsft.model.lora import LoRA
@@ -27,7 +27,7 @@ from lit_probsft.parallel.sharding import plain_class
 from lit_probsft.run.card import model_card
 from lit_probsft.storage.adapter_folder import CONFIG as ADAPTER_CONFIG
 from lit_probsft.storage.adapter_folder import is_adapter_folder
-from lit_probsft.storage.atomic import atomic_write, reason, report_write_errors
+from lit_probsft.storage.atomic import atomic_write, report_write_errors
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -246,7 +246,8 @@ def _base_weights(described: Mapping[str, Any], shell: Any, place: str | None) -
 
 def _read(checkpoint: Path) -> dict[str, Any]:
     """The content of a checkpoint of any kind with all weights, under `state_dict`; nothing in it is run."""
-    from lit_probsft.storage.checkpoint_files import check_harmless, damage, format_of
+    from lit_probsft.storage.checkpoint_files import damage, format_of
+    from lit_probsft.storage.checkpoint_safety import check_harmless
 
     wrong = damage(checkpoint)
     if wrong is not None:
@@ -261,7 +262,7 @@ def _read(checkpoint: Path) -> dict[str, Any]:
         raise UserError(error.argument.replace("--resume", "CKPT", 1), error.problem) from error
     except Exception as error:  # torch raises many kinds for a file that is no checkpoint at all
         raise UserError(
-            "CKPT", f"expected a checkpoint of `fit`, {checkpoint} cannot be read: {reason(error)}"
+            "CKPT", f"expected a checkpoint of `fit`, {checkpoint} cannot be read: {first_line(error)}"
         ) from error
 
 
@@ -340,7 +341,7 @@ def _write(out: Path, save_weights: Any, tokenizer_files: Mapping[str, str], car
         try:
             save_weights(partial)
         except SafetensorError as error:  # hides the system's error
-            raise OSError(0, reason(error)) from error
+            raise OSError(0, first_line(error)) from error
         for name, text in tokenizer_files.items():
             (partial / name).write_bytes(base64.b64decode(text))
         (partial / "README.md").write_text(model_card(card), encoding="utf-8")

@@ -64,7 +64,7 @@ class _Watch:
         import lit_probsft.run.export as export
         from lit_probsft.run.metrics_csv import _LocalFiles
         from lit_probsft.run.record import RunRecord
-        from lit_probsft.storage import checkpoint_files as storage
+        from lit_probsft.storage import checkpoint_writing
         from lit_probsft.training.checkpoints import Checkpoints
 
         for name in _CALLS:
@@ -77,7 +77,7 @@ class _Watch:
             (Checkpoints, "save"),
             (Checkpoints, "flush"),
             (RunRecord, "_export"),
-            (storage, "write_file"),
+            (checkpoint_writing, "write_file"),
             (export, "_write"),
         ):
             setattr(owner, name, self.marked(getattr(owner, name)))

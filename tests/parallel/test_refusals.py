@@ -29,17 +29,16 @@ from lit_probsft.model.sources import RandomCausalLM
 from lit_probsft.parallel import FSDP2, DeepSpeed
 from lit_probsft.parallel.sharding import FullySharded, Sharding
 from lit_probsft.parallel.strategies import check_supported, settled
-from lit_probsft.storage.checkpoint_files import MANIFEST, WholeFileIO, write_file, write_folder
+from lit_probsft.storage.checkpoint_files import MANIFEST
+from lit_probsft.storage.checkpoint_writing import WholeFileIO, write_file, write_folder
 from lit_probsft.training.checkpoints import CheckpointOptions, Checkpoints, where_to_continue
 from lit_probsft.training.module import ProbSFTModule
 from tests import tiny
 from tests.cli.test_fit import config
 from tests.parallel.worker import CONFIGS
+from tests.storage.trees import SINGLE_PROCESS
 
 pytestmark = pytest.mark.filterwarnings("ignore:Model has `tie_word_embeddings=True`:UserWarning")  # it is refused
-
-ONE: Any = SimpleNamespace(is_global_zero=True, barrier=lambda: None)
-"""A strategy of one process, as far as a folder's writer asks."""
 
 
 def refused(act: Callable[[], Any], words: str) -> None:
@@ -303,10 +302,8 @@ def test_deepspeed_cannot_write_while_it_trains(deepspeed: None, tmp_path: Path)
 
 
 def folder(path: Path, kind: str, world_size: int = 1) -> Path:
-    strategy: Any = ONE if world_size == 1 else SimpleNamespace(**vars(ONE), world_size=world_size, global_rank=0)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(torch.distributed, "all_gather_object", lambda values, value: None)
-        write_folder(strategy, path, kind, lambda partial: (partial / "a").write_text("b"))
+    strategy: Any = SimpleNamespace(**{**vars(SINGLE_PROCESS), "world_size": world_size})
+    write_folder(strategy, path, kind, lambda partial: (partial / "a").write_text("b"))
     return path
 
 
