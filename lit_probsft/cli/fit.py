@@ -44,9 +44,11 @@ from lit_probsft.parallel.processes import Launcher, follow_parent
 from lit_probsft.parallel.strategies import FSDP2, DeepSpeed, settled
 from lit_probsft.run.folder import RunFolder
 from lit_probsft.run.metrics_csv import MetricsCSV
+from lit_probsft.run.model_exports import ModelExports
 from lit_probsft.run.predictions import PredictionWriter
 from lit_probsft.run.record import RunRecord
-from lit_probsft.run.summary import RunTimer, summary
+from lit_probsft.run.summary import summary
+from lit_probsft.run.timer import RunTimer
 from lit_probsft.run.token_changes import TokenChanges
 from lit_probsft.run.upload import HubOptions, ensure_repo, upload
 from lit_probsft.storage.adapter_folder import is_adapter_folder, read_config
@@ -343,7 +345,7 @@ class ProbSFTCLI(LightningCLI):
         """The configured trainer with the run's loggers and callbacks beside the user's."""
         config = self.config_init[self.command]
         chosen = config.trainer.logger
-        own = MetricsCSV(self.run, resume=config.resume)
+        own = MetricsCSV(self.run)
         if self.command != "fit":
             config.trainer.logger = False
         elif chosen in (None, True, False):
@@ -393,11 +395,11 @@ class ProbSFTCLI(LightningCLI):
             resume=config.resume,
             config=self.config_text,
             context={"seed": config.seed_everything},
-            export=export_of(config),
         )
+        exports = ModelExports(record, export_of(config))
         again = f"python -m lit_probsft fit --config {self.run.config} --resume"
         stop = EarlyStop(config.early_stopping, given)
-        ours += [Throughput(), RunTimer(), stop, TokenChanges(), record, GracefulStop(again)]
+        ours += [Throughput(), RunTimer(), stop, TokenChanges(), record, exports, GracefulStop(again)]
         self._stop = stop
         if any(isinstance(callback, ModelCheckpoint) for callback in given):
             raise UserError(
@@ -407,7 +409,7 @@ class ProbSFTCLI(LightningCLI):
             )
         if config.trainer.enable_checkpointing is not False:
             checkpoints = Checkpoints(self.run.checkpoints, options)
-            checkpoints.on_saved, checkpoints.on_resumed = record.on_saved, record.on_resumed
+            checkpoints.on_saved, checkpoints.on_resumed = exports.on_saved, exports.on_resumed
             ours.append(checkpoints)
         return ours
 

@@ -18,15 +18,19 @@ import torch
 from lit_probsft.errors import UserError, first_line
 
 
-def check_harmless(path: Path) -> None:
+def check_harmless(path: Path, argument: str = "--resume") -> None:
     """Refuse a folder whose pickles name anything but plain data, tensors and the formats' own classes.
+
+    Args:
+        path: the folder.
+        argument: names it in errors.
 
     Raises:
         UserError: the folder would run code, or cannot be checked.
     """
     for file in sorted(path.rglob("*")):
         if file.is_symlink() and file.is_dir():  # rglob does not enter it, but a reader would
-            raise UserError("--resume", f"expected a checkpoint of plain data, {file} is a link to another folder")
+            raise UserError(argument, f"expected a checkpoint of plain data, {file} is a link to another folder")
         try:
             if file.name.endswith(".metadata"):  # each rank may have one of its own
                 _check_metadata(file)
@@ -35,12 +39,12 @@ def check_harmless(path: Path) -> None:
                     torch.load(file, map_location="cpu", weights_only=True, mmap=True)
         except pickle.UnpicklingError as error:
             raise UserError(
-                "--resume",
+                argument,
                 f"expected a checkpoint of plain data, {file} would run code when it is loaded: {_named_in(error)}",
             ) from error
         except Exception as error:  # a damaged file, or a format that cannot be checked
             raise UserError(
-                "--resume", f"expected an intact checkpoint, {file} cannot be read: {first_line(error)}"
+                argument, f"expected an intact checkpoint, {file} cannot be read: {first_line(error)}"
             ) from error
 
 

@@ -10,8 +10,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from lit_probsft.run.export import CHECKPOINT_KEY
-from lit_probsft.run.summary import CLOCK
+from lit_probsft.run.checkpoint_export import CHECKPOINT_KEY
+from lit_probsft.run.timer import CLOCK
 from tests.crash.scene import state
 
 DEEPSPEED = pytest.mark.skipif(importlib.util.find_spec("deepspeed") is None, reason="deepspeed is not installed")
