@@ -15,9 +15,6 @@ from lit_probsft.errors import UserError
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
 
-Shell = Callable[[], Any]
-"""Builds the model on the meta device: its modules, none of its numbers."""
-
 
 class Sharding(ABC):
     """How a strategy cuts a model."""
@@ -34,10 +31,6 @@ class Sharding(ABC):
     def longer(self, parameter: Tensor, rows: int) -> Tensor:
         """A tensor of so many rows that begins with those of `parameter`, cut as that is; the others are zero."""
         return longer(parameter, rows)
-
-    @abstractmethod
-    def empty(self, shell: Shell) -> Any:
-        """The sharded model, its numbers still to be put in."""
 
     @abstractmethod
     def put(self, parameter: Tensor, value: Tensor) -> None:
@@ -60,13 +53,12 @@ class FullySharded(Sharding):
 
     Args:
         mesh: the ranks that share the model, one dimension.
-        device: of this rank.
         compute_bf16: gather and compute in bf16, with gradients reduced in fp32; the slices stay fp32.
         cpu_offload: slices live in the host's memory and visit the device layer by layer.
     """
 
-    def __init__(self, mesh: DeviceMesh, device: torch.device, *, compute_bf16: bool, cpu_offload: bool) -> None:
-        self.mesh, self.device = mesh, device
+    def __init__(self, mesh: DeviceMesh, *, compute_bf16: bool, cpu_offload: bool) -> None:
+        self.mesh = mesh
         self.compute_bf16, self.cpu_offload = compute_bf16, cpu_offload
 
     @contextlib.contextmanager
@@ -90,13 +82,6 @@ class FullySharded(Sharding):
                 yield {"distributed_config": DistributedConfig(fsdp_size=self.mesh.size())}
         finally:
             del PreTrainedModel.maybe_distribute_model  # the inherited one is back
-
-    def empty(self, shell: Shell) -> Any:
-        """Cut on the meta device, then given memory."""
-        model = self.whole(shell())
-        model.to_empty(device="cpu" if self.cpu_offload else self.device)
-        model.tie_weights()
-        return model
 
     def whole(self, model: Any) -> Any:
         """Cut in place a model that is whole, or on the meta device."""
@@ -157,18 +142,6 @@ class FullySharded(Sharding):
 
 class Partitioned(Sharding):
     """ZeRO-3. transformers itself partitions what it reads, as long as the configuration of DeepSpeed is alive."""
-
-    def empty(self, shell: Shell) -> Any:
-        """Built under zero.Init, which partitions each module as soon as it is constructed."""
-        import deepspeed
-        from transformers.initialization import no_init_weights
-        from transformers.integrations.deepspeed import deepspeed_config
-
-        shape = shell()
-        with no_init_weights(), deepspeed.zero.Init(config_dict_or_path=deepspeed_config()):
-            model = type(shape)(shape.config)
-        model.tie_weights()
-        return model
 
     def longer(self, parameter: Tensor, rows: int) -> Tensor:
         """Both gathered for as long as it takes; every rank keeps its part."""
@@ -316,73 +289,3 @@ def global_numel(parameter: nn.Parameter) -> int:
     if (state := getattr(parameter, "quant_state", None)) is not None:
         return int(torch.Size(state.shape).numel())
     return int(getattr(parameter, "ds_numel", parameter.numel()))
-
-
-def draw_weights(shell: Any, put: Callable[[str, Tensor], None] | None) -> None:
-    """Draw initial weights as the model's own code does, from torch's generator, one decoder layer at a time.
-
-    Args:
-        shell: the model on the meta device.
-        put: takes each drawn tensor under its name, after which it is forgotten: no more than a layer or an embedding
-            is ever alive. None keeps them all: the shell becomes the model. The numbers are the same either way.
-    """
-    from transformers.initialization import guard_torch_init_functions
-
-    inner = set(_ancestors(layer_lists(shell)))
-    tied = set(getattr(shell, "all_tied_weights_keys", None) or {})
-
-    def visit(module: nn.Module, name: str, owner: Any) -> None:
-        # Modules above the layers are walked through; everything else is a unit.
-        descend = name in inner
-        if descend:
-            for child_name, child in module.named_children():
-                visit(child, f"{name}.{child_name}" if name else child_name, _owner(child, owner))
-        _materialize(module, recurse=not descend)
-        _initialize(module, owner, recurse=not descend)
-        if put is None:
-            return
-        own = [*module.named_parameters(recurse=not descend), *module.named_buffers(recurse=not descend)]
-        for tensor_name, tensor in own:
-            full = f"{name}.{tensor_name}" if name else tensor_name
-            if full not in tied:
-                put(full, tensor.detach())
-        module.to_empty(device="meta", recurse=not descend)
-
-    with torch.no_grad(), guard_torch_init_functions():
-        visit(shell, "", shell)
-    if put is None:
-        shell.tie_weights()
-
-
-def fill(model: Any, shell: Any, sharding: Sharding) -> None:
-    """Draw the weights of a sharded model: the same numbers as those of a whole one."""
-    parameters = dict(model.named_parameters(remove_duplicate=False))
-    buffers = dict(model.named_buffers(remove_duplicate=False))
-
-    def put(name: str, value: Tensor) -> None:
-        if name in parameters:
-            sharding.put(parameters[name], value)
-        elif name in buffers:
-            buffers[name].copy_(value)
-
-    draw_weights(shell, put)
-
-
-def _ancestors(names: list[str]) -> list[str]:
-    return [".".join(name.split(".")[:depth]) for name in names for depth in range(len(name.split(".")) + 1)]
-
-
-def _owner(child: nn.Module, owner: Any) -> Any:
-    return child if hasattr(child, "_initialize_weights") else owner
-
-
-def _materialize(module: nn.Module, *, recurse: bool) -> None:
-    if any(tensor.is_meta for tensor in (*module.parameters(recurse), *module.buffers(recurse))):
-        module.to_empty(device="cpu", recurse=recurse)
-
-
-def _initialize(module: nn.Module, owner: Any, *, recurse: bool) -> None:
-    if recurse:
-        for child in module.children():
-            _initialize(child, _owner(child, owner), recurse=True)
-    owner._initialize_weights(module, owner.is_custom_code())

@@ -87,7 +87,6 @@ class FSDP2(ModelParallelStrategy):
         """How models are cut, once the processes are there."""
         return FullySharded(
             self.device_mesh["data_parallel"],
-            self.root_device,
             compute_bf16=str(self.precision_plugin.precision) == "bf16-mixed",
             cpu_offload=self.cpu_offload,
         )

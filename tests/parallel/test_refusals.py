@@ -157,7 +157,7 @@ def test_adapters_that_no_unit_of_fsdp2_would_share(mesh: Any, targets: list[str
     """A linear layer outside of the decoder layers."""
     opt = {"model_type": "opt", "hidden_size": 16, "word_embed_proj_dim": 8, "ffn_dim": 32, "num_hidden_layers": 1}
     model = RandomCausalLM({**opt, "num_attention_heads": 2, "vocab_size": 64}).load(None, torch.float32)
-    sharding = FullySharded(mesh, torch.device("cpu"), compute_bf16=False, cpu_offload=False)
+    sharding = FullySharded(mesh, compute_bf16=False, cpu_offload=False)
     sharding.whole(model)
     LoRA(target_modules=targets).inject(model)
     refused(
