@@ -19,7 +19,6 @@ from jsonargparse import Namespace
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
-from lightning.pytorch.strategies.launchers.subprocess_script import _SubprocessScriptLauncher
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 import lit_probsft.data.rows.choices
@@ -40,8 +39,8 @@ from lit_probsft.cli.quiet import quieten
 from lit_probsft.data import InstructionDataModule
 from lit_probsft.errors import UserError, first_line, first_rank
 from lit_probsft.model.lora import LoRA
-from lit_probsft.parallel.processes import Launcher, follow_parent
-from lit_probsft.parallel.strategies import FSDP2, DeepSpeed, settled
+from lit_probsft.parallel.processes import follow_parent, use_launcher
+from lit_probsft.parallel.strategies import FSDP2, DeepSpeed, resolve_strategy
 from lit_probsft.run.folder import RunFolder
 from lit_probsft.run.metrics_csv import MetricsCSV
 from lit_probsft.run.model_exports import ModelExports
@@ -200,7 +199,7 @@ class ProbSFTCLI(LightningCLI):
             self._use_weights(config)
         self._lent_tokenizer = lend_tokenizer(config)
         trainer = config.trainer
-        trainer.strategy = settled(trainer.strategy)
+        trainer.strategy = resolve_strategy(trainer.strategy)
         if self._validate_every is not None:
             trainer.val_check_interval, trainer.check_val_every_n_epoch = 1, None  # ours decides, see `ValidateEvery`
         if trainer.max_epochs is None and trainer.max_steps == -1:
@@ -360,11 +359,7 @@ class ProbSFTCLI(LightningCLI):
             trainer = super().instantiate_trainer(**kwargs)
             if self.command != "fit" and not isinstance(trainer.strategy, FSDP2 | DeepSpeed):
                 trainer.strategy.checkpoint_io = WholeFileIO("--ckpt_path")
-            launcher = trainer.strategy.launcher
-            if type(launcher) is _SubprocessScriptLauncher:
-                trainer.strategy._launcher = Launcher(
-                    launcher.cluster_environment, launcher.num_processes, launcher.num_nodes
-                )
+            use_launcher(trainer.strategy)
             return trainer
         except UserError:
             raise

@@ -141,7 +141,7 @@ class PretrainedCausalLM(ModelSource):
         if self.trust_remote_code:
             warn_of_code("model.model.trust_remote_code", place, self.revision)
         with report_load_errors(place, self.revision):
-            reading: Any = contextlib.nullcontext({}) if sharding is None else sharding.reading(longer)
+            reading: Any = contextlib.nullcontext({}) if sharding is None else sharding.loading(longer)
             with reading as options, quiet():
                 model, loaded = AutoModelForCausalLM.from_pretrained(
                     place,

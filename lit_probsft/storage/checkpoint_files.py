@@ -22,6 +22,8 @@ from lit_probsft.errors import first_line
 from lit_probsft.storage.atomic import sync_file
 
 MANIFEST = "manifest.json"
+METADATA = "meta.pt"
+"""In a folder of FSDP2: everything but weights and optimizer states. The name is Lightning's."""
 _CHUNK = 2**24
 
 

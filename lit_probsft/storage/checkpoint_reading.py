@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from lit_probsft.errors import UserError, first_line
-from lit_probsft.storage.checkpoint_files import damage, format_of
+from lit_probsft.storage.checkpoint_files import METADATA, damage, format_of
 from lit_probsft.storage.checkpoint_safety import check_harmless
 
 
@@ -52,7 +52,7 @@ def _read_shards(path: Path) -> dict[str, Any]:
         if name.startswith("state_dict.") and isinstance(entry, TensorStorageMetadata)
     }
     load({"state_dict": weights}, checkpoint_id=path, no_dist=True)
-    return {**torch.load(path / "meta.pt", map_location="cpu", weights_only=True), "state_dict": weights}
+    return {**torch.load(path / METADATA, map_location="cpu", weights_only=True), "state_dict": weights}
 
 
 def _read_deepspeed(path: Path, argument: str) -> dict[str, Any]:

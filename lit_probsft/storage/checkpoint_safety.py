@@ -1,4 +1,4 @@
-"""Refuses folder checkpoints that would run code when they are loaded.
+"""Refuses folder checkpoints that are of another format or would run code when they are loaded.
 
 The readers of torch.distributed.checkpoint and DeepSpeed unpickle whatever they find, so every pickle is checked
 first. Single files need no check: `torch.load(weights_only=True)` refuses by itself.
@@ -16,6 +16,28 @@ from typing import Any
 import torch
 
 from lit_probsft.errors import UserError, first_line
+from lit_probsft.storage.checkpoint_files import format_of
+
+
+def check_loadable(path: Path, expected: str) -> None:
+    """Refuse a checkpoint that another strategy wrote, or that would run code.
+
+    Args:
+        path: a file or a folder.
+        expected: the format, `fsdp2` or `deepspeed`.
+
+    Raises:
+        UserError: the checkpoint cannot be resumed from with this strategy.
+    """
+    found = format_of(path)
+    if found != expected:
+        described = "a single file" if found == "file" else f"a folder that {found} wrote"
+        raise UserError(
+            "--resume",
+            f"expected a checkpoint that {expected} wrote, {path} is {described}; resume with the strategy that wrote "
+            "it, or start a new run from its exported model",
+        )
+    check_harmless(path)
 
 
 def check_harmless(path: Path, argument: str = "--resume") -> None:
