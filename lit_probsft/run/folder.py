@@ -22,7 +22,6 @@ from __future__ import annotations
 
 import errno
 import os
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -33,85 +32,29 @@ _LOCKS: dict[Path, Any] = {}
 """Open lock files by folder; closing one unlocks its folder."""
 
 
-@dataclass(frozen=True)
 class RunFolder:
-    """The paths of one run. Nothing is created before `claim`."""
+    """The paths of one run; the module describes the files. Nothing is created before `claim`."""
 
-    path: Path
-
-    @property
-    def config(self) -> Path:
-        """The configuration that repeats the run."""
-        return self.path / "config.yaml"
-
-    @property
-    def metrics(self) -> Path:
-        """One row per logged step."""
-        return self.path / "metrics.csv"
-
-    @property
-    def tokens(self) -> Path:
-        """p of validation tokens before and after training."""
-        return self.path / "tokens.npz"
-
-    @property
-    def report(self) -> Path:
-        """The page about the run."""
-        return self.path / "report.html"
-
-    @property
-    def record(self) -> Path:
-        """The run's record."""
-        return self.path / "run.json"
-
-    @property
-    def checkpoints(self) -> Path:
-        """The folder of checkpoints."""
-        return self.path / "checkpoints"
-
-    @property
-    def hf(self) -> Path:
-        """The exported model."""
-        return self.path / "hf"
-
-    @property
-    def hf_steps(self) -> Path:
-        """The exported models of checkpoints."""
-        return self.path / "hf-steps"
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.config = path / "config.yaml"
+        self.metrics = path / "metrics.csv"
+        self.record = path / "run.json"
+        self.checkpoints = path / "checkpoints"
+        self.hf = path / "hf"
+        self.hf_steps = path / "hf-steps"
+        self.tokens = path / "tokens.npz"
+        self.skipped = path / "skipped.jsonl"
+        self.predictions = path / "predictions.jsonl"
+        self.report = path / "report.html"
+        self.capability = path / "capability.json"
+        self.capability_picture = path / "capability.png"
+        self.capability_examples = path / "capability_examples.csv"
+        self.divergence = path / "divergence.json"
 
     def hf_step(self, step: int) -> Path:
         """The exported model of the checkpoint at a step."""
         return self.hf_steps / f"step-{step:08d}"
-
-    @property
-    def predictions(self) -> Path:
-        """The answers of `predict`."""
-        return self.path / "predictions.jsonl"
-
-    @property
-    def skipped(self) -> Path:
-        """The rows that were not used."""
-        return self.path / "skipped.jsonl"
-
-    @property
-    def capability(self) -> Path:
-        """p of the training rows before training."""
-        return self.path / "capability.json"
-
-    @property
-    def capability_examples(self) -> Path:
-        """The same, row by row."""
-        return self.path / "capability_examples.csv"
-
-    @property
-    def capability_picture(self) -> Path:
-        """The same as a picture."""
-        return self.path / "capability.png"
-
-    @property
-    def divergence(self) -> Path:
-        """How far the trained model is from another one."""
-        return self.path / "divergence.json"
 
     @property
     def in_use(self) -> bool:
