@@ -1,6 +1,6 @@
-"""Many devices, and nothing lost: strategies, sharded loading, checkpoints that survive a crash, stopping.
+"""Training on many devices: strategies, sharded models, and the processes of a run.
 
-The strategies are loaded when they are asked for: a worker process that only needs `parent` does not import Lightning.
+The strategies are imported on first use: a worker process that needs only `parent` does not import Lightning.
 """
 
 from __future__ import annotations

@@ -43,9 +43,6 @@ class DeepSpeed(DeepSpeedStrategy):
         super().__init__(stage=stage, **options)
         self._transformers_config: Any = None
 
-    sharded_checkpoints = True
-    """A checkpoint is a folder of shards."""
-
     def sharding(self) -> Sharding | None:
         """How models are sharded under stage 3; None under the other stages, where each rank holds the whole model."""
         return Partitioned() if self.zero_stage_3 else None
