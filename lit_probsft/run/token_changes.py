@@ -134,13 +134,31 @@ class TokenChanges(Callback):
         if not self._follow(datamodule_of(trainer)) or (self.before is None and self.after is None):
             return None
         assert self._followed is not None
-        datamodule, nothing = datamodule_of(trainer), torch.full((len(self._followed.numbers),), torch.nan)
+        unknown = torch.full((len(self._followed.numbers),), torch.nan)
         log_p = {
-            "before": nothing if self.before is None else self.before,
-            "after": nothing if self.after is None else self.after,
+            "before": unknown if self.before is None else self.before,
+            "after": unknown if self.after is None else self.after,
         }
-        arrays: dict[str, Any] = {**self._followed.arrays(), **{name: value.numpy() for name, value in log_p.items()}}
-        arrays["weight_p"] = _GRID.numpy()
+        arrays = {
+            **self._followed.arrays(),
+            **{name: value.numpy() for name, value in log_p.items()},
+            **self._curves(log_p, module),
+            **self._moved(log_p["after"] - log_p["before"], datamodule_of(trainer)),
+        }
+        with report_write_errors("--runs_dir", path), atomic_write(path) as partial:
+            with partial.open("wb") as file:
+                np.savez_compressed(file, **arrays)
+            sync_file(partial)
+        both = (log_p["after"] - log_p["before"]).isfinite()
+        facts: dict[str, Any] = {"supervised": self._followed.total, "followed": int(both.sum()), "step": self.step}
+        for name, value in log_p.items():
+            if both.any():
+                facts[name] = {"nll": -float(value[both].double().mean()), "mean_p": float(value[both].exp().mean())}
+        return facts
+
+    def _curves(self, log_p: Mapping[str, Tensor], module: ProbSFTModule) -> dict[str, Any]:
+        """Before and after: the objective's weight over p and at the followed tokens, and the calibration."""
+        arrays: dict[str, Any] = {"weight_p": _GRID.numpy()}
         for progress, (name, value) in enumerate(log_p.items()):
             mean_p, nll = float(value.exp().nanmean()), -float(value.nanmean())
             for key, points in (("weight", _GRID.log()), ("pull", value.double())):
@@ -148,21 +166,17 @@ class TokenChanges(Callback):
                     arrays[f"{key}_{name}"] = weight
             if name in self.calibration:
                 arrays[f"calibration_{name}"] = self.calibration[name].numpy()
-        change = log_p["after"] - log_p["before"]
-        moved = [*_largest(change), *_largest(-change)]
-        arrays["moved"] = np.array(moved, dtype=np.int64)
-        texts = [self._followed.text_around(slot, datamodule.tokenizer) for slot in moved]
-        arrays["moved_text"] = np.array(texts, dtype=str).reshape(len(moved), 3)
-        with report_write_errors("--runs_dir", path), atomic_write(path) as partial:
-            with partial.open("wb") as file:
-                np.savez_compressed(file, **arrays)
-            sync_file(partial)
-        both = change.isfinite()
-        facts: dict[str, Any] = {"supervised": self._followed.total, "followed": int(both.sum()), "step": self.step}
-        for name, value in log_p.items():
-            if both.any():
-                facts[name] = {"nll": -float(value[both].double().mean()), "mean_p": float(value[both].exp().mean())}
-        return facts
+        return arrays
+
+    def _moved(self, change: Tensor, datamodule: Any) -> dict[str, Any]:
+        """The slots of the tokens that rose most and fell most, and their text."""
+        assert self._followed is not None
+        slots = [*_largest(change), *_largest(-change)]
+        texts = [self._followed.text_around(slot, datamodule.tokenizer) for slot in slots]
+        return {
+            "moved": np.array(slots, dtype=np.int64),
+            "moved_text": np.array(texts, dtype=str).reshape(len(slots), 3),
+        }
 
 
 def _largest(change: Tensor) -> list[int]:
