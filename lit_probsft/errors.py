@@ -63,5 +63,7 @@ def near_matches(name: str, known: Iterable[str]) -> str:
 
 
 def first_line(error: BaseException) -> str:
-    """What an exception of somebody else says, as far as it fits into a line."""
+    """The first line of another library's exception; for an error of the system, its words without number and path."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

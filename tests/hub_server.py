@@ -1,4 +1,4 @@
-"""A small hub on this machine: models, data sets and uploads over HTTP, for the real client code to talk to."""
+"""A small local hub: models, datasets and uploads over HTTP, for the real client libraries."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ USER = "me"
 
 @dataclass
 class Repo:
-    """Files by commit, and where branches and tags point."""
+    """The files of each commit, and the commits of branches and tags."""
 
     private: bool = False
     commits: dict[str, dict[str, bytes]] = field(default_factory=dict)
@@ -41,22 +41,22 @@ class Repo:
 
 
 class Hub:
-    """Repositories by `models/ID` and `datasets/ID`."""
+    """Repositories by name, `models/ID` and `datasets/ID`."""
 
     def __init__(self) -> None:
         self.repos: dict[str, Repo] = {}
         self.requests: list[str] = []
         self.fails: str | None = None
-        """Requests that match are refused; the client would try a 500 again and again."""
+        """A pattern: matching requests are refused with status 400, as the client would retry a 500."""
 
     def add(self, kind: str, name: str, folder: Path, branch: str = "main") -> str:
-        """A new commit of all files of a folder."""
+        """Commit all files of a folder; returns the commit."""
         files = {path.name: path.read_bytes() for path in sorted(folder.iterdir()) if path.is_file()}
         return self.repos.setdefault(f"{kind}/{name}", Repo()).commit(files, branch)
 
     @contextmanager
     def served(self) -> Iterator[str]:
-        """The address, for as long as the context lasts."""
+        """Serve the hub while the context lasts; yields its address."""
         handler = type("Handler", (_Handler,), {"hub": self})
         server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
         thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
@@ -259,7 +259,7 @@ _ROUTES: list[tuple[str, Any]] = [
 
 
 def forget() -> None:
-    """What this process knows of a hub."""
+    """Clear what this process has cached about a hub."""
     import huggingface_hub
 
     from lit_probsft.storage import hub as remote
@@ -271,7 +271,7 @@ def forget() -> None:
 
 @contextmanager
 def connected(hub: Hub, cache: Path) -> Iterator[str]:
-    """Let this process's Hugging Face libraries talk to `hub` alone, with a cache and a token of their own."""
+    """Connect the Hugging Face libraries of this process to `hub`, with their own cache and token."""
     import datasets
     import huggingface_hub
     import pytest

@@ -23,7 +23,7 @@ from lit_probsft.data.batches.loader import PlanLoader
 from lit_probsft.data.batches.store import Documents
 from lit_probsft.errors import UserError
 from lit_probsft.objectives import Objective
-from lit_probsft.run.record import model_name, versions
+from lit_probsft.run.facts import model_name, versions
 from lit_probsft.storage.adapter_folder import is_adapter_folder
 from lit_probsft.storage.atomic import atomic_write, report_write_errors, write_json, write_text
 from lit_probsft.training.callbacks import ProgressBar

@@ -148,7 +148,8 @@ def export(args: Sequence[str]) -> None:
     options = parser.parse_args(args)
     import transformers
 
-    from lit_probsft.run.export import export_checkpoint, loader_of
+    from lit_probsft.run.checkpoint_export import export_checkpoint
+    from lit_probsft.run.export import loader_of
     from lit_probsft.run.upload import HubOptions, ensure_repo, upload
 
     flag = "--push-to-hub"

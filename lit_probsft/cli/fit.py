@@ -19,7 +19,6 @@ from jsonargparse import Namespace
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
-from lightning.pytorch.strategies.launchers.subprocess_script import _SubprocessScriptLauncher
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
 import lit_probsft.data.rows.choices
@@ -41,18 +40,21 @@ from lit_probsft.cli.quiet import quieten
 from lit_probsft.data import InstructionDataModule
 from lit_probsft.errors import UserError, first_line, first_rank
 from lit_probsft.model.lora import LoRA
-from lit_probsft.parallel.processes import Launcher, follow_parent
-from lit_probsft.parallel.strategies import FSDP2, DeepSpeed, settled
+from lit_probsft.parallel.processes import follow_parent, use_launcher
+from lit_probsft.parallel.strategies import FSDP2, DeepSpeed, resolve_strategy
 from lit_probsft.run.folder import RunFolder
 from lit_probsft.run.metrics_csv import MetricsCSV
+from lit_probsft.run.model_exports import ModelExports
 from lit_probsft.run.predictions import PredictionWriter
 from lit_probsft.run.record import RunRecord
-from lit_probsft.run.summary import RunTimer, summary
+from lit_probsft.run.summary import summary
+from lit_probsft.run.timer import RunTimer
 from lit_probsft.run.token_changes import TokenChanges
 from lit_probsft.run.upload import HubOptions, ensure_repo, upload
 from lit_probsft.storage.adapter_folder import is_adapter_folder, read_config
 from lit_probsft.storage.atomic import write_json
-from lit_probsft.storage.checkpoint_files import WholeFileIO, damage
+from lit_probsft.storage.checkpoint_files import damage
+from lit_probsft.storage.checkpoint_writing import WholeFileIO
 from lit_probsft.training.callbacks import ProgressBar, Throughput
 from lit_probsft.training.checkpoints import CheckpointOptions, Checkpoints, where_to_continue
 from lit_probsft.training.early_stopping import EarlyStop, StoppingOptions
@@ -198,7 +200,7 @@ class ProbSFTCLI(LightningCLI):
             self._use_weights(config)
         self._lent_tokenizer = lend_tokenizer(config)
         trainer = config.trainer
-        trainer.strategy = settled(trainer.strategy)
+        trainer.strategy = resolve_strategy(trainer.strategy)
         if self._validate_every is not None:
             trainer.val_check_interval, trainer.check_val_every_n_epoch = 1, None  # ours decides, see `ValidateEvery`
         if trainer.max_epochs is None and trainer.max_steps == -1:
@@ -343,7 +345,7 @@ class ProbSFTCLI(LightningCLI):
         """The configured trainer with the run's loggers and callbacks beside the user's."""
         config = self.config_init[self.command]
         chosen = config.trainer.logger
-        own = MetricsCSV(self.run, resume=config.resume)
+        own = MetricsCSV(self.run)
         if self.command != "fit":
             config.trainer.logger = False
         elif chosen in (None, True, False):
@@ -358,11 +360,7 @@ class ProbSFTCLI(LightningCLI):
             trainer = super().instantiate_trainer(**kwargs)
             if self.command != "fit" and not isinstance(trainer.strategy, FSDP2 | DeepSpeed):
                 trainer.strategy.checkpoint_io = WholeFileIO("--ckpt_path")
-            launcher = trainer.strategy.launcher
-            if type(launcher) is _SubprocessScriptLauncher:
-                trainer.strategy._launcher = Launcher(
-                    launcher.cluster_environment, launcher.num_processes, launcher.num_nodes
-                )
+            use_launcher(trainer.strategy)
             return trainer
         except UserError:
             raise
@@ -393,11 +391,11 @@ class ProbSFTCLI(LightningCLI):
             resume=config.resume,
             config=self.config_text,
             context={"seed": config.seed_everything},
-            export=export_of(config),
         )
+        exports = ModelExports(record, export_of(config))
         again = f"python -m lit_probsft fit --config {self.run.config} --resume"
         stop = EarlyStop(config.early_stopping, given)
-        ours += [Throughput(), RunTimer(), stop, TokenChanges(), record, GracefulStop(again)]
+        ours += [Throughput(), RunTimer(), stop, TokenChanges(), record, exports, GracefulStop(again)]
         self._stop = stop
         if any(isinstance(callback, ModelCheckpoint) for callback in given):
             raise UserError(
@@ -407,7 +405,7 @@ class ProbSFTCLI(LightningCLI):
             )
         if config.trainer.enable_checkpointing is not False:
             checkpoints = Checkpoints(self.run.checkpoints, options)
-            checkpoints.on_saved, checkpoints.on_resumed = record.on_saved, record.on_resumed
+            checkpoints.on_saved, checkpoints.on_resumed = exports.on_saved, exports.on_resumed
             ours.append(checkpoints)
         return ours
 

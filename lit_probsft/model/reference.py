@@ -130,10 +130,10 @@ def load_reference(
         raise UserError(argument, error.problem) from error
     lora = None if adapters is None else dataclasses.replace(LoRA.of(adapters, "model.lora.start"), start=adapters)
     if sharding is not None:
-        model = sharding.whole(model)
+        model = sharding.shard(model)
         if lora is not None:
             lora.inject(model, sharding)
-            sharding.added(model)
+            sharding.shard_adapters(model)
     elif lora is not None:
         model = without_adapters(model, lora)
     model = model.to(dtype)
@@ -155,7 +155,7 @@ def without_training(source: ModelSource, dtype: torch.dtype) -> ModelSource:
 def copied(model: PreTrainedModel, dtype: torch.dtype, sharding: Sharding | None) -> FrozenModel:
     """A reference that is a copy of a model as it is now, whole on this rank."""
     copy_ = copy.deepcopy(model).to(dtype)
-    return FrozenModel(copy_ if sharding is None else sharding.whole(copy_))
+    return FrozenModel(copy_ if sharding is None else sharding.shard(copy_))
 
 
 def check_reference(reference: PreTrainedModel, model: PreTrainedModel) -> None:

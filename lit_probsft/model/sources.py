@@ -21,7 +21,7 @@ from lit_probsft.model.loading import check_complete, check_place, report_load_e
 from lit_probsft.model.lora import LoRA
 from lit_probsft.model.quantization import Quantization, check_installed, loading_options, quiet, settled
 from lit_probsft.model.vocabulary import extend, grow, new_to, rows_for
-from lit_probsft.parallel.sharding import Sharding, decoder_layers, draw_weights, fill, global_numel
+from lit_probsft.parallel.sharding import Sharding, decoder_layers, global_numel
 from lit_probsft.storage.adapter_folder import adapters_at, is_adapter_folder, read_config
 from lit_probsft.storage.hub import model_commit, warn_of_code
 
@@ -141,7 +141,7 @@ class PretrainedCausalLM(ModelSource):
         if self.trust_remote_code:
             warn_of_code("model.model.trust_remote_code", place, self.revision)
         with report_load_errors(place, self.revision):
-            reading: Any = contextlib.nullcontext({}) if sharding is None else sharding.reading(longer)
+            reading: Any = contextlib.nullcontext({}) if sharding is None else sharding.loading(longer)
             with reading as options, quiet():
                 model, loaded = AutoModelForCausalLM.from_pretrained(
                     place,
@@ -219,7 +219,7 @@ class RandomCausalLM(ModelSource):
         self, tokenizer: PreTrainedTokenizerBase | None, dtype: torch.dtype, sharding: Sharding | None = None
     ) -> PreTrainedModel:
         """The model with freshly drawn weights."""
-        from transformers import CONFIG_MAPPING, AutoModelForCausalLM
+        from transformers import CONFIG_MAPPING, MODEL_FOR_CAUSAL_LM_MAPPING, AutoModelForCausalLM
         from transformers.modeling_utils import set_zero3_state
 
         fields = dict(self.config)
@@ -227,7 +227,7 @@ class RandomCausalLM(ModelSource):
         if kind not in CONFIG_MAPPING:
             got = "none" if kind is None else f"{kind!r}.{near_matches(str(kind), CONFIG_MAPPING.keys())}"
             raise UserError("model.model.config.model_type", f"expected a model type of transformers, got {got}")
-        if CONFIG_MAPPING[kind] not in AutoModelForCausalLM._model_mapping:
+        if CONFIG_MAPPING[kind] not in MODEL_FOR_CAUSAL_LM_MAPPING:
             raise UserError("model.model.config.model_type", f"expected a causal language model's, got {kind!r}")
         if tokenizer is not None:
             fields.setdefault("vocab_size", len(tokenizer))
@@ -245,25 +245,14 @@ class RandomCausalLM(ModelSource):
                 raise UserError(f"model.model.config.{name}", f"expected a field of {type(known).__name__}.{hint}")
         dtype = dtype if self.dtype == "auto" else getattr(torch, self.dtype)
         kwargs = {} if self.attn_implementation is None else {"attn_implementation": self.attn_implementation}
-
-        def shell() -> PreTrainedModel:
-            # The latter keeps ZeRO-3 from cutting it.
-            with torch.device("meta"), set_zero3_state():
-                return AutoModelForCausalLM.from_config(CONFIG_MAPPING[kind](**fields), dtype=dtype, **kwargs)
-
         try:
-            drawn = shell()
+            # On the meta device building draws no numbers; set_zero3_state keeps transformers from partitioning.
+            with torch.device("meta"), set_zero3_state():
+                model = AutoModelForCausalLM.from_config(CONFIG_MAPPING[kind](**fields), dtype=dtype, **kwargs)
+            model.to_empty(device="cpu")
             with torch.random.fork_rng(devices=[]):
                 torch.manual_seed(self.seed)
-                if sharding is None:
-                    model = drawn
-                    draw_weights(model, None)
-                else:
-                    model = sharding.empty(shell)
-                    torch.manual_seed(self.seed)  # an empty model may have drawn numbers of its own
-                    fill(model, drawn, sharding)
-        except UserError:
-            raise
+                model.init_weights()
         except Exception as error:  # transformers' checks of its configurations share no base class
             lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
             said = lines[-1] if "alidation error" in lines[0] else lines[0]

@@ -17,7 +17,8 @@ from torch import Tensor, nn
 
 from lit_probsft.data.tokens.added_tokens import added_token_ids
 from lit_probsft.errors import UserError
-from lit_probsft.parallel.sharding import is_partitioned, longer
+from lit_probsft.parallel.sharding import is_partitioned
+from lit_probsft.parallel.transformers_loading import extend_with_zeros
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -196,5 +197,5 @@ def _ends(model: Any) -> tuple[Any, Any]:
 
 
 def _longer(parameter: Tensor, rows: int, sharding: Sharding | None) -> nn.Parameter:
-    value = longer(parameter, rows) if sharding is None else sharding.longer(parameter, rows)
+    value = extend_with_zeros(parameter, rows) if sharding is None else sharding.extend(parameter, rows)
     return value if isinstance(value, nn.Parameter) else nn.Parameter(value, requires_grad=parameter.requires_grad)

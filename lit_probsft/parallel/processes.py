@@ -1,4 +1,4 @@
-"""Processes of one run: start, end and report together."""
+"""The processes of one run: they start together, end together, and report an error once."""
 
 from __future__ import annotations
 
@@ -16,27 +16,31 @@ from typing import Any
 import torch
 from lightning.fabric.utilities.distributed import _set_num_threads_if_needed
 from lightning.pytorch.strategies.launchers.subprocess_script import _SubprocessScriptLauncher
+from typing_extensions import override
 
 from lit_probsft.errors import first_rank
+from lit_probsft.parallel.parent import exit_with_process
 
 STOPPED = 143
-"""Exit status of a run that a signal has stopped, 128 + SIGTERM: what schedulers take for "not finished"."""
+"""Exit status of a run that a signal stopped: 128 + SIGTERM, which tells schedulers that it is not finished."""
 
 
 INTERRUPTED = 130
-"""Exit status of a run that Ctrl-C has stopped, 128 + SIGINT, as shells expect it."""
+"""Exit status of a run that Ctrl-C stopped: 128 + SIGINT, as shells expect it."""
 
 
 _PATIENCE = 30.0
-"""Seconds that ranks are given to end by themselves after one of them has failed."""
+"""Seconds in which ranks may end by themselves after one of them has failed."""
 
 
 class Launcher(_SubprocessScriptLauncher):
-    """Lightning's launcher with another observer: when a process has failed, the others may end by themselves first,
-    with their own exit status; after that they are killed. Nobody outlives the first process."""
+    """Lightning's launcher, except that the other processes are not killed at once when one has failed.
 
+    They have time to end by themselves, with their own exit status. No process outlives the first one.
+    """
+
+    @override
     def launch(self, function: Callable[..., Any], *args: Any, trainer: Any = None, **kwargs: Any) -> Any:
-        """Start the other processes, then call the function."""
         self.cluster_environment.validate_settings(num_devices=self.num_processes, num_nodes=self.num_nodes)
         if not self.cluster_environment.creates_processes_externally:
             os.environ[_PARENT] = str(os.getpid())
@@ -47,6 +51,13 @@ class Launcher(_SubprocessScriptLauncher):
         return function(*args, **kwargs)
 
 
+def use_launcher(strategy: Any) -> None:
+    """Replace Lightning's launcher by ours, if the strategy starts its own processes."""
+    launcher = strategy.launcher
+    if type(launcher) is _SubprocessScriptLauncher:
+        strategy._launcher = Launcher(launcher.cluster_environment, launcher.num_processes, launcher.num_nodes)
+
+
 _PARENT = "LIT_PROBSFT_PARENT"
 
 
@@ -54,7 +65,7 @@ _CHILDREN: list[subprocess.Popen[Any]] = []
 
 
 def end_children(patience: float) -> None:
-    """Wait for the processes that this one has started; after `patience` seconds end them."""
+    """Wait for the processes that this one started; kill them after `patience` seconds."""
     deadline = time.monotonic() + patience
     for process in _CHILDREN:
         try:
@@ -66,6 +77,7 @@ def end_children(patience: float) -> None:
 
 
 def _observe(processes: list[subprocess.Popen[Any]]) -> None:
+    """Wait until a process fails, then kill the others and this process, unless they end by themselves."""
     while True:
         time.sleep(0.5)
         codes = [process.poll() for process in processes]
@@ -76,9 +88,9 @@ def _observe(processes: list[subprocess.Popen[Any]]) -> None:
             return
     rank, code = failed[0]
     deadline = time.monotonic() + _PATIENCE
-    while time.monotonic() < deadline:  # this process usually ends meanwhile, and this thread with it
+    while time.monotonic() < deadline:  # usually this process ends meanwhile, and this thread with it
         time.sleep(0.5)
-    print(f"lit_probsft: rank {rank} ended with status {code}, the others did not end by themselves", file=sys.stderr)
+    print(f"lit_probsft: rank {rank} ended with status {code}, and the others did not end", file=sys.stderr)
     for process in processes:
         with contextlib.suppress(OSError):
             process.kill()
@@ -87,24 +99,16 @@ def _observe(processes: list[subprocess.Popen[Any]]) -> None:
 
 
 def follow_parent() -> None:
-    """A process that a `Launcher` has started ends when that one is gone, even from within a collective."""
+    """End this process when the `Launcher` process that started it is gone, even from within a collective."""
     parent = os.environ.get(_PARENT)
-    if parent is None or os.environ.get("LOCAL_RANK", "0") == "0" or os.getppid() != int(parent):
-        return
-
-    def watch() -> None:
-        while os.getppid() == int(parent):
-            time.sleep(1)
-        time.sleep(_PATIENCE)  # it may have ended in order, and so may this one
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True, name="follow-parent").start()
+    if parent is not None and os.environ.get("LOCAL_RANK", "0") != "0" and os.getppid() == int(parent):
+        exit_with_process(int(parent), _PATIENCE)
 
 
 def first_to_fail(status: int) -> tuple[bool, int]:
-    """Is this the rank that failed first, and the exit status of the one that did?
+    """Whether this rank failed first, and the exit status of the rank that did.
 
-    The first tells the user; those that only lost their connection to it, or failed just like it, are silent.
+    Only the first rank reports its error. The others have failed in the same way, or have lost the connection to it.
     """
     distributed = torch.distributed
     if not (distributed.is_available() and distributed.is_initialized()):
@@ -115,7 +119,7 @@ def first_to_fail(status: int) -> tuple[bool, int]:
             store.set("lit_probsft/status", str(status))
             return True, status
         return False, int(store.get("lit_probsft/status"))
-    except Exception:  # whoever kept the store has failed and gone before
+    except Exception:  # the rank that holds the store has gone
         return False, status
 
 
@@ -125,24 +129,24 @@ _LOST = re.compile(
 
 
 def report(error: BaseException, status: int, message: str | None) -> int:
-    """Tell the user about the error that ends this process, if nobody has; returns the exit status.
+    """Print the error that ends this process, unless another rank has failed before; return the exit status.
 
     Args:
-        error: what happened.
-        status: the exit status if it happened here first.
-        message: one line for an error that the user can mend; None for a traceback.
+        error: ends this process.
+        status: the exit status if this rank failed first.
+        message: one line to print; None prints a traceback.
     """
     lost = message is None and isinstance(error, RuntimeError) and _LOST.search(str(error)) is not None
     several = torch.distributed.is_available() and torch.distributed.is_initialized()
     if lost and several:
-        time.sleep(1)  # whoever failed first may not have said so yet
+        time.sleep(1)  # the rank that failed first may still be on its way here
     first, status = first_to_fail(status)
     if first:
         if message is not None:
             print(message, file=sys.stderr)
         elif lost and several:
             print(
-                f"lit_probsft: another rank has died without a word (killed, or out of memory?): {error}",
+                f"lit_probsft: another rank died without an error message (killed, or out of memory?): {error}",
                 file=sys.stderr,
             )
         else:

@@ -1,4 +1,4 @@
-"""A model of which each rank holds a part only: read, drawn or cut so that no rank ever holds the whole."""
+"""How a strategy shards a model, and how to look at a sharded model."""
 
 from __future__ import annotations
 
@@ -11,107 +11,89 @@ import torch
 from torch import Tensor, nn
 
 from lit_probsft.errors import UserError
+from lit_probsft.parallel.transformers_loading import extend_with_zeros, pad_with_zero_rows, shard_while_loading
 
 if TYPE_CHECKING:
     from torch.distributed.device_mesh import DeviceMesh
 
-Shell = Callable[[], Any]
-"""Builds the model on the meta device: its modules, none of its numbers."""
-
 
 class Sharding(ABC):
-    """How a strategy cuts a model."""
+    """How a strategy shards a model."""
 
     @contextlib.contextmanager
-    def reading(self, grow: Callable[[Any], None] | None = None) -> Iterator[dict[str, Any]]:
-        """While it lasts `from_pretrained`, given these options, reads this rank's part only.
+    def loading(self, add_rows: Callable[[Any], None] | None = None) -> Iterator[dict[str, Any]]:
+        """Yields options with which `from_pretrained` loads only this rank's shards while the context lasts.
 
         Args:
-            grow: gives the model rows beyond those of the files, in place, where it has to have them before it is cut.
+            add_rows: gives the empty model more rows than the files have, in place, if it must have them before it is
+                sharded.
         """
         yield {}
 
-    def longer(self, parameter: Tensor, rows: int) -> Tensor:
-        """A tensor of so many rows that begins with those of `parameter`, cut as that is; the others are zero."""
-        return longer(parameter, rows)
-
-    @abstractmethod
-    def empty(self, shell: Shell) -> Any:
-        """The sharded model, its numbers still to be put in."""
+    def extend(self, parameter: Tensor, rows: int) -> Tensor:
+        """A copy of a parameter with zero rows added, `rows` in all, sharded like the parameter."""
+        return extend_with_zeros(parameter, rows)
 
     @abstractmethod
     def put(self, parameter: Tensor, value: Tensor) -> None:
-        """Give a sharded parameter its values, of which every rank holds the whole at this moment."""
+        """Set a sharded parameter to a value that every rank holds whole."""
 
-    def whole(self, model: Any) -> Any:
-        """Cut a model that is there already; returns it."""
+    def shard(self, model: Any) -> Any:
+        """Shard a loaded model in place; returns it."""
         return model
 
-    def added(self, model: Any) -> None:
-        """Cut the parameters that were put into a model after it was cut itself, such as adapters."""
+    def shard_adapters(self, model: Any) -> None:
+        """Shard the adapters that were added to a sharded model."""
         return
 
 
 class FullySharded(Sharding):
-    """FSDP2: each decoder layer is gathered when it runs; embeddings, norm and output layer form one more unit.
+    """FSDP2. Each decoder layer is a unit, which is gathered when it runs; the rest of the model is one more unit.
 
-    The units are cut here and not by transformers, whose plan leaves the output layer tied to the embeddings in a unit
-    of its own, so that the largest matrix is gathered twice. Reading the slices is left to transformers.
+    transformers' own plan is not used: it makes a tied output layer a unit of its own, so that the largest matrix is
+    gathered twice. Only the loading of shards is left to transformers.
 
     Args:
-        mesh: the ranks that share the model, one dimension.
-        device: of this rank.
-        compute_bf16: gather and compute in bf16, with gradients reduced in fp32; the slices stay fp32.
-        cpu_offload: slices live in the host's memory and visit the device layer by layer.
+        mesh: the ranks that share the model, one-dimensional.
+        compute_bf16: gather and compute in bf16 and reduce gradients in fp32; the shards stay in fp32.
+        cpu_offload: keep shards in CPU memory and move each layer to the device when it runs.
     """
 
-    def __init__(self, mesh: DeviceMesh, device: torch.device, *, compute_bf16: bool, cpu_offload: bool) -> None:
-        self.mesh, self.device = mesh, device
+    def __init__(self, mesh: DeviceMesh, *, compute_bf16: bool, cpu_offload: bool) -> None:
+        self.mesh = mesh
         self.compute_bf16, self.cpu_offload = compute_bf16, cpu_offload
 
     @contextlib.contextmanager
-    def reading(self, grow: Callable[[Any], None] | None = None) -> Iterator[dict[str, Any]]:
-        """transformers cuts the empty model as we do, and then reads each rank's slices. One device reads it all."""
+    def loading(self, add_rows: Callable[[Any], None] | None = None) -> Iterator[dict[str, Any]]:
+        """transformers loads each rank's shards of the empty model that we shard. A single device loads it all."""
         if self.mesh.size() == 1:
             yield {}
             return
-        from transformers import PreTrainedModel
         from transformers.distributed import DistributedConfig
 
-        def cut(_: type, model: Any, *__: Any) -> Any:
-            model.config.distributed_config = None  # it is no part of the model
-            if grow is not None:
-                grow(model)
-            return self.whole(model)
+        def shard(model: Any) -> Any:
+            if add_rows is not None:
+                add_rows(model)
+            return self.shard(model)
 
-        PreTrainedModel.maybe_distribute_model = classmethod(cut)
-        try:
-            with contextlib.nullcontext() if grow is None else _short_files():
-                yield {"distributed_config": DistributedConfig(fsdp_size=self.mesh.size())}
-        finally:
-            del PreTrainedModel.maybe_distribute_model  # the inherited one is back
+        padding = contextlib.nullcontext() if add_rows is None else pad_with_zero_rows()
+        with shard_while_loading(shard), padding:
+            yield {"distributed_config": DistributedConfig(fsdp_size=self.mesh.size())}
 
-    def empty(self, shell: Shell) -> Any:
-        """Cut on the meta device, then given memory."""
-        model = self.whole(shell())
-        model.to_empty(device="cpu" if self.cpu_offload else self.device)
-        model.tie_weights()
-        return model
-
-    def whole(self, model: Any) -> Any:
-        """Cut in place a model that is whole, or on the meta device."""
+    def shard(self, model: Any) -> Any:
+        """Shard in place a model that is loaded, or on the meta device; returns it."""
         from torch.distributed.fsdp import FSDPModule, fully_shard
 
         if isinstance(model, FSDPModule):
             return model
-        model.tie_weights()  # before a unit is told which of its parameters are one
+        model.tie_weights()  # a unit must know which of its parameters are the same
         for layer in decoder_layers(model):
             fully_shard(layer, **self._options)
         fully_shard(model, **self._options)
         return model
 
-    def added(self, model: Any) -> None:
-        """A unit for each adapted matrix, whose own slices stay where they are: in its layer's unit, or the root."""
+    def shard_adapters(self, model: Any) -> None:
+        """Make each adapted matrix a unit with its adapters; its own weight stays in the unit of its layer."""
         from torch.distributed.fsdp import fully_shard
         from torch.distributed.tensor import DTensor
 
@@ -139,7 +121,7 @@ class FullySharded(Sharding):
         return options
 
     def put(self, parameter: Tensor, value: Tensor) -> None:
-        """Keep this rank's slice."""
+        """Keep this rank's shard of the value."""
         from torch.distributed.tensor import DTensor, distribute_tensor
 
         with torch.no_grad():
@@ -150,42 +132,30 @@ class FullySharded(Sharding):
                 value.to(parameter.device_mesh.device_type),  # type: ignore[attr-defined]
                 parameter.device_mesh,  # type: ignore[attr-defined]
                 parameter.placements,  # type: ignore[attr-defined]
-                src_data_rank=None,  # every rank has drawn the same
+                src_data_rank=None,  # every rank has the same value
             )
             parameter.data.to_local().copy_(sharded.to_local())
 
 
 class Partitioned(Sharding):
-    """ZeRO-3. transformers itself partitions what it reads, as long as the configuration of DeepSpeed is alive."""
+    """ZeRO-3. transformers partitions a model while it loads, as long as an `HfDeepSpeedConfig` is alive."""
 
-    def empty(self, shell: Shell) -> Any:
-        """Built under zero.Init, which partitions each module as soon as it is constructed."""
-        import deepspeed
-        from transformers.initialization import no_init_weights
-        from transformers.integrations.deepspeed import deepspeed_config
-
-        shape = shell()
-        with no_init_weights(), deepspeed.zero.Init(config_dict_or_path=deepspeed_config()):
-            model = type(shape)(shape.config)
-        model.tie_weights()
-        return model
-
-    def longer(self, parameter: Tensor, rows: int) -> Tensor:
-        """Both gathered for as long as it takes; every rank keeps its part."""
+    def extend(self, parameter: Tensor, rows: int) -> Tensor:
+        """Gathers both tensors for the copy; every rank keeps its part."""
         import deepspeed
         from transformers.integrations.deepspeed import deepspeed_config
 
         shape = (rows, *parameter.ds_shape[1:])  # type: ignore[attr-defined]
         with deepspeed.zero.Init(config_dict_or_path=deepspeed_config()):
-            grown: Any = _Alone(shape, parameter.dtype).parameter
-        with torch.no_grad(), deepspeed.zero.GatheredParameters([parameter, grown], modifier_rank=0):
+            extended: Any = _OneParameter(shape, parameter.dtype).parameter
+        with torch.no_grad(), deepspeed.zero.GatheredParameters([parameter, extended], modifier_rank=0):
             if torch.distributed.get_rank() == 0:
-                grown[: len(parameter)] = parameter
-        grown.requires_grad_(parameter.requires_grad)
-        return cast(Tensor, grown)
+                extended[: len(parameter)] = parameter
+        extended.requires_grad_(parameter.requires_grad)
+        return cast(Tensor, extended)
 
     def put(self, parameter: Tensor, value: Tensor) -> None:
-        """Gathered for as long as it takes; every rank keeps its part."""
+        """Gathers the parameter for the copy; every rank keeps its part."""
         import deepspeed
 
         with torch.no_grad(), deepspeed.zero.GatheredParameters([parameter], modifier_rank=0):
@@ -193,65 +163,20 @@ class Partitioned(Sharding):
                 parameter.copy_(value)
 
 
-def longer(value: Tensor, rows: int) -> Tensor:
-    """The rows of a whole tensor with zeros behind them, `rows` in all."""
-    return torch.cat([value.detach(), value.new_zeros(rows - len(value), *value.shape[1:])])
-
-
-class _Alone(nn.Module):
-    """One parameter of zeros: zero.Init partitions what a module has when it is constructed."""
+class _OneParameter(nn.Module):
+    """One parameter of zeros: zero.Init partitions the parameters of a module when it is constructed."""
 
     def __init__(self, shape: tuple[int, ...], dtype: torch.dtype) -> None:
         super().__init__()
         self.parameter = nn.Parameter(torch.zeros(shape, dtype=dtype))
 
 
-class _Padded:
-    """A tensor in a file, with zeros behind its rows."""
-
-    def __init__(self, source: Any, rows: int) -> None:
-        self._source, self._rows = source, rows
-
-    def get_shape(self) -> list[int]:
-        return [self._rows, *self._shape[1:]]
-
-    @property
-    def _shape(self) -> list[int]:
-        return list(self._source.shape) if isinstance(self._source, Tensor) else list(self._source.get_shape())
-
-    def __getitem__(self, places: tuple[slice, ...]) -> Tensor:
-        rows, *rest = places
-        end = self._shape[0]
-        part: Tensor = self._source[(slice(min(rows.start, end), min(rows.stop, end)), *rest)]
-        return longer(part, rows.stop - rows.start)
-
-
-@contextlib.contextmanager
-def _short_files() -> Iterator[None]:
-    """While it lasts, a tensor in a file may have fewer rows than its place in the model: zeros follow them."""
-    from transformers.distributed.sharding_utils import DtensorShardOperation
-
-    read = DtensorShardOperation.shard_tensor
-
-    def padded(operation: Any, source: Any, tensor_idx: int | None = None, **options: Any) -> Any:
-        shape = list(source.shape) if isinstance(source, Tensor) else source.get_shape()
-        if tensor_idx is None and shape and shape[0] < operation._axis0_size:
-            source = _Padded(source, operation._axis0_size)
-        return read(operation, source, tensor_idx=tensor_idx, **options)
-
-    DtensorShardOperation.shard_tensor = padded
-    try:
-        yield
-    finally:
-        DtensorShardOperation.shard_tensor = read
-
-
 def whole_weights(model: Any, *, sharded: bool) -> dict[str, Tensor]:
-    """All weights of a model by name, on rank 0 in the host's memory; empty on the others, which must call it too.
+    """All weights of a model by name, in CPU memory on rank 0; empty on other ranks. All ranks must call it.
 
     Args:
-        model: whole, or in slices.
-        sharded: False where each rank holds the whole model, as nothing has to be gathered then.
+        model: whole or sharded.
+        sharded: False if each rank holds the whole model, so that nothing is gathered.
     """
     first = not torch.distributed.is_initialized() or torch.distributed.get_rank() == 0
     if not sharded:
@@ -274,115 +199,45 @@ def whole_weights(model: Any, *, sharded: bool) -> dict[str, Tensor]:
 
 
 def plain_class(model: nn.Module) -> type:
-    """The model's own class, beneath what FSDP2 has put over it."""
+    """The class of a model without the one that FSDP2 puts over it."""
     from torch.distributed.fsdp import FSDPModule
 
     return next(kind for kind in type(model).__mro__ if not issubclass(kind, FSDPModule))
 
 
 def layer_lists(model: nn.Module) -> list[str]:
-    """Names of the module lists that hold a model's decoder layers."""
+    """The names of the module lists that hold a model's decoder layers."""
     kinds = set(getattr(model, "_no_split_modules", None) or ())
     found = []
     for name, module in model.named_modules():
-        # A sharded layer has a class of its own above the model's.
+        # The class of a sharded layer derives from the model's class.
         if isinstance(module, nn.ModuleList) and kinds & {base.__name__ for m in module for base in type(m).__mro__}:
             found.append(name)
     return found
 
 
 def decoder_layers(model: nn.Module) -> list[nn.Module]:
-    """The decoder layers of a model, in their order."""
+    """The decoder layers of a model, in order."""
     return [layer for name in layer_lists(model) for layer in cast(nn.ModuleList, model.get_submodule(name))]
 
 
 def is_partitioned(parameter: Tensor) -> bool:
-    """Does ZeRO-3 hold it in parts, so that outside a gathered forward it is empty?"""
+    """Whether ZeRO-3 partitions a parameter, so that it is empty outside a gathered forward."""
     return hasattr(parameter, "ds_id")
 
 
 def local_part(parameter: Any) -> Tensor:
-    """What this rank holds of a parameter."""
+    """The part of a parameter on this rank."""
     if is_partitioned(parameter):
         part: Tensor = parameter.ds_tensor.data
         before = torch.distributed.get_rank() * part.numel()
-        return part[: max(0, min(part.numel(), parameter.ds_numel - before))]  # behind them lies nothing of ours
+        return part[: max(0, min(part.numel(), parameter.ds_numel - before))]  # the rest is padding
     found: Tensor = getattr(parameter.data, "to_local", lambda: parameter.data)()
     return found
 
 
 def global_numel(parameter: nn.Parameter) -> int:
-    """Elements of a parameter over all ranks; of the matrix that 4 bits stand for."""
+    """The elements of a parameter over all ranks; of a 4-bit parameter, those of the matrix that it encodes."""
     if (state := getattr(parameter, "quant_state", None)) is not None:
         return int(torch.Size(state.shape).numel())
     return int(getattr(parameter, "ds_numel", parameter.numel()))
-
-
-def draw_weights(shell: Any, put: Callable[[str, Tensor], None] | None) -> None:
-    """Draw initial weights as the model's own code does, from torch's generator, one decoder layer at a time.
-
-    Args:
-        shell: the model on the meta device.
-        put: takes each drawn tensor under its name, after which it is forgotten: no more than a layer or an embedding
-            is ever alive. None keeps them all: the shell becomes the model. The numbers are the same either way.
-    """
-    from transformers.initialization import guard_torch_init_functions
-
-    inner = set(_ancestors(layer_lists(shell)))
-    tied = set(getattr(shell, "all_tied_weights_keys", None) or {})
-
-    def visit(module: nn.Module, name: str, owner: Any) -> None:
-        # Modules above the layers are walked through; everything else is a unit.
-        descend = name in inner
-        if descend:
-            for child_name, child in module.named_children():
-                visit(child, f"{name}.{child_name}" if name else child_name, _owner(child, owner))
-        _materialize(module, recurse=not descend)
-        _initialize(module, owner, recurse=not descend)
-        if put is None:
-            return
-        own = [*module.named_parameters(recurse=not descend), *module.named_buffers(recurse=not descend)]
-        for tensor_name, tensor in own:
-            full = f"{name}.{tensor_name}" if name else tensor_name
-            if full not in tied:
-                put(full, tensor.detach())
-        module.to_empty(device="meta", recurse=not descend)
-
-    with torch.no_grad(), guard_torch_init_functions():
-        visit(shell, "", shell)
-    if put is None:
-        shell.tie_weights()
-
-
-def fill(model: Any, shell: Any, sharding: Sharding) -> None:
-    """Draw the weights of a sharded model: the same numbers as those of a whole one."""
-    parameters = dict(model.named_parameters(remove_duplicate=False))
-    buffers = dict(model.named_buffers(remove_duplicate=False))
-
-    def put(name: str, value: Tensor) -> None:
-        if name in parameters:
-            sharding.put(parameters[name], value)
-        elif name in buffers:
-            buffers[name].copy_(value)
-
-    draw_weights(shell, put)
-
-
-def _ancestors(names: list[str]) -> list[str]:
-    return [".".join(name.split(".")[:depth]) for name in names for depth in range(len(name.split(".")) + 1)]
-
-
-def _owner(child: nn.Module, owner: Any) -> Any:
-    return child if hasattr(child, "_initialize_weights") else owner
-
-
-def _materialize(module: nn.Module, *, recurse: bool) -> None:
-    if any(tensor.is_meta for tensor in (*module.parameters(recurse), *module.buffers(recurse))):
-        module.to_empty(device="cpu", recurse=recurse)
-
-
-def _initialize(module: nn.Module, owner: Any, *, recurse: bool) -> None:
-    if recurse:
-        for child in module.children():
-            _initialize(child, _owner(child, owner), recurse=True)
-    owner._initialize_weights(module, owner.is_custom_code())

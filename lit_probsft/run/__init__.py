@@ -1,1 +1,1 @@
-"""The folder of a run and what it leaves: record, metrics, exported model, model card, upload."""
+"""The folder of a run and its files: record, metrics, exported model, model card; and the upload to the hub."""

@@ -1,4 +1,4 @@
-"""Which flags differ between a run and its resumption."""
+"""Which flags a resumed run changes."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from typing import Any
 
 import yaml
 
-KEPT = (
+WITHOUT_EFFECT = (
     "seed_everything",
     "model.model",
     "model.model.model_name_or_path",
@@ -15,53 +15,53 @@ KEPT = (
     "model.probe_rows",
     "model.lora.start",
 )
-"""Flags whose work was done before the first step: the checkpoint has what came of it."""
+"""Flags that act only before the first step; their results are in the checkpoint."""
 
 
-_NOT_ASKED = ("name", "runs_dir")
+_IGNORED = ("name", "runs_dir")
 
 
 def changed_flags(before: str, now: str) -> dict[str, tuple[Any, Any]]:
-    """What two whole configurations differ in, by flag.
+    """The flags in which two complete configurations differ.
 
-    An option that only one of them has is told where the class that has it differs, and not where a release of the
-    package has brought or taken it.
+    A flag that only one of them has counts if the class that it belongs to differs as well. Otherwise another version
+    of the package has added or removed it.
 
     Args:
         before: YAML.
         now: YAML.
 
     Returns:
-        Old and new value by flag, in the order of `now`; classes are their import paths.
+        Old and new value by flag, in the order of `now`. The value of a class is its import path.
     """
     old, new = (_flags(yaml.safe_load(text)) for text in (before, now))
     changed: dict[str, tuple[Any, Any]] = {}
     for flag in [*new, *(flag for flag in old if flag not in new)]:
         owner = flag.rpartition(".")[0]
         both = flag in old and flag in new
-        if flag not in _NOT_ASKED and old.get(flag) != new.get(flag) and (both or owner in changed):
+        if flag not in _IGNORED and old.get(flag) != new.get(flag) and (both or owner in changed):
             changed[flag] = old.get(flag), new.get(flag)
     return changed
 
 
-def told_changes(changed: dict[str, tuple[Any, Any]], config: Any) -> list[str]:
-    """The same in words.
+def describe_changes(changed: dict[str, tuple[Any, Any]], config: Any) -> list[str]:
+    """Lines for the user about changed flags.
 
     Args:
         changed: of `changed_flags`.
-        config: the file that had the old values.
+        config: the file with the old values.
     """
     lines = []
-    for taken, words in ((True, "and taken from now on"), (False, "without effect: the checkpoint has what they did")):
-        flags = {flag: values for flag, values in changed.items() if (flag not in KEPT) == taken}
+    for addition, without_effect in (("", False), (", without effect (the checkpoint holds their results)", True)):
+        flags = {flag: values for flag, values in changed.items() if (flag in WITHOUT_EFFECT) == without_effect}
         if flags:
-            lines.append(f"--resume: other than in {config}, {words}:")
+            lines.append(f"--resume: changed since {config}{addition}:")
             lines += [f"  {flag}: {' -> '.join(_short(*values))}" for flag, values in flags.items()]
     return lines
 
 
 def _flags(node: Any, name: str = "") -> dict[str, Any]:
-    """Leaves by flag; a class stands under the name of its option."""
+    """The values of a configuration by flag; a class is the value of its option."""
     if not isinstance(node, dict):
         return {name: node}
     found: dict[str, Any] = {}
@@ -78,13 +78,13 @@ def _flags(node: Any, name: str = "") -> dict[str, Any]:
 
 
 class _Class(str):
-    """The import path of one."""
+    """The import path of a class."""
 
     __slots__ = ()
 
 
 def _short(*values: Any) -> list[str]:
-    """In words; classes by their names alone, where that tells them apart."""
+    """Values as text; classes by their short names, unless these are equal."""
     names = [value.rpartition(".")[2] if isinstance(value, _Class) else value for value in values]
     chosen = values if len(set(map(str, names))) < len(names) else names
     return ["none" if v is None else str(v) if isinstance(v, str) else json.dumps(v) for v in chosen]

@@ -1,85 +1,96 @@
-"""metrics.csv: one row per logged step, continued after a resume."""
+"""metrics.csv: one row per logged step."""
 
 from __future__ import annotations
 
 import csv
-import os
-from pathlib import Path
+import io
+from collections.abc import Iterable, Mapping
 from typing import Any
 
-from lightning.pytorch.loggers import CSVLogger
-from lightning.pytorch.loggers.csv_logs import ExperimentWriter
+from lightning.pytorch.loggers import Logger
+from lightning.pytorch.utilities import rank_zero_only
+from torch import Tensor
+from typing_extensions import override
 
 from lit_probsft.run.folder import RunFolder
 from lit_probsft.storage.atomic import report_write_errors, write_text
 
 
-class MetricsCSV(CSVLogger):
-    """Lightning's CSV logger, for a file at a fixed place that a resumed run continues."""
+class MetricsCSV(Logger):
+    """Writes metrics to metrics.csv; a resumed run continues the file.
 
-    def __init__(self, run: RunFolder, resume: bool = False) -> None:
-        super().__init__(save_dir=run.path, name="", version="", flush_logs_every_n_steps=20)
-        self._resume = resume
+    The columns are sorted. When a new metric appears, the file is rewritten with one more column. Rows stay in memory
+    until `release`, because Lightning logs the first metrics before the run folder is claimed.
+    """
+
+    def __init__(self, run: RunFolder) -> None:
+        super().__init__()
+        self._run, self._path = run, run.metrics
+        self._columns: list[str] = []
+        self._rows: list[dict[str, Any]] = []
+        self._released = False
 
     @property
-    def log_dir(self) -> str:
-        """The run's folder."""
-        return self.save_dir
+    @override
+    def name(self) -> str:
+        return ""
 
     @property
-    def experiment(self) -> Any:
-        """The writer of the file; that only rank 0 writes is Lightning's business."""
-        if self._experiment is None:
-            self._experiment = _ContinuingWriter(self.save_dir, self._resume)
-        return self._experiment
+    @override
+    def version(self) -> str:
+        return ""
 
-    def release(self) -> None:
-        """From now on rows may be written: the run's folder is this run's."""
-        self.experiment.held = False
+    @property
+    @override
+    def save_dir(self) -> str:
+        return str(self._run.path)
 
-    def drop_after(self, step: int) -> None:
-        """Forget the rows past an optimizer step: a resumed run will make them again."""
-        self.experiment.drop_after(step)
-
-
-class _ContinuingWriter(ExperimentWriter):
-    """Unlike its parent it keeps what an earlier run has written, and its rows in memory until `held` is False: the
-    run's folder is claimed after the first rows are there."""
-
-    held = True
-
-    def __init__(self, folder: str, resume: bool) -> None:
-        self.metrics: list[dict[str, float]] = []
-        self.metrics_keys: list[str] = []
-        self.log_dir, self.metrics_file_path = folder, str(Path(folder) / self.NAME_METRICS_FILE)
-        self._fs = _LocalFiles()
-        self.hparams = {}
-        if resume and Path(self.metrics_file_path).exists():
-            with open(self.metrics_file_path, newline="", encoding="utf-8") as file:
-                self.metrics_keys = list(csv.DictReader(file).fieldnames or [])
-
-    def log_hparams(self, params: dict[str, Any]) -> None:
+    @override
+    def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
         pass  # config.yaml has them
 
-    def drop_after(self, step: int) -> None:
-        path = Path(self.metrics_file_path)
-        if not path.exists():
-            return
-        text = path.read_text(encoding="utf-8")
-        whole = text[: text.rfind("\n") + 1].splitlines()  # the last line may have been cut
-        rows = [row for row in csv.DictReader(whole) if None not in row.values() and int(float(row["step"])) < step]
-        lines = [",".join(self.metrics_keys), *(",".join(row[key] or "" for key in self.metrics_keys) for row in rows)]
-        write_text(path, "\n".join(lines) + "\n")
+    @override
+    @rank_zero_only
+    def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
+        row = {name: value.item() if isinstance(value, Tensor) else value for name, value in metrics.items()}
+        self._rows.append({**row, "step": len(self._rows) if step is None else step})
 
+    @override
+    @rank_zero_only
     def save(self) -> None:
-        if self.metrics and not self.held:
-            with report_write_errors("--runs_dir", Path(self.metrics_file_path)):
-                Path(self.log_dir).mkdir(parents=True, exist_ok=True)
-                super().save()
+        if not self._released or not self._rows:
+            return
+        columns = sorted({*self._columns, *(name for row in self._rows for name in row)})
+        with report_write_errors("--runs_dir", self._path):
+            if columns == self._columns and self._path.exists():
+                with open(self._path, "a", newline="", encoding="utf-8") as file:
+                    csv.DictWriter(file, columns).writerows(self._rows)
+            else:
+                self._rewrite(columns, [*self._read()[1], *self._rows])
+        self._columns, self._rows = columns, []
 
+    def release(self, step: int) -> None:
+        """Start to write to the file, once the run folder is claimed.
 
-class _LocalFiles:
-    """The two calls that the parent writer makes of a file system."""
+        Args:
+            step: at which the run starts. Rows of this and later steps are dropped, as they will be logged again.
+        """
+        self._released = True
+        self._columns, rows = self._read()
+        if self._columns:
+            self._rewrite(self._columns, [row for row in rows if int(float(row["step"])) < step])
 
-    isfile = staticmethod(os.path.isfile)
-    open = staticmethod(open)
+    def _read(self) -> tuple[list[str], list[dict[str, str]]]:
+        """Columns and rows of the file, without a last line that a crash cut off."""
+        if not self._path.exists():
+            return [], []
+        text = self._path.read_text(encoding="utf-8")
+        reader = csv.DictReader(text[: text.rfind("\n") + 1].splitlines())
+        return list(reader.fieldnames or []), [row for row in reader if None not in row.values()]
+
+    def _rewrite(self, columns: list[str], rows: Iterable[Mapping[str, Any]]) -> None:
+        text = io.StringIO(newline="")
+        writer = csv.DictWriter(text, columns)
+        writer.writeheader()
+        writer.writerows(rows)
+        write_text(self._path, text.getvalue())

@@ -9,6 +9,7 @@ from typing import Any
 import lightning as L
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities import rank_zero_info
+from typing_extensions import override
 
 from lit_probsft.storage.atomic import write_text
 from lit_probsft.storage.ranks import gather_objects
@@ -16,13 +17,13 @@ from lit_probsft.training.callbacks import datamodule_of
 
 
 class PredictionWriter(Callback):
-    """Writes the answers of `predict` to predictions.jsonl: index, prompt, answer, reference; in the order of the
-    rows."""
+    """Writes predictions.jsonl: index, prompt, answer and reference of each row, in the order of the rows."""
 
     def __init__(self, path: Path) -> None:
         self.path = path
-        self._rows: dict[int, dict[str, Any]] = {}  # by document: sources of a mixture count their rows alike
+        self._rows: dict[int, dict[str, Any]] = {}  # by document, because the sources of a mixture share row numbers
 
+    @override
     def on_predict_batch_end(
         self,
         trainer: L.Trainer,
@@ -32,19 +33,18 @@ class PredictionWriter(Callback):
         batch_idx: int,
         dataloader_idx: int = 0,
     ) -> None:
-        """Decode a batch."""
         datamodule = datamodule_of(trainer)
         texts = datamodule.tokenizer.batch_decode(outputs["answers"].tolist(), skip_special_tokens=True)
-        # A rank without documents left has answered a row of padding, which is nobody's.
+        # A rank that has run out of documents answers a row of padding, which has no document.
         for index, text in zip(outputs["documents"].tolist(), texts, strict=False):
             self._rows[index] = {**datamodule.prediction_row(index), "answer": text}
 
+    @override
     def on_predict_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Gather the ranks, write once."""
         rows = {document: row for part in gather_objects(self._rows) for document, row in part.items()}
         if trainer.is_global_zero:
             lines = [json.dumps(rows[document], ensure_ascii=False) + "\n" for document in sorted(rows)]
             write_text(self.path, "".join(lines))
             empty = sum(not row["answer"] for row in rows.values())
-            ends = f"; {empty} of them are empty, where the model ends its turn at once" if empty else ""
+            ends = f"; {empty} of them are empty: the model ended its turn at once" if empty else ""
             rank_zero_info(f"{len(rows)} answers in {self.path}{ends}")

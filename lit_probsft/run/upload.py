@@ -1,13 +1,12 @@
-"""An exported model on the Hugging Face hub: what would keep it from there is found before training, not after."""
+"""Uploads an exported model to the Hugging Face hub; anything that would block the upload is found before training."""
 
 from __future__ import annotations
 
 import shlex
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
 
-from lit_probsft.errors import UserError
+from lit_probsft.errors import UserError, first_line
 
 _WEIGHTS = ["*.safetensors", "*.safetensors.index.json"]
 _CONFIGURATIONS = ("config.json", "generation_config.json", "adapter_config.json")
@@ -18,9 +17,9 @@ class HubOptions:
     """Where `fit` uploads the model that it exports at its end.
 
     Args:
-        repo_id: such as `me/model`; created where it does not exist. None uploads nothing.
-        private: whether a repository that is created is private; one that exists stays as it is.
-        revision: the branch, created where it does not exist.
+        repo_id: such as `me/model`; created if it does not exist. None uploads nothing.
+        private: create the repository as a private one; an existing one stays as it is.
+        revision: the branch; created if it does not exist.
         message: of the commit.
     """
 
@@ -32,7 +31,7 @@ class HubOptions:
     def __post_init__(self) -> None:
         if self.repo_id is not None:
             from huggingface_hub.errors import HFValidationError
-            from huggingface_hub.utils._validators import validate_repo_id
+            from huggingface_hub.utils import validate_repo_id  # type: ignore[attr-defined]
 
             try:
                 validate_repo_id(self.repo_id)
@@ -46,24 +45,27 @@ class HubOptions:
 
 
 def ensure_repo(options: HubOptions, argument: str = "push_to_hub") -> HubOptions:
-    """Make sure that a model can be uploaded: create repository and branch; returns the options with their full name.
+    """Create the repository and the branch, and check write access.
 
     Args:
         options: with a `repo_id`.
-        argument: errors begin with it.
+        argument: names the options in errors.
+
+    Returns:
+        The options with the full `repo_id`.
 
     Raises:
-        UserError: no token, one that is not valid or has no right, or no hub.
+        UserError: there is no token, the token is invalid or lacks the right to write, or the hub cannot be reached.
     """
     import huggingface_hub
     from huggingface_hub.errors import HfHubHTTPError
 
     assert options.repo_id is not None
     if huggingface_hub.constants.HF_HUB_OFFLINE:
-        raise UserError(argument, "expected a hub that can be reached, HF_HUB_OFFLINE is set")
+        raise UserError(argument, "cannot upload, because HF_HUB_OFFLINE is set")
     if huggingface_hub.get_token() is None:
         raise UserError(
-            argument, "expected a token that may write, got none; log in with `hf auth login`, or set HF_TOKEN"
+            argument, "expected a token with write access, got none; log in with `hf auth login`, or set HF_TOKEN"
         )
     api, user = huggingface_hub.HfApi(), "this user"
     try:
@@ -75,31 +77,32 @@ def ensure_repo(options: HubOptions, argument: str = "push_to_hub") -> HubOption
     except HfHubHTTPError as error:
         status = error.response.status_code
         if status == 401:
-            raise UserError(argument, f"expected a valid token, the hub refuses this one: {_said(error)}") from error
+            raise UserError(argument, f"expected a valid token, the hub refuses this one: {_reason(error)}") from error
         if status in (403, 404):
             raise UserError(
                 f"{argument}.repo_id",
-                f"expected a repository that {user} may write to, with a token that may do so, got "
-                f"{options.repo_id!r}: {_said(error)}",
+                f"expected a repository to which {user} and the token have write access, got {options.repo_id!r}: "
+                f"{_reason(error)}",
             ) from error
-        raise UserError(argument, f"the hub refuses {options.repo_id!r}: {_said(error)}") from error
-    except Exception as error:  # what a network does has many names
-        raise UserError(
-            argument, f"expected a hub that can be reached, {api.endpoint} cannot: {_said(error)}"
-        ) from error
+        raise UserError(argument, f"the hub refuses {options.repo_id!r}: {_reason(error)}") from error
+    except Exception as error:  # network errors have many types
+        raise UserError(argument, f"cannot reach the hub at {api.endpoint}: {_reason(error)}") from error
     return replace(options, repo_id=created.repo_id)
 
 
 def upload(options: HubOptions, folder: Path, argument: str = "push_to_hub") -> str:
-    """Upload an exported model in one commit, in the place of weights that are there; returns its address.
+    """Upload an exported model in one commit, which also deletes the weights that it replaces.
 
     Args:
-        options: as `ensure_repo` returns them.
-        folder: of the model.
-        argument: errors begin with it.
+        options: of `ensure_repo`.
+        folder: the exported model.
+        argument: names the options in errors.
+
+    Returns:
+        The address of the commit.
 
     Raises:
-        UserError: it failed; the folder is untouched, and the message says how to upload it later.
+        UserError: the upload failed. The folder is unchanged, and the message has the command to upload it later.
     """
     import huggingface_hub
 
@@ -110,21 +113,20 @@ def upload(options: HubOptions, folder: Path, argument: str = "push_to_hub") -> 
             folder_path=folder,
             revision=options.revision,
             commit_message=options.message,
-            # A file of another cut would be read in the place of the new ones; and what says that a folder holds a
-            # model, or adapters, must not stay where the other has come.
+            # Old weight files of other sizes, and the configuration of a model where adapters are uploaded (or the
+            # other way round), would be loaded instead of the new ones.
             delete_patterns=[*_WEIGHTS, *(name for name in _CONFIGURATIONS if not (folder / name).exists())],
         )
-    except Exception as error:  # of the network, the hub or the disk: the model is there, whatever it is
+    except Exception as error:  # of the network, the hub or the disk: the exported model is complete anyway
         command = ["hf", "upload", options.repo_id, str(folder), ".", "--revision", options.revision]
         raise UserError(
             argument,
-            f"{folder} is complete, but could not be uploaded to {options.repo_id}: {_said(error)}; to do "
-            f"it later: {shlex.join(command)}",
+            f"{folder} is complete, but could not be uploaded to {options.repo_id}: {_reason(error)}; to upload it "
+            f"later: {shlex.join(command)}",
         ) from error
     return str(found.commit_url)
 
 
-def _said(error: Any) -> str:
-    """What the hub says, else the first line of the error."""
-    said = getattr(error, "server_message", None)
-    return said or next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)
+def _reason(error: Exception) -> str:
+    """The hub's message, or the first line of the error."""
+    return getattr(error, "server_message", None) or first_line(error)

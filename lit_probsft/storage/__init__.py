@@ -1,1 +1,1 @@
-"""Files that survive a crash: atomic writing, checkpoint files, the hub, adapter folders."""
+"""Files that survive a crash: atomic writes, checkpoints, adapter folders, and what comes from the hub."""

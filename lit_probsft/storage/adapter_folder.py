@@ -1,4 +1,4 @@
-"""Reads folders of adapters as peft writes them."""
+"""Reads adapter folders in peft's format."""
 
 from __future__ import annotations
 
@@ -6,28 +6,27 @@ import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lit_probsft.errors import UserError
-from lit_probsft.storage.atomic import reason
+from lit_probsft.errors import UserError, first_line
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
 CONFIG, WEIGHTS = "adapter_config.json", "adapter_model.safetensors"
-"""Files of a folder of adapters."""
+"""The files of an adapter folder."""
 
 
 def is_adapter_folder(path: str | Path) -> bool:
-    """Does it hold adapters in place of a model?"""
+    """Whether a folder holds adapters instead of a model."""
     return (Path(path) / CONFIG).is_file()
 
 
 def adapters_at(place: str, revision: str | None = None) -> Path | None:
-    """The folder of the adapters that a hub id or a folder holds in place of a model, None if it holds none.
+    """The local folder of the adapters that a hub id or a folder holds instead of a model; None for a model.
 
     Args:
         place: hub id or folder.
-        revision: branch, tag or commit on the hub, from which their files are fetched.
+        revision: branch, tag or commit on the hub.
     """
     from transformers.utils import cached_file
 
@@ -37,7 +36,7 @@ def adapters_at(place: str, revision: str | None = None) -> Path | None:
     for name in (CONFIG, WEIGHTS):
         try:
             found.append(cached_file(place, name, revision=revision or "main"))
-        except (OSError, ValueError):  # reading it as a model, or its weights, will say what is wrong
+        except (OSError, ValueError):  # reported when the model or the weights are loaded
             break
     return Path(found[0]).parent if found and found[0] else None
 
@@ -45,26 +44,31 @@ def adapters_at(place: str, revision: str | None = None) -> Path | None:
 def read_config(folder: str | Path, argument: str) -> dict[str, Any]:
     """The fields of `adapter_config.json`.
 
+    Args:
+        folder: of the adapters.
+        argument: names the folder in errors.
+
     Raises:
-        UserError: it is not there or not LoRA's, or asks for what is not done here, by name.
+        UserError: the file is missing, is not for LoRA, or asks for something that is not supported.
     """
     path = Path(folder) / CONFIG
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (OSError, ValueError) as error:
         raise UserError(
-            argument, f"expected a folder of adapters with {CONFIG} and {WEIGHTS}, got {str(folder)!r}: {reason(error)}"
+            argument,
+            f"expected a folder of adapters with {CONFIG} and {WEIGHTS}, got {str(folder)!r}: {first_line(error)}",
         ) from error
     if not isinstance(content, dict) or content.get("peft_type") != "LORA":
         kind = content.get("peft_type") if isinstance(content, dict) else None
         raise UserError(argument, f"expected adapters of peft's type LORA, {str(folder)!r} holds {kind}")
-    usual: dict[str, Any] = {"bias": "none", "lora_bias": False}
-    usual |= dict.fromkeys(("rank_pattern", "alpha_pattern", "target_parameters", "trainable_token_indices"))
-    for field, value in usual.items():
+    supported: dict[str, Any] = {"bias": "none", "lora_bias": False}
+    supported |= dict.fromkeys(("rank_pattern", "alpha_pattern", "target_parameters", "trainable_token_indices"))
+    for field, value in supported.items():
         if (content.get(field) or value) != value:
             raise UserError(argument, f"expected adapters without {field}, {str(folder)!r} has {content[field]!r}")
     start = content.get("init_lora_weights", True)
-    if isinstance(start, str) and start not in ("gaussian", "orthogonal"):  # the base was changed along with them
+    if isinstance(start, str) and start not in ("gaussian", "orthogonal"):  # such as pissa, which changes the base
         raise UserError(
             argument, f"expected adapters of an unchanged base, {str(folder)!r} has init_lora_weights {start}"
         )
@@ -72,10 +76,10 @@ def read_config(folder: str | Path, argument: str) -> dict[str, Any]:
 
 
 def read_weights(folder: str | Path, argument: str) -> dict[str, Tensor]:
-    """By the names that peft stores.
+    """The weights of the adapters, by the names that peft gives them.
 
     Raises:
-        UserError: they are not there, not in safetensors' format, or damaged.
+        UserError: the file is missing, damaged or not in the safetensors format.
     """
     from safetensors import SafetensorError
     from safetensors.torch import load_file
@@ -84,4 +88,4 @@ def read_weights(folder: str | Path, argument: str) -> dict[str, Tensor]:
     try:
         return dict(load_file(path))
     except (OSError, SafetensorError) as error:
-        raise UserError(argument, f"expected adapters in {path}, which cannot be read: {reason(error)}") from error
+        raise UserError(argument, f"expected adapters in {path}, which cannot be read: {first_line(error)}") from error

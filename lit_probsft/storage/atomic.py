@@ -1,7 +1,8 @@
-"""Writing so that a name never stands for something half-written: beside its place, then renamed.
+"""Atomic writes: a name always refers to a complete file or folder.
 
-What is under way, or about to be deleted, has a name with a dot in front, which nobody reads and `tidy` removes. Only
-local and POSIX-like shared file systems are meant.
+Everything is written next to its final path and then renamed. Unfinished files, and files about to be deleted, have
+names that start with a dot; nobody reads them, and `tidy` removes them. This works on local and POSIX-like shared file
+systems.
 """
 
 from __future__ import annotations
@@ -14,11 +15,11 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from lit_probsft.errors import UserError
+from lit_probsft.errors import UserError, first_line
 
 
 def partial_of(path: Path) -> Path:
-    """Where something is written before it is renamed to `path`."""
+    """The path that `path` is written to before it is renamed."""
     return path.with_name(f".{path.name}.partial")
 
 
@@ -28,9 +29,10 @@ def _old_of(path: Path) -> Path:
 
 @contextlib.contextmanager
 def atomic_write(path: Path) -> Iterator[Path]:
-    """A partial path next to `path` to write to; renamed over it at the end, removed if something goes wrong.
+    """Yield a partial path to write to; rename it to `path` at the end, or remove it after an error.
 
-    Works for a file and for a folder. A crash leaves at most the partial, which the next writer of that name removes.
+    Works for files and folders. A crash leaves at most the partial path behind, and the next write to `path` removes
+    it.
     """
     path = path.resolve() if path.is_symlink() else path
     partial = partial_of(path)
@@ -47,7 +49,7 @@ def atomic_write(path: Path) -> Iterator[Path]:
 
 
 def put_in_place(partial: Path, path: Path) -> None:
-    """Rename `partial` to `path`. A folder that is there already steps aside for the moment between two renames."""
+    """Rename `partial` to `path`. A folder already at `path` is renamed first, as it cannot be replaced."""
     if path.is_dir() and not path.is_symlink():
         old = _old_of(path)
         remove(old)
@@ -64,13 +66,13 @@ def put_in_place(partial: Path, path: Path) -> None:
 
 
 def recover(path: Path) -> None:
-    """Give a folder its name back if a crash came between the two renames of `put_in_place`."""
+    """Restore a folder if a crash came between the two renames of `put_in_place`."""
     if not os.path.lexists(path) and _old_of(path).is_dir():
         os.rename(_old_of(path), path)
 
 
 def remove(path: Path) -> None:
-    """Delete a file, a link or a folder; nothing if there is none. A folder loses its name first, at once."""
+    """Delete a file, a link or a folder, if it exists. A folder is renamed first, so that it disappears at once."""
     if not path.is_dir() or path.is_symlink():
         path.unlink(missing_ok=True)
         return
@@ -83,17 +85,17 @@ def remove(path: Path) -> None:
 
 
 def tidy(folder: Path) -> None:
-    """Delete what a crash has left in a folder."""
+    """Delete what a crash left in a folder."""
     for suffix in ("partial", "old", "deleted"):
         for leftover in folder.glob(f".*.{suffix}"):
             remove(leftover)
 
 
 def link(name: Path, target: Path) -> None:
-    """Let `name` stand for `target`, its neighbour: in one step from the old target to the new.
+    """Make `name` another name of `target`, which is in the same folder, in one step.
 
-    A file gets a second name, which survives being moved; a folder, or a file where the file system knows one name
-    only, a symbolic link.
+    A file gets a hard link, so that the second name survives when the first is deleted. A folder gets a symbolic link,
+    and so does a file where the file system has no hard links.
     """
     partial = partial_of(name)
     partial.unlink(missing_ok=True)
@@ -104,7 +106,7 @@ def link(name: Path, target: Path) -> None:
     if name.is_dir() and not name.is_symlink():
         remove(name)  # os.replace does not replace a folder by a link
     os.replace(partial, name)
-    partial.unlink(missing_ok=True)  # it stays where both are names of one file already
+    partial.unlink(missing_ok=True)  # os.replace does nothing if both are already names of one file
 
 
 def sync_file(path: Path) -> None:
@@ -114,7 +116,7 @@ def sync_file(path: Path) -> None:
 
 
 def _sync_folder(folder: Path) -> None:
-    with contextlib.suppress(OSError):  # not every file system can
+    with contextlib.suppress(OSError):  # some file systems cannot sync a folder
         descriptor = os.open(folder, os.O_RDONLY)
         try:
             os.fsync(descriptor)
@@ -122,31 +124,20 @@ def _sync_folder(folder: Path) -> None:
             os.close(descriptor)
 
 
-def reason(error: BaseException) -> str:
-    """An error of the system in a few words."""
-    if isinstance(error, OSError) and error.strerror:
-        return error.strerror
-    return next(iter(str(error).splitlines()), type(error).__name__)
-
-
 @contextlib.contextmanager
-def report_write_errors(what: str, path: Path) -> Iterator[None]:
-    """Tell the user of a file or folder that could not be written.
-
-    Raises:
-        UserError: instead of OSError.
-    """
+def report_write_errors(argument: str, path: Path) -> Iterator[None]:
+    """Turn an OSError into a UserError about `argument`: `path` could not be written."""
     try:
         yield
     except OSError as error:
-        raise UserError(what, f"{path} could not be written: {reason(error)}") from error
+        raise UserError(argument, f"{path} could not be written: {first_line(error)}") from error
 
 
 def write_text(path: Path, text: str) -> None:
-    """Write a file of a run so that a reader sees the old text or the new, never half of it.
+    """Write a file of a run atomically: readers see the old text or the new text.
 
     Raises:
-        UserError: it could not be written; what was there is untouched.
+        UserError: the file could not be written; the old text is unchanged.
     """
     with report_write_errors("--runs_dir", path), atomic_write(path) as partial:
         partial.write_text(text, encoding="utf-8")
@@ -154,7 +145,7 @@ def write_text(path: Path, text: str) -> None:
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
-    """Write a dictionary as JSON, atomically; NaN becomes null."""
+    """Write a dictionary as JSON, atomically. NaN and infinities become null."""
     write_text(path, json.dumps(_plain(content), indent=2, ensure_ascii=False) + "\n")
 
 

@@ -1,4 +1,4 @@
-"""Code and commits of others: what of a repository's own code may run, and which of its commits was taken."""
+"""What comes from the hub: which commit of a repository is used, and which of its own code may run."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ _SNAPSHOT = re.compile(r"/snapshots/([0-9a-f]{40})/")
 
 
 def missing_folder(place: str) -> tuple[bool, str]:
-    """Is `place` a folder that is not there, and no id on the hub; and folders beside it that are like it, as a hint.
+    """Whether `place` is the path of a missing folder rather than a hub id, and a hint from `near_matches`.
 
-    `runs/quickstrt` could be either: it is a folder where `runs/` has a name like that.
+    `runs/quickstrt` could be either. It is taken for a path if `runs/` contains a similar name.
     """
     path = Path(place).expanduser()
     if path.is_dir():
@@ -28,8 +28,10 @@ def missing_folder(place: str) -> tuple[bool, str]:
 
 
 def custom_code(place: str, revision: str | None = None) -> list[str]:
-    """The files of code that a model or tokenizer names, its own or `FILE of REPOSITORY`; empty for none, or where that
-    cannot be read."""
+    """The code files that a model or tokenizer names, as `FILE` or `FILE of REPOSITORY`.
+
+    Empty if it names none, or if its configuration cannot be read.
+    """
     return sorted(dict.fromkeys(_code_in(place, revision)))
 
 
@@ -43,7 +45,7 @@ def _code_in(place: str, revision: str | None) -> Iterator[str]:
         except (OSError, ValueError):
             continue
         named = content.get("auto_map") or {}
-        values = named.values() if isinstance(named, dict) else [named]  # of old tokenizers it is a list
+        values = named.values() if isinstance(named, dict) else [named]  # old tokenizers have a list
         for value in values:
             for path in value if isinstance(value, list | tuple) else [value]:
                 if path:
@@ -53,14 +55,14 @@ def _code_in(place: str, revision: str | None) -> Iterator[str]:
 
 @functools.cache
 def warn_of_code(argument: str, place: str, revision: str | None = None) -> None:
-    """Say once what code of others will run, as the user has allowed it."""
+    """Warn once of the code that will run because the user set `trust_remote_code`."""
     from lightning.pytorch.utilities import rank_zero_warn
 
     code = custom_code(place, revision)
     if not code:
         return
-    strange = [name for name in code if " of " in name]
-    unpinned = strange if revision or Path(place).exists() else code
+    foreign = [name for name in code if " of " in name]
+    unpinned = foreign if revision or Path(place).exists() else code
     rank_zero_warn(
         f"{argument}: code that comes with {place} WILL RUN ON THIS MACHINE with all your rights: {', '.join(code)}"
         + (f"; no revision pins {', '.join(unpinned)}" if unpinned else "")
@@ -68,42 +70,46 @@ def warn_of_code(argument: str, place: str, revision: str | None = None) -> None
 
 
 def refused_code(error: BaseException, argument: str, place: str, revision: str | None = None) -> UserError | None:
-    """What to tell the user if `error` is transformers' refusal to run a repository's own code; None if it is not."""
+    """The UserError for transformers' refusal to run a repository's own code; None if `error` is something else."""
     if "trust_remote_code=True" not in str(error):
         return None
     code = ", ".join(custom_code(place, revision)) or "named in its configuration"
     return UserError(
         argument,
-        f"expected true, since {place!r} comes with code of its own that would have to run ({code}); got "
-        "false. Read that code, pin it with `revision`, and set it to true if you trust it",
+        f"expected true, because {place!r} needs code of its own ({code}); got false. Read that code, pin it with "
+        "`revision`, and set this to true if you trust it",
     )
 
 
 @functools.cache
 def dataset_commit(name: str, revision: str | None = None) -> str | None:
-    """The commit of a data set that the hub gives for a revision now, the same for as long as this process lives; None
-    where the hub does not say."""
+    """The commit that a revision of a dataset on the hub points to; None if the hub cannot be asked.
+
+    The answer is cached, so that a process uses one commit even if the branch moves.
+    """
     import huggingface_hub
 
     if huggingface_hub.constants.HF_HUB_OFFLINE:
         return None
     try:
         sha: str | None = huggingface_hub.HfApi().dataset_info(name, revision=revision, timeout=30).sha
-    except Exception:  # loading it will say what is wrong
+    except Exception:  # reported when the dataset is loaded
         return None
     return sha
 
 
 @functools.cache
 def model_commit(place: str, revision: str | None = None) -> str | None:
-    """The commit that the hub, or the cache of its files on this machine, gives for a revision of a model or tokenizer
-    now, the same for as long as this process lives; None for a local folder."""
+    """The commit of a model or tokenizer, according to the hub or its cache on this machine; None for a local folder.
+
+    The answer is cached, so that a process uses one commit even if the branch moves.
+    """
     from transformers.utils import cached_file
 
     for name in (*_FILES, "adapter_config.json"):
         try:
             path = cached_file(place, name, revision=revision or "main")
-        except (OSError, ValueError):  # loading it will say what is wrong
+        except (OSError, ValueError):  # reported when the model or the tokenizer is loaded
             continue
         if match := _SNAPSHOT.search(Path(path or "").as_posix()):
             return match[1]

@@ -1,4 +1,4 @@
-"""What every rank knows: objects gathered from all processes of a run."""
+"""Exchanges objects between the processes of a run."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ _T = TypeVar("_T")
 
 
 def gather_objects(value: _T) -> list[_T]:
-    """The object of every rank, in the order of ranks; `[value]` where there is one process. All ranks call it."""
+    """The value of every rank, in the order of ranks; all ranks must call it. In a single process, `[value]`."""
     if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
         return [value]
     values: list[_T] = [value] * torch.distributed.get_world_size()

@@ -19,7 +19,8 @@ from lightning_utilities.core.apply_func import apply_to_collection
 from lit_probsft.errors import UserError
 from lit_probsft.parallel.strategies import FSDP2, DeepSpeed
 from lit_probsft.storage.atomic import link, remove, report_write_errors, tidy
-from lit_probsft.storage.checkpoint_files import WholeFileIO, newest_whole, not_written, steps
+from lit_probsft.storage.checkpoint_files import newest_intact, steps
+from lit_probsft.storage.checkpoint_writing import WholeFileIO, not_written
 from lit_probsft.training.intervals import (
     Every,
     at_boundary,
@@ -291,7 +292,7 @@ def where_to_continue(folder: Path) -> Path:
     Raises:
         UserError: there is none.
     """
-    found, complaints = newest_whole(folder)
+    found, complaints = newest_intact(folder)
     if found is None:
         reason = "; ".join(complaints) or "there is none"
         raise UserError("--resume", f"expected a whole checkpoint in {folder}: {reason}")

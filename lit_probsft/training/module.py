@@ -175,7 +175,7 @@ class ProbSFTModule(L.LightningModule):
                 extend(self.model, tokens)
                 self.new_tokens.update(tokens)
             self._load_reference(dtype, sharding)  # a copy of the model, before that is cut
-            self.model = self.model if sharding is None else sharding.whole(self.model)
+            self.model = self.model if sharding is None else sharding.shard(self.model)
         if isinstance(self.trainer.strategy, DeepSpeed):  # which writes the weights itself
             self.trainer.strategy.exclude_frozen_parameters = self.base_of_adapters is not None
         if (end := getattr(datamodule, "end_of_turn_id", None)) is not None:
@@ -195,7 +195,7 @@ class ProbSFTModule(L.LightningModule):
         check_fits(self.model, largest, longest)
 
     def _with_head(self, model: Any, sharding: Sharding | None = None, new: Mapping[str, int] | None = None) -> Any:
-        model = model if sharding is None else sharding.whole(model)
+        model = model if sharding is None else sharding.shard(model)
         if self.lora is not None:
             if self.source is not None and not new:  # a base that has grown lies nowhere
                 device = torch.device("cpu") if self._trainer is None else self._trainer.strategy.root_device
@@ -204,7 +204,7 @@ class ProbSFTModule(L.LightningModule):
             self.lora.inject(model, sharding)
             check_rows_trained(new or {}, model)
             if sharding is not None:
-                sharding.added(model)
+                sharding.shard_adapters(model)
         head = install_head(model)
         if self.logits_budget_mb is not None:
             head.chunk_size = max(1, int(self.logits_budget_mb * 2**20 / (4 * head.out_features)))

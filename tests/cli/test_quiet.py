@@ -92,7 +92,7 @@ def test_the_quickstart_says_nothing_but_what_is_ours_and_a_warning_that_is_due(
     assert all(re.fullmatch(rows, line) for line in said[:2])
     assert said[2:] == [
         "Restoring states from the checkpoint path at runs/quickstart/checkpoints/step-00000002.ckpt",
-        "--resume: other than in runs/quickstart/config.yaml, and taken from now on:",
+        "--resume: changed since runs/quickstart/config.yaml:",
         "trainer.max_epochs: 1 -> 2",
         "model.optimizer.lr: 1e-06 -> 0.001",
     ]

@@ -12,7 +12,7 @@ import yaml
 from lit_probsft.cli.commands import main
 from lit_probsft.cli.fit import ProbSFTCLI
 from lit_probsft.objectives import NLL, NegP, Power, Threshold
-from lit_probsft.parallel.strategies import settled
+from lit_probsft.parallel.strategies import resolve_strategy
 from tests import tiny
 
 CONFIGS = Path(__file__).parents[2] / "configs"
@@ -76,7 +76,7 @@ def test_a_strategy_behind_a_recipe_changes_nothing_else(
     chosen, _ = sharded["trainer"].pop("strategy"), plain["trainer"].pop("strategy")
     assert sharded == plain  # the name of the run too: it is the recipe's
     if "zero" in path.stem:
-        built = settled(chosen)
+        built = resolve_strategy(chosen)
         assert built.class_path == "lit_probsft.parallel.strategies.DeepSpeed"
         assert str(built.init_args.stage) in path.stem
         assert bool(built.init_args.get("offload_parameters")) == ("offload" in path.stem)

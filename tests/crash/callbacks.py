@@ -128,19 +128,19 @@ class StopsAtMicroBatch(L.Callback):
 
 
 class SlowDisk(L.Callback):
-    """Slices take a while to be written.
+    """Shards take a while to be written.
 
     Args:
         seconds: how long.
     """
 
     def __init__(self, seconds: float) -> None:
-        from lit_probsft.parallel import strategies
+        from lit_probsft.parallel import fsdp2
 
-        write = strategies._write_slices
+        write = fsdp2._try_to_save_shards
 
         def slowly(*args: Any) -> Any:
             time.sleep(seconds)
             return write(*args)
 
-        strategies._write_slices = slowly
+        fsdp2._try_to_save_shards = slowly

@@ -62,23 +62,21 @@ class _Watch:
 
     def install(self) -> None:
         import lit_probsft.run.export as export
-        from lit_probsft.run.metrics_csv import _LocalFiles
-        from lit_probsft.run.record import RunRecord
-        from lit_probsft.storage import checkpoint_files as storage
+        from lit_probsft.run.model_exports import ModelExports
+        from lit_probsft.storage import checkpoint_writing
         from lit_probsft.training.checkpoints import Checkpoints
 
         for name in _CALLS:
             setattr(os, name, self.around(name, getattr(os, name)))
         builtins.open = self.opens(builtins.open)  # type: ignore[assignment]
         io.open = self.opens(io.open)  # type: ignore[assignment]
-        _LocalFiles.open = staticmethod(self.opens(_LocalFiles.open))  # type: ignore[assignment]
         for owner, name in (
             (Checkpoints, "on_train_start"),
             (Checkpoints, "save"),
             (Checkpoints, "flush"),
-            (RunRecord, "_export"),
-            (storage, "write_file"),
-            (export, "_write"),
+            (ModelExports, "_export"),
+            (checkpoint_writing, "write_file"),
+            (export, "_write_folder"),
         ):
             setattr(owner, name, self.marked(getattr(owner, name)))
 

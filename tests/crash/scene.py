@@ -13,8 +13,8 @@ from typing import Any
 import torch
 from safetensors.torch import load_file
 
-from lit_probsft.run.export import CHECKPOINT_KEY
-from lit_probsft.run.summary import CLOCK
+from lit_probsft.run.checkpoint_export import CHECKPOINT_KEY
+from lit_probsft.run.timer import CLOCK
 from lit_probsft.storage.checkpoint_files import damage
 from tests import tiny
 from tests.cli.test_fit import config

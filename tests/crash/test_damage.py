@@ -12,7 +12,8 @@ import pytest
 import torch
 
 from lit_probsft.errors import UserError
-from lit_probsft.storage.checkpoint_files import damage, steps, write_file
+from lit_probsft.storage.checkpoint_files import damage, steps
+from lit_probsft.storage.checkpoint_writing import write_file
 from lit_probsft.training.checkpoints import where_to_continue
 from tests.crash.scene import Scene, difference
 from tests.crash.server import Server

@@ -199,7 +199,7 @@ def test_two_runs_do_not_write_to_one_folder(server: Server, tmp_path: Path) -> 
     scene.wait_until_trained(first, "run", 2)
     second = scene.server.run(*scene.command("run", "--overwrite"), cwd=scene.folder)
     assert second.status == 2, second.said[-2000:]
-    assert "--name: expected a run folder that no other run writes to" in second.said
+    assert "--name: another process is training in" in second.said
     assert first.wait() == 0, first.said[-2000:]
     scene.assert_end("run", "whole")
 

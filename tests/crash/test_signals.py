@@ -154,7 +154,7 @@ def test_an_error_of_one_rank_ends_all_and_is_told_once(
     message = f"{'lit_probsft: error' if user else 'RuntimeError'}: the power goes out"
     assert run.said.splitlines().count(message) == 1, run.said
     assert run.said.count("Traceback") == (0 if user else 1), run.said
-    assert "died without a word" not in run.said
+    assert "died without an error message" not in run.said
     scene.assert_nothing_half("run")
     assert steps(scene.checkpoints("run"))[-1][0] == 2
 
@@ -170,7 +170,7 @@ def test_a_rank_that_is_killed_ends_the_others(server: Server, tmp_path: Path, s
     assert run.wait(PATIENCE) == (-9 if rank == 0 else 1), run.said
     assert run.gone(PATIENCE), run.processes()
     if rank == 1:
-        assert run.said.count("another rank has died without a word") == 1, run.said
+        assert run.said.count("another rank has died without an error message") == 1, run.said
         assert "Traceback" not in run.said, run.said
     scene.assert_nothing_half("run")
     scene.fit("run", "--resume")

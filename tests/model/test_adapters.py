@@ -290,7 +290,7 @@ def test_a_run_exports_adapters_and_is_validated_with_them(tmp_path: Path, monke
     assert main(["capability", "--config", path]).result["nll"] != pytest.approx(plain["nll"], rel=1e-4)
     (tmp_path / "base").rename(tmp_path / "moved")
     with pytest.raises(
-        UserError, match="--base: expected the base of the checkpoint's adapters, which is not to be had"
+        UserError, match="--base: expected the base of the checkpoint's adapters, which could not be loaded"
     ):
         main(["export", checkpoint, "again", "--merged"])
     main(["export", checkpoint, "again", "--merged", "--base", "moved"])

@@ -1,4 +1,4 @@
-"""Callbacks that a run is given by its configuration."""
+"""Callbacks for configurations in tests."""
 
 from __future__ import annotations
 
@@ -10,11 +10,11 @@ import lightning as L
 
 
 class Stops(L.Callback):
-    """Tells its own process to stop, as a scheduler would, when an optimizer step is done.
+    """Sends SIGTERM to its own process after an optimizer step, as a scheduler would.
 
     Args:
-        step: how many steps are done by then.
-        rank: which of the ranks is told.
+        step: the number of steps before the signal.
+        rank: the rank that gets it.
     """
 
     def __init__(self, step: int, rank: int = 0) -> None:

@@ -1,4 +1,4 @@
-"""Two processes under a time limit, of which nothing is left."""
+"""Launches processes under a time limit, and checks that none is left."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ _MARK = "TESTS_PARALLEL_LAUNCH"
 
 
 def launch(arguments: list[str], *, timeout: float, cwd: Path | None = None, **environment: str) -> str:
-    """Run `python *arguments`; what it said on stdout.
+    """Run `python *arguments`; returns its stdout.
 
-    torchrun gives each of its workers a session of its own, so that killing a process group would miss them: all that
-    descend from this launch are known by a mark in their environment instead.
+    torchrun gives each worker its own session, so killing a process group would miss them. A mark in the environment
+    identifies all descendants of this launch.
 
     Raises:
-        AssertionError: it failed, took too long, or left a process behind; with the end of what it said on stderr.
+        AssertionError: it failed, took too long, or left a process behind; the message has the end of stderr.
     """
     mark = uuid.uuid4().hex
     environment = {
@@ -32,16 +32,16 @@ def launch(arguments: list[str], *, timeout: float, cwd: Path | None = None, **e
         _MARK: mark,
     }
     with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as errors:
-        # Files and not pipes: a process that stays behind would keep a pipe open, and us waiting.
+        # Files, because a process that stays behind would keep a pipe open and block us.
         process = subprocess.Popen(
             [sys.executable, *arguments], env=environment, cwd=cwd, stdout=out, stderr=errors, start_new_session=True
         )
         try:
             status: int | str = process.wait(timeout)
         except subprocess.TimeoutExpired:
-            status = f"no end after {timeout:g} s"
+            status = f"not finished after {timeout:g} s"
         finally:
-            # Helpers that end with their parents are given the time to do so, but not after a timeout.
+            # Helpers that end with their parents have time to do so, except after a timeout.
             left = _descendants(mark, patience=5.0 if process.poll() is not None else 0.0)
             _kill(process, mark)
         for file in (out, errors):
@@ -53,13 +53,13 @@ def launch(arguments: list[str], *, timeout: float, cwd: Path | None = None, **e
 
 
 def torchrun(module: str, *arguments: str, timeout: float, processes: int = 2, **environment: str) -> str:
-    """Run a module under torchrun, on this machine."""
+    """Run a module under torchrun."""
     command = ["-m", "torch.distributed.run", "--standalone", f"--nproc-per-node={processes}", "-m", module]
     return launch([*command, *arguments], timeout=timeout, **environment)
 
 
 def _descendants(mark: str, patience: float) -> dict[int, str]:
-    """Processes with this mark and their command lines, once `patience` (s) has run out or none is left."""
+    """The command lines of processes with this mark, after up to `patience` seconds in which they may end."""
     until = time.monotonic() + patience
     while True:
         found = {}

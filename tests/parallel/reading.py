@@ -1,4 +1,4 @@
-"""What is in a checkpoint of any kind, read without the code that is tested."""
+"""Reads checkpoints of any format without the code under test."""
 
 from __future__ import annotations
 
@@ -10,21 +10,21 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from lit_probsft.run.export import CHECKPOINT_KEY
-from lit_probsft.run.summary import CLOCK
+from lit_probsft.run.checkpoint_export import CHECKPOINT_KEY
+from lit_probsft.run.timer import CLOCK
 from tests.crash.scene import state
 
 DEEPSPEED = pytest.mark.skipif(importlib.util.find_spec("deepspeed") is None, reason="deepspeed is not installed")
 
 
 def deepspeed_files(checkpoint: Path) -> dict[str, Any]:
-    """Each file that a rank has written, by name. Ours: nothing in it has to be feared."""
+    """The files of all ranks by name. They are ours, so they are loaded without weights_only."""
     files = sorted((checkpoint / "checkpoint").glob("*.pt"))
     return {file.name: torch.load(file, map_location="cpu", weights_only=False) for file in files}
 
 
 def content(checkpoint: Path) -> Any:
-    """All of it as plain data and tensors, but for what the clock decides."""
+    """The whole content as plain data and tensors, without values that depend on time."""
     if not (checkpoint / "checkpoint").is_dir():
         return state(checkpoint)
     files = deepspeed_files(checkpoint)
@@ -35,7 +35,7 @@ def content(checkpoint: Path) -> Any:
 
 
 def _plain(value: Any) -> Any:
-    """Objects as their fields, or two of them would never be equal."""
+    """Objects as dictionaries, so that they can be compared."""
     if isinstance(value, dict):
         return {key: _plain(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):
@@ -46,7 +46,7 @@ def _plain(value: Any) -> Any:
 
 
 def weights(checkpoint: Path) -> dict[str, torch.Tensor]:
-    """The model's weights by the names that the model gives them; adapters apart from what they adapt."""
+    """The model's weights by name; adapters are not merged."""
     if not checkpoint.is_dir():
         module = torch.load(checkpoint, map_location="cpu", weights_only=True)["state_dict"]
     elif not (checkpoint / "checkpoint").is_dir():
@@ -61,7 +61,7 @@ def _deepspeed_weights(files: dict[str, Any]) -> dict[str, torch.Tensor]:
     first = models[0]
     if first["ds_config"]["zero_optimization"]["stage"] < 3:
         return dict(first["module"])
-    # Each rank holds an equal part of each parameter, one after the other; the last is filled up.
+    # Each rank holds an equal part of each parameter; the last one is padded.
     parts = [file["optimizer_state_dict"] for name, file in files.items() if name.endswith("optim_states.pt")]
     flat = [torch.cat([*map(torch.flatten, part["fp32_flat_groups"])]) for part in parts]
     found, place = {}, 0

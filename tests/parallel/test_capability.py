@@ -1,4 +1,4 @@
-"""Two processes measure what one does, whatever the strategy."""
+"""Two processes measure the same capability as one, under every strategy."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def single(ask: Any) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp2", "deepspeed_stage_1", "deepspeed_stage_3"])
-def test_two_processes_measure_what_one_does(ask: Any, single: dict[str, Any], strategy: str) -> None:
+def test_two_processes_measure_the_same_as_one(ask: Any, single: dict[str, Any], strategy: str) -> None:
     if strategy.startswith("deepspeed"):
         pytest.importorskip("deepspeed")
     two = ask(strategy, "--trainer.strategy", strategy, "--trainer.devices=2")

@@ -1,4 +1,4 @@
-"""What cannot be had is refused in one message, which names the argument, and before anything is lost."""
+"""Unsupported settings are refused in one message that names the argument, before any work is lost."""
 
 from __future__ import annotations
 
@@ -28,22 +28,21 @@ from lit_probsft.model.lora import LoRA
 from lit_probsft.model.sources import RandomCausalLM
 from lit_probsft.parallel import FSDP2, DeepSpeed
 from lit_probsft.parallel.sharding import FullySharded, Sharding
-from lit_probsft.parallel.strategies import check_supported, settled
-from lit_probsft.storage.checkpoint_files import MANIFEST, WholeFileIO, write_file, write_folder
+from lit_probsft.parallel.strategies import check_supported, resolve_strategy
+from lit_probsft.storage.checkpoint_files import MANIFEST
+from lit_probsft.storage.checkpoint_writing import WholeFileIO, write_file, write_folder
 from lit_probsft.training.checkpoints import CheckpointOptions, Checkpoints, where_to_continue
 from lit_probsft.training.module import ProbSFTModule
 from tests import tiny
 from tests.cli.test_fit import config
 from tests.parallel.worker import CONFIGS
+from tests.storage.trees import SINGLE_PROCESS
 
 pytestmark = pytest.mark.filterwarnings("ignore:Model has `tie_word_embeddings=True`:UserWarning")  # it is refused
 
-ONE: Any = SimpleNamespace(is_global_zero=True, barrier=lambda: None)
-"""A strategy of one process, as far as a folder's writer asks."""
 
-
-def refused(act: Callable[[], Any], words: str) -> None:
-    with pytest.raises(UserError, match=f"^{words}") as caught:
+def refused(act: Callable[[], Any], message: str) -> None:
+    with pytest.raises(UserError, match=f"^{message}") as caught:
         act()
     assert str(caught.value).isprintable()
 
@@ -57,13 +56,13 @@ def deepspeed() -> None:
 
 
 @pytest.mark.parametrize("value", [0, -1, -(10**9)])
-def test_a_number_below_one(value: int) -> None:
+def test_keep_last_is_at_least_one(value: int) -> None:
     refused(lambda: CheckpointOptions(keep_last=value), f"checkpoints.keep_last: expected at least 1, got {value}")
     assert CheckpointOptions(keep_last=1).keep_last == 1
 
 
 @pytest.mark.parametrize("value", ["", "Best", "last", "all", True])
-def test_an_unknown_time_of_export(value: Any) -> None:
+def test_export_is_one_of_four_words(value: Any) -> None:
     refused(
         lambda: CheckpointOptions(export=value),
         f"checkpoints.export: expected final, best, every or none, got {value!r}",
@@ -71,12 +70,12 @@ def test_an_unknown_time_of_export(value: Any) -> None:
 
 
 @pytest.mark.parametrize("value", [0, 4, -1, "2"])
-def test_an_unknown_stage(value: Any) -> None:
+def test_the_zero_stage_is_1_2_or_3(value: Any) -> None:
     """Whether DeepSpeed is installed or not."""
     refused(lambda: DeepSpeed(stage=value), f"trainer.strategy.stage: expected 1, 2 or 3, got {value}")
 
 
-def test_deepspeed_is_not_installed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_error_says_how_to_install_deepspeed(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "deepspeed", None)
     refused(DeepSpeed, r'trainer.strategy: DeepSpeed is not installed \(pip install "lit_probsft\[deepspeed\]"\)')
 
@@ -92,7 +91,7 @@ NAN, INF = float("nan"), float("inf")
         *(("dropout", value, "at least 0 and less than 1") for value in (-0.1, 1.0, 1.5, NAN)),
     ],
 )
-def test_a_number_that_adapters_cannot_have(name: str, value: float, expected: str) -> None:
+def test_options_of_adapters_are_in_range(name: str, value: float, expected: str) -> None:
     refused(lambda: LoRA(**{name: value}), f"model.lora.{name}: expected {expected}, got {value}")
 
 
@@ -104,21 +103,21 @@ LLAMAS = "down_proj, gate_proj, k_proj, o_proj, q_proj, up_proj, v_proj"
     "targets",
     [
         ["nothing"],
-        ["q_proj", "v_prj"],  # a name beside one that is known
+        ["q_proj", "v_prj"],  # an unknown name next to a known one
         ["proj"],  # a part of a name
         [],
         "",
-        "q_proj",  # a text where a list is expected
+        "q_proj",  # a string where a list is expected
         "all_linear",
         "(",
-        ["embed_tokens", "q_proj"],  # matrices that are looked up in, norms, whole layers
+        ["embed_tokens", "q_proj"],  # embeddings, norms and whole layers
         ["embed_tokens"],
         ["norm"],
         ["layers"],
         ["self_attn"],
     ],
 )
-def test_targets_that_cannot_be_adapted(model: str, targets: Any) -> None:
+def test_only_linear_layers_can_be_adapted(model: str, targets: Any) -> None:
     whole = tiny.model(**CONFIGS[model])
     refused(
         lambda: LoRA(target_modules=targets).inject(whole),
@@ -126,7 +125,7 @@ def test_targets_that_cannot_be_adapted(model: str, targets: Any) -> None:
     )
 
 
-def test_the_names_to_choose_from_are_those_of_the_model() -> None:
+def test_the_error_lists_the_linear_layers_of_the_model() -> None:
     gpt2 = RandomCausalLM(CONFIGS["gpt2"]).load(tiny.ByteTokenizer().load(list), torch.float32)
     refused(
         lambda: LoRA(target_modules=["q_proj"]).inject(gpt2),
@@ -135,7 +134,7 @@ def test_the_names_to_choose_from_are_those_of_the_model() -> None:
 
 
 @pytest.mark.parametrize("model", ["llama", "tied"])
-def test_adapters_of_the_output_layer_that_no_list_names(model: str) -> None:
+def test_a_pattern_cannot_select_the_output_layer(model: str) -> None:
     whole = tiny.model(**CONFIGS[model])
     refused(
         lambda: LoRA(target_modules=r".*(q_proj|lm_head)").inject(whole),
@@ -145,7 +144,7 @@ def test_adapters_of_the_output_layer_that_no_list_names(model: str) -> None:
 
 @pytest.fixture
 def mesh() -> Iterator[Any]:
-    """Of this process alone."""
+    """A mesh of this process alone."""
     from torch.distributed.device_mesh import init_device_mesh
 
     torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
@@ -154,15 +153,14 @@ def mesh() -> Iterator[Any]:
 
 
 @pytest.mark.parametrize("targets", [["project_in"], ["q_proj", "project_in"]])
-def test_adapters_that_no_unit_of_fsdp2_would_share(mesh: Any, targets: list[str]) -> None:
-    """A linear layer outside of the decoder layers."""
+def test_fsdp2_refuses_adapters_outside_the_decoder_layers(mesh: Any, targets: list[str]) -> None:
     opt = {"model_type": "opt", "hidden_size": 16, "word_embed_proj_dim": 8, "ffn_dim": 32, "num_hidden_layers": 1}
     model = RandomCausalLM({**opt, "num_attention_heads": 2, "vocab_size": 64}).load(None, torch.float32)
-    sharding = FullySharded(mesh, torch.device("cpu"), compute_bf16=False, cpu_offload=False)
-    sharding.whole(model)
+    sharding = FullySharded(mesh, compute_bf16=False, cpu_offload=False)
+    sharding.shard(model)
     LoRA(target_modules=targets).inject(model)
     refused(
-        lambda: sharding.added(model),
+        lambda: sharding.shard_adapters(model),
         r"model.lora: expected adapters inside the decoder layers, got model.decoder.project_in\.lora_A",
     )
 
@@ -171,7 +169,7 @@ def test_adapters_that_no_unit_of_fsdp2_would_share(mesh: Any, targets: list[str
 
 
 def strategy(name: str, **options: Any) -> Namespace:
-    """As a configuration names it."""
+    """A strategy in a configuration."""
     return Namespace(class_path=f"lightning.pytorch.strategies.{name}", init_args=Namespace(**options))
 
 
@@ -181,7 +179,7 @@ UNSUPPORTED = {
     "FSDPStrategy": (strategy("FSDPStrategy"), "trainer.strategy: FSDPStrategy .* use fsdp2"),
     "FSDPStrategy by its short name": (Namespace(class_path="FSDPStrategy"), "trainer.strategy: FSDPStrategy .* fsdp2"),
     **{
-        f"{size} ways in parallel": (
+        f"{size} tensor parallel": (
             strategy("ModelParallelStrategy", tensor_parallel_size=size),
             "trainer.strategy.tensor_parallel_size: .* use fsdp2",
         )
@@ -191,75 +189,79 @@ UNSUPPORTED = {
 }
 
 
-def test_the_names_of_fsdp1_are_known() -> None:
+def test_lightning_registers_the_names_of_fsdp1() -> None:
     assert {"fsdp", "fsdp_cpu_offload"} <= set(FSDP1)
 
 
 @pytest.mark.parametrize("name", UNSUPPORTED)
-def test_a_configured_strategy_that_would_not_hold_what_is_promised(name: str) -> None:
-    chosen, words = UNSUPPORTED[name]
-    refused(lambda: settled(chosen), words)
+def test_an_unsupported_strategy_in_a_configuration_is_refused(name: str) -> None:
+    chosen, message = UNSUPPORTED[name]
+    refused(lambda: resolve_strategy(chosen), message)
 
 
 @pytest.mark.parametrize(
     ("chosen", "stage"), [(f"deepspeed_stage_{stage}", stage) for stage in (1, 2, 3)] + [("deepspeed", 2)]
 )
-def test_lightnings_names_of_deepspeed_mean_ours(chosen: str, stage: int) -> None:
-    ours = settled(chosen)
-    assert ours.class_path == f"{DeepSpeed.__module__}.DeepSpeed"
+def test_lightnings_names_of_deepspeed_select_our_class(chosen: str, stage: int) -> None:
+    ours = resolve_strategy(chosen)
+    assert ours.class_path == "lit_probsft.parallel.strategies.DeepSpeed"
     assert ours.init_args.stage == stage
 
 
-def test_lightnings_classes_mean_ours() -> None:
+def test_our_classes_replace_lightnings() -> None:
     for size in ("auto", 1):
-        ours = settled(strategy("ModelParallelStrategy", tensor_parallel_size=size, data_parallel_size=4, timeout=None))
-        assert ours.class_path == f"{FSDP2.__module__}.FSDP2"
+        ours = resolve_strategy(
+            strategy("ModelParallelStrategy", tensor_parallel_size=size, data_parallel_size=4, timeout=None)
+        )
+        assert ours.class_path == "lit_probsft.parallel.strategies.FSDP2"
         assert vars(ours.init_args) == {"timeout": None}
-    ours = settled(strategy("DeepSpeedStrategy", stage=3))
-    assert (ours.class_path, ours.init_args.stage) == (f"{DeepSpeed.__module__}.DeepSpeed", 3)
+    ours = resolve_strategy(strategy("DeepSpeedStrategy", stage=3))
+    assert (ours.class_path, ours.init_args.stage) == ("lit_probsft.parallel.strategies.DeepSpeed", 3)
 
 
 @pytest.mark.parametrize("chosen", ["auto", "ddp", "fsdp2", strategy("DDPStrategy", find_unused_parameters=True)])
-def test_other_strategies_stay(chosen: Any) -> None:
-    assert settled(chosen) is chosen
+def test_other_strategies_are_unchanged(chosen: Any) -> None:
+    assert resolve_strategy(chosen) is chosen
 
 
 class MyFSDP(FSDPStrategy):
-    """Of the user's own."""
+    """A user's own strategy."""
 
 
 @pytest.mark.parametrize(
     ("kind", "ours"),
     [(FSDPStrategy, "FSDP2"), (MyFSDP, "FSDP2"), (ModelParallelStrategy, "FSDP2"), (DeepSpeedStrategy, "DeepSpeed")],
 )
-def test_a_strategy_given_in_python(deepspeed: None, kind: Any, ours: str) -> None:
+def test_an_unsupported_strategy_object_is_refused(deepspeed: None, kind: Any, ours: str) -> None:
     refused(
         lambda: check_supported(kind()),
         rf"trainer.strategy: {kind.__name__} is not supported, use lit_probsft.parallel.{ours}\(\)",
     )
 
 
-def test_a_fit_under_a_strategy_given_in_python() -> None:
-    """Before a model is loaded: there is none at this place."""
-    module = ProbSFTModule("./nowhere")
+def test_an_unsupported_strategy_object_is_refused_before_the_model_loads() -> None:
+    module = ProbSFTModule("./nowhere")  # does not exist
     module._trainer = SimpleNamespace(strategy=FSDPStrategy(), datamodule=None)  # type: ignore[assignment]
     refused(module.configure_model, "trainer.strategy: FSDPStrategy is not supported")
 
 
-def test_supported_strategies_pass(deepspeed: None) -> None:
+def test_supported_strategy_objects_are_accepted(deepspeed: None) -> None:
     for supported in (FSDP2(), DeepSpeed(), DDPStrategy(), SingleDeviceStrategy()):
         check_supported(supported)
 
 
 @pytest.mark.parametrize("offload", [False, True])
-def test_fsdp2_on_a_cpu_beside_accelerators_or_to_be_offloaded_to(
+def test_fsdp2_on_a_cpu_needs_a_machine_without_accelerators_and_no_offload(
     monkeypatch: pytest.MonkeyPatch, offload: bool
 ) -> None:
     monkeypatch.setattr(ModelParallelStrategy, "setup_environment", lambda self: None)
     monkeypatch.setattr(ModelParallelStrategy, "root_device", torch.device("cpu"))
     monkeypatch.setattr(FSDP2, "num_processes", 1)
     if offload:
-        refused(FSDP2(cpu_offload=True).setup_environment, "trainer.strategy.cpu_offload: expected devices other than")
+        refused(
+            FSDP2(cpu_offload=True).setup_environment,
+            "trainer.strategy.cpu_offload: expected another device",
+        )
         return
     monkeypatch.setattr(torch.accelerator, "current_accelerator", lambda **_: torch.device("cuda"))
     refused(FSDP2().setup_environment, "trainer.accelerator: fsdp2 shards over this machine's cuda devices, got cpu")
@@ -273,7 +275,7 @@ def under(monkeypatch: pytest.MonkeyPatch, chosen: Any) -> None:
 
 
 @pytest.mark.parametrize("stage", [1, 2, 3])
-def test_deepspeed_cannot_normalize_by_kept_tokens(
+def test_deepspeed_refuses_to_normalize_by_kept_tokens(
     deepspeed: None, monkeypatch: pytest.MonkeyPatch, stage: Any
 ) -> None:
     under(monkeypatch, DeepSpeed(stage=stage))
@@ -284,7 +286,7 @@ def test_deepspeed_cannot_normalize_by_kept_tokens(
     module.setup("fit")
 
 
-def test_deepspeed_cannot_write_while_it_trains(deepspeed: None, tmp_path: Path) -> None:
+def test_deepspeed_refuses_asynchronous_checkpoints(deepspeed: None, tmp_path: Path) -> None:
     now = CheckpointOptions()
     later = dataclasses.replace(now, asynchronous=True)
     trainer: Any = SimpleNamespace(strategy=DeepSpeed(), fit_loop=SimpleNamespace())
@@ -303,49 +305,51 @@ def test_deepspeed_cannot_write_while_it_trains(deepspeed: None, tmp_path: Path)
 
 
 def folder(path: Path, kind: str, world_size: int = 1) -> Path:
-    strategy: Any = ONE if world_size == 1 else SimpleNamespace(**vars(ONE), world_size=world_size, global_rank=0)
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(torch.distributed, "all_gather_object", lambda values, value: None)
-        write_folder(strategy, path, kind, lambda partial: (partial / "a").write_text("b"))
+    strategy: Any = SimpleNamespace(**{**vars(SINGLE_PROCESS), "world_size": world_size})
+    write_folder(strategy, path, kind, lambda partial: (partial / "a").write_text("b"))
     return path
 
 
-def test_a_run_without_checkpoints(tmp_path: Path) -> None:
+def test_a_run_without_checkpoints_cannot_be_resumed(tmp_path: Path) -> None:
     refused(lambda: where_to_continue(tmp_path), f"--resume: expected a whole checkpoint in {tmp_path}: there is none")
 
 
 @pytest.mark.parametrize("kind", ["fsdp2", "deepspeed"])
-def test_a_folder_where_one_process_expects_a_file(tmp_path: Path, kind: str) -> None:
+def test_a_single_process_refuses_a_folder(tmp_path: Path, kind: str) -> None:
     path = folder(tmp_path / "a", kind)
-    words = f"--resume: expected a single file, {path} is a folder that {kind} wrote"
-    refused(lambda: WholeFileIO().load_checkpoint(path), words)
+    message = f"--resume: expected a single file, {path} is a folder that {kind} wrote"
+    refused(lambda: WholeFileIO().load_checkpoint(path), message)
 
 
 @pytest.mark.parametrize(("kind", "found"), [("fsdp2", "deepspeed"), ("deepspeed", "fsdp2"), ("deepspeed", "file")])
-def test_a_checkpoint_that_another_strategy_wrote(deepspeed: None, tmp_path: Path, kind: str, found: str) -> None:
+def test_a_checkpoint_of_another_strategy_is_refused(deepspeed: None, tmp_path: Path, kind: str, found: str) -> None:
     path = tmp_path / "a"
     write_file({}, path) if found == "file" else folder(path, found)
     loading = FSDP2() if kind == "fsdp2" else DeepSpeed()
-    words = f"--resume: expected a checkpoint that {kind} wrote, {path} is one of {found}"
-    refused(lambda: loading.load_checkpoint(path), words)
+    described = "a single file" if found == "file" else f"a folder that {found} wrote"
+    message = f"--resume: expected a checkpoint that {kind} wrote, {path} is {described}; resume with"
+    refused(lambda: loading.load_checkpoint(path), message)
 
 
-def test_a_folder_without_its_manifest(deepspeed: None, tmp_path: Path) -> None:
+def test_a_folder_without_a_manifest_is_refused(deepspeed: None, tmp_path: Path) -> None:
     path = folder(tmp_path / "a", "fsdp2")
     (path / MANIFEST).unlink()
     for loading in (FSDP2(), DeepSpeed()):
-        refused(lambda loading=loading: loading.load_checkpoint(path), "--resume: .* is one of an unknown program")
+        refused(
+            lambda loading=loading: loading.load_checkpoint(path),
+            "--resume: .* is a folder that an unknown program wrote",
+        )
 
 
 @pytest.mark.parametrize(("before", "now"), [(2, 1), (1, 2), (4, 3)])
-def test_deepspeed_on_another_number_of_processes(
+def test_deepspeed_refuses_another_number_of_processes(
     deepspeed: None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, before: int, now: int
 ) -> None:
     path = folder(tmp_path / "a", "deepspeed", before)
     monkeypatch.setattr(DeepSpeed, "world_size", now)
     refused(
         lambda: DeepSpeed().load_checkpoint(path),
-        f"--resume: expected {before} processes, which wrote {path}: .* to {now}; fsdp2 can",
+        f"--resume: expected {before} processes, which wrote {path}: .* to {now}; use fsdp2",
     )
 
 
@@ -353,7 +357,7 @@ def test_deepspeed_on_another_number_of_processes(
     ("weights", "word"),
     [({}, "weight"), ({"weight": torch.ones(2, 3)}, "weight"), ({"weight": torch.ones(3, 2)}, "bias")],
 )
-def test_fsdp2_from_the_file_of_another_model(
+def test_fsdp2_refuses_the_file_of_another_model(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, weights: Any, word: str
 ) -> None:
     write_file({"state_dict": weights}, tmp_path / "a")
@@ -361,8 +365,6 @@ def test_fsdp2_from_the_file_of_another_model(
     loading._model = nn.Linear(2, 3)  # type: ignore[assignment]
 
     class Copying(Sharding):
-        empty = whole = None  # type: ignore[assignment]
-
         def put(self, parameter: torch.Tensor, value: torch.Tensor) -> None:
             with torch.no_grad():
                 parameter.copy_(value)
@@ -390,7 +392,7 @@ def test_fsdp2_from_the_file_of_another_model(
         (["--model.lora", "LoRA", "--model.lora.target_modules", "[q_prj]"], r"model.lora.target_modules: .*'q_prj'"),
     ],
 )
-def test_refused_before_anything_is_there(
+def test_the_command_line_refuses_before_it_creates_anything(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, flags: list[str], words: str
 ) -> None:
     monkeypatch.chdir(tmp_path)

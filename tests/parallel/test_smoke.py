@@ -1,4 +1,4 @@
-"""Each strategy through the command line: two processes train, save and export what one does."""
+"""Each strategy from the command line: two processes train, save and export the same as one."""
 
 from __future__ import annotations
 
@@ -18,13 +18,15 @@ from tests import tiny
 from tests.crash.scene import Scene, exported, metrics
 from tests.crash.server import Server
 
-PLAIN = {"class_path": "RandomCausalLM", "init_args": {"config": tiny.LLAMA}}  # no dropout: two cuts draw two masks
+PLAIN = {
+    "class_path": "RandomCausalLM",
+    "init_args": {"config": tiny.LLAMA},
+}  # no dropout: other ranks would draw other masks
 SGD = {"class_path": "torch.optim.SGD", "init_args": {"lr": 0.1}}
 
 
 @pytest.fixture(scope="module")
 def single(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Scene:
-    """A run in one process."""
     folder = tmp_path_factory.mktemp("smoke")
     path = str(tiny.write_rows(folder / "watched.jsonl", 3, seed=2))
     source = {"class_path": "Rows", "init_args": {"path": path, "prompt": "question", "response": "answer"}}
@@ -45,7 +47,7 @@ def single(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Scene:
         ("configs/parallel/zero3.yaml", "deepspeed"),
     ],
 )
-def test_two_processes_do_what_one_does(single: Scene, strategy: str, kind: str) -> None:
+def test_two_processes_train_the_same_as_one(single: Scene, strategy: str, kind: str) -> None:
     if kind == "deepspeed":
         pytest.importorskip("deepspeed")
     name = Path(strategy).stem
@@ -72,8 +74,8 @@ def test_two_processes_do_what_one_does(single: Scene, strategy: str, kind: str)
 
 @pytest.mark.slow
 @pytest.mark.parametrize("strategy", ["fsdp2", "deepspeed_stage_3"])
-def test_a_model_that_lacks_weights_is_refused_in_slices_too(single: Scene, tmp_path: Path, strategy: str) -> None:
-    """transformers would draw them at random."""
+def test_a_model_that_lacks_weights_is_refused_under_sharding(single: Scene, tmp_path: Path, strategy: str) -> None:
+    """transformers would initialize them at random."""
     if strategy != "fsdp2":
         pytest.importorskip("deepspeed")
     tokenizer = ByteTokenizer().load(list)

@@ -1,4 +1,4 @@
-"""Rows for new tokens in a model of which each rank holds a part: those of one process, and nowhere whole."""
+"""New tokens in a sharded model: the same rows as in a single process, and no rank holds the whole model."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.parallel.worker import Fit, Load, digest, do_jobs
 
 pytestmark = pytest.mark.slow
 
-NEW = ["+ 1", "="]  # the first stands in the rows, the second is known
+NEW = ["+ 1", "="]  # the first occurs in the rows, the second is known already
 PHI = {k: v for k, v in tiny.LLAMA.items() if k != "num_key_value_heads"}
 CONFIGS: dict[str, dict[str, Any]] = {
     "untied": LLAMA,
@@ -29,7 +29,7 @@ STRATEGIES = ("fsdp2", "zero3")
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """Where each lies; in bf16, so that what is taken from the file is seen in memory."""
+    """The folder of each model, in bf16, so that loading in fp32 needs memory of its own."""
     folder, found = tmp_path_factory.mktemp("models"), {}
     for name, config in CONFIGS.items():
         model = RandomCausalLM(config, seed=5).load(ByteTokenizer().load(list), torch.bfloat16)
@@ -42,7 +42,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 @pytest.fixture(scope="module", params=STRATEGIES)
 def seen(request: pytest.FixtureRequest, models: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """What two ranks have seen, by name, and what one process trains."""
+    """The results of two ranks by name, and those of a single process."""
     strategy = request.param
     if strategy.startswith("zero"):
         pytest.importorskip("deepspeed")
@@ -60,24 +60,26 @@ def seen(request: pytest.FixtureRequest, models: dict[str, str], tmp_path_factor
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-def test_the_weights_are_those_of_one_process_and_each_holds_half(seen: Any, models: dict[str, str], name: str) -> None:
+def test_the_weights_equal_those_of_one_process_and_each_rank_holds_half(
+    seen: Any, models: dict[str, str], name: str
+) -> None:
     extended = with_added_tokens(ByteTokenizer().load(list), NEW)
     whole = PretrainedCausalLM(models[name]).load(extended, torch.float32)
     assert len(whole.get_input_embeddings().weight) == CONFIGS[name].get("vocab_size", 260)
     for rank in seen[0][name]:
         assert rank["digests"] == {key: digest(value) for key, value in whole.state_dict().items()}
-        # an odd row more or less, of few
+        # small parameters do not divide evenly
         assert rank["shares"] == pytest.approx([0.5] * len(rank["shares"]), abs=0.07)
 
 
-def test_no_process_ever_holds_the_whole_model(seen: Any) -> None:
+def test_no_rank_ever_holds_the_whole_model(seen: Any) -> None:
     for rank in seen[0]["untied"]:
         assert rank["size"] > 70e6
         assert 0.4 < rank["grown"] / rank["size"] < 0.85
 
 
 @pytest.mark.parametrize("name", [name for name in CONFIGS if name != "untied"])
-def test_they_are_trained_as_in_one_process(seen: Any, name: str) -> None:
+def test_new_tokens_train_as_in_one_process(seen: Any, name: str) -> None:
     expected = seen[1][name]["weights"]
     assert seen[1][name]["moved"] > 1e-3
     for rank in seen[0][f"fit {name}"]:

@@ -1,6 +1,6 @@
 """Fits, in one process or in each of several: `python -m torch.distributed.run ... -m tests.parallel.worker JOBS OUT`.
 
-A launch does many jobs in a row, because importing the stack takes longer than they do.
+One launch runs many jobs, because the imports take longer than a job.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ CONFIGS: dict[str, dict[str, Any]] = {
         "n_layer": 2,
         "n_head": 2,
         "n_positions": 256,
-        # two cuts would draw two masks
+        # other ranks would draw other masks
         "resid_pdrop": 0.0,
         "embd_pdrop": 0.0,
         "attn_pdrop": 0.0,
@@ -76,13 +76,13 @@ OPTIMIZERS: dict[str, Any] = {
 
 @dataclass(frozen=True)
 class Fit:
-    """What is trained, in words that survive JSON."""
+    """A fit, as plain data for JSON."""
 
     rows: str
     model: str
-    """A name in CONFIGS for random weights, or a folder."""
+    """A name in CONFIGS, for random weights, or a folder."""
     objective: int = 0
-    """A place in tests.members.ALL."""
+    """An index of tests.members.ALL."""
     normalize: str = "tokens"
     dtype: str = "float64"
     precision: str | None = None
@@ -91,17 +91,17 @@ class Fit:
     lora: str | None = None
     """A name in LORAS."""
     quantization: str = "none"
-    """Of a model in a folder."""
+    """For a model in a folder."""
     recompute: bool = False
     compile: bool = False
     batch_size: int = 2
     accumulate: int = 2
     epochs: int = 5
     packing: int | None = None
-    """The tokens of a pack."""
+    """The length of packed rows in tokens; None does not pack."""
     add_tokens: list[str] | None = None
     broken: int | None = None
-    """The step at which the last rank's loss is infinite."""
+    """The step at which the loss is infinite on the last rank."""
 
     def source(self) -> ModelSource:
         options: Any = {"dtype": self.dtype, "gradient_checkpointing": self.recompute, "compile": self.compile}
@@ -110,7 +110,7 @@ class Fit:
         return PretrainedCausalLM(self.model, quantization=self.quantization, **options)  # type: ignore[arg-type]
 
     def run(self, strategy: str = "one") -> dict[str, Any]:
-        """The whole weights, and what was logged at each step."""
+        """Train; returns the whole weights and the metrics of each step."""
         module = Watched(
             self.source(),
             ALL[self.objective],
@@ -136,7 +136,7 @@ class Fit:
             options: Any = {"packing": True, "max_length": self.packing} if self.packing else {"length_pool": 0}
             options |= {"batch_size": self.batch_size, "add_tokens": self.add_tokens}
             trainer.fit(module, datamodule=tiny.data(Path(self.rows), **options))
-        except UserError as error:  # raised on all ranks alike, before they talk
+        except UserError as error:  # raised on all ranks, before they communicate
             return {"refused": str(error)}
         return {
             "weights": whole_weights(module.model),
@@ -149,7 +149,7 @@ class Fit:
 
 
 class Watched(ProbSFTModule):
-    """Remembers what it logged; its loss may be infinite at one step, on the last rank alone."""
+    """Remembers the metrics of each step; the loss may be infinite at one step, on the last rank only."""
 
     broken: int | None = None
 
@@ -170,7 +170,7 @@ class Watched(ProbSFTModule):
             self._start = [p.detach().clone() for p in self.model.parameters()]
 
     def on_train_end(self) -> None:
-        """The largest change of a weight; of a single process alone, which is what others are compared with."""
+        """Measure the largest change of a weight in a single process, which the other runs are compared with."""
         pairs = zip(self._start, self.model.parameters(), strict=False)
         self.moved = max((float((new.detach() - old).abs().max()) for old, new in pairs), default=0.0)
 
@@ -182,7 +182,7 @@ class Watched(ProbSFTModule):
 
 @dataclass(frozen=True)
 class Load:
-    """A model that is loaded as for a fit, and not trained."""
+    """Loads a model as a fit does, without training."""
 
     rows: str
     model: str
@@ -191,7 +191,7 @@ class Load:
     add_tokens: list[str] | None = None
 
     def run(self, strategy: str) -> dict[str, Any]:
-        """How much memory that took beside the size of the whole, what is on this rank, and what the weights are."""
+        """The size of the model, the memory that loading took, this rank's share of each parameter, and digests."""
         source = PretrainedCausalLM(self.model) if Path(self.model).is_dir() else RandomCausalLM(json.loads(self.model))
         module = Weighed(dataclasses.replace(source, dtype=self.dtype))
         trainer = tiny.trainer(strategy=STRATEGIES[strategy](), devices=2, limit_train_batches=0)
@@ -206,7 +206,7 @@ class Load:
 
 
 class Weighed(ProbSFTModule):
-    """Watches the memory while its model is loaded."""
+    """Measures the memory while its model loads."""
 
     grown = 0
 
@@ -217,8 +217,10 @@ class Weighed(ProbSFTModule):
 
 
 class Memory:
-    """Bytes by which anonymous memory grew at most. Pages of a file that is mapped are not counted: the system may
-    drop them. Run it with MALLOC_MMAP_THRESHOLD_, or freed memory is kept and taken again unseen."""
+    """The largest growth of anonymous memory in bytes.
+
+    Pages of a mapped file do not count, because the system may drop them. Set MALLOC_MMAP_THRESHOLD_; otherwise malloc
+    reuses freed memory and hides growth."""
 
     grown = 0
 
@@ -244,7 +246,7 @@ class Memory:
 
 
 def local_numel(parameter: torch.nn.Parameter) -> int:
-    """Elements on this rank."""
+    """The elements of a parameter on this rank."""
     if hasattr(parameter, "ds_tensor"):
         return parameter.ds_tensor.numel()
     return getattr(parameter.data, "to_local", lambda: parameter)().numel()
@@ -255,12 +257,12 @@ def digest(value: torch.Tensor) -> str:
 
 
 def whole_weights(model: Any) -> dict[str, torch.Tensor]:
-    """The state dict on every rank, however the model is cut."""
+    """The whole state dict on every rank, whatever the strategy."""
     from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
     from torch.distributed.fsdp import FSDPModule
 
     if isinstance(model, FSDPModule):
-        # With cpu_offload it would be empty on all ranks but the first.
+        # With cpu_offload it would be empty on other ranks than the first.
         return dict(get_model_state_dict(model, options=StateDictOptions(full_state_dict=True)))
     parts = [p for p in model.parameters() if is_partitioned(p)]
     if parts:
@@ -280,7 +282,7 @@ def quiet() -> None:
 
 
 def do_jobs(jobs: dict[str, tuple[str, Fit | Load]], out: Path, timeout: float, **environment: str) -> None:
-    """Strategy and what to do under it, by name; each rank leaves `out/NAME.RANK.pt`."""
+    """Run jobs (a strategy and a `Fit` or `Load`) on two ranks; each writes its result to `out/NAME.RANK.pt`."""
     lines = {
         name: {"strategy": strategy, "kind": type(what).__name__, **dataclasses.asdict(what)}
         for name, (strategy, what) in jobs.items()
@@ -294,7 +296,7 @@ def main(jobs: Path, out: Path) -> None:
     rank = os.environ["RANK"]
     for name, job in json.loads(jobs.read_text()).items():
         if rank == "0":
-            print(name, file=sys.stderr, flush=True)  # of a launch that fails, the last one is to blame
+            print(name, file=sys.stderr, flush=True)  # if the launch fails, the last name is the job to blame
         strategy, kind = job.pop("strategy"), {"Fit": Fit, "Load": Load}[job.pop("kind")]
         torch.save(kind(**job).run(strategy), out / f"{name}.{rank}.pt")
     torch.distributed.destroy_process_group()

@@ -1,4 +1,4 @@
-"""A run that goes on does what its configuration says now, and says what that changes."""
+"""A resumed run follows its new configuration and lists the changed flags."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ import pytest
 import yaml
 
 from lit_probsft.errors import UserError
-from lit_probsft.run.changed_flags import changed_flags, told_changes
+from lit_probsft.run.changed_flags import changed_flags, describe_changes
 from tests import tiny
 from tests.cli.test_fit import config, fit, rows_of
 
@@ -22,12 +22,12 @@ def _in_its_own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def said(caplog: pytest.LogCaptureFixture) -> list[str]:
-    """What a run has said about its continuation."""
+    """What the run logged about its resumption."""
     lines = [record.getMessage() for record in caplog.records]
     return [line for line in lines if line.startswith(("--resume", "  "))]
 
 
-def test_each_flag_that_differs_is_told_and_taken(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_each_changed_flag_is_listed_and_takes_effect(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     fit(config(tmp_path))
     caplog.set_level(logging.INFO)
     flags = {
@@ -37,9 +37,9 @@ def test_each_flag_that_differs_is_told_and_taken(tmp_path: Path, caplog: pytest
         "trainer.gradient_clip_val": "0.5",
     }  # fmt: skip
     cli = fit(tmp_path / "tiny.yaml", "--resume", *(f"--{flag}={value}" for flag, value in flags.items()))
-    assert said(caplog)[:1] == ["--resume: other than in runs/tiny/config.yaml, and taken from now on:"]
+    assert said(caplog)[:1] == ["--resume: changed since runs/tiny/config.yaml:"]
     assert said(caplog)[-2:] == [
-        "--resume: other than in runs/tiny/config.yaml, without effect: the checkpoint has what they did:",
+        "--resume: changed since runs/tiny/config.yaml, without effect (the checkpoint holds their results):",
         "  seed_everything: 0 -> 7",
     ]
     assert sorted(said(caplog)[1:-2]) == [
@@ -54,7 +54,7 @@ def test_each_flag_that_differs_is_told_and_taken(tmp_path: Path, caplog: pytest
         "  trainer.max_epochs: 1 -> 3",
         "  validate_every: none -> 2",
     ]
-    # And they are: the learning rate is the schedule's over nine steps, to the bit.
+    # They take effect: the learning rate follows the schedule over nine steps.
     assert cli.trainer.global_step == 9
     rows = [row for row in rows_of(tmp_path / "runs/tiny/metrics.csv") if row["lr"]]
     assert [float(row["lr"]) for row in rows[3:]] == pytest.approx(
@@ -73,14 +73,12 @@ def test_each_flag_that_differs_is_told_and_taken(tmp_path: Path, caplog: pytest
     again = ["--trainer.max_epochs=4", *(f"--{flag}={value}" for flag, value in flags.items() if "epochs" not in flag)]
     fit(tmp_path / "tiny.yaml", "--resume", *again)
     assert said(caplog) == [
-        "--resume: other than in runs/tiny/config.yaml, and taken from now on:",
+        "--resume: changed since runs/tiny/config.yaml:",
         "  trainer.max_epochs: 3 -> 4",
     ]
 
 
-def test_nothing_is_told_of_what_is_refused_and_nothing_is_written(
-    tmp_path: Path, caplog: pytest.LogCaptureFixture
-) -> None:
+def test_a_refused_resumption_lists_and_writes_nothing(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     fit(config(tmp_path))
     before = (tmp_path / "runs/tiny/config.yaml").read_text()
     caplog.set_level(logging.INFO)
@@ -91,7 +89,7 @@ def test_nothing_is_told_of_what_is_refused_and_nothing_is_written(
 
 
 @pytest.mark.slow
-def test_the_best_on_another_validation_set_is_not_the_best_on_this_one(tmp_path: Path) -> None:
+def test_the_best_step_is_forgotten_with_another_validation_set(tmp_path: Path) -> None:
     path = config(tmp_path)
     fit(path)
     record = json.loads((tmp_path / "runs/tiny/run.json").read_text())
@@ -105,7 +103,7 @@ def test_the_best_on_another_validation_set_is_not_the_best_on_this_one(tmp_path
     assert best in ("best.ckpt", "step-00000006.ckpt")
 
 
-def test_options_of_a_class_are_told_with_the_class_and_not_by_themselves() -> None:
+def test_options_of_a_class_are_listed_only_if_the_class_changed() -> None:
     before = """
     model: {class_path: a.Module, init_args: {logger: null, new_in_old: 1, objective: {class_path: x.NLL}}}
     name: one
@@ -120,7 +118,7 @@ def test_options_of_a_class_are_told_with_the_class_and_not_by_themselves() -> N
     name: other
     """
     changed = changed_flags(before, now)
-    assert told_changes(changed, "old.yaml")[1:] == [
+    assert describe_changes(changed, "old.yaml")[1:] == [
         "  model.logger: none -> Bars",
         "  model.logger.width: none -> 3",
         "  model.objective: x.NLL -> y.NLL",

@@ -1,4 +1,4 @@
-"""What training changes: sets that are watched, and single tokens before and after."""
+"""What training changes: the watched sets, and single tokens before and after."""
 
 from __future__ import annotations
 
@@ -16,7 +16,9 @@ from lit_probsft.cli.commands import main
 from lit_probsft.data import Mixture, Rows
 from lit_probsft.errors import UserError
 from lit_probsft.objectives import EAFT, NLL, NegP, PowerSchedule
-from lit_probsft.run.token_changes import TokenChanges, _Followed, forgetting
+from lit_probsft.run.facts import forgetting
+from lit_probsft.run.followed_tokens import FollowedTokens
+from lit_probsft.run.token_changes import TokenChanges
 from lit_probsft.training.module import ProbSFTModule
 from tests import tiny
 from tests.cli.test_fit import config
@@ -37,7 +39,7 @@ def files(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 def fit(files: dict[str, Path], callbacks: Any = (), objective: Any = NLL(), **options: Any) -> Any:  # noqa: B008
-    """A short run, what it has measured, and the model before it."""
+    """A short run: the trainer, the metrics, and the model before training."""
     data = tiny.data(files["train"], **{"validation": rows(files["validation"]), **options})
     module = ProbSFTModule(tiny.model(), objective, tiny.adamw)
     before = copy.deepcopy(module.model)
@@ -46,11 +48,11 @@ def fit(files: dict[str, Path], callbacks: Any = (), objective: Any = NLL(), **o
     return trainer, {name: float(value) for name, value in trainer.callback_metrics.items()}, before
 
 
-# Sets that are watched.
+# --- watched sets
 
 
 @pytest.mark.parametrize("options", [{}, {"packing": True, "max_length": 200, "batch_size": 2}])
-def test_watched_sets_change_nothing_and_are_measured_as_if_they_were_the_validation_set(
+def test_watched_sets_change_nothing_and_are_measured_like_the_validation_set(
     files: dict[str, Path], options: dict[str, Any]
 ) -> None:
     watch = {"other": rows(files["other"]), "a.third": rows(files["third"])}
@@ -66,7 +68,7 @@ def test_watched_sets_change_nothing_and_are_measured_as_if_they_were_the_valida
             assert watched[f"val/{name}/{metric}"] == itself[f"val/{metric}"]
 
 
-def test_sources_of_a_mixture_are_told_apart_beside_a_watched_set(files: dict[str, Path]) -> None:
+def test_the_sources_of_a_validation_mixture_are_measured_next_to_a_watched_set(files: dict[str, Path]) -> None:
     mixture = Mixture({"a": rows(files["validation"]), "b": rows(files["third"])})
     _, found, _ = fit(files, validation=mixture, watch={"other": rows(files["other"])})
     _, alone, _ = fit(files)
@@ -85,7 +87,7 @@ def test_sources_of_a_mixture_are_told_apart_beside_a_watched_set(files: dict[st
         ),
     ],
 )
-def test_a_watched_set_that_means_nothing_is_refused(
+def test_a_watched_set_with_a_bad_name_or_without_validation_is_refused(
     files: dict[str, Path], options: dict[str, Any], message: str
 ) -> None:
     with pytest.raises(UserError) as error:
@@ -93,13 +95,13 @@ def test_a_watched_set_that_means_nothing_is_refused(
     assert str(error.value) == message
 
 
-def test_what_is_wrong_with_a_watched_set_names_it(files: dict[str, Path], tmp_path: Path) -> None:
+def test_errors_in_a_watched_set_name_it(files: dict[str, Path], tmp_path: Path) -> None:
     module = tiny.data(files["train"], validation=rows(files["validation"]), watch={"x": str(tmp_path / "no.jsonl")})
     with pytest.raises(UserError, match=r"^data.watch.x.path: no such file"):
         module.setup("fit")
 
 
-def test_validation_alone_measures_watched_sets_too_and_prints_each_metric_once(
+def test_validate_measures_watched_sets_and_prints_each_metric_once(
     files: dict[str, Path], capsys: pytest.CaptureFixture[str]
 ) -> None:
     data = tiny.data(files["train"], validation=rows(files["validation"]), watch={"other": rows(files["other"])})
@@ -111,7 +113,7 @@ def test_validation_alone_measures_watched_sets_too_and_prints_each_metric_once(
     assert {"test/ece", "test/entropy"} <= trainer.callback_metrics.keys()
 
 
-def test_what_is_gained_and_lost_is_told_where_both_ends_are_known() -> None:
+def test_forgetting_lists_metrics_that_are_known_before_and_after() -> None:
     initial = {"val/nll": 2.0, "val/mean_p": 0.25, "val/a/nll": 1.0, "val/b/nll": 1.0, "val/nll/a": 5.0}
     final = {"val/nll": 1.5, "val/mean_p": 0.5, "val/a/nll": 1.25, "val/nll/a": 5.0, "train/nll": 1.0}
     assert forgetting(initial, final, ("a", "b")) == {
@@ -123,11 +125,11 @@ def test_what_is_gained_and_lost_is_told_where_both_ends_are_known() -> None:
     }
 
 
-# Single tokens.
+# --- single tokens
 
 
 def plain(model: Any, store: Any) -> list[dict[str, Any]]:
-    """Every supervised token of a store, in its order, with log p by the model's own logits."""
+    """Every supervised token of a store, in order, with log p from the model's own logits."""
     found = []
     for document in range(len(store)):
         ids, labels = (torch.as_tensor(np.array(part)).long() for part in store[document])
@@ -140,7 +142,7 @@ def plain(model: Any, store: Any) -> list[dict[str, Any]]:
     return found
 
 
-def test_tokens_are_followed_and_those_that_moved_most_are_shown_in_their_text(
+def test_followed_tokens_have_the_models_log_p_and_the_text_around_the_largest_changes(
     files: dict[str, Path], tmp_path: Path
 ) -> None:
     changes = TokenChanges()
@@ -173,16 +175,16 @@ def test_tokens_are_followed_and_those_that_moved_most_are_shown_in_their_text(
         assert "".join(token.text) in whole
 
 
-def test_of_many_tokens_some_are_followed_evenly_over_the_documents(files: dict[str, Path], tmp_path: Path) -> None:
+def test_a_sample_of_many_tokens_is_spread_evenly_over_the_documents(files: dict[str, Path], tmp_path: Path) -> None:
     data = tiny.data(files["train"])
     data.setup("fit")
     store = data.documents("train")
-    followed = _Followed(store, 100)
+    followed = FollowedTokens(store, 100)
     taken = np.bincount(followed.arrays()["document"], minlength=len(store))
     share = store.supervised * 100 / followed.total
     assert len(followed.numbers) == len(set(followed.numbers.tolist())) == 100
     assert (np.abs(taken - share) < 1).all()
-    # Whatever the batches are, each place is found once.
+    # In any batches, each slot occurs once.
     order = np.random.default_rng(0).permutation(len(store))
     slots = [followed.of_batch(part)[1].tolist() for part in np.array_split(order, 4)]
     assert sorted(slot for part in slots for slot in part) == list(range(100))
@@ -190,7 +192,7 @@ def test_of_many_tokens_some_are_followed_evenly_over_the_documents(files: dict[
     assert (followed.numbers[slots_of_one] == store.supervised[:7].sum() + tokens).all()
 
 
-def test_what_was_not_measured_is_not_made_up(files: dict[str, Path], tmp_path: Path) -> None:
+def test_values_that_were_not_measured_are_missing(files: dict[str, Path], tmp_path: Path) -> None:
     changes = TokenChanges(most=10)
     data = tiny.data(files["train"], validation=rows(files["validation"]))
     module = ProbSFTModule(tiny.model(), EAFT(), tiny.adamw)
@@ -208,7 +210,7 @@ def test_what_was_not_measured_is_not_made_up(files: dict[str, Path], tmp_path: 
     assert TokenChanges().write(tmp_path / "none.npz", trainer, module) is None
 
 
-def test_values_of_another_validation_set_are_forgotten(files: dict[str, Path]) -> None:
+def test_values_of_another_validation_set_are_dropped(files: dict[str, Path]) -> None:
     changes = TokenChanges()
     state = {"before": torch.zeros(3), "after": torch.zeros(3), "step": 3, "calibration": {}, "fingerprint": "another"}
     changes.load_state_dict(state)
@@ -222,7 +224,9 @@ def test_values_of_another_validation_set_are_forgotten(files: dict[str, Path]) 
     assert changes.state_dict()["fingerprint"] == data.report["validation"]["fingerprint"]
 
 
-def test_a_schedule_has_a_weight_at_the_start_and_one_at_the_end(files: dict[str, Path], tmp_path: Path) -> None:
+def test_a_scheduled_objective_has_a_weight_at_the_start_and_one_at_the_end(
+    files: dict[str, Path], tmp_path: Path
+) -> None:
     changes, objective = TokenChanges(), PowerSchedule(0.0, 1.0)
     trainer, *_ = fit(files, [changes], objective)
     changes.write(tmp_path / "tokens.npz", trainer, trainer.lightning_module)
@@ -232,16 +236,16 @@ def test_a_schedule_has_a_weight_at_the_start_and_one_at_the_end(files: dict[str
     np.testing.assert_allclose(arrays["weight_after"], p * (1 - p), rtol=1e-9)
 
 
-def test_a_run_whose_tokens_cannot_be_written_says_so_and_ends_well(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_run_that_cannot_write_tokens_warns_and_completes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
 
     def full(*_: Any, **__: Any) -> None:
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr("lit_probsft.run.token_changes.np.savez_compressed", full)
-    with pytest.warns(UserWarning, match="is not kept: --runs_dir: .*tokens.npz could not be written: No space left"):
+    with pytest.warns(
+        UserWarning, match=r"^tokens.npz is not written: --runs_dir: .* could not be written: No space left"
+    ):
         main(["fit", "--config", str(config(tmp_path))])
     run = tmp_path / "runs" / "tiny"
     assert json.loads((run / "run.json").read_text())["status"] == "completed"
@@ -249,7 +253,9 @@ def test_a_run_whose_tokens_cannot_be_written_says_so_and_ends_well(
     assert (run / "hf").is_dir()
 
 
-def test_a_run_that_is_continued_knows_how_it_began(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_resumed_run_has_the_values_from_before_its_first_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     tiny.write_rows(tmp_path / "other.jsonl", 4, seed=5)
     columns = {"prompt": "question", "response": "answer"}

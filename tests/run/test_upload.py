@@ -1,4 +1,4 @@
-"""What is taken from the hub and brought there, by the hub's own client, from a small hub on this machine."""
+"""Downloads from the hub and uploads to it, by the hub's own client and with a small local hub."""
 
 from __future__ import annotations
 
@@ -29,7 +29,7 @@ from tests.hub_server import TOKEN, USER, Hub, Repo, connected, forget
 
 @pytest.fixture(scope="module")
 def shelf(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Hub, dict[str, str]]]:
-    """A model and a data set, each at a tag v1 and then on main; and their commits."""
+    """A hub with a model and a dataset, each at a tag v1 and on main; and their commits."""
     hub, folder, commits = Hub(), tmp_path_factory.mktemp("shelf"), {}
     for seed, branch in ((1, "v1"), (2, "main")):
         model, rows = folder / f"model{seed}", folder / f"rows{seed}"
@@ -57,7 +57,7 @@ def hub(shelf: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator
 
 
 @pytest.mark.parametrize("revision", [None, "v1", pytest.param("the commit of v1", marks=pytest.mark.slow)])
-def test_model_tokenizer_and_data_are_those_of_the_revision(hub: Hub, shelf: Any, revision: str | None) -> None:
+def test_model_tokenizer_and_data_come_from_the_revision(hub: Hub, shelf: Any, revision: str | None) -> None:
     commits, seed = shelf[1], 2 if revision is None else 1
     branch = "main" if revision is None else "v1"
     model_at, rows_at = (
@@ -160,7 +160,7 @@ def test_a_failed_upload_loses_nothing_and_a_complete_run_can_be_uploaded_again(
         main(command)
     said = str(caught.value)
     assert said.startswith("push_to_hub: runs/run/hf is complete, but could not be uploaded to me/late: ")
-    assert said.endswith("; to do it later: hf upload me/late runs/run/hf . --revision trial")
+    assert said.endswith("; to upload it later: hf upload me/late runs/run/hf . --revision trial")
     assert json.loads(Path("runs/run/run.json").read_text())["status"] == "completed"
     assert PretrainedCausalLM("runs/run/hf").load(None, torch.float32)
     hub.fails = None
@@ -170,11 +170,11 @@ def test_a_failed_upload_loses_nothing_and_a_complete_run_can_be_uploaded_again(
     assert "model.safetensors" not in (hub.repos["models/me/late"].at("main") or ("", {}))[1]
 
 
-def test_an_upload_takes_the_place_of_weights_in_another_cut(hub: Hub, tmp_path: Path) -> None:
-    repo = hub.repos["models/me/cut"] = Repo()
+def test_an_upload_replaces_weights_in_other_files(hub: Hub, tmp_path: Path) -> None:
+    repo = hub.repos["models/me/files"] = Repo()
     repo.commit({"model-00001-of-00002.safetensors": b"1", "model.safetensors.index.json": b"{}", "notes.txt": b"mine"})
     tiny.model().save_pretrained(tmp_path / "hf")
-    upload(HubOptions("me/cut"), tmp_path / "hf")
+    upload(HubOptions("me/files"), tmp_path / "hf")
     assert set((repo.at("main") or ("", {}))[1]) == {
         *("notes.txt", "config.json", "generation_config.json", "model.safetensors")
     }
@@ -183,7 +183,9 @@ def test_an_upload_takes_the_place_of_weights_in_another_cut(hub: Hub, tmp_path:
 @pytest.mark.parametrize(
     ("before", "now"), [("adapter_config.json", "config.json"), ("config.json", "adapter_config.json")]
 )
-def test_adapters_and_a_model_take_each_others_place(hub: Hub, tmp_path: Path, before: str, now: str) -> None:
+def test_adapters_replace_a_model_and_a_model_replaces_adapters(
+    hub: Hub, tmp_path: Path, before: str, now: str
+) -> None:
     repo = hub.repos["models/me/turn"] = Repo()
     repo.commit({before: b"{}", "tokenizer.json": b"{}"})
     (tmp_path / "hf").mkdir()
@@ -200,7 +202,7 @@ def test_a_checkpoint_is_exported_and_uploaded(hub: Hub) -> None:
     assert files["model.safetensors"] == Path("out/model.safetensors").read_bytes()
 
 
-RIGHT = "push_to_hub.repo_id: expected a repository that me may write to, with a token that may do so, got "
+NO_ACCESS = "push_to_hub.repo_id: expected a repository to which me and the token have write access, got "
 
 
 @pytest.mark.parametrize(
@@ -208,19 +210,19 @@ RIGHT = "push_to_hub.repo_id: expected a repository that me may write to, with a
     [
         ({"repo_id": "a b"}, "push_to_hub.repo_id: expected a repository such as me/model, got 'a b'"),
         ({"repo_id": "me/x", "message": " "}, "push_to_hub.message: expected a text, got ' '"),
-        ({"repo_id": "them/x"}, f"{RIGHT}'them/x': You don't have the rights"),
-        ({"repo_id": "you/tiny"}, f"{RIGHT}'you/tiny': You have read access but not the required permissions"),
-        ({"repo_id": "me/x", "token": None}, "push_to_hub: expected a token that may write, got none; log in with"),
+        ({"repo_id": "them/x"}, f"{NO_ACCESS}'them/x': You don't have the rights"),
+        ({"repo_id": "you/tiny"}, f"{NO_ACCESS}'you/tiny': You have read access but not the required permissions"),
+        ({"repo_id": "me/x", "token": None}, "push_to_hub: expected a token with write access, got none; log in with"),
         ({"repo_id": "me/x", "token": "hf_bad"}, "push_to_hub: expected a valid token, the hub refuses this one: "),
         (
             {"repo_id": "me/x", "offline": True},
-            "push_to_hub: expected a hub that can be reached, HF_HUB_OFFLINE is set",
+            "push_to_hub: cannot upload, because HF_HUB_OFFLINE is set",
         ),
         ({"repo_id": "me/x", "fails": "whoami"}, "push_to_hub: the hub refuses 'me/x': the hub is tired"),
     ],
     ids=lambda value: "-".join(map(str, value.values())) if isinstance(value, dict) else "",
 )
-def test_what_would_keep_a_model_from_the_hub_is_told(
+def test_anything_that_would_block_the_upload_is_an_error(
     hub: Hub, monkeypatch: pytest.MonkeyPatch, options: dict[str, Any], message: str
 ) -> None:
     monkeypatch.setattr(huggingface_hub.constants, "HF_TOKEN_PATH", "nowhere")
@@ -238,7 +240,7 @@ def test_what_would_keep_a_model_from_the_hub_is_told(
 @pytest.mark.parametrize(
     ("more", "message"),
     [
-        (["--push_to_hub.repo_id", "them/x"], f"{RIGHT}'them/x': You don't have the rights"),
+        (["--push_to_hub.repo_id", "them/x"], f"{NO_ACCESS}'them/x': You don't have the rights"),
         (["--push_to_hub.repo_id", "a b"], "push_to_hub.repo_id: expected a repository such as me/model, got 'a b'"),
         (
             ["--push_to_hub.repo_id", "me/x", "--checkpoints.export", "none"],
@@ -246,7 +248,7 @@ def test_what_would_keep_a_model_from_the_hub_is_told(
         ),
     ],
 )
-def test_it_is_told_before_anything_is_read(hub: Hub, more: list[str], message: str) -> None:
+def test_the_error_comes_before_anything_is_downloaded(hub: Hub, more: list[str], message: str) -> None:
     with pytest.raises(UserError) as caught:
         main(["fit", *flags(*more)])
     assert str(caught.value).startswith(message)
@@ -254,9 +256,9 @@ def test_it_is_told_before_anything_is_read(hub: Hub, more: list[str], message: 
     assert not [request for request in hub.requests if "/you/" in request]
 
 
-def test_a_hub_that_is_not_there_is_told(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_hub_that_cannot_be_reached_is_an_error(hub: Hub, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(huggingface_hub.constants, "ENDPOINT", "http://127.0.0.1:9")
-    with pytest.raises(UserError, match=r"^--push-to-hub: expected a hub that can be reached, http://127.0.0.1:9 "):
+    with pytest.raises(UserError, match=r"^--push-to-hub: cannot reach the hub at http://127.0.0.1:9: "):
         ensure_repo(HubOptions("me/x"), "--push-to-hub")
 
 
@@ -268,7 +270,9 @@ def test_a_trial_uploads_nothing(hub: Hub, trial: list[str]) -> None:
     assert not any("whoami" in request for request in hub.requests)
 
 
-def test_files_have_no_revision_and_a_mixture_tells_commits_apart(hub: Hub, shelf: Any, tmp_path: Path) -> None:
+def test_files_have_no_revision_and_a_mixture_names_the_commit_of_each_source(
+    hub: Hub, shelf: Any, tmp_path: Path
+) -> None:
     path = str(tiny.write_rows(tmp_path / "rows.jsonl", 2))
     with pytest.raises(UserError) as caught:
         Rows(path, revision="v1").load()
@@ -278,7 +282,7 @@ def test_files_have_no_revision_and_a_mixture_tells_commits_apart(hub: Hub, shel
     assert data.commits() == {"data.train.sources.far": shelf[1]["rows v1"]}
 
 
-def test_a_revision_that_is_not_there_is_told(hub: Hub) -> None:
+def test_a_missing_revision_is_an_error(hub: Hub) -> None:
     with pytest.raises(UserError, match=r"^model.model.model_name_or_path: .*you/tiny"):
         PretrainedCausalLM("you/tiny", revision="v9").load(None, torch.float32)
     with pytest.raises(
@@ -289,8 +293,8 @@ def test_a_revision_that_is_not_there_is_told(hub: Hub) -> None:
 
 
 @pytest.mark.slow
-def test_a_cache_serves_what_the_hub_gave_before_and_the_commit_with_it(shelf: Any, tmp_path: Path) -> None:
-    """In processes of their own, with the variables that users set."""
+def test_the_cache_serves_files_and_their_commit_offline(shelf: Any, tmp_path: Path) -> None:
+    """In processes of their own, with the environment variables that users set."""
     hub, commits = shelf
     with hub.served() as endpoint:
         environment = {"HF_ENDPOINT": endpoint, "HF_HUB_OFFLINE": "0", "HF_HOME": str(tmp_path), "HF_TOKEN": TOKEN}
@@ -305,7 +309,7 @@ def test_a_cache_serves_what_the_hub_gave_before_and_the_commit_with_it(shelf: A
 
 def run(name: str, folder: Path, **environment: str) -> None:
     push = ["--push_to_hub.repo_id", "me/pushed"] if name == "you" else []
-    # Offline, `datasets` has the last data that it was given, of whatever revision.
+    # Offline, `datasets` uses the data that it cached last, whatever the revision.
     command = [sys.executable, "-m", "lit_probsft", "fit", *flags(*push, "--name", name)]
     done = subprocess.run(
         command, cwd=folder, env={**os.environ, **environment}, capture_output=True, text=True, timeout=200, check=False

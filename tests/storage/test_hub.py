@@ -1,4 +1,4 @@
-"""Code that comes with a model or a tokenizer runs when it was asked for, is named when it does, and never else."""
+"""Code that comes with a model or a tokenizer runs only if the user allows it, and a warning names it."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ class OddTokenizer(PreTrainedTokenizerFast):
 
 @pytest.fixture
 def odd(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """A folder whose model and tokenizer need code of their own, which leaves a trace where it runs."""
+    """A folder whose model and tokenizer need code of their own, which leaves a trace when it runs."""
     import transformers.dynamic_module_utils
 
     monkeypatch.setattr(transformers.dynamic_module_utils, "HF_MODULES_CACHE", str(tmp_path / "modules"))
@@ -85,9 +85,8 @@ CODE = "configuration_odd.py, modeling_odd.py, tokenization_odd.py"
 
 def refusal(argument: str, folder: Path) -> str:
     return (
-        f"{argument}: expected true, since {str(folder)!r} comes with code of its own that would have to run "
-        f"({CODE}); got false. Read that code, pin it with `revision`, and set it to true if you trust "
-        "it"
+        f"{argument}: expected true, because {str(folder)!r} needs code of its own ({CODE}); got false. Read that "
+        "code, pin it with `revision`, and set this to true if you trust it"
     )
 
 
@@ -99,7 +98,7 @@ def flags(folder: Path) -> list[str]:
     return ["--name", "run", "--model.model", str(folder), *data, "--trainer.accelerator", "cpu"]
 
 
-def test_it_does_not_run_unless_asked_for_and_the_flag_is_named(odd: Path) -> None:
+def test_code_does_not_run_by_default_and_the_error_names_the_flag(odd: Path) -> None:
     with pytest.raises(UserError) as caught:
         PretrainedCausalLM(str(odd)).load(None, torch.float32)
     assert str(caught.value) == refusal("model.model.trust_remote_code", odd)
@@ -118,14 +117,14 @@ def test_it_does_not_run_unless_asked_for_and_the_flag_is_named(odd: Path) -> No
 
 
 def plain(odd: Path) -> Path:
-    """The same without code."""
+    """The same model and tokenizer without code."""
     folder = odd.parent / "plain"
     tiny.model().save_pretrained(folder)
     ByteTokenizer().load(list).save_pretrained(folder)
     return folder
 
 
-def test_it_runs_when_asked_for_and_is_named_once(odd: Path) -> None:
+def test_code_runs_when_allowed_and_is_named_once(odd: Path) -> None:
     source = ["--model.model", "PretrainedCausalLM", "--model.model.model_name_or_path", str(odd)]
     asked = [*flags(odd), *source, "--model.model.trust_remote_code", "true"]
     with warnings.catch_warnings(record=True) as caught:
@@ -139,18 +138,18 @@ def test_it_runs_when_asked_for_and_is_named_once(odd: Path) -> None:
         f"trust_remote_code: code that comes with {odd} {code}",
         f"model.model.trust_remote_code: code that comes with {odd} {code}",
     ]
-    main(["validate", *asked])  # by the weights, the tokenizer and the code of the run
-    # what was trained needs the code too, and has it beside its weights
+    main(["validate", *asked])  # with the weights, the tokenizer and the code of the run
+    # The exported model needs the code, too, and has a copy of it.
     hf = odd.parent / "runs" / "run" / "hf"
     shutil.rmtree(odd)
-    with pytest.raises(UserError, match=r"^model.model.trust_remote_code: expected true, since .* \(.*modeling_odd.py"):
+    with pytest.raises(UserError, match=r"^model.model.trust_remote_code: expected true, .* \(.*modeling_odd.py"):
         PretrainedCausalLM(str(hf)).load(None, torch.float32)
     again = PretrainedCausalLM(str(hf), trust_remote_code=True).load(None, torch.float32)
     for name, value in tiny.weights(cli.model).items():
         assert torch.equal(again.state_dict()[name], value), name
 
 
-def test_a_model_without_code_is_loaded_in_silence(odd: Path) -> None:
+def test_a_model_without_code_causes_no_warning(odd: Path) -> None:
     folder = plain(odd)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
@@ -159,13 +158,13 @@ def test_a_model_without_code_is_loaded_in_silence(odd: Path) -> None:
     assert not [warning for warning in caught if "WILL RUN" in str(warning.message)]
 
 
-def test_code_from_another_repository_is_named_as_such(odd: Path) -> None:
+def test_the_warning_names_the_repository_that_code_comes_from(odd: Path) -> None:
     change(odd / "config.json", auto_map={"AutoConfig": "you/there--configuration_there.TheirConfig"})
     with pytest.warns(match=r"configuration_there.py of you/there, .*; no revision pins configuration_there"):
         remote.warn_of_code("x", str(odd))
 
 
-def test_a_folder_that_is_misspelt_is_not_asked_of_the_hub(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_misspelt_folder_is_not_taken_for_a_hub_id(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "runs" / "quickstart").mkdir(parents=True)
     assert remote.missing_folder("runs/quickstrt") == (True, " Did you mean 'quickstart'?")
