@@ -1,5 +1,21 @@
-"""Many devices, and nothing lost: strategies, sharded loading, checkpoints that survive a crash, stopping."""
+"""Many devices, and nothing lost: strategies, sharded loading, checkpoints that survive a crash, stopping.
 
-from lit_probsft.parallel.strategies import FSDP2, DeepSpeed
+The strategies are loaded when they are asked for: a worker process that only needs `parent` does not import Lightning.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from lit_probsft.parallel.strategies import FSDP2, DeepSpeed
 
 __all__ = ["FSDP2", "DeepSpeed"]
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from lit_probsft.parallel import strategies
+
+    return getattr(strategies, name)

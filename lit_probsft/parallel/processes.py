@@ -18,6 +18,7 @@ from lightning.fabric.utilities.distributed import _set_num_threads_if_needed
 from lightning.pytorch.strategies.launchers.subprocess_script import _SubprocessScriptLauncher
 
 from lit_probsft.errors import first_rank
+from lit_probsft.parallel.parent import exit_with_process
 
 STOPPED = 143
 """Exit status of a run that a signal has stopped, 128 + SIGTERM: what schedulers take for "not finished"."""
@@ -87,18 +88,10 @@ def _observe(processes: list[subprocess.Popen[Any]]) -> None:
 
 
 def follow_parent() -> None:
-    """A process that a `Launcher` has started ends when that one is gone, even from within a collective."""
+    """End this process when the `Launcher` process that started it is gone, even from within a collective."""
     parent = os.environ.get(_PARENT)
-    if parent is None or os.environ.get("LOCAL_RANK", "0") == "0" or os.getppid() != int(parent):
-        return
-
-    def watch() -> None:
-        while os.getppid() == int(parent):
-            time.sleep(1)
-        time.sleep(_PATIENCE)  # it may have ended in order, and so may this one
-        os._exit(1)
-
-    threading.Thread(target=watch, daemon=True, name="follow-parent").start()
+    if parent is not None and os.environ.get("LOCAL_RANK", "0") != "0" and os.getppid() == int(parent):
+        exit_with_process(int(parent), _PATIENCE)
 
 
 def first_to_fail(status: int) -> tuple[bool, int]:

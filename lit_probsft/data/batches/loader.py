@@ -7,9 +7,6 @@ alone.
 
 from __future__ import annotations
 
-import multiprocessing
-import os
-import threading
 from collections.abc import Iterator
 from typing import Any
 
@@ -19,23 +16,11 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from lit_probsft.data.batches.collate import collate
 from lit_probsft.data.batches.plan import MicroBatch, Plan
 from lit_probsft.data.batches.store import Documents
+from lit_probsft.parallel.parent import exit_with_parent
 
-
-def end_with_reader(worker: int) -> None:
-    """A worker ends when the process that reads from it is gone, killed perhaps: torch's own watch is over the server
-    that has forked the worker, which in turn waits for the worker."""
-    reader = multiprocessing.parent_process()
-
-    def watch() -> None:
-        if reader is not None:
-            reader.join()
-            os._exit(1)
-
-    threading.Thread(target=watch, daemon=True, name="end-with-reader").start()
-
-
-# A forked worker inherits the locks of threads that it does not have, and can wait for them forever.
-WORKERS: dict[str, Any] = {"multiprocessing_context": "forkserver", "worker_init_fn": end_with_reader}
+# Not fork: a forked worker inherits locks held by threads that it does not have, and can wait for them forever. torch
+# only watches the fork server, which in turn waits for its workers, so each worker watches this process itself.
+WORKERS: dict[str, Any] = {"multiprocessing_context": "forkserver", "worker_init_fn": exit_with_parent}
 """Options of every `DataLoader` with worker processes."""
 
 

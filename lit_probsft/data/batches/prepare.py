@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import multiprocessing
-import os
 import pickle
-import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
@@ -23,6 +21,7 @@ from lit_probsft.data.tokens.tokenization import (
     tokenize_text,
 )
 from lit_probsft.errors import UserError
+from lit_probsft.parallel.parent import exit_with_parent
 
 VERSION = 4
 """Part of every cache key: raise it when the same rows and options should give other tokens."""
@@ -270,16 +269,8 @@ _worker: RowTokenizer
 
 def _begin(row_tokenizer: bytes) -> None:
     global _worker
-    threading.Thread(target=_end_with_parent, daemon=True).start()
+    exit_with_parent()
     _worker = pickle.loads(row_tokenizer)
-
-
-def _end_with_parent() -> None:
-    """Where the parent is killed, nobody is left to end this process."""
-    parent = multiprocessing.parent_process()
-    assert parent is not None
-    parent.join()
-    os._exit(1)
 
 
 def _chunk(indices: list[int]) -> list[Outcome]:

@@ -164,8 +164,8 @@ KILLED = """
 import os, signal, sys
 from pathlib import Path
 from lit_probsft.data import Plan
-from lit_probsft.data.loader import PlanLoader
-from lit_probsft.data.store import TokenStore
+from lit_probsft.data.batches.loader import PlanLoader
+from lit_probsft.data.batches.store import TokenStore
 
 if __name__ == "__main__":
     store = TokenStore(Path(sys.argv[1]))
