@@ -66,15 +66,15 @@ def test_training_visits_every_row_with_its_answer_supervised(make, questions):
 
 def test_a_held_out_fraction_is_disjoint_deterministic_and_drawn_by_the_seed(make):
     module = make(validation_fraction=0.25)
-    kept, held_out = (module._stores[name].rows.tolist() for name in ("train", "validation"))
+    kept, held_out = (module.documents(name).rows.tolist() for name in ("train", "validation"))
     assert sorted(kept + held_out) == list(range(24))
     assert len(held_out) == 6
     assert sorted(drain(module.val_dataloader())) == list(range(6))
     again, other = (
-        make(validation_fraction=0.25, cache_dir=str(module._cache / "x")),
+        make(validation_fraction=0.25, cache_dir=str(module._tokenized.cache / "x")),
         make(validation_fraction=0.25, seed=1),
     )
-    assert again._stores["validation"].rows.tolist() == held_out != other._stores["validation"].rows.tolist()
+    assert again.documents("validation").rows.tolist() == held_out != other.documents("validation").rows.tolist()
 
 
 def test_evaluation_visits_every_document_once_on_any_number_of_ranks(make, jsonl, questions):
@@ -108,22 +108,22 @@ def test_prediction_gives_prompts_padded_on_the_left_and_what_belongs_to_them(ma
 
 def test_plain_format_and_template_files_are_used(make, tmp_path, questions):
     module = make(format="plain")
-    ids, _ = module._stores["train"][0]
+    ids, _ = module.documents("train")[0]
     assert module.tokenizer.decode(ids) == questions[0]["prompt"] + questions[0]["response"] + "<|im_end|>"
     (tmp_path / "mine.jinja").write_text("{{ 'Hello. ' }}" + CHATML)
     for template in (str(tmp_path / "mine.jinja"), "{{ 'Hello. ' }}" + CHATML):
         module = make(chat_template=template)
-        assert module.tokenizer.decode(module._stores["train"][0][0]).startswith("Hello. <|im_start|>user")
+        assert module.tokenizer.decode(module.documents("train")[0][0]).startswith("Hello. <|im_start|>user")
 
 
 def test_too_long_rows_are_cut_or_dropped_as_asked_and_counted(make, questions):
-    whole = make()._stores["train"]
+    whole = make().documents("train")
     limit = 75
     long = [i for i, length in enumerate(whole.lengths) if length > limit]
     assert 0 < len(long) < 24
     dropped = make(max_length=limit, overflow="drop")
     assert dropped.report["train"]["dropped"] == len(long)
-    assert dropped._stores["train"].rows.tolist() == [i for i in range(24) if i not in long]
+    assert dropped.documents("train").rows.tolist() == [i for i in range(24) if i not in long]
     cut = make(max_length=limit, overflow="truncate").report["train"]
     assert cut["max_length"] == limit
     assert cut["truncated"] + cut["dropped"] == len(long)
@@ -156,7 +156,7 @@ def test_puzzles_need_no_file(tmp_path):
 def test_the_second_time_nothing_is_tokenized(make, monkeypatch):
     first = make(validation_fraction=0.25)
     monkeypatch.setattr(
-        "lit_probsft.data.batches.cache.documents", lambda *args, **kwargs: pytest.fail("tokenized again")
+        "lit_probsft.data.batches.cache.tokenize_rows", lambda *args, **kwargs: pytest.fail("tokenized again")
     )
     second = make(validation_fraction=0.25)
     assert second.report == first.report
@@ -263,7 +263,7 @@ def test_a_trainer_gets_a_plan_of_its_own_accumulation_and_whole_predictions(mak
     assert module.plan.accumulate == 3
     assert module.num_windows == 2
     assert len(model.seen["train"]) == 6
-    supervised = module._stores["train"].supervised
+    supervised = module.documents("train").supervised
     for start in (0, 3):  # the second window is incomplete
         window = model.seen["train"][start : start + 3]
         assert {tokens for _, tokens in window} == {sum(supervised[documents].sum() for documents, _ in window)}
@@ -312,7 +312,7 @@ def test_sources_and_tokenizers_come_from_yaml_by_class_path():
         "test": Rows("t.jsonl"),
         "predict": Rows("t.jsonl"),
     }
-    assert module._tokenizer_source == PretrainedTokenizer("some/model", pad_token="x")
+    assert module._tokenized.tokenizer_source == PretrainedTokenizer("some/model", pad_token="x")
     assert (module.max_length, module.overflow) == (128, "truncate")
 
 
@@ -323,8 +323,8 @@ def test_sources_and_tokenizers_come_from_flags():
     )
     assert sources(module)["train"] == Rows("x", prompt="question", response="answer")
     assert sources(module)["validation"] == Rows("v.jsonl")
-    assert module._tokenizer_source == ByteTokenizer()
-    assert parse("--data.tokenizer", "some/model")._tokenizer_source == PretrainedTokenizer("some/model")
+    assert module._tokenized.tokenizer_source == ByteTokenizer()
+    assert parse("--data.tokenizer", "some/model")._tokenized.tokenizer_source == PretrainedTokenizer("some/model")
 
 
 def test_a_record_of_the_data_is_plain():
@@ -379,12 +379,12 @@ def test_values_out_of_range_are_refused_at_construction(make, kwargs, message):
         (
             None,
             {"max_length": 5, "overflow": "drop"},
-            r"^data.train: .*, all 24 were lost \(24 dropped, 0 skipped\); the first: data.max_length: \d+ tokens",
+            r"^data.train: .*, got none of 24 \(24 dropped, 0 skipped\); the first: data.max_length: \d+ tokens",
         ),
         (
             None,
             {"max_length": 5, "overflow": "truncate"},
-            "^data.train: .* all 24 .*data.max_length: .* nothing to learn in them",
+            "^data.train: .* got none of 24 .*data.max_length: .* none of the first 5 is supervised",
         ),
         (None, {"validation_fraction": 0.01}, "^data.validation_fraction: expected a share .* got 0.01 of 24 rows"),
         (None, {"chat_template": "{% for %}"}, "^data.chat_template: not valid Jinja, line 1: "),
@@ -490,14 +490,14 @@ def test_a_bad_row_stops_the_run_or_is_skipped_counted_and_listed(make, tmp_path
         ((loss),) = module.dropped_rows["train"]
         assert (loss["row"], loss["what"]) == (2, "skipped")
         assert reason in loss["reason"]
-        assert module._stores["train"].rows.tolist() == [0, 1, 3]
+        assert module.documents("train").rows.tolist() == [0, 1, 3]
 
 
 def test_a_cell_of_a_table_that_is_not_utf_8_costs_its_row_alone(make, tmp_path):
     path = tmp_path / "some_bad.csv"
     path.write_bytes(b"prompt,response\na,b\na,\xff\na,b,c\nc,d\n")
     module = make(train=str(path), on_bad_row="skip")
-    assert module._stores["train"].rows.tolist() == [0, 3]
+    assert module.documents("train").rows.tolist() == [0, 3]
     assert ["line 3: not UTF-8" in loss["reason"] for loss in module.dropped_rows["train"]] == [True, False]
 
 
@@ -506,7 +506,7 @@ def test_dropped_rows_are_listed_with_their_length(make, questions):
     assert len(module.dropped_rows["train"]) == module.report["train"]["dropped"] > 0
     loss = module.dropped_rows["train"][0]
     assert loss["what"] == "dropped"
-    assert "tokens, at most 75 are kept" in loss["reason"]
+    assert "tokens, at most 75 are allowed" in loss["reason"]
 
 
 def test_what_is_no_rows_fault_is_never_skipped(make, jsonl, questions, tmp_path):
@@ -516,7 +516,7 @@ def test_what_is_no_rows_fault_is_never_skipped(make, jsonl, questions, tmp_path
         make(train=jsonl([], "none.jsonl"), on_bad_row="skip")
     with pytest.raises(
         UserError,
-        match=r"^data.train: .* all 24 were lost \(0 dropped, 24 skipped\); the first: data.require_end_of_turn: ",
+        match=r"^data.train: .* got none of 24 \(0 dropped, 24 skipped\); the first: data.require_end_of_turn: ",
     ):
         make(chat_template=MARKS_WITHOUT_END, on_bad_row="skip")
     assert [file for file in (tmp_path / "cache").rglob("*") if file.is_file()] == []
@@ -539,7 +539,7 @@ def test_documents_of_both_splits_are_counted_and_removed_from_training_when_ask
     removed = make(validation=held_out, duplicates="remove")
     assert removed.report["train"]["in_validation"] == 0
     assert removed.report["train"]["dropped"] == 3
-    assert removed._stores["train"].rows.tolist() == list(range(3, 24))
+    assert removed.documents("train").rows.tolist() == list(range(3, 24))
     assert {loss["reason"] for loss in removed.dropped_rows["train"]} == {
         "data.duplicates: it is in data.validation too"
     }
@@ -552,5 +552,7 @@ def test_duplicates_within_one_source_fall_on_both_sides_of_a_fraction(make, jso
     path = jsonl(questions[:4] * 6, "repeated.jsonl")
     module = make(train=path, validation_fraction=0.25)
     assert module.report["train"]["in_validation"] > 0
-    with pytest.raises(UserError, match="^data.train: .* all 18 .*: data.duplicates: it is in data.validation too"):
+    with pytest.raises(
+        UserError, match="^data.train: .* got none of 18 .*: data.duplicates: it is in data.validation too"
+    ):
         make(train=path, validation_fraction=0.25, duplicates="remove", seed=3)

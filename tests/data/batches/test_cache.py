@@ -104,7 +104,7 @@ def key(tmp_path, files):
         }
         if inspect.isfunction(options["tokenizer"]):
             options["tokenizer"] = options["tokenizer"]()
-        return InstructionDataModule(**options)._store(split).folder.name
+        return InstructionDataModule(**options).documents(split).folder.name
 
     return find
 
@@ -232,6 +232,6 @@ def test_a_process_that_dies_ends_the_tokenization_with_an_error(tmp_path, jsonl
     source = Rows(path, row_function="dying_rows.row")
     cache = tmp_path / "cache"
     data = InstructionDataModule(source, tokenizer=ByteTokenizer(), num_proc=2, cache_dir=str(cache))
-    with pytest.raises(UserError, match="^data.num_proc: a process that tokenizes could not start, or has ended"):
+    with pytest.raises(UserError, match="^data.num_proc: a tokenizing process failed to start or died"):
         data.setup("fit")
     assert [file for file in cache.rglob("*") if file.is_file()] == []

@@ -12,7 +12,7 @@ from lightning.pytorch.callbacks import Callback
 from lit_probsft.data import MicroBatch, Plan
 from lit_probsft.data.batches.collate import collate
 from lit_probsft.data.batches.loader import PlanLoader
-from lit_probsft.data.batches.store import EmptyStoreError, TokenStore, write_store, written_whole
+from lit_probsft.data.batches.store import EmptyStoreError, TokenStore, create_folder, write_store
 
 PAD = 99
 
@@ -68,9 +68,9 @@ def test_an_interrupted_or_empty_store_leaves_nothing(tmp_path):
 
 
 def test_whoever_comes_second_leaves_the_first_ones_work(tmp_path):
-    with written_whole(tmp_path / "x") as second:
+    with create_folder(tmp_path / "x") as second:
         (second / "who").write_text("second")
-        with written_whole(tmp_path / "x") as first:
+        with create_folder(tmp_path / "x") as first:
             (first / "who").write_text("first")
     assert (tmp_path / "x" / "who").read_text() == "first"
     assert [path.name for path in tmp_path.iterdir()] == ["x"]

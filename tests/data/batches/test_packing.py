@@ -321,7 +321,7 @@ def test_a_packed_data_module_reports_how_full_packs_are(jsonl, questions, caplo
     module = packed(jsonl(questions), validation_fraction=0.2)
     with caplog.at_level("INFO", logger="lightning.pytorch.utilities.rank_zero"):
         module.setup("fit")
-    lengths = module._store("train").lengths
+    lengths = module.documents("train").lengths
     assert module.report["train"]["packs"] == module.plan.num_rows == -(-lengths.sum() // 400)
     assert module.report["train"]["share_full"] == lengths.sum() / (400 * module.plan.num_rows)
     assert f"{module.report['train']['share_full']:.2%} full" in caplog.text

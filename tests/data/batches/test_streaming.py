@@ -13,13 +13,14 @@ from lit_probsft.cli.commands import main
 from lit_probsft.cli.preview import make_preview
 from lit_probsft.data import BPETokenizer, ByteTokenizer, InstructionDataModule, Mixture, Part, Rows
 from lit_probsft.data.batches import streaming
-from lit_probsft.data.batches.blocks import BlockReader
-from lit_probsft.data.batches.prepare import Recipe, RowTokenizer
-from lit_probsft.data.batches.streaming import StreamLoader, StreamPlan
+from lit_probsft.data.batches.row_tokenizer import Recipe, RowTokenizer
+from lit_probsft.data.batches.stream_plan import StreamPlan
+from lit_probsft.data.batches.streaming import StreamLoader
 from lit_probsft.data.rows.source import Source
 from lit_probsft.data.rows.splits import LoadedSource
 from lit_probsft.errors import UserError
 from lit_probsft.objectives import NLL
+from lit_probsft.storage.ranks import gather_objects
 from lit_probsft.training.module import ProbSFTModule
 from tests import tiny
 from tests.cli.test_fit import config
@@ -34,13 +35,12 @@ def path(tmp_path_factory):
     return file
 
 
-def loader_of(source, tokenizer, *, rank=0, workers=0, gather=None, skip=False, **shape):
+def loader_of(source, tokenizer, *, rank=0, workers=0, gather=gather_objects, skip=False, **shape):
     plan = StreamPlan(**{"batch_size": 2, "pool": 2, "buffer": 12, **shape})
     recipe = Recipe(max_length=plan.max_length, on_bad_row="skip" if skip else "error")
     row_tokenizer = RowTokenizer(LoadedSource(source, "train", skips=skip), tokenizer, recipe)
-    reading = BlockReader(row_tokenizer, plan.block_size)
     return StreamLoader(
-        reading, plan, rank=rank, pad_token_id=tokenizer.pad_token_id, num_workers=workers, gather=gather
+        row_tokenizer, plan, rank=rank, pad_token_id=tokenizer.pad_token_id, num_workers=workers, gather=gather
     )
 
 
@@ -211,7 +211,7 @@ def test_other_micro_batches_go_on_in_the_same_windows(path, byte_tokenizer):
 
 def test_another_number_of_processes_is_refused(path, byte_tokenizer):
     loader = loader_of(Rows(str(path)), byte_tokenizer)
-    with pytest.raises(UserError, match=r"--resume: a stream goes on with as many processes as before, 2, got 1"):
+    with pytest.raises(UserError, match=r"--resume: expected 2 processes as before.*got 1"):
         loader.load_state_dict({**loader.state_dict(), "world_size": 2})
 
 
@@ -254,14 +254,14 @@ def test_skipped_rows_are_told_though_others_were_dropped_before(tmp_path, byte_
         rows.write("{nonsense\n")
     recipe = Recipe(max_length=150, overflow="drop", on_bad_row="skip")
     row_tokenizer = RowTokenizer(LoadedSource(Rows(str(file)), "train", skips=True), byte_tokenizer, recipe)
-    loader = StreamLoader(BlockReader(row_tokenizer, 4), StreamPlan(2, buffer=4, num_windows=12), pad_token_id=0)
+    loader = StreamLoader(row_tokenizer, StreamPlan(2, buffer=4, num_windows=12), pad_token_id=0)
     with pytest.warns(UserWarning, match="data.train: skipped: .* line 22: not valid JSON"):
         drained(loader)
     assert [loss["what"] for loss in loader.dropped_rows] == ["dropped", "skipped"]
 
 
 def test_of_many_lost_rows_the_first_are_listed_and_all_are_counted(broken, byte_tokenizer, monkeypatch):
-    monkeypatch.setattr(streaming, "MOST_LISTED", 2)
+    monkeypatch.setattr(streaming, "MAX_LISTED", 2)
     loader = loader_of(Rows(str(broken)), byte_tokenizer, num_windows=18, skip=True)
     with pytest.warns(UserWarning, match="skipped"):
         drained(loader)
@@ -291,7 +291,7 @@ def test_a_stream_without_a_usable_row_is_not_read_forever(tmp_path, byte_tokeni
     file = tmp_path / "rows.jsonl"
     file.write_text('{"prompt": "?", "response": ""}\n' * 30)
     loader = loader_of(Rows(str(file)), byte_tokenizer, num_windows=3, skip=True)
-    with pytest.raises(UserError, match=r"none of 36 can, the first for its reason: .*row 0"):
+    with pytest.raises(UserError, match=r"expected usable rows, got none of 36; the first: .*row 0"):
         drained(loader)
 
 
@@ -299,7 +299,7 @@ def test_a_stream_whose_rows_turn_bad_is_not_read_forever(tmp_path, byte_tokeniz
     file = tmp_path / "rows.jsonl"
     file.write_text('{"prompt": "?", "response": "!"}\n' * 6)
     loader = loader_of(Rows(str(file)), byte_tokenizer, num_windows=300, skip=True, buffer=2)
-    with pytest.raises(UserError, match=r"none of a whole pass could"):
+    with pytest.raises(UserError, match=r"expected usable rows, got none in a whole pass"):
         for index, _ in enumerate(loader):
             if index == 10:
                 file.write_text('{"prompt": "?", "response": ""}\n' * 6)
@@ -328,7 +328,7 @@ def test_a_run_on_a_stream_steps_as_often_as_it_is_told(module, path, packing):
     report = data.report["train"]
     assert report["rows"] == report["kept"] >= 7 * 4
     assert run.callback_metrics["val/nll"] > 0
-    assert data._stores.keys() == {"validation"}  # nothing is tokenized beforehand
+    assert data._tokenized.stores.keys() == {"validation"}  # nothing is tokenized beforehand
     assert data.num_windows == 7
 
 
@@ -356,7 +356,7 @@ def test_what_is_in_validation_is_left_out_of_a_stream_where_asked_for(module, p
     data = module(validation=Rows(str(path), limit=5), shuffle_buffer=32, duplicates="remove")
     data.setup("fit")
     loader = data.train_dataloader()
-    with pytest.warns(UserWarning, match=r"are in data.validation too; they are left out"):
+    with pytest.warns(UserWarning, match=r"are in data.validation too; they are dropped"):
         batches = [batch for batch, _ in zip(loader, range(14), strict=False)]
     seen = {document % 29 for batch in batches for document in batch["documents"].tolist()}
     assert seen == set(range(5, 29))
@@ -377,7 +377,7 @@ def test_an_endless_loader_has_no_length(module):
     ("options", "message"),
     [
         ({"validation_fraction": 0.1}, "data.validation_fraction: cannot be combined with data.streaming"),
-        ({"tokenizer": BPETokenizer(300)}, "data.tokenizer: expected one that is there already with data.streaming"),
+        ({"tokenizer": BPETokenizer(300)}, "data.tokenizer: expected an existing tokenizer with data.streaming"),
         ({"shuffle_buffer": 0}, "data.shuffle_buffer: expected at least 1, got 0"),
         ({"shuffle_buffer": 5, "streaming": False}, "data.shuffle_buffer: needs data.streaming, got 5"),
     ],

@@ -12,7 +12,7 @@ import numpy as np
 
 from lit_probsft.data import Rows
 from lit_probsft.data.batches import cache
-from lit_probsft.data.batches.prepare import Recipe
+from lit_probsft.data.batches.row_tokenizer import Recipe
 from lit_probsft.data.rows.splits import LoadedSource, Split
 from lit_probsft.data.tokens.tokenizers import ByteTokenizer
 
@@ -37,7 +37,7 @@ class Death:
             signal.pause()
 
     def install(self):
-        found, save, rename = cache.documents, np.save, os.rename
+        found, save, rename = cache.tokenize_rows, np.save, os.rename
 
         def documents(*args, **options):
             for document in found(*args, **options):
@@ -53,7 +53,7 @@ class Death:
             rename(*args)
             self.pass_by("renamed")
 
-        cache.documents, np.save, os.rename = documents, saved, renamed
+        cache.tokenize_rows, np.save, os.rename = documents, saved, renamed
 
 
 if __name__ == "__main__":
