@@ -12,8 +12,8 @@ from lit_probsft.errors import UserError
 
 _REQUIRED = {"fit": "train", "validate": "validation", "test": "test", "predict": "predict"}
 _ALTERNATIVES = {
-    "validation": ", or data.validation_fraction",
-    "predict": ", or one for data.test or data.validation",
+    "validation": " (or data.validation_fraction)",
+    "predict": " (or one in data.test or data.validation)",
 }
 
 

@@ -111,7 +111,7 @@ class RowTokenizer:
             raise UserError(
                 "data.max_length",
                 f"expected at most {limit} tokens, got {length}{self.loaded.where(item)}; "
-                "`data.overflow: truncate` or `data.overflow: drop` accepts such rows",
+                "`data.overflow: truncate` shortens such rows, `data.overflow: drop` leaves them out",
             )
         too_long = f"data.max_length: {length} tokens, at most {limit} are allowed"
         if recipe.overflow == "drop":
