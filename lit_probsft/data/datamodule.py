@@ -38,7 +38,7 @@ class InstructionDataModule(LightningDataModule):
         validation_fraction: in place of `validation`, the share of the training rows to hold out. The held-out rows
             depend on `seed` only.
         watch: other sets to validate on in addition to `validation`, by name (letters, digits, `_`, `-`, `.`): for
-            example, what the model may forget. Metrics are val/NAME/nll, val/NAME/mean_p and val/NAME/ece.
+            example, abilities that the model may lose. Metrics are val/NAME/nll, val/NAME/mean_p and val/NAME/ece.
         test: rows for the `test` stage.
         predict: rows whose prompts are answered in the `predict` stage; they need no answers. By default the rows of
             `test`, or else of `validation`.
@@ -230,7 +230,7 @@ class InstructionDataModule(LightningDataModule):
 
     @override
     def predict_dataloader(self) -> PlanLoader:
-        """Prompts, padded on the left. `prediction_row` takes the indices in `documents`."""
+        """Prompts, padded on the left. `documents` in a batch are the indices that `prediction_row` takes."""
         return self.loader_over(self.documents("predict"), prompts=True)
 
     # What a run asks for.
