@@ -506,7 +506,7 @@ def test_dropped_rows_are_listed_with_their_length(make, questions):
     assert len(module.dropped_rows["train"]) == module.report["train"]["dropped"] > 0
     dropped = module.dropped_rows["train"][0]
     assert dropped["what"] == "dropped"
-    assert "tokens, at most 75 are allowed" in dropped["reason"]
+    assert "tokens, at most 75 are kept" in dropped["reason"]
 
 
 def test_errors_that_concern_all_rows_are_never_skipped(make, jsonl, questions, tmp_path):

@@ -113,7 +113,7 @@ class RowTokenizer:
                 f"expected at most {limit} tokens, got {length}{self.loaded.where(item)}; "
                 "`data.overflow: truncate` shortens such rows, `data.overflow: drop` leaves them out",
             )
-        too_long = f"data.max_length: {length} tokens, at most {limit} are allowed"
+        too_long = f"data.max_length: {length} tokens, at most {limit} are kept"
         if recipe.overflow == "drop":
             return Outcome(None, "dropped", too_long, length)
         # The first label does not count, as no position predicts it.
