@@ -119,14 +119,14 @@ def make_preview(datamodule: InstructionDataModule, split: str = "train", rows: 
         if outcome.length:
             preview.lengths.append(outcome.length)
         if outcome.document is None:
-            found.setdefault(f"{_LOST[outcome.lost or '']}: {_general(outcome.reason)}", []).append(index)
+            found.setdefault(f"{_LOST[outcome.status]}: {_general(outcome.reason)}", []).append(index)
             continue
         ids, labels = outcome.document.ids, outcome.document.labels
         supervised = sum(label >= 0 for label in labels[1:])
         preview.tokens += len(ids)
         preview.supervised += supervised
-        preview.truncated += outcome.truncated
-        if outcome.truncated and labels[-1] >= 0 and labels[-1] not in special:
+        preview.truncated += outcome.status == "truncated"
+        if outcome.status == "truncated" and labels[-1] >= 0 and labels[-1] not in special:
             found.setdefault(_CUT, []).append(index)
         if place // wanted >= len(preview.shown) and len(preview.shown) < rows:
             pieces = _pieces(datamodule.tokenizer, ids, labels, special)

@@ -1,6 +1,6 @@
-"""Turns rows into micro-batches: sources, conversations, tokenizers, the mask, the plan and the data module.
+"""Turns rows into micro-batches: sources, conversations, tokenizers, masks, plans and the data module.
 
-Names are imported on first use, so that a worker that only collates loads neither Lightning nor a tokenizer.
+Names are imported on first use, because a worker that only collates needs neither Lightning nor a tokenizer.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ __all__ = [
     "tokenize_prompt",
 ]
 
-_HOMES = {
+_MODULES = {
     "rows.choices": ("MultipleChoice",),
     "datamodule": ("InstructionDataModule",),
     "rows.mixture": ("Mixture", "Part"),
@@ -54,9 +54,9 @@ _HOMES = {
 
 
 def __getattr__(name: str) -> Any:
-    for home, names in _HOMES.items():
+    for module, names in _MODULES.items():
         if name in names:
-            return getattr(import_module(f"lit_probsft.data.{home}"), name)
+            return getattr(import_module(f"lit_probsft.data.{module}"), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
 
 

@@ -99,7 +99,7 @@ def training_documents(datamodule: InstructionDataModule, most: int | None) -> D
     assert most is not None
     found = []
     for outcome in datamodule.inspect("train", most)[2]:
-        if outcome.lost == "skipped" and datamodule.on_bad_row == "error":
+        if outcome.status == "skipped" and datamodule.on_bad_row == "error":
             raise UserError("data.train", f"{outcome.reason}")
         if outcome.document is not None:
             found.append(outcome.document)

@@ -22,7 +22,7 @@ from tests.data.chat_templates import CHATML, MARKS_WITHOUT_END, NO_SYSTEM
 
 @pytest.fixture
 def make(tmp_path, jsonl, questions):
-    """A data module over `questions`, with a cache of its own, set up for a stage unless that is None."""
+    """Makes a data module over `questions` with its own cache, and sets it up for a stage unless that is None."""
     path = jsonl(questions)
 
     def build(stage="fit", **kwargs):
@@ -40,7 +40,7 @@ def drain(loader):
 
 
 def answers(module, loader):
-    """Supervised texts by document."""
+    """The supervised text of each document."""
     found = {}
     for batch in loader:
         for document, ids, labels in zip(batch["documents"].tolist(), batch["input_ids"], batch["labels"], strict=True):
@@ -48,7 +48,7 @@ def answers(module, loader):
     return found
 
 
-# What it gives.
+# Batches.
 
 
 def test_training_visits_every_row_with_its_answer_supervised(make, questions):
@@ -64,17 +64,17 @@ def test_training_visits_every_row_with_its_answer_supervised(make, questions):
     assert module.val_dataloader() == []
 
 
-def test_a_held_out_fraction_is_disjoint_deterministic_and_drawn_by_the_seed(make):
+def test_a_held_out_fraction_is_disjoint_and_depends_on_the_seed_only(make):
     module = make(validation_fraction=0.25)
-    kept, held_out = (module._stores[name].rows.tolist() for name in ("train", "validation"))
+    kept, held_out = (module.documents(name).rows.tolist() for name in ("train", "validation"))
     assert sorted(kept + held_out) == list(range(24))
     assert len(held_out) == 6
     assert sorted(drain(module.val_dataloader())) == list(range(6))
     again, other = (
-        make(validation_fraction=0.25, cache_dir=str(module._cache / "x")),
+        make(validation_fraction=0.25, cache_dir=str(module._tokenized.cache / "x")),
         make(validation_fraction=0.25, seed=1),
     )
-    assert again._stores["validation"].rows.tolist() == held_out != other._stores["validation"].rows.tolist()
+    assert again.documents("validation").rows.tolist() == held_out != other.documents("validation").rows.tolist()
 
 
 def test_evaluation_visits_every_document_once_on_any_number_of_ranks(make, jsonl, questions):
@@ -84,8 +84,8 @@ def test_evaluation_visits_every_document_once_on_any_number_of_ranks(make, json
     assert module.fingerprint is None
 
 
-def test_prediction_gives_prompts_padded_on_the_left_and_what_belongs_to_them(make, jsonl, questions):
-    # A prompt is used whole whatever max_length says: it bounds what is trained on.
+def test_prediction_has_prompts_padded_on_the_left_and_their_rows(make, jsonl, questions):
+    # max_length limits training documents, not prompts.
     module = make("predict", test=jsonl(questions, "test.jsonl"), max_length=20, overflow="drop")
     seen = []
     for batch in module.predict_dataloader():
@@ -108,34 +108,34 @@ def test_prediction_gives_prompts_padded_on_the_left_and_what_belongs_to_them(ma
 
 def test_plain_format_and_template_files_are_used(make, tmp_path, questions):
     module = make(format="plain")
-    ids, _ = module._stores["train"][0]
+    ids, _ = module.documents("train")[0]
     assert module.tokenizer.decode(ids) == questions[0]["prompt"] + questions[0]["response"] + "<|im_end|>"
     (tmp_path / "mine.jinja").write_text("{{ 'Hello. ' }}" + CHATML)
     for template in (str(tmp_path / "mine.jinja"), "{{ 'Hello. ' }}" + CHATML):
         module = make(chat_template=template)
-        assert module.tokenizer.decode(module._stores["train"][0][0]).startswith("Hello. <|im_start|>user")
+        assert module.tokenizer.decode(module.documents("train")[0][0]).startswith("Hello. <|im_start|>user")
 
 
-def test_too_long_rows_are_cut_or_dropped_as_asked_and_counted(make, questions):
-    whole = make()._stores["train"]
+def test_too_long_rows_are_truncated_or_dropped_and_counted(make, questions):
+    whole = make().documents("train")
     limit = 75
     long = [i for i, length in enumerate(whole.lengths) if length > limit]
     assert 0 < len(long) < 24
     dropped = make(max_length=limit, overflow="drop")
     assert dropped.report["train"]["dropped"] == len(long)
-    assert dropped._stores["train"].rows.tolist() == [i for i in range(24) if i not in long]
-    cut = make(max_length=limit, overflow="truncate").report["train"]
-    assert cut["max_length"] == limit
-    assert cut["truncated"] + cut["dropped"] == len(long)
-    assert cut["truncated"] > 0
-    assert cut["dropped"] > 0  # those whose prompt alone fills it
+    assert dropped.documents("train").rows.tolist() == [i for i in range(24) if i not in long]
+    truncated = make(max_length=limit, overflow="truncate").report["train"]
+    assert truncated["max_length"] == limit
+    assert truncated["truncated"] + truncated["dropped"] == len(long)
+    assert truncated["truncated"] > 0
+    assert truncated["dropped"] > 0  # rows whose prompt alone is too long
 
 
-def test_a_tokenizer_can_be_learnt_from_the_rows_or_given_loaded(make, byte_tokenizer):
-    learnt = make(tokenizer=BPETokenizer(300), validation_fraction=0.25)
-    assert 259 < len(learnt.tokenizer) <= 300
+def test_a_tokenizer_can_be_trained_on_the_rows_or_passed_loaded(make, byte_tokenizer):
+    trained = make(tokenizer=BPETokenizer(300), validation_fraction=0.25)
+    assert 259 < len(trained.tokenizer) <= 300
     again = make(None, tokenizer=BPETokenizer(300), validation_fraction=0.25)
-    assert again.tokenizer.get_vocab() == learnt.tokenizer.get_vocab()
+    assert again.tokenizer.get_vocab() == trained.tokenizer.get_vocab()
     assert make(tokenizer=byte_tokenizer).fingerprint == make().fingerprint
 
 
@@ -153,10 +153,10 @@ def test_puzzles_need_no_file(tmp_path):
 # The cache.
 
 
-def test_the_second_time_nothing_is_tokenized(make, monkeypatch):
+def test_a_second_setup_reads_the_cache(make, monkeypatch):
     first = make(validation_fraction=0.25)
     monkeypatch.setattr(
-        "lit_probsft.data.batches.cache.documents", lambda *args, **kwargs: pytest.fail("tokenized again")
+        "lit_probsft.data.batches.cache.tokenize_rows", lambda *args, **kwargs: pytest.fail("tokenized again")
     )
     second = make(validation_fraction=0.25)
     assert second.report == first.report
@@ -185,20 +185,20 @@ def test_a_changed_option_never_reads_a_stale_cache(make, questions, jsonl, tmp_
     assert [make(**change).fingerprint for change in changes] == fingerprints
 
 
-def test_what_a_failed_tokenization_leaves_is_nothing(make, jsonl, questions, tmp_path):
+def test_a_failed_tokenization_leaves_no_files(make, jsonl, questions, tmp_path):
     path = jsonl([*questions, {"prompt": "x", "response": ""}], "bad.jsonl")
     with pytest.raises(UserError):
         make(train=path)
     assert [file for file in (tmp_path / "cache").rglob("*") if file.is_file()] == []
 
 
-def test_the_cache_lies_where_the_environment_says(monkeypatch, tmp_path, jsonl, questions):
+def test_the_environment_sets_the_cache_folder(monkeypatch, tmp_path, jsonl, questions):
     monkeypatch.setenv("LIT_PROBSFT_CACHE", str(tmp_path / "here"))
     InstructionDataModule(jsonl(questions), tokenizer=ByteTokenizer()).setup("fit")
     assert list((tmp_path / "here" / "tokens").iterdir())
 
 
-def test_options_of_the_mask_and_of_hygiene_never_read_a_stale_cache(make, jsonl, questions):
+def test_options_of_masks_and_duplicates_never_read_a_stale_cache(make, jsonl, questions):
     turns = [
         *({"role": "user", "content": "a"}, {"role": "assistant", "content": "<think>b</think>c"}),
         *({"role": "user", "content": "d"}, {"role": "assistant", "content": "<think>e</think>f"}),
@@ -225,7 +225,7 @@ def test_options_of_the_mask_and_of_hygiene_never_read_a_stale_cache(make, jsonl
 # With a trainer.
 
 
-quiet = pytest.mark.filterwarnings("ignore::UserWarning")  # of a module that trains nothing
+quiet = pytest.mark.filterwarnings("ignore::UserWarning")  # from a module that trains nothing
 
 
 class Counter(LightningModule):
@@ -257,13 +257,13 @@ def trainer(**kwargs):
 
 
 @quiet
-def test_a_trainer_gets_a_plan_of_its_own_accumulation_and_whole_predictions(make):
+def test_the_plan_follows_the_trainers_accumulation_and_predictions_are_complete(make):
     module, model = make(None, validation_fraction=0.25), Counter()
     trainer(accumulate_grad_batches=3).fit(model, datamodule=module)
     assert module.plan.accumulate == 3
     assert module.num_windows == 2
     assert len(model.seen["train"]) == 6
-    supervised = module._stores["train"].supervised
+    supervised = module.documents("train").supervised
     for start in (0, 3):  # the second window is incomplete
         window = model.seen["train"][start : start + 3]
         assert {tokens for _, tokens in window} == {sum(supervised[documents].sum() for documents, _ in window)}
@@ -273,14 +273,14 @@ def test_a_trainer_gets_a_plan_of_its_own_accumulation_and_whole_predictions(mak
 
 
 @quiet
-def test_overfitting_on_purpose_repeats_the_same_batches(make):
+def test_overfit_batches_repeats_the_same_batches(make):
     module, model = make(None), Counter()
     trainer(overfit_batches=2).fit(model, datamodule=module)
     assert len(model.seen["train"]) == 2
     assert module.train_dataloader().fixed_epoch
 
 
-# From YAML and from flags.
+# YAML and flags.
 
 
 def parse(*args, text=None):
@@ -312,7 +312,7 @@ def test_sources_and_tokenizers_come_from_yaml_by_class_path():
         "test": Rows("t.jsonl"),
         "predict": Rows("t.jsonl"),
     }
-    assert module._tokenizer_source == PretrainedTokenizer("some/model", pad_token="x")
+    assert module._tokenized.tokenizer_source == PretrainedTokenizer("some/model", pad_token="x")
     assert (module.max_length, module.overflow) == (128, "truncate")
 
 
@@ -323,18 +323,18 @@ def test_sources_and_tokenizers_come_from_flags():
     )
     assert sources(module)["train"] == Rows("x", prompt="question", response="answer")
     assert sources(module)["validation"] == Rows("v.jsonl")
-    assert module._tokenizer_source == ByteTokenizer()
-    assert parse("--data.tokenizer", "some/model")._tokenizer_source == PretrainedTokenizer("some/model")
+    assert module._tokenized.tokenizer_source == ByteTokenizer()
+    assert parse("--data.tokenizer", "some/model")._tokenized.tokenizer_source == PretrainedTokenizer("some/model")
 
 
-def test_a_record_of_the_data_is_plain():
+def test_describe_returns_plain_data():
     module = InstructionDataModule(FigletPuzzles(count=9), tokenizer=ByteTokenizer(), validation_fraction=0.5)
     record = json.loads(json.dumps(module.describe()))
     assert record["train"]["count"] == 9
     assert record["tokenizer"] == {"tokenizer": "ByteTokenizer"}
 
 
-# What it refuses.
+# Errors.
 
 
 @pytest.mark.parametrize(
@@ -379,12 +379,12 @@ def test_values_out_of_range_are_refused_at_construction(make, kwargs, message):
         (
             None,
             {"max_length": 5, "overflow": "drop"},
-            r"^data.train: .*, all 24 were lost \(24 dropped, 0 skipped\); the first: data.max_length: \d+ tokens",
+            r"^data.train: .*, got none of 24 \(24 dropped, 0 skipped\); the first: data.max_length: \d+ tokens",
         ),
         (
             None,
             {"max_length": 5, "overflow": "truncate"},
-            "^data.train: .* all 24 .*data.max_length: .* nothing to learn in them",
+            "^data.train: .* got none of 24 .*data.max_length: .* none of the first 5 is supervised",
         ),
         (None, {"validation_fraction": 0.01}, "^data.validation_fraction: expected a share .* got 0.01 of 24 rows"),
         (None, {"chat_template": "{% for %}"}, "^data.chat_template: not valid Jinja, line 1: "),
@@ -415,14 +415,14 @@ def test_values_out_of_range_are_refused_at_construction(make, kwargs, message):
         ),
     ],
 )
-def test_bad_data_is_refused_by_the_argument_at_fault(make, jsonl, rows, kwargs, message):
+def test_bad_data_is_refused_with_the_argument_at_fault(make, jsonl, rows, kwargs, message):
     if rows is not None:
         kwargs = {**kwargs, "train": jsonl(rows, "bad.jsonl")}
     with pytest.raises(UserError, match=message):
         make(**kwargs)
 
 
-def test_columns_that_do_not_exist_are_refused_with_near_matches(make, jsonl):
+def test_missing_columns_are_refused_with_near_matches(make, jsonl):
     path = jsonl([{"question": "a", "answer": "b"}], "qa.jsonl")
     with pytest.raises(UserError, match=r"^data.train.prompt: no column 'quesion' .*Did you mean 'question'"):
         make(train=Rows(path, prompt="quesion", response="answer"))
@@ -431,13 +431,13 @@ def test_columns_that_do_not_exist_are_refused_with_near_matches(make, jsonl):
 
 
 @pytest.mark.parametrize("stage", ["validate", "test", "predict"])
-def test_a_stage_without_rows_is_refused_by_name(make, stage):
+def test_a_stage_without_rows_is_refused_with_the_name_of_its_split(make, stage):
     name = {"validate": "validation"}.get(stage, stage)
     with pytest.raises(UserError, match=f"^data.{name}: expected a source of rows"):
         make(stage)
 
 
-def test_a_tokenizer_without_pad_token_gets_one_unless_it_is_named(make, tmp_path):
+def test_a_tokenizer_without_pad_token_gets_one_or_the_named_one(make, tmp_path):
     tokenizer = ByteTokenizer().load(list)
     tokenizer.pad_token = None
     tokenizer.save_pretrained(tmp_path / "padless")
@@ -459,7 +459,7 @@ assert not {"torch", "lightning", "transformers", "datasets", "tokenizers"} & se
     subprocess.run([sys.executable, "-c", code], check=True, cwd=root)
 
 
-# Rows that cannot be used.
+# Bad rows.
 
 
 BAD_LINES = [
@@ -483,74 +483,74 @@ def test_a_bad_row_stops_the_run_or_is_skipped_counted_and_listed(make, tmp_path
     with pytest.raises(UserError) as refused:
         make(train=str(path), max_length=120)
     assert reason in str(refused.value)
-    for _ in range(2):  # tokenized, and from the cache
+    for _ in range(2):  # tokenized first, then from the cache
         module = make(train=str(path), max_length=120, on_bad_row="skip")
         report = module.report["train"]
         assert (report["rows"], report["kept"], report["skipped"], report["dropped"]) == (4, 3, 1, 0)
-        ((loss),) = module.dropped_rows["train"]
-        assert (loss["row"], loss["what"]) == (2, "skipped")
-        assert reason in loss["reason"]
-        assert module._stores["train"].rows.tolist() == [0, 1, 3]
+        (dropped,) = module.dropped_rows["train"]
+        assert (dropped["row"], dropped["what"]) == (2, "skipped")
+        assert reason in dropped["reason"]
+        assert module.documents("train").rows.tolist() == [0, 1, 3]
 
 
-def test_a_cell_of_a_table_that_is_not_utf_8_costs_its_row_alone(make, tmp_path):
+def test_a_csv_cell_that_is_not_utf_8_skips_only_its_row(make, tmp_path):
     path = tmp_path / "some_bad.csv"
     path.write_bytes(b"prompt,response\na,b\na,\xff\na,b,c\nc,d\n")
     module = make(train=str(path), on_bad_row="skip")
-    assert module._stores["train"].rows.tolist() == [0, 3]
-    assert ["line 3: not UTF-8" in loss["reason"] for loss in module.dropped_rows["train"]] == [True, False]
+    assert module.documents("train").rows.tolist() == [0, 3]
+    assert ["line 3: not UTF-8" in row["reason"] for row in module.dropped_rows["train"]] == [True, False]
 
 
 def test_dropped_rows_are_listed_with_their_length(make, questions):
     module = make(max_length=75, overflow="drop")
     assert len(module.dropped_rows["train"]) == module.report["train"]["dropped"] > 0
-    loss = module.dropped_rows["train"][0]
-    assert loss["what"] == "dropped"
-    assert "tokens, at most 75 are kept" in loss["reason"]
+    dropped = module.dropped_rows["train"][0]
+    assert dropped["what"] == "dropped"
+    assert "tokens, at most 75 are kept" in dropped["reason"]
 
 
-def test_what_is_no_rows_fault_is_never_skipped(make, jsonl, questions, tmp_path):
+def test_errors_that_concern_all_rows_are_never_skipped(make, jsonl, questions, tmp_path):
     with pytest.raises(UserError, match="^data.chat_template: not valid Jinja"):
         make(chat_template="{% for %}", on_bad_row="skip")
     with pytest.raises(UserError, match="^data.train: expected at least one row, got an empty data set"):
         make(train=jsonl([], "none.jsonl"), on_bad_row="skip")
     with pytest.raises(
         UserError,
-        match=r"^data.train: .* all 24 were lost \(0 dropped, 24 skipped\); the first: data.require_end_of_turn: ",
+        match=r"^data.train: .* got none of 24 \(0 dropped, 24 skipped\); the first: data.require_end_of_turn: ",
     ):
         make(chat_template=MARKS_WITHOUT_END, on_bad_row="skip")
     assert [file for file in (tmp_path / "cache").rglob("*") if file.is_file()] == []
 
 
-def test_a_tokenizer_is_learnt_from_the_rows_that_can_be_used(make, jsonl, questions):
+def test_a_tokenizer_is_trained_on_the_usable_rows(make, jsonl, questions):
     path = jsonl([*questions, {"prompt": "x", "response": ""}], "bad.jsonl")
     with pytest.raises(UserError, match=r"^data.train.response: .*\(row 24 of data.train"):
         make(train=path, tokenizer=BPETokenizer(300))
     assert make(train=path, tokenizer=BPETokenizer(300), on_bad_row="skip").report["train"]["kept"] == 24
 
 
-# Rows in two splits.
+# Duplicates.
 
 
-def test_documents_of_both_splits_are_counted_and_removed_from_training_when_asked(make, jsonl, questions):
+def test_documents_in_both_splits_are_counted_and_removed_from_training_on_request(make, jsonl, questions):
     held_out = jsonl([*questions[:3], {"prompt": questions[5]["prompt"], "response": "Other."}], "held_out.jsonl")
     kept = make(validation=held_out)
     assert kept.report["train"]["in_validation"] == 3
     removed = make(validation=held_out, duplicates="remove")
     assert removed.report["train"]["in_validation"] == 0
     assert removed.report["train"]["dropped"] == 3
-    assert removed._stores["train"].rows.tolist() == list(range(3, 24))
-    assert {loss["reason"] for loss in removed.dropped_rows["train"]} == {
-        "data.duplicates: it is in data.validation too"
-    }
+    assert removed.documents("train").rows.tolist() == list(range(3, 24))
+    assert {row["reason"] for row in removed.dropped_rows["train"]} == {"data.duplicates: it is in data.validation too"}
     assert removed.report["validation"] == kept.report["validation"]
     fewer = make(validation=jsonl(questions[:2], "fewer.jsonl"), duplicates="remove")
-    assert fewer.report["train"]["kept"] == 22  # the other validation set's tokens are not read
+    assert fewer.report["train"]["kept"] == 22  # and not the cached tokens for the other validation set
 
 
-def test_duplicates_within_one_source_fall_on_both_sides_of_a_fraction(make, jsonl, questions):
+def test_a_fraction_can_put_duplicates_of_one_source_in_both_splits(make, jsonl, questions):
     path = jsonl(questions[:4] * 6, "repeated.jsonl")
     module = make(train=path, validation_fraction=0.25)
     assert module.report["train"]["in_validation"] > 0
-    with pytest.raises(UserError, match="^data.train: .* all 18 .*: data.duplicates: it is in data.validation too"):
+    with pytest.raises(
+        UserError, match="^data.train: .* got none of 18 .*: data.duplicates: it is in data.validation too"
+    ):
         make(train=path, validation_fraction=0.25, duplicates="remove", seed=3)

@@ -1,4 +1,4 @@
-"""The way of a user with data of a known shape: a configuration, a look, a fit, answers."""
+"""A user's path with GSM8K and PubMedQA rows: one configuration for preview, fit and predict."""
 
 import json
 import sys
@@ -36,7 +36,7 @@ def pubmedqa(row):
 
 @pytest.fixture
 def folder(tmp_path, monkeypatch):
-    """Where a user works: a configuration for rows shaped as GSM8K's, and one for rows shaped as PubMedQA's."""
+    """A working folder with a configuration for rows like GSM8K's, and one for rows like PubMedQA's."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, "my_rows", raising=False)
@@ -68,19 +68,19 @@ def folder(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    ("name", "asked", "learnt"),
+    ("name", "prompt_end", "response_part"),
     [
         ("gsm8k", "How many?\nThink step by step.<|im_end|>", "#### "),
         ("pubmedqa", "Most were well.\n\nQuestion: Does drug", "It may.\n\nAnswer: "),
     ],
     ids=["gsm8k", "pubmedqa"],
 )
-def test_a_look_a_fit_and_answers_from_one_configuration(folder, capsys, name, asked, learnt):
+def test_preview_fit_and_predict_from_one_configuration(folder, capsys, name, prompt_end, response_part):
     config = f"--config={name}.yaml"
     main(["preview", config])
     seen = capsys.readouterr().out
-    assert asked in seen.partition("⟦")[0]
-    assert learnt in seen.partition("⟦")[2].partition("<|im_end|>⟧")[0]
+    assert prompt_end in seen.partition("⟦")[0]
+    assert response_part in seen.partition("⟦")[2].partition("<|im_end|>⟧")[0]
     assert "nothing wrong was found" in seen
 
     main(["fit", config])
@@ -90,10 +90,10 @@ def test_a_look_a_fit_and_answers_from_one_configuration(folder, capsys, name, a
     main(["predict", config])
     answers = [json.loads(line) for line in (folder / "runs" / name / "predictions.jsonl").read_text().splitlines()]
     assert len(answers) == 4
-    assert all(asked.partition("<|")[0] in row["prompt"] and learnt in row["reference"] for row in answers)
+    assert all(prompt_end.partition("<|")[0] in row["prompt"] and response_part in row["reference"] for row in answers)
 
 
-def test_texts_given_on_the_command_line_arrive_as_they_were_typed(folder):
+def test_text_flags_keep_the_text_that_was_typed(folder):
     typed = {"prompt": "Question: {question}", "response": "{answer}", "system": "null", "limit": "null"}
     main(["fit", "--config=gsm8k.yaml", *(f"--data.train.{field}={text}" for field, text in typed.items())])
     config = yaml.safe_load((folder / "runs" / "gsm8k" / "config.yaml").read_text())
@@ -101,7 +101,7 @@ def test_texts_given_on_the_command_line_arrive_as_they_were_typed(folder):
     assert {field: rows[field] for field in typed} == {**typed, "system": None, "limit": None}
 
 
-def test_a_dictionary_of_something_else_than_rows_is_told_in_a_message_one_can_read(folder):
+def test_a_dictionary_that_does_not_hold_rows_gives_a_short_message(folder):
     (folder / "ground_truth.json").write_text(json.dumps({str(i): "yes" for i in range(500)}))
     with pytest.raises(
         UserError, match="^data.train.prompt: no column 'QUESTION' among '0', .* and 480 more"

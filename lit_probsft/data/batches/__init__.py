@@ -1,1 +1,1 @@
-"""Documents to micro-batches: the plan, packing, the token store, loaders."""
+"""Turns rows into cached documents, and documents into micro-batches: the token store, plans, packing, loaders."""

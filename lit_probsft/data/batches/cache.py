@@ -1,4 +1,4 @@
-"""What is worth keeping between runs, under a key made of everything that decides it, so that nothing read is stale."""
+"""Caches tokens and trained tokenizers between runs. The key covers everything that decides the content."""
 
 from __future__ import annotations
 
@@ -9,27 +9,27 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
-from lit_probsft.data.batches.prepare import VERSION, Counts, Recipe, documents
-from lit_probsft.data.batches.store import EmptyStoreError, TokenStore, write_store, written_whole
+from lit_probsft.data.batches.duplicates import digests
+from lit_probsft.data.batches.prepare import VERSION, Counts, tokenize_rows
+from lit_probsft.data.batches.row_tokenizer import Recipe
+from lit_probsft.data.batches.store import EmptyStoreError, TokenStore, create_folder, write_store
 from lit_probsft.data.rows.splits import Split
 from lit_probsft.data.tokens.tokenizers import TokenizerSource, tokenizer_fingerprint
 from lit_probsft.errors import UserError
 
 
 def cached_tokenizer(cache: Path, source: TokenizerSource, split: Split) -> Any:
-    """The tokenizer that `source` learns from `split`, learnt once.
+    """Loads the tokenizer that `source` trains on `split`; trains it if the cache does not have it.
 
     Args:
-        cache: the folder of all that is kept.
-        source: one that learns.
+        cache: the cache's folder.
+        source: a source that trains a tokenizer.
         split: the training rows.
     """
     _check_folder(cache)
     folder = cache / "tokenizers" / _key([VERSION, source.describe(), split.identity()])
     if not folder.is_dir():
-        with written_whole(folder) as unfinished:
+        with create_folder(folder) as unfinished:
             source.load(split.texts).save_pretrained(unfinished)
     from transformers import PreTrainedTokenizerFast
 
@@ -46,19 +46,19 @@ def cached_store(
     num_proc: int | None = None,
     progress: bool = True,
 ) -> TokenStore:
-    """The tokenized documents of `split`, tokenized once.
+    """Loads the tokenized documents of `split`; tokenizes them if the cache does not have them.
 
     Args:
-        cache: the folder of all that is kept.
+        cache: the cache's folder.
         split: the rows.
         tokenizer: a fast tokenizer.
-        recipe: what is made of them.
-        without: documents that are left out where they occur.
-        num_proc: processes that tokenize.
-        progress: show a bar.
+        recipe: how rows are tokenized.
+        without: documents to drop.
+        num_proc: number of processes that tokenize.
+        progress: show a progress bar.
 
     Raises:
-        UserError: a row cannot be used, or none is left.
+        UserError: a row cannot be used, or no document is left.
     """
     _check_folder(cache)
     template = None if recipe.plain_text else recipe.chat_template or tokenizer.chat_template
@@ -68,50 +68,31 @@ def cached_store(
     if folder.is_dir():
         return TokenStore(folder)
     counts = Counts()
-    others = frozenset() if without is None else digests(without)
-    found = documents(
+    tokenized = tokenize_rows(
         split,
         tokenizer,
         recipe,
         counts,
-        without=lambda document: (
-            "data.duplicates: it is in data.validation too" if others and digest(*document[1:3]) in others else None
-        ),
+        without=frozenset() if without is None else digests(without),
         num_proc=num_proc,
         progress=progress,
     )
     try:
-        return write_store(folder, found, lambda: asdict(counts), split.loaded.source.parts)
+        return write_store(folder, tokenized, lambda: asdict(counts), split.loaded.source.parts)
     except EmptyStoreError as error:
         raise UserError(
             f"data.{split.loaded.argument}",
-            f"expected rows that can be used, all {counts.rows} were lost ({counts.dropped} dropped, {counts.skipped} "
+            f"expected at least one usable row, got none of {counts.rows} ({counts.dropped} dropped, {counts.skipped} "
             f"skipped); the first: {counts.dropped_rows[0]['reason']}",
         ) from error
 
 
-def digests(store: TokenStore) -> frozenset[bytes]:
-    """What tells the documents of a store from any other: ids and mask."""
-    return frozenset(digest(*store[index]) for index in range(len(store)))
-
-
-def overlap(store: TokenStore, other: TokenStore) -> int:
-    """How many documents of `store` occur in `other` too, token by token."""
-    others = digests(other)
-    return sum(digest(*store[index]) in others for index in range(len(store)))
-
-
-def digest(ids: Any, labels: Any) -> bytes:
-    """What tells a document from any other: ids and mask."""
-    return hashlib.blake2b(np.asarray([ids, labels], dtype=np.int32).tobytes(), digest_size=16).digest()
-
-
 def _check_folder(cache: Path) -> None:
-    found = next(path for path in (cache, *cache.absolute().parents) if path.exists())
-    if not found.is_dir():
-        raise UserError("data.cache_dir", f"expected a folder, got {str(cache)!r}: {found} is a file")
-    if not os.access(found, os.W_OK | os.X_OK):
-        raise UserError("data.cache_dir", f"expected a folder that can be written to, got {str(cache)!r}")
+    existing = next(path for path in (cache, *cache.absolute().parents) if path.exists())
+    if not existing.is_dir():
+        raise UserError("data.cache_dir", f"expected a folder, got {str(cache)!r}: {existing} is a file")
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise UserError("data.cache_dir", f"expected a writable folder, got {str(cache)!r}")
 
 
 def _key(parts: Any) -> str:

@@ -1,4 +1,4 @@
-"""From documents to tensors."""
+"""Turns the documents of a micro-batch into tensors."""
 
 from __future__ import annotations
 
@@ -23,43 +23,43 @@ def collate(
     weights: Sequence[float] | NDArray[Any] | None = None,
     sources: Sequence[int] | NDArray[Any] | None = None,
 ) -> dict[str, Any]:
-    """One micro-batch as a model takes it.
+    """Makes the tensors of one micro-batch.
 
     Args:
-        micro_batch: which documents these are.
-        documents: their `(input_ids, labels)`, each (t,).
-        pad_token_id: fills `input_ids`; masked wherever it stands for padding.
-        prompts: pad on the left and leave out labels and counts, as generation wants it.
-        weights: of each document, in the sum of the step's losses.
-        sources: which source each document came from.
+        micro_batch: the documents' indices and the counts.
+        documents: `(input_ids, labels)` of each document, each (t,).
+        pad_token_id: pads `input_ids`; padding is always masked.
+        prompts: pad on the left and leave out labels and counts, for generation.
+        weights: factor of each document in the sum of the step's losses.
+        sources: source of each document.
 
     Returns:
         `input_ids` (B, T), `labels` (B, T, -100 where masked; unshifted), `attention_mask` (B, T), all int64;
         `documents` (B,) indices; and the ints `window_tokens`, `window_sequences`, `window_length` and
-        `num_tokens` (this micro-batch's tokens without padding). Without documents B = T = 1: one padding token,
-        attended to (a row that sees nothing gives NaN) but not supervised, and `documents` is empty.
+        `num_tokens` (the tokens of this micro-batch without padding). Without documents, B = T = 1: one padding token
+        that is attended to (a row that attends to nothing gives NaN) but not supervised, and `documents` is empty.
 
-        Where the plan has packed documents, B counts packs, `labels` are masked at the first token of each document
-        (or the last one of its neighbour would predict it), and there are also `position_ids` (B, T), which begin at 0
-        with each document, `boundaries` (S + 1,), int32: where documents begin and end in the rows laid one after the
-        other, and the int `longest`, the tokens of the longest document. Padding is divided into documents as well.
+        If documents are packed, B is the number of packs, and `labels` are masked at the first token of each document
+        (the document before it would predict that token). There are also `position_ids` (B, T), which restart at 0 in
+        each document, `boundaries` (S + 1,), int32, the offsets at which documents start and end in the flattened rows,
+        and the int `longest`, the tokens of the longest document. Padding is divided into documents as well.
 
-        With `weights` there is `token_weight` (B, T), fp32, with `sources` `token_source` (B, T), int64: what holds for
-        the document that a token belongs to (1 and 0 where there is none).
+        `weights` add `token_weight` (B, T), fp32; `sources` add `token_source` (B, T), int64: the value of the
+        document that a token belongs to (1 and 0 for padding).
     """
-    of_documents = {} if prompts else {"token_weight": weights, "token_source": sources}
+    per_document = {} if prompts else {"token_weight": weights, "token_source": sources}
     if micro_batch.packs is not None:
-        return _collate_packs(micro_batch, micro_batch.packs, documents, pad_token_id, of_documents)
+        return _collate_packs(micro_batch, micro_batch.packs, documents, pad_token_id, per_document)
     lengths = [len(ids) for ids, _ in documents]
     rows, width = max(len(documents), 1), max(lengths, default=1)
     input_ids = np.full((rows, width), pad_token_id, dtype=np.int64)
     labels = np.full((rows, width), IGNORED, dtype=np.int64)
     attention = np.zeros((rows, width), dtype=np.int64)
-    places = []
+    spans = []
     for row, (ids, targets) in enumerate(documents):
-        place = row, slice(width - len(ids), width) if prompts else slice(0, len(ids))
-        input_ids[place], labels[place], attention[place] = ids, targets, 1
-        places.append(place)
+        span = row, slice(width - len(ids), width) if prompts else slice(0, len(ids))
+        input_ids[span], labels[span], attention[span] = ids, targets, 1
+        spans.append(span)
     if not documents:
         attention[:] = 1
     batch: dict[str, Any] = {
@@ -69,7 +69,7 @@ def collate(
     }
     if not prompts:
         batch |= {"labels": torch.from_numpy(labels), **_counts(micro_batch, lengths)}
-        batch |= _spread(of_documents, places, (rows, width))
+        batch |= _spread(per_document, spans, (rows, width))
     return batch
 
 
@@ -78,7 +78,7 @@ def _collate_packs(
     packs: tuple[int, ...],
     documents: Sequence[tuple[Any, Any]],
     pad_token_id: int,
-    of_documents: dict[str, Any],
+    per_document: dict[str, Any],
 ) -> dict[str, Any]:
     lengths = [len(ids) for ids, _ in documents]
     longest = max(lengths, default=1)
@@ -88,18 +88,18 @@ def _collate_packs(
     input_ids = np.full(shape, pad_token_id, dtype=np.int64)
     labels = np.full(shape, IGNORED, dtype=np.int64)
     positions = np.empty(shape, dtype=np.int64)
-    boundaries, places = [0], []
+    boundaries, spans = [0], []
     for row in range(rows):
-        at = 0
+        end = 0
         for ids, targets in documents[firsts[row] : firsts[row + 1]]:
-            place = slice(at, at := at + len(ids))
-            input_ids[row, place], positions[row, place] = ids, np.arange(len(ids))
-            labels[row, place.start + 1 : place.stop] = targets[1:]
-            places.append((row, place))
-            boundaries.append(row * width + at)
-        # Padding must lie within the model's positions, and cost attention no more than documents do.
-        positions[row, at:] = np.arange(width - at) % longest
-        boundaries += [row * width + min(end, width) for end in range(at + longest, width + longest, longest)]
+            start, end = end, end + len(ids)
+            input_ids[row, start:end], positions[row, start:end] = ids, np.arange(len(ids))
+            labels[row, start + 1 : end] = targets[1:]
+            spans.append((row, slice(start, end)))
+            boundaries.append(row * width + end)
+        # Padding is cut up too, so that its positions are valid and attention to it costs no more than to a document.
+        positions[row, end:] = np.arange(width - end) % longest
+        boundaries += [row * width + min(stop, width) for stop in range(end + longest, width + longest, longest)]
     attention = (np.arange(width) < filled[:, None]).astype(np.int64)
     if not documents:
         attention[:] = 1
@@ -112,20 +112,20 @@ def _collate_packs(
         "boundaries": torch.tensor(boundaries, dtype=torch.int32),
         "longest": longest,
         **_counts(micro_batch, lengths),
-        **_spread(of_documents, places, shape),
+        **_spread(per_document, spans, shape),
     }
 
 
 def _spread(
-    of_documents: dict[str, Any], places: list[tuple[int, slice]], shape: tuple[int, int]
+    per_document: dict[str, Any], spans: list[tuple[int, slice]], shape: tuple[int, int]
 ) -> dict[str, torch.Tensor]:
-    """What is known of documents, at the places of their tokens."""
+    """Copies each document's values to all of its tokens."""
     tensors = {}
-    for name, values in of_documents.items():
+    for name, values in per_document.items():
         if values is not None:
             spread = torch.ones(shape) if name == "token_weight" else torch.zeros(shape, dtype=torch.int64)
-            for place, value in zip(places, values, strict=True):
-                spread[place] = value.item() if isinstance(value, np.generic) else value
+            for span, value in zip(spans, values, strict=True):
+                spread[span] = value.item() if isinstance(value, np.generic) else value
             tensors[name] = spread
     return tensors
 

@@ -1,4 +1,4 @@
-"""Which documents an epoch visits, where that is not each of them once."""
+"""Chooses the documents of each epoch when sources are weighted or capped."""
 
 from __future__ import annotations
 
@@ -9,24 +9,36 @@ from typing import Any
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
+from lit_probsft.data.batches.store import TokenStore
+from lit_probsft.data.rows.splits import LoadedSource
+from lit_probsft.errors import errors_within
+
 
 class EpochSampler:
-    """A fixed number of places in every epoch, and who takes them.
+    """Fills a fixed number of slots with documents, in every epoch anew.
 
-    An epoch has as many places as the quotas add up to. A source with q places for n documents visits each q // n
-    times; the q % n = r places left go to others in every epoch: of the documents in the order of length those i with
-    (i + epoch) r mod n < r, which are evenly spread, and each of them is there in exactly r of n epochs. The j-th place
-    then belongs to one of about n / r neighbours, and has the length of the longest of them: plans for places hold for
-    every epoch.
+    Every source has a quota: the number of its documents that an epoch shows. An epoch has one slot for each.
+
+    Take a source with n documents and a quota of q. Each document fills q // n slots in every epoch. The other
+    r = q % n slots rotate: in every epoch they show r different documents, and over n epochs each document comes up
+    exactly r times.
+
+    The rotation: sort the documents by length. Document i comes up in an epoch if (i + epoch) * r mod n < r. The chosen
+    documents are spread evenly over the lengths, so a rotating slot always shows one of about n / r documents of
+    similar length. The length of a slot is that of the longest of them. A plan made for the slots' lengths therefore
+    fits every epoch.
+
+    If r and n have a common divisor g, the documents are cut into g groups of neighbours in length. Each group has
+    r / g of the slots and rotates by itself, from a random start.
 
     Args:
         lengths: (n,) tokens of each document.
-        sources: (n,) which source each is of, counted from 0.
-        quotas: places of each source.
-        seed: of who takes which turn.
+        sources: (n,) source of each document, counted from 0.
+        quotas: slots of each source.
+        seed: decides where each rotation starts, and the order of documents of equal length.
 
     Attributes:
-        lengths: (places,) most tokens of a document in each.
+        lengths: (slots,) the most tokens that each slot ever holds.
         quotas: as given.
     """
 
@@ -34,43 +46,63 @@ class EpochSampler:
         all_lengths, all_sources = np.asarray(lengths, dtype=np.int64), np.asarray(sources)
         generator = np.random.default_rng([seed, len(all_lengths)])
         self.quotas = list(quotas)
-        # A place is the `turn`-th of `of` places for `sharers` documents, which lie in `_sharing` from `first` on.
-        sharing, places, longest = [], [], []
+        ranked_documents, slots, slot_lengths = [], [], []
         start = 0
         for source, quota in enumerate(self.quotas):
             documents = np.flatnonzero(all_sources == source)
             count = len(documents)
             if not count or not quota:
                 continue
-            times, rest = divmod(quota, count)
-            # Equals in length in any order.
+            repeats, rotating = divmod(quota, count)
+            # Sorted by length, documents of equal length in random order.
             ranked = documents[np.lexsort((generator.random(count), all_lengths[documents]))]
-            # Without a common divisor (i + epoch) r goes through all remainders; each part begins somewhere else.
-            parts = math.gcd(rest, count)
-            sharers, of = count // parts, rest // parts
-            part, turn = np.repeat(np.arange(parts), of), np.tile(np.arange(of), parts)
-            begin = np.repeat(generator.integers(sharers, size=parts), of)
-            alone = np.tile(np.arange(count), times)
-            sharing.append(ranked)
-            places.append([start + alone, alone * 0, alone * 0 + 1, alone * 0 + 1, alone * 0])
-            places.append([start + part * sharers, turn, turn * 0 + of, turn * 0 + sharers, begin])
-            last = part * sharers + -(-(turn + 1) * sharers // max(of, 1)) - 1
-            longest += [all_lengths[ranked[alone]], all_lengths[ranked[last]]]
+            ranked_documents.append(ranked)
+            # The slots that show the same document in every epoch: each a group of one document and one slot.
+            fixed = np.tile(np.arange(count), repeats)
+            slots.append([start + fixed, fixed * 0, fixed * 0 + 1, fixed * 0 + 1, fixed * 0])
+            groups = math.gcd(rotating, count)
+            group_size, group_slots = count // groups, rotating // groups
+            group, index = np.repeat(np.arange(groups), group_slots), np.tile(np.arange(group_slots), groups)
+            offset = np.repeat(generator.integers(group_size, size=groups), group_slots)
+            first = start + group * group_size
+            slots.append([first, index, index * 0 + group_slots, index * 0 + group_size, offset])
+            longest = group * group_size + -(-(index + 1) * group_size // max(group_slots, 1)) - 1
+            slot_lengths += [all_lengths[ranked[fixed]], all_lengths[ranked[longest]]]
             start += count
         empty = np.zeros(0, dtype=np.int64)
-        self._sharing, self.lengths = (np.concatenate([empty, *arrays]) for arrays in (sharing, longest))
-        self._first, self._turn, self._of, self._sharers, self._begin = np.concatenate(
-            [np.zeros((5, 0), dtype=np.int64), *(np.array(columns, dtype=np.int64) for columns in places)], axis=1
+        self._documents, self.lengths = (np.concatenate([empty, *a]) for a in (ranked_documents, slot_lengths))
+        # For each slot: where its group starts in `_documents`, its index among the group's slots, the slots and the
+        # documents of the group, and the epoch at which the group starts to rotate.
+        self._first, self._index, self._group_slots, self._group_size, self._offset = np.concatenate(
+            [np.zeros((5, 0), dtype=np.int64), *(np.array(columns, dtype=np.int64) for columns in slots)], axis=1
         )
 
     def documents(self, epoch: int) -> NDArray[np.int64]:
-        """(places,): which document each place has in this epoch."""
-        shift = (epoch + self._begin) * self._of % self._sharers
-        # The `turn`-th i with (i of + shift) mod sharers < of.
-        wraps = self._turn + (shift >= self._of)
-        chosen: NDArray[np.int64] = self._sharing[self._first - (shift - wraps * self._sharers) // self._of]
-        return chosen
+        """Returns (slots,): the document that each slot shows in `epoch`."""
+        shift = (epoch + self._offset) * self._group_slots % self._group_size
+        # Slot k of a group shows its k-th document i with (i * group_slots + shift) mod group_size < group_slots.
+        wraps = self._index + (shift >= self._group_slots)
+        chosen = self._first - (shift - wraps * self._group_size) // self._group_slots
+        documents: NDArray[np.int64] = self._documents[chosen]
+        return documents
 
     def describe(self) -> dict[str, Any]:
-        """In plain data, for the record of a run."""
+        """Returns the sampler as plain data, for the record of a run."""
         return {"places": len(self.lengths), "quotas": self.quotas}
+
+
+def sampler_for(store: TokenStore, loaded: LoadedSource, *, seed: int) -> EpochSampler | None:
+    """Returns a sampler for the quotas of a mixture; None if every epoch shows each document once.
+
+    Raises:
+        UserError: the quotas cannot be met.
+    """
+    if store.sources is None:
+        return None
+    parts = loaded.source.parts
+    counts = dict(zip(parts, np.bincount(store.sources, minlength=len(parts)).tolist(), strict=True))
+    with errors_within(f"data.{loaded.argument}"):
+        quotas = loaded.source.quotas(counts)
+    if all(quotas.get(part, 0) == counts[part] for part in parts):
+        return None
+    return EpochSampler(store.lengths, store.sources, [quotas.get(part, 0) for part in parts], seed=seed)

@@ -1,8 +1,8 @@
-"""The one stateful object of the data's way: a loader that knows how many micro-batches it has given.
+"""Loads the micro-batches of a plan, and remembers how many the trainer has received.
 
-It is no `torch.utils.data.DataLoader` but holds one. The trainer rebuilds loaders of that class (to put a distributed
-sampler in, or to follow predictions), which would undo the plan; an object with a length and an iterator it leaves
-alone.
+`PlanLoader` is not a `torch.utils.data.DataLoader` but uses one. Lightning rebuilds loaders of that class (to insert a
+distributed sampler, or to track predictions), which would undo the plan. It leaves other objects with a length and an
+iterator alone.
 """
 
 from __future__ import annotations
@@ -25,20 +25,22 @@ WORKERS: dict[str, Any] = {"multiprocessing_context": "forkserver", "worker_init
 
 
 class PlanLoader:
-    """This rank's micro-batches of a plan, as dicts of tensors (see `collate`), an epoch per iteration.
+    """This rank's micro-batches of a plan, as dicts of tensors (see `collate`). Each iteration is one epoch.
 
-    Its state, epoch and micro-batches given, is the same on every rank, counts what the trainer received and not what
-    workers fetched ahead, and continues exactly there after `load_state_dict`; at an epoch's end it continues with the
-    next epoch. `set_epoch` (which Lightning calls at the start of each epoch) forgets a place in any other epoch.
+    The state is the epoch and the number of micro-batches that the trainer has received in it, not those that workers
+    have fetched ahead. It is the same on every rank. After `load_state_dict` the loader continues there, or with the
+    next epoch if the state is the end of an epoch. `set_epoch`, which Lightning calls before each epoch, resets the
+    position if the epoch is another one.
 
     Args:
         store: the documents.
         plan: their order.
-        rank: whose micro-batches; out of `plan.world_size`.
-        pad_token_id: what padding is filled with.
-        prompts: batches for generation: padded on the left, no labels.
-        num_workers: processes that fetch ahead; they stay alive from epoch to epoch.
-        fixed_epoch: stay with the first epoch's order whatever the trainer says (evaluation, overfitting on purpose).
+        rank: this rank, out of `plan.world_size`.
+        pad_token_id: pads `input_ids`.
+        prompts: make batches for generation: padded on the left, without labels.
+        num_workers: processes that prepare batches ahead; they stay alive from epoch to epoch.
+        fixed_epoch: repeat the first epoch's order whatever the trainer sets (for evaluation, and deliberate
+            overfitting).
     """
 
     def __init__(
@@ -53,24 +55,26 @@ class PlanLoader:
         fixed_epoch: bool = False,
     ) -> None:
         self.plan, self.rank, self.fixed_epoch = plan, rank, fixed_epoch
-        self._epoch = self._given = self._skip = 0
+        self._epoch = 0
+        self._num_received = 0  # micro-batches of the epoch
+        self._skip = 0  # micro-batches that the next iteration leaves out
         self._batches = _Batches(store, pad_token_id, prompts)
         self._num_workers = num_workers
         self._loader: DataLoader[Any] | None = None
 
     @property
-    def batch_sampler(self) -> Seat:
-        """Where Lightning looks for `set_epoch`, and DeepSpeed for the batch size.
+    def batch_sampler(self) -> BatchSamplerProxy:
+        """Gives Lightning `set_epoch`, and DeepSpeed the batch size.
 
-        An attribute `sampler` would do for the former as well, but is taken for an invitation to replace it. Made when
-        asked for: in a cycle of references, workers would be told too late that they are no longer needed.
+        An attribute `sampler` would give `set_epoch` too, but Lightning would replace it. Made on request: in a
+        reference cycle, workers would be shut down too late.
         """
-        return Seat(self)
+        return BatchSamplerProxy(self)
 
     @property
     def _iterator(self) -> Any:
-        # What Lightning shuts down, and sets to None, when its loops end: workers left to the garbage collector take
-        # ten seconds to go.
+        # Lightning shuts down the workers it finds here at the end of its loops, and then sets this to None. Workers
+        # left to the garbage collector take ten seconds to end.
         return None if self._loader is None else self._loader._iterator
 
     @_iterator.setter
@@ -81,9 +85,9 @@ class PlanLoader:
         return self.plan.num_micro_batches
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        # A generator: epoch and place are read when the first batch is asked for, after the trainer has set both.
+        # A generator reads the state when the first batch is requested, after the trainer has set it.
         epoch, start = self._epoch, self._skip
-        self._given, self._skip = start, 0
+        self._num_received, self._skip = start, 0
         if self._loader is None:
             self._loader = self._make_loader()
         sampler = self._loader.sampler
@@ -91,49 +95,47 @@ class PlanLoader:
         sampler.epoch, sampler.start = epoch, start
         for batch in self._loader:
             if self._epoch == epoch:
-                self._given += 1
+                self._num_received += 1
             yield batch
 
     def set_epoch(self, epoch: int) -> None:
-        """The epoch of the next iteration."""
+        """Sets the epoch of the next iteration."""
         if epoch != self._epoch and not self.fixed_epoch:
-            self._epoch, self._given, self._skip = epoch, 0, 0
+            self._epoch, self._num_received, self._skip = epoch, 0, 0
 
     def state_dict(self) -> dict[str, int]:
-        """`epoch`, and `batches`: how many of that epoch's micro-batches each rank has been given, `accumulate` of them
-        to a window."""
-        return {"epoch": self._epoch, "batches": max(self._given, self._skip), "accumulate": self.plan.accumulate}
+        """Returns `epoch`, `batches` (micro-batches received in it on each rank), and `accumulate` (micro-batches per
+        window)."""
+        batches = max(self._num_received, self._skip)
+        return {"epoch": self._epoch, "batches": batches, "accumulate": self.plan.accumulate}
 
     def load_state_dict(self, state: dict[str, int]) -> None:
-        """Makes the next iteration continue where `state` was taken, however windows are cut into micro-batches."""
+        """Continue where `state` was taken, even if windows now have another number of micro-batches."""
         windows, rest = divmod(state["batches"], state.get("accumulate", self.plan.accumulate))
-        self._epoch, self._skip, self._given = state["epoch"], windows * self.plan.accumulate + rest, 0
+        self._epoch, self._skip, self._num_received = state["epoch"], windows * self.plan.accumulate + rest, 0
         if self._skip >= len(self):
             self._epoch, self._skip = self._epoch + 1, 0
 
     def _make_loader(self) -> DataLoader[Any]:
-        workers: dict[str, Any] = {}
-        if self._num_workers:
-            workers = {**WORKERS, "persistent_workers": True}
         return DataLoader(
             self._batches,
             batch_size=None,
             sampler=_PlanSampler(self.plan, self.rank),
             num_workers=self._num_workers,
             pin_memory=torch.cuda.is_available(),
-            **workers,
+            **({**WORKERS, "persistent_workers": True} if self._num_workers else {}),
         )
 
 
-class Seat:
-    """Stands where a `DataLoader` has its batch sampler."""
+class BatchSamplerProxy:
+    """Takes the place of a `DataLoader`'s batch sampler: its sampler, which has `set_epoch`, is the loader itself."""
 
     def __init__(self, loader: Any) -> None:
         self.sampler, self.batch_size = loader, loader.plan.batch_size
 
 
 class _PlanSampler(Sampler[MicroBatch]):
-    """One epoch from `start` onwards. Runs in the main process, workers or not."""
+    """The micro-batches of an epoch from `start` on. Runs in the main process, with or without workers."""
 
     def __init__(self, plan: Plan, rank: int) -> None:
         self.plan, self.rank, self.epoch, self.start = plan, rank, 0, 0
@@ -148,12 +150,12 @@ class _PlanSampler(Sampler[MicroBatch]):
 
 
 class _Batches(Dataset[dict[str, Any]]):
-    """Indexed by a micro-batch, gives its tensors."""
+    """Maps a micro-batch to its tensors."""
 
     def __init__(self, store: Documents, pad_token_id: int, prompts: bool) -> None:
         self.store, self.pad_token_id, self.prompts = store, pad_token_id, prompts
 
     def __getitem__(self, micro_batch: MicroBatch) -> dict[str, Any]:
         documents = [self.store[index] for index in micro_batch.documents]
-        known = self.store.fields(micro_batch.documents)
-        return collate(micro_batch, documents, self.pad_token_id, prompts=self.prompts, **known)
+        fields: dict[str, Any] = self.store.fields(micro_batch.documents)
+        return collate(micro_batch, documents, self.pad_token_id, prompts=self.prompts, **fields)

@@ -1,78 +1,79 @@
-"""What became of the rows of a run, in its record and in a few lines."""
+"""Reports what happened to the rows of a split: in the log, and as data for the record of a run."""
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
-from lit_probsft.data.batches.cache import overlap
+from lit_probsft.data.batches.duplicates import overlap
 from lit_probsft.data.batches.packing import PackedPlan
 from lit_probsft.data.batches.plan import Plan
 from lit_probsft.data.batches.store import TokenStore
 
 
-def report_split(name: str, store: TokenStore) -> dict[str, Any]:
-    """Say what was kept, dropped and skipped of split `name`; returns it for the record."""
+def report_split(name: str, store: TokenStore, parts: Sequence[str], plan: Plan | None) -> dict[str, Any]:
+    """Logs what is kept, dropped and skipped of split `name`, and returns it for the record.
+
+    Args:
+        name: of the split.
+        store: its documents.
+        parts: names of the source's parts, if it has several.
+        plan: the order of training, if the split is trained on.
+    """
     meta = store.meta
     rank_zero_info(
         f"data.{name}: {meta['kept']} of {meta['rows']} rows ({meta['dropped']} dropped, {meta['truncated']} "
         f"truncated, {meta['skipped']} skipped), {meta['tokens']} tokens, {meta['supervised_tokens']} of them "
         f"supervised, at most {meta['max_length']} in a row"
     )
-    return {key: value for key, value in meta.items() if key not in ("max_token_id", "dropped_rows", "sources")}
+    report = {key: value for key, value in meta.items() if key not in ("max_token_id", "dropped_rows", "sources")}
+    if store.sources is not None:
+        report["sources"] = _report_sources(name, store, parts, plan)
+    if isinstance(plan, PackedPlan):
+        rank_zero_info(
+            f"data.packing: {plan.num_rows} packs of {plan.max_length} tokens, {plan.share_full:.2%} full, "
+            f"{len(plan.lengths) / plan.num_rows:.1f} documents in each"
+        )
+        report |= {"packs": plan.num_rows, "share_full": plan.share_full}
+    warn_skipped(name, meta["dropped_rows"])
+    return report
 
 
-def report_sources(name: str, store: TokenStore, parts: tuple[str, ...], plan: Plan | None) -> dict[str, Any]:
-    """What came of each source of a mixture, and how often training will see it.
-
-    Args:
-        name: of the split.
-        store: its documents.
-        parts: names of its sources; without several there is nothing to say.
-        plan: the order of training, where the split is trained on.
-    """
-    if store.sources is None:
-        return {}
-    places = None if plan is None or plan.sampler is None else plan.sampler.quotas
+def _report_sources(name: str, store: TokenStore, parts: Sequence[str], plan: Plan | None) -> dict[str, Any]:
+    """Logs the documents and tokens of each source of a mixture, and how often an epoch shows them."""
+    quotas = None if plan is None or plan.sampler is None else plan.sampler.quotas
+    assert store.sources is not None
     report: dict[str, Any] = {}
     for source, part in enumerate(parts):
-        chosen = store.sources == source
-        kept = int(chosen.sum())
-        facts = {"kept": kept, "tokens": int(store.lengths[chosen].sum())}
-        report[part] = {**facts, "supervised_tokens": int(store.supervised[chosen].sum())}
-        told = ", ".join(f"{value} {key.replace('_', ' ')}" for key, value in report[part].items())
-        if places is not None and kept:
-            times = places[source] / kept
-            report[part] |= {"documents_per_epoch": places[source], "times_per_epoch": times}
-            told += f"; an epoch sampler {places[source]} documents, each {times:.3g} times"
-        rank_zero_info(f"data.{name}.sources.{part}: {told}")
+        of_source = store.sources == source
+        kept = int(of_source.sum())
+        tokens = {"tokens": store.lengths, "supervised_tokens": store.supervised}
+        report[part] = {"kept": kept, **{key: int(values[of_source].sum()) for key, values in tokens.items()}}
+        line = ", ".join(f"{value} {key.replace('_', ' ')}" for key, value in report[part].items())
+        if quotas is not None and kept:
+            times = quotas[source] / kept
+            report[part] |= {"documents_per_epoch": quotas[source], "times_per_epoch": times}
+            line += f"; an epoch visits {quotas[source]} documents, each {times:.3g} times"
+        rank_zero_info(f"data.{name}.sources.{part}: {line}")
         if not kept:
             rank_zero_warn(f"data.{name}.sources.{part}: no document is left")
-    return {"sources": report}
+    return report
 
 
-def report_packs(plan: PackedPlan) -> dict[str, Any]:
-    """How many packs there are, and how full."""
-    rank_zero_info(
-        f"data.packing: {plan.num_rows} packs of {plan.max_length} tokens, {plan.share_full:.2%} full, "
-        f"{len(plan.lengths) / plan.num_rows:.1f} documents in each"
-    )
-    return {"packs": plan.num_rows, "share_full": plan.share_full}
-
-
-def report_skipped(name: str, store: TokenStore) -> None:
-    """The first rows that could not be used, each with its reason."""
-    for loss in [loss for loss in store.meta["dropped_rows"] if loss["what"] == "skipped"][:3]:
-        rank_zero_warn(f"data.{name}: skipped: {loss['reason']}")
+def warn_skipped(name: str, dropped_rows: Sequence[dict[str, Any]]) -> None:
+    """Warns of the first three skipped rows, with the reasons."""
+    for row in [row for row in dropped_rows if row["what"] == "skipped"][:3]:
+        rank_zero_warn(f"data.{name}: skipped: {row['reason']}")
 
 
 def report_overlap(train: TokenStore, validation: TokenStore) -> dict[str, Any]:
-    """How many training documents are in the validation set, token by token."""
+    """Counts the training documents that are also in the validation set, and warns of them."""
     common = overlap(train, validation)
     if common:
         rank_zero_warn(
-            f"data.train: {common} documents are in data.validation too, so that val/nll is partly of what is "
-            "trained on; `data.duplicates: remove` leaves them out of training"
+            f"data.train: {common} documents are in data.validation too, so val/nll partly measures documents that are "
+            "trained on; `data.duplicates: remove` drops them from training"
         )
     return {"in_validation": common}

@@ -1,8 +1,9 @@
-"""Tokenized documents on disk: flat arrays that are mapped into memory, in a cache that is never half-written.
+"""Stores tokenized documents on disk as flat arrays, which are mapped into memory.
 
-A folder holds `tokens.bin` (int32, all ids one after the other), `learnt.bin` (uint8, 1 where supervised),
-`offsets.npy` (n + 1,), `rows.npy` (n,), `supervised.npy` (n,) and `meta.json`; also `weights.npy` (n,) where one is not
-1, and `sources.npy` (n,) where there are several. A document is a slice: no parsing, and workers share pages.
+A folder holds `tokens.bin` (int32, the ids of all documents in a row), `mask.bin` (uint8, 1 if supervised),
+`offsets.npy` (n + 1,), `rows.npy` (n,), `supervised.npy` (n,) and `meta.json`. It also holds `weights.npy` (n,) if a
+weight is not 1, and `sources.npy` (n,) if there are several sources. A document is a slice of these arrays, so nothing
+is parsed and workers share memory pages.
 """
 
 from __future__ import annotations
@@ -29,10 +30,10 @@ class Documents:
 
     Attributes:
         lengths: (n,) tokens of each document.
-        supervised: (n,) supervised tokens of each, counted after the shift.
-        rows: (n,) which row of the source each came from; rows that were dropped are missing.
-        weights: (n,) factor of each in the sum of a step's losses; None where all are 1.
-        sources: (n,) which part of the source each came from; None where it has none.
+        supervised: (n,) supervised tokens of each document, counted after the shift.
+        rows: (n,) the row of the source that each document was made from; dropped rows are missing.
+        weights: (n,) factor of each document in the sum of a step's losses; None if all are 1.
+        sources: (n,) the part of the source that each document comes from; None if the source has no parts.
     """
 
     rows: NDArray[np.int64]
@@ -42,29 +43,29 @@ class Documents:
     sources: NDArray[np.int64] | None
     _offsets: NDArray[np.int64]
     _tokens: NDArray[np.int32]
-    _learnt: NDArray[np.uint8]
+    _mask: NDArray[np.uint8]
 
     def __len__(self) -> int:
         return len(self.lengths)
 
     def __getitem__(self, index: int) -> tuple[NDArray[np.int32], NDArray[np.int32]]:
-        """`(input_ids, labels)` of a document, each (t,)."""
-        place = slice(self._offsets[index], self._offsets[index + 1])
-        ids = self._tokens[place]
-        return ids, np.where(self._learnt[place], ids, np.int32(IGNORED))
+        """Returns `(input_ids, labels)` of a document, each (t,)."""
+        span = slice(self._offsets[index], self._offsets[index + 1])
+        ids = self._tokens[span]
+        return ids, np.where(self._mask[span], ids, np.int32(IGNORED))
 
     def fields(self, indices: Sequence[int]) -> dict[str, NDArray[Any]]:
-        """What else is known of some documents: `weights` and `sources`, those that are not None."""
-        known = {"weights": self.weights, "sources": self.sources}
-        return {name: values[list(indices)] for name, values in known.items() if values is not None}
+        """Returns `weights` and `sources` of some documents, leaving out what is None."""
+        arrays = {"weights": self.weights, "sources": self.sources}
+        return {name: values[list(indices)] for name, values in arrays.items() if values is not None}
 
 
 class TokenStore(Documents):
     """The documents of one split, on disk.
 
     Attributes:
-        meta: the counts kept beside the tokens, with `fingerprint` (of ids and masks) and `max_token_id`, and the names
-            of the `sources`.
+        meta: the counts stored with the tokens, the `fingerprint` of ids and masks, `max_token_id`, and the names of
+            the `sources`.
     """
 
     def __init__(self, folder: Path) -> None:
@@ -77,32 +78,32 @@ class TokenStore(Documents):
         self.weights = _load(folder / "weights.npy")
         self.sources = _load(folder / "sources.npy")
         self._tokens = np.memmap(folder / "tokens.bin", dtype=np.int32, mode="r")
-        self._learnt = np.memmap(folder / "learnt.bin", dtype=np.uint8, mode="r")
+        self._mask = np.memmap(folder / "mask.bin", dtype=np.uint8, mode="r")
 
     def __reduce__(self) -> tuple[Any, ...]:
-        # A worker maps the files itself; pickling a memory map would copy it.
+        # A worker maps the files itself. Pickling a memory map would copy it.
         return TokenStore, (self.folder,)
 
 
 class InMemory(Documents):
-    """Documents that are kept in memory.
+    """Documents in memory.
 
     Args:
-        documents: in their order.
-        parts: does their source have parts to be told apart?
+        documents: in order.
+        parts: keep `sources`, because the source has several parts.
 
     Attributes:
-        max_token_id: the largest id; -1 without documents.
+        max_token_id: the largest id; -1 if there are no documents.
     """
 
     def __init__(self, documents: Sequence[Document], *, parts: bool) -> None:
         self._tokens = np.concatenate([np.zeros(0, dtype=np.int32), *(document.ids for document in documents)])
         labels = np.concatenate([np.zeros(0, dtype=np.int32), *(document.labels for document in documents)])
-        self._tokens, self._learnt = self._tokens.astype(np.int32), (labels != IGNORED).astype(np.uint8)
+        self._tokens, self._mask = self._tokens.astype(np.int32), (labels != IGNORED).astype(np.uint8)
         self.lengths = np.array([len(document.ids) for document in documents], dtype=np.int64)
         self._offsets = np.concatenate([[0], np.cumsum(self.lengths)])
-        firsts = self._learnt[self._offsets[:-1]].astype(np.int64)  # predicted by nothing
-        self.supervised = np.diff(np.concatenate([[0], np.cumsum(self._learnt)])[self._offsets]) - firsts
+        firsts = self._mask[self._offsets[:-1]].astype(np.int64)  # no position predicts a first token
+        self.supervised = np.diff(np.concatenate([[0], np.cumsum(self._mask)])[self._offsets]) - firsts
         self.rows = np.array([document.row for document in documents], dtype=np.int64)
         weights = np.array([document.weight for document in documents], dtype=np.float64)
         self.weights = None if (weights == 1).all() else weights
@@ -118,10 +119,10 @@ class Document(NamedTuple):
     """A row as tokens.
 
     Attributes:
-        row: which of its source's.
-        ids, labels: (t,) integers, lists or arrays; labels are -100 where masked.
+        row: index of the row in the source.
+        ids, labels: (t,) lists or arrays of integers; labels are -100 where masked.
         weight: factor of its tokens in the sum of a step's losses.
-        source: which of several sources it came from, counted from 0.
+        source: index of the part of the source it comes from.
     """
 
     row: int
@@ -137,26 +138,26 @@ def write_store(
     counts: Callable[[], dict[str, Any]],
     sources: Sequence[str] = (),
 ) -> TokenStore:
-    """Writes `documents` to `folder` as they come.
+    """Writes `documents` to `folder` as they arrive.
 
     Args:
         folder: must not exist.
         documents: each a `Document`, or its first fields.
-        counts: asked after the last document; kept in `meta`.
-        sources: names of the sources, where they are to be told apart.
+        counts: called after the last document; the result goes to `meta`.
+        sources: names of the source's parts, if it has several.
 
     Raises:
-        EmptyStoreError: there was no document. Nothing is left on disk.
+        EmptyStoreError: there is no document. Nothing is left on disk.
     """
-    with written_whole(folder) as unfinished:
+    with create_folder(folder) as unfinished:
         digest = hashlib.sha256()
         offsets, rows, supervised, max_token_id = [0], [], [], -1
         weights, origins = [], []
-        with (unfinished / "tokens.bin").open("wb") as tokens, (unfinished / "learnt.bin").open("wb") as learnt:
+        with (unfinished / "tokens.bin").open("wb") as tokens, (unfinished / "mask.bin").open("wb") as masks:
             for row, ids, labels, weight, source in itertools.starmap(Document, documents):
                 token_array = np.asarray(ids, dtype=np.int32)
                 mask = (np.asarray(labels) != IGNORED).astype(np.uint8)
-                for stream, array in ((tokens, token_array), (learnt, mask)):
+                for stream, array in ((tokens, token_array), (masks, mask)):
                     stream.write(array.tobytes())
                     digest.update(array.tobytes())
                 digest.update(b"|" if weight == 1 else f"|{weight!r}|".encode())
@@ -166,7 +167,7 @@ def write_store(
                 origins.append(source)
                 supervised.append(int(mask[1:].sum()))
                 max_token_id = max(max_token_id, int(token_array.max(initial=-1)))
-        if not rows:  # an empty file cannot be mapped, and what is an error is not worth keeping
+        if not rows:  # an empty file cannot be mapped
             raise EmptyStoreError(counts())
         for name, values in (("offsets", offsets), ("rows", rows), ("supervised", supervised)):
             np.save(unfinished / f"{name}.npy", np.asarray(values, dtype=np.int64))
@@ -189,18 +190,18 @@ def write_store(
 
 
 class EmptyStoreError(Exception):
-    """No document was left; `args[0]` are the counts."""
+    """No document is left; `args[0]` holds the counts."""
 
 
 @contextlib.contextmanager
-def written_whole(folder: Path) -> Iterator[Path]:
-    """A folder to write to, which becomes `folder` at the end of the block, or disappears if an exception leaves it.
+def create_folder(folder: Path) -> Iterator[Path]:
+    """Yields a folder to write to; renames it to `folder` at the end, or removes it after an error.
 
-    A process that is killed leaves at most a hidden folder that nobody reads. Where another process was first, its work
-    is as good, and stays.
+    A killed process leaves at most a hidden folder, which nobody reads. Several processes may create the same folder:
+    the first one wins, and the work of the others is deleted.
     """
     folder.parent.mkdir(parents=True, exist_ok=True)
-    # Beside its final place, for a rename is atomic only within one file system.
+    # In the same parent, because a rename is atomic only within one file system.
     unfinished = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
     try:
         yield unfinished

@@ -1,4 +1,4 @@
-"""The beginning of a stream: its first rows, looked at before a model is loaded, and what it is known by."""
+"""Checks the first rows of a stream before a model is loaded, and identifies the stream by a digest."""
 
 from __future__ import annotations
 
@@ -8,48 +8,59 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
-from lit_probsft.data.batches.prepare import RowTokenizer
+from lit_probsft.data.batches.row_tokenizer import RowTokenizer
 from lit_probsft.data.rows.splits import Item, LoadedSource
 from lit_probsft.data.tokens.tokenizers import tokenizer_fingerprint
-from lit_probsft.errors import UserError
+from lit_probsft.errors import UserError, errors_within
 
-_PROBED = 100  # rows among which one that can be used is looked for
-
-
-def unread(loaded: LoadedSource) -> LoadedSource:
-    """The same rows, none of them loaded: what the workers of a stream begin with."""
-    return LoadedSource(loaded.source, loaded.argument, skips=loaded.skips)
+_MAX_CHECKED = 100  # rows searched for a usable one
 
 
 def first_rows(loaded: LoadedSource, most: int) -> list[Item]:
-    """The first rows of a stream, at most one pass of it."""
+    """Returns the first rows of a stream, of at most one pass."""
     items: list[Item] = []
-    try:
+    with errors_within(f"data.{loaded.argument}"):
         stream = loaded.source.stream()
         while len(items) < most and (following := stream.next()).passes == 0:
             items.append(Item(following.row(), following.source, following.row_index))
-    except UserError as error:
-        raise error.within(f"data.{loaded.argument}") from error
     return items
 
 
-def check_beginning(row_tokenizer: RowTokenizer) -> None:
-    """Refuse a stream whose first rows cannot be trained on.
+def check_not_trained(tokenizer_source: Any) -> None:
+    """Refuse a tokenizer that is trained on the training rows, as a stream cannot be read beforehand."""
+    if getattr(tokenizer_source, "learns", False):
+        raise UserError(
+            "data.tokenizer",
+            f"expected an existing tokenizer with data.streaming, got {type(tokenizer_source).__name__}, which is "
+            "trained on the training rows",
+        )
+
+
+def check_stream(row_tokenizer: RowTokenizer, max_steps: int | None) -> None:
+    """Refuse a stream that cannot be trained on, judging by its first rows.
+
+    Args:
+        row_tokenizer: source, tokenizer and recipe.
+        max_steps: of the trainer; None without one.
 
     Raises:
-        UserError: it cannot be read, the template is broken, or a row cannot be used that is not to be skipped.
+        UserError: `max_steps` is not set, the stream cannot be read, the template is broken, or a row is unusable and
+            not to be skipped.
     """
-    row_tokenizer.check()
-    for row, item in enumerate(first_rows(row_tokenizer.loaded, _PROBED)):
-        if row_tokenizer.of(item, row).document is not None:
+    if max_steps is not None and max_steps < 1:
+        raise UserError(
+            "trainer.max_steps",
+            f"expected the number of optimizer steps with data.streaming, since a stream has no end, got {max_steps}",
+        )
+    row_tokenizer.check_template()
+    for row, item in enumerate(first_rows(row_tokenizer.loaded, _MAX_CHECKED)):
+        if row_tokenizer.tokenize_item(item, row).document is not None:
             break
 
 
 def stream_fingerprint(row_tokenizer: RowTokenizer, options: Mapping[str, Any]) -> str:
-    """A digest of what a stream is made of: its files or repository, recipe, tokenizer and the options of its order."""
-    try:
+    """Returns a digest of a stream's files or repository, recipe, tokenizer and the options that decide its order."""
+    with errors_within(f"data.{row_tokenizer.loaded.argument}"):
         identity = row_tokenizer.loaded.source.identity()
-    except UserError as error:
-        raise error.within(f"data.{row_tokenizer.loaded.argument}") from error
     parts = [identity, asdict(row_tokenizer.recipe), tokenizer_fingerprint(row_tokenizer.tokenizer), *options.values()]
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()

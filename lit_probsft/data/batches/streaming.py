@@ -1,4 +1,4 @@
-"""Training on a stream: its blocks become micro-batches, in windows that all ranks agree on."""
+"""Trains on a stream: turns its blocks into micro-batches, in windows that all ranks agree on."""
 
 from __future__ import annotations
 
@@ -11,115 +11,104 @@ import numpy as np
 import torch
 from lightning.pytorch.utilities import rank_zero_warn
 
-from lit_probsft.data.batches.blocks import Block, BlockReader, block_loader, together
+from lit_probsft.data.batches.blocks import Block, BlockReader, block_loader, merge_blocks
 from lit_probsft.data.batches.collate import collate
-from lit_probsft.data.batches.loader import Seat
-from lit_probsft.data.batches.packing import PackedPlan
+from lit_probsft.data.batches.loader import BatchSamplerProxy
 from lit_probsft.data.batches.plan import MicroBatch, Plan
+from lit_probsft.data.batches.reporting import warn_skipped
+from lit_probsft.data.batches.row_tokenizer import RowTokenizer
 from lit_probsft.data.batches.store import InMemory
+from lit_probsft.data.batches.stream_plan import StreamPlan
 from lit_probsft.errors import UserError
 from lit_probsft.storage.ranks import gather_objects
 
-MOST_LISTED = 10_000
-"""Rows that are listed as lost: every checkpoint holds them, and a stream may lose any number. All are counted."""
+MAX_LISTED = 10_000
+"""The most dropped rows that are listed, as every checkpoint contains the list. All of them are counted."""
 
 
 @dataclass(frozen=True)
-class StreamPlan:
-    """How a stream is cut into optimizer steps. What meets in a step is decided block by block.
+class _State:
+    """How far a stream has been read.
 
     Attributes:
-        batch_size, accumulate, world_size, seed, pool: as in `Plan`.
-        max_length: tokens of a pack, where documents share rows; else None.
-        buffer: rows of a block, over all ranks.
-        num_windows: optimizer steps of the run; None where nobody says.
+        block: number of the current block.
+        position: where the block's first row is; None for the start of the stream.
+        batches: micro-batches of the block that each rank has received.
+        report: the counts before the block.
+        num_listed: number of dropped rows listed before the block.
     """
 
-    batch_size: int
-    accumulate: int = 1
-    world_size: int = 1
-    seed: int = 0
-    pool: int = 50
-    max_length: int | None = None
-    buffer: int = 10_000
-    num_windows: int | None = None
-
-    @property
-    def window_size(self) -> int:
-        """G: rows of a complete window, as in `Plan`."""
-        return self.batch_size * self.accumulate * self.world_size
-
-    @property
-    def block_size(self) -> int:
-        """Rows of a block: `buffer`, and whole windows of documents where each has a row of its own."""
-        return self.buffer if self.max_length is not None else -(-self.buffer // self.window_size) * self.window_size
-
-    def of_block(self, documents: InMemory) -> Plan:
-        """One rank's documents of a block, in windows of its own; a block's number is the plan's epoch."""
-        options: dict[str, Any] = {"batch_size": self.batch_size, "accumulate": self.accumulate, "seed": self.seed}
-        if self.max_length is not None:
-            return PackedPlan(documents.lengths, documents.supervised, max_length=self.max_length, **options)
-        return Plan(documents.lengths, documents.supervised, pool=self.pool, **options)
-
-    def describe(self) -> dict[str, Any]:
-        """The plan in plain data, for the record of a run."""
-        names = ("batch_size", "accumulate", "world_size", "seed", "pool", "window_size", "block_size")
-        return {"stream": True, "packing": self.max_length, **{name: getattr(self, name) for name in names}}
+    block: int
+    position: Any
+    batches: int
+    report: dict[str, Any]
+    num_listed: int
 
 
 class StreamLoader:
-    """This rank's micro-batches of a stream, as dicts of tensors (see `collate`), as many as the run has steps for.
+    """This rank's micro-batches of a stream, as dicts of tensors (see `collate`), for all steps of the run.
 
-    Each rank tokenizes its share of a block's rows and plans them by itself; ranks then tell each other, once a block,
-    how many windows they have and what is in them, so that a window's counts are those of all ranks. A rank with fewer
-    windows goes on with empty micro-batches.
+    Each rank tokenizes its share of a block's rows and plans them by itself. Once per block the ranks exchange how many
+    windows they have and the counts of each window, so that the counts in a batch cover all ranks. A rank with fewer
+    windows continues with empty micro-batches.
 
-    Its state is the place of the current block and how many of its micro-batches have been given, the same on every
-    rank. A run that continues tokenizes that one block anew, and is where it was.
+    The state is the position of the current block and the number of its micro-batches that each rank has received. It
+    is the same on every rank. A resumed run tokenizes that one block again and continues where it stopped.
 
     Args:
-        reader: how blocks are made.
-        plan: how they are cut.
-        rank: which share of a block is this one's.
-        pad_token_id: what padding is filled with.
+        row_tokenizer: source, tokenizer and recipe.
+        plan: the shape of blocks and steps.
+        rank: this rank, out of `plan.world_size`.
+        pad_token_id: pads `input_ids`.
         num_workers: processes that read and tokenize ahead.
+        validation: digests of the validation set's documents.
+        remove_duplicates: drop documents that are also in the validation set.
         report: counts of rows and tokens over all ranks; kept up to date.
-        dropped_rows: rows that were lost, over all ranks; kept up to date.
-        check: told the largest id and the longest document of each block.
-        gather: gives every rank's object to all; torch.distributed's by default.
+        dropped_rows: rows dropped or skipped on any rank; kept up to date.
+        check: called with the largest id and the longest document of each block; may raise a UserError.
+        gather: returns the objects of all ranks; uses torch.distributed by default.
     """
 
     def __init__(
         self,
-        reader: BlockReader,
+        row_tokenizer: RowTokenizer,
         plan: StreamPlan,
         *,
         rank: int = 0,
         pad_token_id: int,
         num_workers: int = 0,
+        validation: frozenset[bytes] = frozenset(),
+        remove_duplicates: bool = False,
         report: dict[str, Any] | None = None,
         dropped_rows: list[dict[str, Any]] | None = None,
         check: Callable[[int, int], None] = lambda largest, longest: None,
-        gather: Callable[[Any], list[Any]] | None = None,
+        gather: Callable[[Any], list[Any]] = gather_objects,
     ) -> None:
         self.plan, self.rank = plan, rank
         self.report: dict[str, Any] = {} if report is None else report
         self.dropped_rows: list[dict[str, Any]] = [] if dropped_rows is None else dropped_rows
-        self._reader = replace(reader, size=plan.block_size, share=rank, shares=plan.world_size)
+        self._reader = BlockReader(
+            row_tokenizer,
+            plan.block_size,
+            rank=rank,
+            world_size=plan.world_size,
+            validation=validation,
+            remove_duplicates=remove_duplicates,
+        )
         self._pad_token_id, self._num_workers = pad_token_id, num_workers
-        self._check, self._gather = check, gather or gather_objects
-        self._total = 0
-        self._at = self._place(0, None)
-        self._fruitful = 0  # passes at the end of the last block that had a usable row
-        self._iterator: Any = None  # Lightning shuts its workers down where it finds one
+        self._check, self._gather = check, gather
+        self._num_batches = 0  # micro-batches of the run that each rank has received
+        self._state = self._state_before(0, None)
+        self._last_useful_pass = 0  # complete passes when the last block with a usable row ended
+        self._iterator: Any = None  # Lightning looks here for workers to shut down
 
     @property
-    def batch_sampler(self) -> Seat:
-        """Where Lightning looks for `set_epoch`, and DeepSpeed for the batch size."""
-        return Seat(self)
+    def batch_sampler(self) -> BatchSamplerProxy:
+        """Gives Lightning `set_epoch`, and DeepSpeed the batch size."""
+        return BatchSamplerProxy(self)
 
     def set_epoch(self, epoch: int) -> None:
-        """Nothing: a stream has no epochs."""
+        """Does nothing: a stream has no epochs."""
 
     def __len__(self) -> int:
         if self.plan.num_windows is None:
@@ -127,141 +116,148 @@ class StreamLoader:
         return self.plan.num_windows * self.plan.accumulate
 
     def __iter__(self) -> Iterator[dict[str, Any]]:
-        # A generator: the place is read when the first batch is asked for, after the trainer has set it.
-        most = None if self.plan.num_windows is None else len(self)
-        if most is not None and self._total >= most:
-            self._total = 0
-        at = self._at
-        # A block that was left in its midst is counted anew.
+        # A generator reads the state when the first batch is requested, after the trainer has restored it.
+        limit = None if self.plan.num_windows is None else len(self)
+        if limit is not None and self._num_batches >= limit:
+            self._num_batches = 0
+        state = self._state
+        # The rows of an unfinished block are counted again.
         self.report.clear()
-        self.report.update(copy.deepcopy(at["report"]))
-        del self.dropped_rows[at["dropped_rows"] :]
-        skip = at["given"]
-        for block in self._blocks(at["block"], at["place"]):
+        self.report.update(copy.deepcopy(state.report))
+        del self.dropped_rows[state.num_listed :]
+        skip = state.batches
+        for block in self._blocks(state.block, state.position):
             for batch in self._micro_batches(block, skip):
-                self._total += 1
+                self._num_batches += 1
                 yield batch
-                if most is not None and self._total >= most:
+                if limit is not None and self._num_batches >= limit:
                     return
             skip = 0
 
     def state_dict(self) -> dict[str, Any]:
-        """The place: plain data, the same on every rank."""
-        plan = self.plan
-        state = {**self._at, "dropped_rows": self.dropped_rows[: self._at["dropped_rows"]], "total": self._total}
-        return copy.deepcopy({**state, "accumulate": plan.accumulate, "world_size": plan.world_size})
+        """Returns the state as plain data, the same on every rank."""
+        state, plan = self._state, self.plan
+        return copy.deepcopy(
+            {
+                "block": state.block,
+                "place": state.position,
+                "given": state.batches,
+                "report": state.report,
+                "dropped_rows": self.dropped_rows[: state.num_listed],
+                "total": self._num_batches,
+                "accumulate": plan.accumulate,
+                "world_size": plan.world_size,
+            }
+        )
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """Makes the next iteration continue where `state` was taken.
+        """Continue where `state` was taken.
 
         Raises:
-            UserError: on another number of processes, which would share a block's rows otherwise.
+            UserError: the number of processes has changed, and with it their shares of a block.
         """
         if state["world_size"] != self.plan.world_size:
             raise UserError(
                 "--resume",
-                f"a stream goes on with as many processes as before, {state['world_size']}, got {self.plan.world_size}",
+                f"expected {state['world_size']} processes as before, since each reads its share of the stream, "
+                f"got {self.plan.world_size}",
             )
         state = copy.deepcopy(state)
-        self.dropped_rows[:] = state.pop("dropped_rows")
+        self.dropped_rows[:] = state["dropped_rows"]
         self.report.update(state["report"])
-        ratio = self.plan.accumulate / state["accumulate"]  # of whole windows
-        self._total = round(state["total"] * ratio)
-        self._at = {
-            "block": state["block"],
-            "place": state["place"],
-            "given": round(state["given"] * ratio),
-            "report": state["report"],
-            "dropped_rows": len(self.dropped_rows),
-        }
+        ratio = self.plan.accumulate / state["accumulate"]  # the state holds complete windows
+        self._num_batches = round(state["total"] * ratio)
+        batches = round(state["given"] * ratio)
+        self._state = _State(state["block"], state["place"], batches, state["report"], len(self.dropped_rows))
 
-    # How it comes about.
+    # Internals.
 
-    def _blocks(self, number: int, place: Any) -> Iterator[Block]:
-        """This rank's shares of the blocks."""
-        loader = block_loader(self._reader, number, place, self._num_workers)
-        blocks = iter(loader)
-        self._iterator = blocks if self._num_workers else None
+    def _state_before(self, block: int, position: Any) -> _State:
+        return _State(block, position, 0, copy.deepcopy(self.report), len(self.dropped_rows))
+
+    def _blocks(self, number: int, position: Any) -> Iterator[Block]:
+        """This rank's part of each block, from block `number` on."""
+        parts = iter(block_loader(self._reader, number, position, self._num_workers))
+        self._iterator = parts if self._num_workers else None
         while True:
-            yield together([next(blocks) for _ in range(max(self._num_workers, 1))])
+            yield merge_blocks([next(parts) for _ in range(max(self._num_workers, 1))])
 
     def _micro_batches(self, block: Block, skip: int) -> Iterator[dict[str, Any]]:
-        plan, accumulate = self.plan, self.plan.accumulate
+        """This rank's micro-batches of a block, without the first `skip`."""
         documents = InMemory(block.documents, parts=bool(self._reader.row_tokenizer.loaded.source.parts))
-        error = block.error
-        if error is None:
-            try:
-                self._check(documents.max_token_id, int(documents.lengths.max(initial=0)))
-            except UserError as refusal:
-                error = refusal
-        ours = plan.of_block(documents)
-        counts = ours.window_counts(block.number)
-        everyone = self._gather((error, counts, _facts(block, documents)))
-        if errors := [told for told, _, _ in everyone if told is not None]:
+        plan = self.plan.of_block(documents)
+        counts = plan.window_counts(block.number)
+        error = block.error or self._error_of_check(documents)
+        ranks = self._gather((error, counts, _facts(block, documents)))
+        if errors := [error for error, _, _ in ranks if error is not None]:
             raise errors[0]
-        windows = max(len(theirs) for _, theirs, _ in everyone)
-        total = np.zeros((windows, 3), dtype=np.int64)
-        for _, theirs, _ in everyone:
-            total[: len(theirs)] += theirs
-        begun = self._at
-        self._add([facts for _, _, facts in everyone])
-        self._guard(windows, block.passes)
-        behind = self._place(block.number + 1, block.place)
-        self._at = {**begun, "given": skip}
-        if not windows:
-            self._at = behind
-        for index in range(skip, windows * accumulate):
-            window = index // accumulate
-            batch = self._collated(documents, ours, block.number, index, total[window])
-            self._at = behind if index + 1 == windows * accumulate else {**self._at, "given": index + 1}
+        num_windows = max(len(counts) for _, counts, _ in ranks)
+        totals = np.zeros((num_windows, 3), dtype=np.int64)
+        for _, counts, _ in ranks:
+            totals[: len(counts)] += counts
+        state = self._state
+        self._count_rows([facts for _, _, facts in ranks])
+        self._check_progress(num_windows, block.passes)
+        next_state = self._state_before(block.number + 1, block.position)
+        if not num_windows:
+            self._state = next_state
+        num_batches = num_windows * self.plan.accumulate
+        for index in range(skip, num_batches):
+            batch = self._batch(documents, plan, block.number, index, totals[index // self.plan.accumulate])
+            self._state = replace(state, batches=index + 1) if index + 1 < num_batches else next_state
             yield batch
 
-    def _place(self, number: int, place: Any) -> dict[str, Any]:
-        """The state at the beginning of a block, with what has been counted so far."""
-        report = copy.deepcopy(self.report)
-        return {"block": number, "place": place, "given": 0, "report": report, "dropped_rows": len(self.dropped_rows)}
+    def _error_of_check(self, documents: InMemory) -> UserError | None:
+        try:
+            self._check(documents.max_token_id, int(documents.lengths.max(initial=0)))
+        except UserError as error:
+            return error
+        return None
 
-    def _collated(self, documents: InMemory, ours: Plan, number: int, index: int, counts: Any) -> dict[str, Any]:
-        if index < ours.num_micro_batches:
-            chosen = ours.micro_batch(number, index)
+    def _batch(self, documents: InMemory, plan: Plan, block: int, index: int, totals: Any) -> dict[str, Any]:
+        """Micro-batch `index` of a block, with the `totals` of its window over all ranks."""
+        if index < plan.num_micro_batches:
+            micro_batch = plan.micro_batch(block, index)
         else:  # another rank has more
-            chosen = MicroBatch((), 0, 0, 0, None if self.plan.max_length is None else ())
-        tokens, sequences, length = counts.tolist()
-        chosen = replace(chosen, window_tokens=tokens, window_sequences=sequences, window_length=length)
-        found = [documents[place] for place in chosen.documents]
-        known: dict[str, Any] = documents.fields(chosen.documents)
-        batch = collate(chosen, found, self._pad_token_id, **known)
-        # In the run's terms, not the block's.
-        batch["documents"] = torch.from_numpy(documents.rows[list(chosen.documents)] + number * self.plan.block_size)
+            micro_batch = MicroBatch((), 0, 0, 0, None if self.plan.max_length is None else ())
+        tokens, sequences, length = totals.tolist()
+        micro_batch = replace(micro_batch, window_tokens=tokens, window_sequences=sequences, window_length=length)
+        chosen = [documents[document] for document in micro_batch.documents]
+        fields: dict[str, Any] = documents.fields(micro_batch.documents)
+        batch = collate(micro_batch, chosen, self._pad_token_id, **fields)
+        # Indices that are unique in the run, not only in the block.
+        batch["documents"] = torch.from_numpy(
+            documents.rows[list(micro_batch.documents)] + block * self.plan.block_size
+        )
         if torch.cuda.is_available():
             return {name: value.pin_memory() if torch.is_tensor(value) else value for name, value in batch.items()}
         return batch
 
-    def _add(self, everyones: list[dict[str, Any]]) -> None:
-        """Count what became of a block's rows, on all ranks; tell what is wrong with the first of them."""
-        before, common = self.report.get("skipped", 0), self.report.get("in_validation", 0)
-        for facts in everyones:
+    def _count_rows(self, facts_of_ranks: list[dict[str, Any]]) -> None:
+        """Add a block's counts, over all ranks, to the report. Warn of the first skipped rows and duplicates."""
+        skipped_before, duplicates_before = self.report.get("skipped", 0), self.report.get("in_validation", 0)
+        for facts in facts_of_ranks:
             facts = dict(facts)
-            self.dropped_rows += facts.pop("dropped_rows")[: MOST_LISTED - len(self.dropped_rows)]
+            self.dropped_rows += facts.pop("dropped_rows")[: MAX_LISTED - len(self.dropped_rows)]
             for name in ("max_length", "passes"):
                 self.report[name] = max(self.report.get(name, 0), facts.pop(name))
             for name, number in facts.items():
                 self.report[name] = self.report.get(name, 0) + number
-        for loss in [loss for loss in self.dropped_rows if loss["what"] == "skipped"][:3] if not before else []:
-            rank_zero_warn(f"data.train: skipped: {loss['reason']}")
-        if not common and (common := self.report["in_validation"]):
-            remedy = "they are left out" if self._reader.remove else "`data.duplicates: remove` leaves them out"
-            first = f"{common} of the first {self.report['rows']} rows"
+        if not skipped_before:
+            warn_skipped("train", self.dropped_rows)
+        if not duplicates_before and (duplicates := self.report["in_validation"]):
+            remedy = "they are dropped" if self._reader.remove_duplicates else "`data.duplicates: remove` drops them"
+            first = f"{duplicates} of the first {self.report['rows']} rows"
             rank_zero_warn(f"data.train: {first} are in data.validation too; {remedy}")
 
-    def _guard(self, windows: int, passes: int) -> None:
-        """A stream without any usable row, or that has none any more, would be read forever."""
-        if windows:
-            self._fruitful = passes
-        elif passes > self._fruitful + bool(self.report.get("kept")):
-            reason = f", the first for its reason: {self.dropped_rows[0]['reason']}" if self.dropped_rows else ""
-            none = f"none of {self.report['rows']} can" if not self.report.get("kept") else "none of a whole pass could"
-            raise UserError("data.train", f"expected rows that can be used, {none}{reason}")
+    def _check_progress(self, num_windows: int, passes: int) -> None:
+        """Raise a UserError if a whole pass had no usable row: the stream would be read forever."""
+        if num_windows:
+            self._last_useful_pass = passes
+        elif passes > self._last_useful_pass + bool(self.report.get("kept")):
+            none = "none in a whole pass" if self.report.get("kept") else f"none of {self.report['rows']}"
+            reason = f"; the first: {self.dropped_rows[0]['reason']}" if self.dropped_rows else ""
+            raise UserError("data.train", f"expected usable rows, got {none}{reason}")
 
 
 def _facts(block: Block, documents: InMemory) -> dict[str, Any]:

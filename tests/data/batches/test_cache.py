@@ -1,4 +1,4 @@
-"""The cache of tokens: never stale, never half-written, whoever is killed."""
+"""The token cache is never stale, and never incomplete, even if a process is killed."""
 
 import dataclasses
 import importlib
@@ -16,12 +16,12 @@ from tests.crash.server import _living
 from tests.data.batches import tokenizing
 from tests.data.chat_templates import CHATML, MARKED, MARKS_WITHOUT_END
 
-# Every option either decides the tokens, or does not; a new one has to be put into one of the two lists.
+# Every option either decides the tokens or does not. Put a new option into one of these two lists.
 
 
 @pytest.fixture
 def files(jsonl, questions):
-    """Rows by the name of a file: so many of `questions`, or what the name says."""
+    """Files of rows by name, made of `questions`."""
     turns = [{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}]
     both = [
         {**row, "messages": turns[0]["messages"], "text": "c", "other": turns[0]["messages"], "w": 2}
@@ -88,14 +88,14 @@ DO_NOT_MATTER = {
 }
 
 
-def test_of_every_option_it_is_said_whether_it_decides_the_tokens():
+def test_every_option_is_in_one_of_the_two_lists():
     options = list(inspect.signature(InstructionDataModule).parameters)
     assert sorted([*MATTER, *DO_NOT_MATTER]) == sorted(options)
 
 
 @pytest.fixture
 def key(tmp_path, files):
-    """The key of a split's tokens under these options."""
+    """The cache key of a split's tokens with these options."""
 
     def find(split="train", **options):
         options = {"train": "all", "tokenizer": ByteTokenizer(), "cache_dir": str(tmp_path / "cache"), **options}
@@ -104,13 +104,13 @@ def key(tmp_path, files):
         }
         if inspect.isfunction(options["tokenizer"]):
             options["tokenizer"] = options["tokenizer"]()
-        return InstructionDataModule(**options)._store(split).folder.name
+        return InstructionDataModule(**options).documents(split).folder.name
 
     return find
 
 
 @pytest.mark.parametrize("option", MATTER)
-def test_an_option_that_decides_the_tokens_changes_their_key(key, option):
+def test_an_option_that_decides_the_tokens_changes_the_key(key, option):
     split = option if option in ("test", "predict") else "train"
     keys = [key(split, **options) for options in MATTER[option]]
     assert len(set(keys)) == len(keys)
@@ -118,16 +118,16 @@ def test_an_option_that_decides_the_tokens_changes_their_key(key, option):
 
 
 @pytest.mark.parametrize("option", DO_NOT_MATTER)
-def test_an_option_that_does_not_decide_the_tokens_leaves_their_key_alone(key, option, tmp_path, monkeypatch):
+def test_an_option_that_does_not_decide_the_tokens_keeps_the_key(key, option, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert key(max_length=2000) == key(max_length=2000, **DO_NOT_MATTER[option])
 
 
-def test_prompts_and_whole_rows_have_keys_of_their_own(key):
+def test_prompts_and_whole_rows_have_different_keys(key):
     assert key("test", test="two") != key("predict", test="two")
 
 
-def test_the_end_of_a_turn_is_asked_for_again_with_the_option(key):
+def test_require_end_of_turn_is_checked_even_if_the_rows_are_cached(key):
     assert key(chat_template=MARKS_WITHOUT_END, require_end_of_turn=False)
     with pytest.raises(UserError, match="require_end_of_turn"):
         key(chat_template=MARKS_WITHOUT_END)
@@ -151,7 +151,7 @@ ROWS = {
 CODE = "def one(row):\n    return {{'prompt': row['prompt'], 'response': {!r}}}\n\ndef other(row):\n    return row\n"
 
 
-def test_of_every_field_of_rows_it_is_said_how_it_decides_the_tokens():
+def test_every_field_of_rows_is_in_the_list():
     assert sorted(ROWS) == sorted(field.name for field in dataclasses.fields(Rows))
 
 
@@ -165,7 +165,7 @@ def test_every_field_of_rows_changes_the_fingerprint(files, field, tmp_path, mon
     assert len(set(found)) == len(found)
 
 
-def test_the_content_of_a_file_and_the_code_of_a_row_function_are_looked_at_not_their_names(
+def test_the_key_depends_on_the_content_of_a_file_and_the_code_of_a_row_function_not_on_their_names(
     key, jsonl, tmp_path, monkeypatch
 ):
     keys = []
@@ -177,14 +177,16 @@ def test_the_content_of_a_file_and_the_code_of_a_row_function_are_looked_at_not_
         monkeypatch.syspath_prepend(tmp_path)
         monkeypatch.delitem(sys.modules, "cached_rows", raising=False)
         importlib.invalidate_caches()
-        monkeypatch.setattr(sys, "dont_write_bytecode", True)  # two of one size within a second look the same
+        monkeypatch.setattr(
+            sys, "dont_write_bytecode", True
+        )  # two files of one size within a second look the same to it
         keys.append(key(train=Rows(path, row_function="cached_rows.one")))
     assert len(set(keys)) == 4
     (tmp_path / "moved.jsonl").write_bytes(Path(path).read_bytes())
     assert key(train=str(tmp_path / "moved.jsonl")) == keys[1]
 
 
-# Whoever is killed.
+# Killed processes.
 
 
 KILLS = [
@@ -195,18 +197,18 @@ KILLS = [
 
 @pytest.mark.slow
 @pytest.mark.parametrize("num_proc", [1, 2])
-def test_a_killed_tokenization_leaves_no_broken_cache_and_no_process(tmp_path, jsonl, num_proc):
+def test_a_killed_tokenization_leaves_no_incomplete_cache_and_no_process(tmp_path, jsonl, num_proc):
     path = jsonl([{"prompt": f"What is {i}?" * (1 + i % 9), "response": f"It is {i}."} for i in range(300)])
     whole = tokenizing.tokenize(path, tmp_path / "untouched")
     expected = {file.name: file.read_bytes() for file in whole.folder.iterdir()}
     for moment in KILLS:
-        cache, log = tmp_path / "-".join(map(str, moment)), tmp_path / "said"
+        cache, log = tmp_path / "-".join(map(str, moment)), tmp_path / "log"
         command = [sys.executable, tokenizing.__file__, path, str(cache), str(num_proc), *map(str, moment)]
         process = subprocess.Popen(command, start_new_session=True, stderr=log.open("w"))
         assert process.wait(60) == -9, log.read_text()
         until = time.monotonic() + 20
-        while process.pid in _living().values():  # its session outlives it as long as any process of it
-            assert time.monotonic() < until, f"{moment}: a process lives on"
+        while process.pid in _living().values():  # the session exists as long as one of its processes
+            assert time.monotonic() < until, f"{moment}: a process is still running"
             time.sleep(0.05)
         stores = [folder for folder in (cache / "tokens").iterdir() if not folder.name.startswith(".")]
         assert [folder.name for folder in stores] == [whole.folder.name] * (moment[0] == "renamed")
@@ -219,19 +221,19 @@ import multiprocessing, os, signal
 
 def row(row):
     if multiprocessing.parent_process() is not None and row["prompt"] == "What is 5?":
-        os.kill(os.getpid(), signal.SIGKILL)  # as the kernel does where memory is short
+        os.kill(os.getpid(), signal.SIGKILL)  # as the kernel does when memory runs out
     return {"prompt": row["prompt"], "response": row["response"]}
 """
 
 
 @pytest.mark.slow
-def test_a_process_that_dies_ends_the_tokenization_with_an_error(tmp_path, jsonl, monkeypatch):
+def test_a_worker_that_dies_ends_the_tokenization_with_an_error(tmp_path, jsonl, monkeypatch):
     (tmp_path / "dying_rows.py").write_text(DYING)
     monkeypatch.syspath_prepend(tmp_path)
     path = jsonl([{"prompt": f"What is {i}?", "response": "It is."} for i in range(12)])
     source = Rows(path, row_function="dying_rows.row")
     cache = tmp_path / "cache"
     data = InstructionDataModule(source, tokenizer=ByteTokenizer(), num_proc=2, cache_dir=str(cache))
-    with pytest.raises(UserError, match="^data.num_proc: a process that tokenizes could not start, or has ended"):
+    with pytest.raises(UserError, match="^data.num_proc: a tokenizing process failed to start or died"):
         data.setup("fit")
     assert [file for file in cache.rglob("*") if file.is_file()] == []

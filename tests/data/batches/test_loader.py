@@ -12,7 +12,7 @@ from lightning.pytorch.callbacks import Callback
 from lit_probsft.data import MicroBatch, Plan
 from lit_probsft.data.batches.collate import collate
 from lit_probsft.data.batches.loader import PlanLoader
-from lit_probsft.data.batches.store import EmptyStoreError, TokenStore, write_store, written_whole
+from lit_probsft.data.batches.store import EmptyStoreError, TokenStore, create_folder, write_store
 
 PAD = 99
 
@@ -41,7 +41,7 @@ def seen(loader):
 # The store.
 
 
-def test_a_store_gives_back_what_was_written_and_counts_supervised_after_the_shift(store):
+def test_a_store_returns_what_was_written_and_counts_supervised_tokens_after_the_shift(store):
     for index, (row, ids, labels) in enumerate(documents()):
         assert [array.tolist() for array in store[index]] == [ids, labels]
         assert (store.rows[index], store.lengths[index], store.supervised[index]) == (row, len(ids), len(ids) - 2)
@@ -50,12 +50,12 @@ def test_a_store_gives_back_what_was_written_and_counts_supervised_after_the_shi
     assert store.meta["max_token_id"] == max(max(ids) for _, ids, _ in documents())
 
 
-def test_the_first_label_does_not_count_for_nothing_predicts_it(tmp_path):
+def test_the_first_label_does_not_count_as_supervised(tmp_path):
     store = write_store(tmp_path / "x", [(0, [1, 2, 3], [1, -100, 3])], dict)
     assert store.supervised.tolist() == [1]
 
 
-def test_an_interrupted_or_empty_store_leaves_nothing(tmp_path):
+def test_an_interrupted_or_empty_store_leaves_no_files(tmp_path):
     def interrupted():
         yield 0, [1, 2], [-100, 2]
         raise KeyboardInterrupt
@@ -67,16 +67,16 @@ def test_an_interrupted_or_empty_store_leaves_nothing(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
-def test_whoever_comes_second_leaves_the_first_ones_work(tmp_path):
-    with written_whole(tmp_path / "x") as second:
+def test_of_two_processes_that_write_a_folder_the_first_wins(tmp_path):
+    with create_folder(tmp_path / "x") as second:
         (second / "who").write_text("second")
-        with written_whole(tmp_path / "x") as first:
+        with create_folder(tmp_path / "x") as first:
             (first / "who").write_text("first")
     assert (tmp_path / "x" / "who").read_text() == "first"
     assert [path.name for path in tmp_path.iterdir()] == ["x"]
 
 
-def test_a_worker_maps_the_files_itself(store):
+def test_a_pickled_store_holds_no_tokens(store):
     import pickle
 
     pickled = pickle.dumps(store)
@@ -106,7 +106,7 @@ def test_training_pads_on_the_right_and_generation_on_the_left(store):
     assert "labels" not in left
 
 
-def test_an_empty_micro_batch_can_run_and_supervises_nothing():
+def test_an_empty_micro_batch_has_one_token_that_is_not_supervised():
     batch = collate(MicroBatch((), 12, 2, 20), [], PAD)
     assert batch["input_ids"].tolist() == [[PAD]]
     assert batch["labels"].tolist() == [[-100]]
@@ -118,7 +118,7 @@ def test_an_empty_micro_batch_can_run_and_supervises_nothing():
 # The loader.
 
 
-def test_ranks_share_the_documents_and_have_equally_many_micro_batches(store):
+def test_ranks_share_the_documents_and_have_equal_numbers_of_micro_batches(store):
     plan = Plan(store.lengths, store.supervised, batch_size=2, accumulate=2, world_size=3)
     ranks = [seen(PlanLoader(store, plan, rank=rank, pad_token_id=PAD)) for rank in range(3)]
     assert {len(rank) for rank in ranks} == {plan.num_micro_batches}
@@ -126,7 +126,7 @@ def test_ranks_share_the_documents_and_have_equally_many_micro_batches(store):
 
 
 @pytest.mark.parametrize("given", range(13))
-def test_a_loader_continues_exactly_where_its_state_was_taken(store, given):
+def test_a_loader_continues_exactly_at_its_saved_state(store, given):
     whole = make(store)
     whole.set_epoch(1)
     order, iterator = [], iter(whole)
@@ -151,7 +151,7 @@ def epoch_order(store, epoch):
     return seen(loader)
 
 
-def test_the_state_between_epochs_is_the_beginning_of_the_next(store):
+def test_set_epoch_resets_the_state(store):
     loader = make(store)
     assert loader.state_dict() == {"epoch": 0, "batches": 0, "accumulate": 2}
     seen(loader)
@@ -178,12 +178,12 @@ if __name__ == "__main__":
 
 
 @pytest.mark.slow
-def test_workers_end_with_a_run_that_is_killed(store, tmp_path):
+def test_workers_end_when_their_run_is_killed(store, tmp_path):
     script = tmp_path / "killed.py"
     script.write_text(KILLED)
-    with (tmp_path / "said").open("w") as said:
-        subprocess.run([sys.executable, str(script), str(store.folder)], stdout=said, timeout=100, check=False)
-    (worker,) = map(int, (tmp_path / "said").read_text().split())
+    with (tmp_path / "output").open("w") as output:
+        subprocess.run([sys.executable, str(script), str(store.folder)], stdout=output, timeout=100, check=False)
+    (worker,) = map(int, (tmp_path / "output").read_text().split())
     until = time.monotonic() + 10
     while Path(f"/proc/{worker}").exists() and time.monotonic() < until:
         time.sleep(0.1)
@@ -191,7 +191,7 @@ def test_workers_end_with_a_run_that_is_killed(store, tmp_path):
 
 
 @pytest.mark.slow  # worker processes import the whole stack
-def test_workers_change_nothing(store):
+def test_workers_give_the_same_batches_and_state(store):
     loader, reference = make(store, workers=2), make(store)
     iterator = iter(loader)
     first = [tuple(next(iterator)["documents"].tolist()) for _ in range(3)]
@@ -201,7 +201,7 @@ def test_workers_change_nothing(store):
     assert seen(loader) == epoch_order(store, 1)[5:]
 
 
-# In Lightning's hands.
+# With a trainer.
 
 
 class Recorder(LightningModule):
@@ -246,7 +246,7 @@ def fit(store, epochs=3, ckpt_path=None, callbacks=()):
     return module.order
 
 
-def test_a_resumed_fit_sees_exactly_the_rest(store, tmp_path):
+def test_a_resumed_fit_sees_exactly_the_remaining_batches(store, tmp_path):
     order = fit(store, callbacks=[SaveAt(tmp_path, {2, 8, 12})])
     assert order == [batch for epoch in range(3) for batch in epoch_order(store, epoch)]
     for name, given in {"2": 4, "8": 16, "12": 24, "epoch0": 12, "epoch1": 24}.items():

@@ -57,7 +57,7 @@ def epoch_packs(plan, epoch):
 
 @settings(max_examples=60, deadline=None)
 @given(data_sets())
-def test_kinds_of_packs_hold_every_document_once_within_the_length(data):
+def test_packs_of_lengths_hold_every_document_once_within_max_length(data):
     lengths, _, max_length = data
     counts = np.bincount(lengths, minlength=max_length + 1)
     held = np.zeros_like(counts)
@@ -70,7 +70,7 @@ def test_kinds_of_packs_hold_every_document_once_within_the_length(data):
 
 
 def best_fit_decreasing(lengths, max_length):
-    """How many packs the textbook makes."""
+    """The number of packs that the textbook algorithm makes."""
     rooms = []
     for length in sorted(lengths, reverse=True):
         fitting = [room for room in rooms if room >= length]
@@ -89,7 +89,7 @@ SHAPES_OF_DATA = {
 
 
 @pytest.mark.parametrize("name", SHAPES_OF_DATA)
-def test_packs_are_full_and_no_more_than_best_fit_decreasing_makes(name):
+def test_packs_are_full_and_no_more_than_with_best_fit_decreasing(name):
     lengths = SHAPES_OF_DATA[name](np.random.default_rng(0)).astype(int).clip(10, 2048)
     plan = PackedPlan(lengths, lengths - 1, max_length=2048, batch_size=1)
     assert plan.share_full == lengths.sum() / (2048 * plan.num_rows)
@@ -124,7 +124,7 @@ def test_a_million_documents_are_packed_in_little_memory():
 
 @settings(max_examples=80, deadline=None)
 @given(data_sets(), shapes, st.integers(0, 3))
-def test_every_document_once_an_epoch_in_packs_that_hold_it(data, shape, epoch):
+def test_an_epoch_has_every_document_once_in_packs_within_max_length(data, shape, epoch):
     lengths, supervised, max_length = data
     plan = make(data, shape)
     assert plan.num_micro_batches == plan.num_windows * plan.accumulate
@@ -149,7 +149,7 @@ def test_every_document_once_an_epoch_in_packs_that_hold_it(data, shape, epoch):
 
 @settings(max_examples=40, deadline=None)
 @given(data_sets(), st.integers(0, 3), st.integers(0, 2))
-def test_windows_do_not_depend_on_how_their_size_is_factored(data, seed, epoch):
+def test_windows_depend_on_their_size_only_not_on_its_factors(data, seed, epoch):
     shapes_of_8 = [(8, 1, 1), (1, 8, 1), (2, 4, 1), (4, 1, 2), (1, 2, 4), (2, 2, 2)]
     plans = [make(data, shape, seed=seed) for shape in shapes_of_8]
     windows = [
@@ -162,7 +162,7 @@ def test_windows_do_not_depend_on_how_their_size_is_factored(data, seed, epoch):
 
 @settings(max_examples=40, deadline=None)
 @given(data_sets(), shapes, st.integers(0, 3), st.data())
-def test_a_plan_is_a_pure_function_whatever_was_asked_before(data, shape, epoch, draw):
+def test_micro_batches_do_not_depend_on_earlier_calls(data, shape, epoch, draw):
     plan = make(data, shape, seed=1)
     places = [(e, i, r) for e in (0, epoch) for i in range(plan.num_micro_batches) for r in range(plan.world_size)]
     everything = {place: plan.micro_batch(*place) for place in places}
@@ -173,7 +173,7 @@ def test_a_plan_is_a_pure_function_whatever_was_asked_before(data, shape, epoch,
 
 @settings(max_examples=60, deadline=None)
 @given(data_sets(), shapes, st.integers(0, 2))
-def test_ranks_of_a_window_differ_by_no_more_than_the_packs_of_one_round(data, shape, epoch):
+def test_the_totals_of_ranks_differ_by_no_more_than_the_packs_of_one_round(data, shape, epoch):
     plan = make(data, shape)
     for index in range(plan.num_windows):
         batches = window(plan, epoch, index)
@@ -187,7 +187,7 @@ def test_ranks_of_a_window_differ_by_no_more_than_the_packs_of_one_round(data, s
         assert max(ranks) - min(ranks) <= max(turn[0] - turn[-1] for turn in rounds)
 
 
-def test_ranks_have_nearly_equally_many_supervised_tokens():
+def test_ranks_have_nearly_equal_numbers_of_supervised_tokens():
     generator = np.random.default_rng(0)
     lengths = generator.lognormal(5.0, 0.4, 4000).astype(int).clip(10, 2048)
     supervised = (lengths * generator.uniform(0.2, 0.9, 4000)).astype(int)
@@ -200,7 +200,7 @@ def test_ranks_have_nearly_equally_many_supervised_tokens():
     assert np.median(shares) < 0.03
 
 
-def test_epochs_and_seeds_differ_in_who_shares_a_pack():
+def test_epochs_and_seeds_group_documents_differently():
     lengths = np.random.default_rng(0).integers(5, 60, 400)
     plan = PackedPlan(lengths, lengths - 1, max_length=128, batch_size=2)
     first = epoch_packs(plan, 0)
@@ -216,7 +216,7 @@ def test_no_documents_make_no_packs():
 
 
 @pytest.mark.parametrize("lengths", [[3, 9], [0, 3]])
-def test_documents_that_fit_into_no_pack_are_refused(lengths):
+def test_empty_or_too_long_documents_are_refused(lengths):
     with pytest.raises(UserError, match="max_length: expected documents of 1 to 8 tokens"):
         PackedPlan(lengths, [0, 0], max_length=8, batch_size=1)
 
@@ -233,7 +233,7 @@ def documents_of(lengths, seed=0):
 
 @settings(max_examples=60, deadline=None)
 @given(st.lists(st.lists(st.integers(1, 9), min_size=1, max_size=5), max_size=4))
-def test_a_packed_batch_holds_its_documents_and_says_where_they_lie(packs):
+def test_a_packed_batch_has_its_documents_at_their_boundaries(packs):
     lengths = [length for pack in packs for length in pack]
     documents = [(np.array(ids), np.array(labels)) for _, ids, labels in documents_of(lengths)]
     sizes = tuple(len(pack) for pack in packs)
@@ -294,7 +294,7 @@ def test_a_packed_run_continues_at_any_step(store):
         assert seen(resumed) == order[given_so_far:]
 
 
-def test_a_packed_run_continues_with_windows_cut_otherwise(store):
+def test_a_packed_run_continues_with_another_number_of_micro_batches_per_window(store):
     def windows(order, accumulate):
         return [sorted(sum(order[i : i + accumulate], ())) for i in range(0, len(order), accumulate)]
 
@@ -303,7 +303,7 @@ def test_a_packed_run_continues_with_windows_cut_otherwise(store):
     assert windows(seen(other), 4) == windows(seen(whole), 2)[2:]
 
 
-def test_the_union_of_packed_ranks_is_the_whole(store):
+def test_packed_ranks_share_all_documents(store):
     ranks = [seen(loader(store, rank=rank, world_size=3)) for rank in range(3)]
     assert len({len(rank) for rank in ranks}) == 1
     assert sorted(document for rank in ranks for batch in rank for document in batch) == list(range(41))
@@ -321,7 +321,7 @@ def test_a_packed_data_module_reports_how_full_packs_are(jsonl, questions, caplo
     module = packed(jsonl(questions), validation_fraction=0.2)
     with caplog.at_level("INFO", logger="lightning.pytorch.utilities.rank_zero"):
         module.setup("fit")
-    lengths = module._store("train").lengths
+    lengths = module.documents("train").lengths
     assert module.report["train"]["packs"] == module.plan.num_rows == -(-lengths.sum() // 400)
     assert module.report["train"]["share_full"] == lengths.sum() / (400 * module.plan.num_rows)
     assert f"{module.report['train']['share_full']:.2%} full" in caplog.text
@@ -337,6 +337,6 @@ def test_a_packed_data_module_reports_how_full_packs_are(jsonl, questions, caplo
         ({"length_pool": 7}, "data.length_pool: cannot be combined with data.packing.*got 7"),
     ],
 )
-def test_options_that_do_not_go_with_packing_are_refused(options, words):
+def test_options_that_packing_rules_out_are_refused(options, words):
     with pytest.raises(UserError, match=words):
         packed("rows.jsonl", **options)

@@ -37,7 +37,7 @@ def window_documents(plan, epoch):
 
 @settings(max_examples=60, deadline=None)
 @given(data_sets(), shapes, options, st.integers(0, 3))
-def test_every_document_once_an_epoch_and_counts_are_those_of_the_window(data, shape, kwargs, epoch):
+def test_an_epoch_has_every_document_once_and_the_counts_are_those_of_the_window(data, shape, kwargs, epoch):
     plan = make(data, shape, **kwargs)
     assert plan.num_windows == -(-len(data[0]) // plan.window_size)
     assert plan.num_micro_batches == plan.num_windows * plan.accumulate
@@ -57,7 +57,7 @@ def test_every_document_once_an_epoch_and_counts_are_those_of_the_window(data, s
 
 @settings(max_examples=40, deadline=None)
 @given(data_sets(), options, st.integers(0, 2))
-def test_windows_do_not_depend_on_how_their_size_is_factored(data, kwargs, epoch):
+def test_windows_depend_on_their_size_only_not_on_its_factors(data, kwargs, epoch):
     shapes_of_8 = [(8, 1, 1), (1, 8, 1), (2, 4, 1), (4, 2, 1), (4, 1, 2), (1, 2, 4), (2, 2, 2)]
     plans = [make(data, shape, **kwargs) for shape in shapes_of_8]
     assert all(window_documents(plan, epoch) == window_documents(plans[0], epoch) for plan in plans)
@@ -65,7 +65,7 @@ def test_windows_do_not_depend_on_how_their_size_is_factored(data, kwargs, epoch
 
 @settings(max_examples=30, deadline=None)
 @given(data_sets(), shapes, options, st.integers(0, 3))
-def test_a_plan_is_a_pure_function_whatever_was_asked_before(data, shape, kwargs, epoch):
+def test_micro_batches_do_not_depend_on_earlier_calls(data, shape, kwargs, epoch):
     plan, fresh = make(data, shape, **kwargs), make(data, shape, **kwargs)
     everything = [plan.micro_batch(e, i, 0) for e in (0, 1, epoch) for i in range(plan.num_micro_batches)]
     middle = plan.num_micro_batches // 2
@@ -75,14 +75,14 @@ def test_a_plan_is_a_pure_function_whatever_was_asked_before(data, shape, kwargs
 
 @settings(max_examples=30, deadline=None)
 @given(data_sets(), shapes, st.integers(0, 4))
-def test_neighbours_in_length_meet_at_the_same_step(data, shape, pool):
+def test_neighbours_in_length_are_in_the_same_step(data, shape, pool):
     plan = make(data, shape, pool=pool)
     for index in range(plan.num_windows):
         lengths = [data[0][document] for batch in window(plan, 0, index) for document in batch.documents]
         assert lengths == sorted(lengths)
 
 
-def test_pools_make_windows_of_similar_length_and_leave_epochs_different():
+def test_pools_make_windows_of_similar_length_that_differ_between_epochs():
     lengths = np.random.default_rng(0).integers(5, 500, 4000)
 
     def padded(plan):
@@ -93,12 +93,12 @@ def test_pools_make_windows_of_similar_length_and_leave_epochs_different():
     assert lengths.sum() > 0.95 * padded(pooled)
     assert padded(pooled) < padded(unsorted)
     assert window_documents(pooled, 0) != window_documents(pooled, 1)
-    # A window is no longer sampled by length alone: their order is shuffled.
+    # The order of the windows is shuffled, not sorted by length.
     means = [lengths[documents].mean() for documents in window_documents(pooled, 0)]
     assert abs(np.corrcoef(means, range(len(means)))[0, 1]) < 0.3
 
 
-def test_the_seed_changes_the_order_and_evaluation_has_one_order_for_all_epochs():
+def test_the_seed_changes_the_order_and_evaluation_has_the_same_order_in_every_epoch():
     lengths = np.arange(2, 52)
     assert window_documents(Plan(lengths, lengths, batch_size=4), 0) != window_documents(
         Plan(lengths, lengths, batch_size=4, seed=1), 0
@@ -123,7 +123,7 @@ def test_values_out_of_range_are_refused_by_name(argument):
         Plan([3], [2], **{"batch_size": 1, argument: -1})
 
 
-def test_places_outside_the_plan_are_index_errors():
+def test_micro_batches_outside_the_plan_are_index_errors():
     plan = Plan([3, 4], [2, 2], batch_size=1)
     for place in ((0, 2, 0), (0, 0, 1), (-1, 0, 0)):
         with pytest.raises(IndexError):

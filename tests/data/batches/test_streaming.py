@@ -1,4 +1,4 @@
-"""Training on a stream: every row once a pass, windows that ranks agree on, a place to go on from."""
+"""Training on a stream: each row once per pass, windows that ranks agree on, exact resuming."""
 
 import json
 import threading
@@ -13,13 +13,14 @@ from lit_probsft.cli.commands import main
 from lit_probsft.cli.preview import make_preview
 from lit_probsft.data import BPETokenizer, ByteTokenizer, InstructionDataModule, Mixture, Part, Rows
 from lit_probsft.data.batches import streaming
-from lit_probsft.data.batches.blocks import BlockReader
-from lit_probsft.data.batches.prepare import Recipe, RowTokenizer
-from lit_probsft.data.batches.streaming import StreamLoader, StreamPlan
+from lit_probsft.data.batches.row_tokenizer import Recipe, RowTokenizer
+from lit_probsft.data.batches.stream_plan import StreamPlan
+from lit_probsft.data.batches.streaming import StreamLoader
 from lit_probsft.data.rows.source import Source
 from lit_probsft.data.rows.splits import LoadedSource
 from lit_probsft.errors import UserError
 from lit_probsft.objectives import NLL
+from lit_probsft.storage.ranks import gather_objects
 from lit_probsft.training.module import ProbSFTModule
 from tests import tiny
 from tests.cli.test_fit import config
@@ -34,22 +35,21 @@ def path(tmp_path_factory):
     return file
 
 
-def loader_of(source, tokenizer, *, rank=0, workers=0, gather=None, skip=False, **shape):
+def loader_of(source, tokenizer, *, rank=0, workers=0, gather=gather_objects, skip=False, **shape):
     plan = StreamPlan(**{"batch_size": 2, "pool": 2, "buffer": 12, **shape})
     recipe = Recipe(max_length=plan.max_length, on_bad_row="skip" if skip else "error")
     row_tokenizer = RowTokenizer(LoadedSource(source, "train", skips=skip), tokenizer, recipe)
-    reading = BlockReader(row_tokenizer, plan.block_size)
     return StreamLoader(
-        reading, plan, rank=rank, pad_token_id=tokenizer.pad_token_id, num_workers=workers, gather=gather
+        row_tokenizer, plan, rank=rank, pad_token_id=tokenizer.pad_token_id, num_workers=workers, gather=gather
     )
 
 
 class Ranks:
-    """Loaders of several ranks, each in a thread, that gather as processes do."""
+    """Loaders of several ranks, each in a thread, that gather like processes."""
 
     def __init__(self, source, tokenizer, world_size, **shape):
         self._barrier = threading.Barrier(world_size, timeout=30)
-        self._turn = threading.Lock()  # chat templates are not made for threads
+        self._turn = threading.Lock()  # chat templates are not thread-safe
         self._objects = [None] * world_size
         self.loaders = [
             loader_of(source, tokenizer, rank=rank, gather=self._gatherer(rank), world_size=world_size, **shape)
@@ -69,7 +69,7 @@ class Ranks:
         return gather
 
     def run(self, act):
-        """`act(loader)` of each rank; errors are given back, too."""
+        """Returns `act(loader)` of each rank, or the error it raises."""
         found = [None] * len(self.loaders)
 
         def acting(rank):
@@ -109,15 +109,17 @@ shapes = st.fixed_dictionaries(
 
 @settings(max_examples=25, deadline=None)
 @given(shapes, st.integers(1, 3), st.integers(1, 12))
-def test_every_row_once_a_block_and_counts_are_those_of_all_ranks(path, byte_tokenizer, shape, world_size, windows):
+def test_a_block_has_every_row_once_and_the_counts_are_those_of_all_ranks(
+    path, byte_tokenizer, shape, world_size, windows
+):
     ranks = Ranks(Rows(str(path)), byte_tokenizer, world_size, num_windows=windows, **shape)
-    given_out = ranks.run(drained)
-    assert not [error for error in given_out if isinstance(error, Exception)]
+    batches_of_ranks = ranks.run(drained)
+    assert not [error for error in batches_of_ranks if isinstance(error, Exception)]
     accumulate, block_size = shape["accumulate"], ranks.loaders[0].plan.block_size
-    assert [len(batches) for batches in given_out] == [windows * accumulate] * world_size
+    assert [len(batches) for batches in batches_of_ranks] == [windows * accumulate] * world_size
     seen = []
     for window in range(windows):
-        batches = [b for batches in given_out for b in batches[window * accumulate : (window + 1) * accumulate]]
+        batches = [b for batches in batches_of_ranks for b in batches[window * accumulate : (window + 1) * accumulate]]
         supervised = sum(label != -100 for b in batches for row in b["labels"] for label in row[1:])
         assert {b["window_tokens"] for b in batches} == {supervised}
         assert {b["window_length"] for b in batches} == {sum(b["num_tokens"] for b in batches)}
@@ -125,7 +127,7 @@ def test_every_row_once_a_block_and_counts_are_those_of_all_ranks(path, byte_tok
         seen.append([document for b in batches for document in b["documents"]])
     flat = [document for documents in seen for document in documents]
     assert max(Counter(flat).values()) == 1
-    # A block begins when all of the one before has been given.
+    # A block starts after the last document of the block before.
     blocks = [document // block_size for document in flat]
     assert blocks == sorted(blocks)
     for block in range(blocks[-1]):
@@ -135,7 +137,7 @@ def test_every_row_once_a_block_and_counts_are_those_of_all_ranks(path, byte_tok
     assert {json.dumps(loader.state_dict()) for loader in ranks.loaders} == {json.dumps(ranks.loaders[0].state_dict())}
 
 
-def test_sources_that_take_turns_are_spread_over_the_ranks(path, byte_tokenizer):
+def test_alternating_sources_are_spread_over_the_ranks(path, byte_tokenizer):
     source = Mixture({name: Part(str(path), 1.0) for name in "ab"})
     ranks = Ranks(source, byte_tokenizer, 2, num_windows=8, buffer=64, batch_size=8)
     for batches in ranks.run(drained):
@@ -145,7 +147,7 @@ def test_sources_that_take_turns_are_spread_over_the_ranks(path, byte_tokenizer)
             assert {8 <= found[source] <= 24 for source in (0, 1)} == {True}
 
 
-def test_documents_are_the_rows_they_are_named_for(path, byte_tokenizer):
+def test_documents_have_the_numbers_of_their_rows(path, byte_tokenizer):
     for packed in (None, 200):
         loader = loader_of(Rows(str(path)), byte_tokenizer, num_windows=15, max_length=packed)
         for batch in loader:
@@ -156,7 +158,7 @@ def test_documents_are_the_rows_they_are_named_for(path, byte_tokenizer):
 
 @settings(max_examples=25, deadline=None)
 @given(shapes, st.data())
-def test_a_stream_goes_on_behind_any_window(path, byte_tokenizer, shape, data):
+def test_a_stream_resumes_after_any_window(path, byte_tokenizer, shape, data):
     windows = data.draw(st.integers(1, 14))
     stop = data.draw(st.integers(0, windows))
 
@@ -166,37 +168,37 @@ def test_a_stream_goes_on_behind_any_window(path, byte_tokenizer, shape, data):
     whole = drained(make())
     first, second = make(), make()
     batches = iter(first)
-    begun = [plain(next(batches)) for _ in range(stop * shape["accumulate"])]
+    received = [plain(next(batches)) for _ in range(stop * shape["accumulate"])]
     state = json.loads(json.dumps(first.state_dict()))
     second.load_state_dict(state)
     assert second.state_dict() == first.state_dict()
     rest = drained(second) if stop < windows else []
-    assert begun + rest == whole
-    # All that is counted is counted once.
+    assert received + rest == whole
+    # Every row is counted once.
     uninterrupted = make()
     drained(uninterrupted)
     assert stop == windows or second.report == uninterrupted.report
 
 
 @pytest.mark.slow
-def test_what_is_given_does_not_depend_on_the_workers_and_goes_on_with_others(path, byte_tokenizer):
+def test_batches_do_not_depend_on_the_number_of_workers_even_after_resuming(path, byte_tokenizer):
     source = Mixture({"a": Part(str(path), 2.0), "b": Part(Rows(str(path), limit=4), 1.0)})
     options = {"num_windows": 12, "accumulate": 2, "buffer": 16}
     whole = loader_of(source, byte_tokenizer, **options)
     expected = drained(whole)
     worked = loader_of(source, byte_tokenizer, workers=2, **options)
     batches = iter(worked)
-    begun = [plain(next(batches)) for _ in range(10)]
+    received = [plain(next(batches)) for _ in range(10)]
     state = worked.state_dict()
     batches.close()
     alone = loader_of(source, byte_tokenizer, **options)
     alone.load_state_dict(state)
-    assert begun + drained(alone) == expected
+    assert received + drained(alone) == expected
     assert alone.report == whole.report
     assert {source for batch in expected for row in batch["token_source"] for source in row} == {0, 1}
 
 
-def test_other_micro_batches_go_on_in_the_same_windows(path, byte_tokenizer):
+def test_a_stream_resumes_in_the_same_windows_with_other_micro_batches(path, byte_tokenizer):
     shapes = [{"batch_size": 4, "accumulate": 1}, {"batch_size": 2, "accumulate": 2}]
     first, second = (loader_of(Rows(str(path)), byte_tokenizer, num_windows=9, **shape) for shape in shapes)
     whole = [sorted(batch["documents"]) for batch in drained(first)]
@@ -209,18 +211,18 @@ def test_other_micro_batches_go_on_in_the_same_windows(path, byte_tokenizer):
     assert windows == whole[5:]
 
 
-def test_another_number_of_processes_is_refused(path, byte_tokenizer):
+def test_resuming_with_another_number_of_processes_is_refused(path, byte_tokenizer):
     loader = loader_of(Rows(str(path)), byte_tokenizer)
-    with pytest.raises(UserError, match=r"--resume: a stream goes on with as many processes as before, 2, got 1"):
+    with pytest.raises(UserError, match=r"--resume: expected 2 processes as before.*got 1"):
         loader.load_state_dict({**loader.state_dict(), "world_size": 2})
 
 
-# What is wrong with rows.
+# Bad rows.
 
 
 @pytest.fixture(scope="module")
 def broken(tmp_path_factory):
-    """29 rows of which three are broken in different ways."""
+    """29 rows; three of them are broken, each in another way."""
     file = tmp_path_factory.mktemp("broken") / "rows.jsonl"
     lines = [json.dumps(row) for row in ROWS]
     lines[3], lines[14], lines[28] = "{nonsense", json.dumps({"prompt": "?", "response": ""}), '"text"'
@@ -232,12 +234,12 @@ def broken(tmp_path_factory):
 def test_bad_rows_are_skipped_counted_and_listed_once(broken, byte_tokenizer, world_size):
     ranks = Ranks(Rows(str(broken)), byte_tokenizer, world_size, num_windows=40 // world_size, skip=True)
     with pytest.warns(UserWarning, match=r"data.train: skipped: data.train.path: .* line 4: not valid JSON"):
-        given_out = ranks.run(drained)
-    documents = {document for batches in given_out for batch in batches for document in batch["documents"]}
+        batches_of_ranks = ranks.run(drained)
+    documents = {document for batches in batches_of_ranks for batch in batches for document in batch["documents"]}
     bad = {row for row in range(max(documents)) if row % 29 in (3, 14, 28)}
     assert documents.isdisjoint(bad)
     for loader in ranks.loaders:
-        assert [(loss["row"], loss["what"]) for loss in loader.dropped_rows] == [
+        assert [(row["row"], row["what"]) for row in loader.dropped_rows] == [
             (3, "skipped"),
             (14, "skipped"),
             (28, "skipped"),
@@ -247,30 +249,30 @@ def test_bad_rows_are_skipped_counted_and_listed_once(broken, byte_tokenizer, wo
         assert report["passes"] >= 2
 
 
-def test_skipped_rows_are_told_though_others_were_dropped_before(tmp_path, byte_tokenizer):
+def test_skipped_rows_are_reported_even_after_dropped_rows(tmp_path, byte_tokenizer):
     file = tmp_path / "rows.jsonl"
     file.write_text("".join(json.dumps(row) + "\n" for row in [{"prompt": "long" * 50, "response": "."}, *ROWS[:20]]))
     with file.open("a") as rows:
         rows.write("{nonsense\n")
     recipe = Recipe(max_length=150, overflow="drop", on_bad_row="skip")
     row_tokenizer = RowTokenizer(LoadedSource(Rows(str(file)), "train", skips=True), byte_tokenizer, recipe)
-    loader = StreamLoader(BlockReader(row_tokenizer, 4), StreamPlan(2, buffer=4, num_windows=12), pad_token_id=0)
+    loader = StreamLoader(row_tokenizer, StreamPlan(2, buffer=4, num_windows=12), pad_token_id=0)
     with pytest.warns(UserWarning, match="data.train: skipped: .* line 22: not valid JSON"):
         drained(loader)
-    assert [loss["what"] for loss in loader.dropped_rows] == ["dropped", "skipped"]
+    assert [row["what"] for row in loader.dropped_rows] == ["dropped", "skipped"]
 
 
-def test_of_many_lost_rows_the_first_are_listed_and_all_are_counted(broken, byte_tokenizer, monkeypatch):
-    monkeypatch.setattr(streaming, "MOST_LISTED", 2)
+def test_the_first_dropped_rows_are_listed_and_all_are_counted(broken, byte_tokenizer, monkeypatch):
+    monkeypatch.setattr(streaming, "MAX_LISTED", 2)
     loader = loader_of(Rows(str(broken)), byte_tokenizer, num_windows=18, skip=True)
     with pytest.warns(UserWarning, match="skipped"):
         drained(loader)
-    assert [loss["row"] for loss in loader.dropped_rows] == [3, 14]
+    assert [row["row"] for row in loader.dropped_rows] == [3, 14]
     assert loader.report["skipped"] >= 3
 
 
 @pytest.mark.parametrize("world_size", [1, 3])
-def test_the_first_bad_row_ends_all_ranks_with_its_reason(broken, byte_tokenizer, world_size):
+def test_the_first_bad_row_stops_all_ranks_with_its_reason(broken, byte_tokenizer, world_size):
     ranks = Ranks(Rows(str(broken)), byte_tokenizer, world_size, num_windows=9, buffer=6)
     errors = ranks.run(drained)
     assert all(isinstance(error, UserError) for error in errors)
@@ -280,7 +282,7 @@ def test_the_first_bad_row_ends_all_ranks_with_its_reason(broken, byte_tokenizer
 
 
 @pytest.mark.slow
-def test_a_worker_tells_what_is_wrong_as_the_loader_itself_does(broken, byte_tokenizer):
+def test_a_worker_raises_the_same_error_as_the_loader_itself(broken, byte_tokenizer):
     with pytest.raises(UserError) as error:
         drained(loader_of(Rows(str(broken)), byte_tokenizer, num_windows=9, workers=1))
     assert str(error.value).startswith(f"data.train.path: {str(broken)!r} line 4: not valid JSON")
@@ -291,15 +293,15 @@ def test_a_stream_without_a_usable_row_is_not_read_forever(tmp_path, byte_tokeni
     file = tmp_path / "rows.jsonl"
     file.write_text('{"prompt": "?", "response": ""}\n' * 30)
     loader = loader_of(Rows(str(file)), byte_tokenizer, num_windows=3, skip=True)
-    with pytest.raises(UserError, match=r"none of 36 can, the first for its reason: .*row 0"):
+    with pytest.raises(UserError, match=r"expected usable rows, got none of 36; the first: .*row 0"):
         drained(loader)
 
 
-def test_a_stream_whose_rows_turn_bad_is_not_read_forever(tmp_path, byte_tokenizer):
+def test_a_stream_that_runs_out_of_usable_rows_is_not_read_forever(tmp_path, byte_tokenizer):
     file = tmp_path / "rows.jsonl"
     file.write_text('{"prompt": "?", "response": "!"}\n' * 6)
     loader = loader_of(Rows(str(file)), byte_tokenizer, num_windows=300, skip=True, buffer=2)
-    with pytest.raises(UserError, match=r"none of a whole pass could"):
+    with pytest.raises(UserError, match=r"expected usable rows, got none in a whole pass"):
         for index, _ in enumerate(loader):
             if index == 10:
                 file.write_text('{"prompt": "?", "response": ""}\n' * 6)
@@ -319,7 +321,7 @@ def module(path, tmp_path):
 
 
 @pytest.mark.parametrize("packing", [{}, {"packing": True, "max_length": 128, "batch_size": 2}])
-def test_a_run_on_a_stream_steps_as_often_as_it_is_told(module, path, packing):
+def test_a_run_on_a_stream_takes_max_steps_steps(module, path, packing):
     data = module(validation=Rows(str(path), limit=5), shuffle_buffer=8, **packing)
     run = tiny.trainer(max_steps=7, max_epochs=None, accumulate_grad_batches=2)
     with pytest.warns(UserWarning, match=r"5 of the first 8 rows are in data.validation too"):
@@ -328,14 +330,14 @@ def test_a_run_on_a_stream_steps_as_often_as_it_is_told(module, path, packing):
     report = data.report["train"]
     assert report["rows"] == report["kept"] >= 7 * 4
     assert run.callback_metrics["val/nll"] > 0
-    assert data._stores.keys() == {"validation"}  # nothing is tokenized beforehand
+    assert data._tokenized.stores.keys() == {"validation"}  # the training rows are not tokenized in advance
     assert data.num_windows == 7
 
 
-def test_epochs_that_end_in_the_midst_of_a_block_go_on_in_it_and_count_its_rows_once(module, broken):
-    whole, cut = (module(train=Rows(str(broken)), on_bad_row="skip", shuffle_buffer=16) for _ in range(2))
+def test_a_block_that_spans_two_epochs_is_continued_and_its_rows_counted_once(module, broken):
+    whole, limited = (module(train=Rows(str(broken)), on_bad_row="skip", shuffle_buffer=16) for _ in range(2))
     seen = []
-    for data, limit in ((whole, 1.0), (cut, 3)):
+    for data, limit in ((whole, 1.0), (limited, 3)):
         run = tiny.trainer(max_steps=10, max_epochs=None, limit_train_batches=limit)
         model = ProbSFTModule(tiny.model(), NLL())
         step, documents = model.training_step, []
@@ -348,20 +350,20 @@ def test_epochs_that_end_in_the_midst_of_a_block_go_on_in_it_and_count_its_rows_
         run.fit(model, datamodule=data)
         seen.append(documents)
     assert seen[0] == seen[1]
-    assert whole.report["train"] == cut.report["train"]
-    assert whole.dropped_rows == cut.dropped_rows
+    assert whole.report["train"] == limited.report["train"]
+    assert whole.dropped_rows == limited.dropped_rows
 
 
-def test_what_is_in_validation_is_left_out_of_a_stream_where_asked_for(module, path):
+def test_duplicates_of_validation_are_dropped_from_a_stream_on_request(module, path):
     data = module(validation=Rows(str(path), limit=5), shuffle_buffer=32, duplicates="remove")
     data.setup("fit")
     loader = data.train_dataloader()
-    with pytest.warns(UserWarning, match=r"are in data.validation too; they are left out"):
+    with pytest.warns(UserWarning, match=r"are in data.validation too; they are dropped"):
         batches = [batch for batch, _ in zip(loader, range(14), strict=False)]
     seen = {document % 29 for batch in batches for document in batch["documents"].tolist()}
     assert seen == set(range(5, 29))
-    assert [loss["row"] for loss in loader.dropped_rows] == list(range(5))
-    assert {loss["reason"] for loss in loader.dropped_rows} == {"data.duplicates: it is in data.validation too"}
+    assert [row["row"] for row in loader.dropped_rows] == list(range(5))
+    assert {row["reason"] for row in loader.dropped_rows} == {"data.duplicates: it is in data.validation too"}
 
 
 def test_an_endless_loader_has_no_length(module):
@@ -377,18 +379,18 @@ def test_an_endless_loader_has_no_length(module):
     ("options", "message"),
     [
         ({"validation_fraction": 0.1}, "data.validation_fraction: cannot be combined with data.streaming"),
-        ({"tokenizer": BPETokenizer(300)}, "data.tokenizer: expected one that is there already with data.streaming"),
+        ({"tokenizer": BPETokenizer(300)}, "data.tokenizer: expected an existing tokenizer with data.streaming"),
         ({"shuffle_buffer": 0}, "data.shuffle_buffer: expected at least 1, got 0"),
         ({"shuffle_buffer": 5, "streaming": False}, "data.shuffle_buffer: needs data.streaming, got 5"),
     ],
 )
-def test_options_that_a_stream_cannot_have_are_refused(module, options, message):
+def test_options_that_streaming_rules_out_are_refused(module, options, message):
     with pytest.raises(UserError) as error:
         module(**options)
     assert str(error.value).startswith(message)
 
 
-def test_a_stream_is_looked_at_before_a_model_is_loaded(module, broken, tmp_path):
+def test_a_stream_is_checked_before_a_model_is_loaded(module, broken, tmp_path):
     with pytest.raises(UserError, match=r"data.train.prompt: no column 'question'"):
         module(train=Rows(str(broken), prompt="question", response="answer")).setup("fit")
     (tmp_path / "empty.jsonl").write_text("")
@@ -398,7 +400,7 @@ def test_a_stream_is_looked_at_before_a_model_is_loaded(module, broken, tmp_path
         module(train=str(tmp_path / "gone.jsonl")).setup("fit")
 
 
-def test_a_stream_is_known_by_the_names_and_sizes_of_its_files(module, path, tmp_path):
+def test_a_streams_fingerprint_depends_on_the_names_and_sizes_of_its_files(module, path, tmp_path):
     def fingerprint(train, **options):
         data = module(train=train, **options)
         data.setup("fit")
@@ -422,7 +424,7 @@ def test_a_stream_is_known_by_the_names_and_sizes_of_its_files(module, path, tmp
     assert fingerprint(str(copy.parent / "*.jsonl")) != fingerprint(str(copy))
 
 
-def test_ids_and_lengths_that_the_model_does_not_know_are_refused(module, jsonl):
+def test_ids_and_lengths_beyond_the_models_limits_are_refused(module, jsonl):
     with pytest.raises(UserError, match=r"data.tokenizer: expected ids below the model's vocabulary of 259, got 300"):
         tokens = jsonl([{"input_ids": [1, 300], "labels": [-100, 300]}])
         tiny.trainer(max_steps=3).fit(ProbSFTModule(tiny.model()), datamodule=module(train=tokens))
@@ -436,7 +438,7 @@ def test_a_preview_shows_the_first_rows_of_a_stream(module, broken):
     assert sorted(problem.first for problem in preview.problems) == [3, 14, 28]
 
 
-def test_a_stream_from_the_command_line_leaves_its_counts_and_the_rows_it_lost(broken, tmp_path, monkeypatch):
+def test_a_streaming_run_records_its_counts_and_skipped_rows(broken, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     changes = {"data__train": {"class_path": "Rows", "init_args": {"path": str(broken)}}, "data__streaming": True}
     changes |= {"data__on_bad_row": "skip", "data__shuffle_buffer": 16, "trainer__max_epochs": None}
@@ -445,8 +447,8 @@ def test_a_stream_from_the_command_line_leaves_its_counts_and_the_rows_it_lost(b
     record = json.loads((tmp_path / "runs/run/run.json").read_text())
     assert record["data"]["train"]["skipped"] >= 3
     assert record["counts"]["optimizer_steps"] == 9
-    lost = [json.loads(line) for line in (tmp_path / "runs/run/skipped.jsonl").read_text().splitlines()]
-    assert [(loss["split"], loss["row"]) for loss in lost] == [("train", 3), ("train", 14), ("train", 28)]
+    skipped = [json.loads(line) for line in (tmp_path / "runs/run/skipped.jsonl").read_text().splitlines()]
+    assert [(row["split"], row["row"]) for row in skipped] == [("train", 3), ("train", 14), ("train", 28)]
     with pytest.raises(
         UserError, match=r"trainer.max_steps: expected the number of optimizer steps with data.streaming"
     ):

@@ -260,7 +260,7 @@ def test_an_arbitrary_row_becomes_an_example_or_is_refused(row):
 def documents(tmp_path, source, **options):
     module = InstructionDataModule(source, tokenizer=ByteTokenizer(), cache_dir=str(tmp_path / "cache"), **options)
     module.setup("fit")
-    store = module._stores["train"]
+    store = module.documents("train")
     decode = module.tokenizer.decode
     return [(decode(ids), decode(labels[labels != -100])) for ids, labels in map(store.__getitem__, range(len(store)))]
 

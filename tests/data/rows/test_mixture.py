@@ -114,7 +114,7 @@ def test_an_epoch_follows_the_weights_and_evaluation_sees_every_document_once(tw
     counted = Counter()
     for batch in loader:
         counted.update(batch["token_source"][:, 1:][batch["labels"][:, 1:] != -100].tolist())
-    supervised, epochs = module._stores["train"].supervised, Counter(documents)
+    supervised, epochs = module.documents("train").supervised, Counter(documents)
     expected = {s: sum(int(supervised[d]) * n for d, n in epochs.items() if (d >= 20) == s) for s in (0, 1)}
     assert counted == expected
     watched = two(validation=module._splits["train"].loaded.source, **packing)
@@ -126,7 +126,7 @@ def test_weights_do_not_change_the_cached_tokens(two):
     first, second = two(), two(weights=(1.0, 5.0))
     first.setup("fit")
     second.setup("fit")
-    assert first._stores["train"].folder == second._stores["train"].folder
+    assert first.documents("train").folder == second.documents("train").folder
     assert first.plan.describe() != second.plan.describe()
 
 
@@ -156,7 +156,7 @@ def test_metrics_of_a_source_cover_its_documents_only(two, packing):
     run = tiny.trainer(max_steps=3)
     run.fit(watched, datamodule=module)
     measured = {name: float(value) for name, value in run.callback_metrics.items()}
-    store = module._stores["validation"]
+    store = module.documents("validation")
     for source, name in enumerate("ab"):
         log_p = []
         for document in np.flatnonzero(store.sources == source):
@@ -218,7 +218,7 @@ def test_a_weight_multiplies_the_losses_of_a_row_but_not_the_normalizer(weighted
         tiny.model(torch.float64), NLL(), tiny.sgd, schedule=Schedule("constant", 0), normalize=normalize
     )
     tiny.trainer(max_steps=1).fit(module, datamodule=data)
-    reference, store = tiny.model(torch.float64), data._stores["train"]
+    reference, store = tiny.model(torch.float64), data.documents("train")
     assert store.weights.tolist() == [0, 1, 2.5, 0.5, 3, 1, 1, 4]
     losses, counts = [], []
     for document in range(8):
