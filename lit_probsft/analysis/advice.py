@@ -45,28 +45,28 @@ PAPER: dict[str, Any] = {
 DEAD = 0.05
 """A weight below this share of its largest value counts as none."""
 
-_EDGES = ((0.10, "at most"), (0.45, "below"), (0.65, "at most"), (0.75, "below"))
-_LEVELS = ("weak", "between", "intermediate", "between", "strong")
-
-
-def band(mean_prob: float) -> int:
-    """0 to 4: at most .1, up to .45, from .45 to .65, up to .75, from .75 on."""
-    over = [mean_prob > edge if kind == "at most" else mean_prob >= edge for edge, kind in _EDGES]
-    return sum(over)
+BANDS = {"weak": (0.0, 0.10), "intermediate": (0.45, 0.65), "strong": (0.75, 1.0)}
+"""Mean p of each level, both ends included; the stretches in between are the level `between`."""
 
 
 def level(mean_prob: float) -> str:
-    """`weak` (mean p at most .1), `intermediate` (.45 to .65), `strong` (at least .75), otherwise `between`."""
-    return _LEVELS[band(mean_prob)]
+    """`weak`, `intermediate` or `strong` if mean p lies in that band, otherwise `between`."""
+    return next((name for name, (low, high) in BANDS.items() if low <= mean_prob <= high), "between")
 
 
-def enough(mean_prob: float, interval: tuple[float, float] | None, rows: int) -> dict[str, Any]:
-    """Does the interval lie within one level? If not, how many rows it would probably take, if that can be said."""
+def check_sample(mean_prob: float, interval: tuple[float, float] | None, rows: int) -> dict[str, Any]:
+    """Whether a sample settles the level: whether the interval of mean p lies within one band or one stretch between.
+
+    Returns:
+        `enough`, and `rows_needed`, an estimate; None if the sample is large enough or nothing can be said.
+    """
     if interval is None:
         return {"enough": False, "rows_needed": None}
-    if band(interval[0]) == band(interval[1]):
+    bands_passed = [sum((end >= low) + (end > high) for low, high in BANDS.values()) for end in interval]
+    if bands_passed[0] == bands_passed[1]:
         return {"enough": True, "rows_needed": None}
-    half, gap = (interval[1] - interval[0]) / 2, min(abs(mean_prob - edge) for edge, _ in _EDGES)
+    edges = [edge for band in BANDS.values() for edge in band if 0 < edge < 1]
+    half, gap = (interval[1] - interval[0]) / 2, min(abs(mean_prob - edge) for edge in edges)
     return {"enough": False, "rows_needed": math.ceil(rows * (half / gap) ** 2) if gap > 0 else None}
 
 

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from lit_probsft.analysis.advice import PAPER, Command, advise, compare, enough, level, warnings
+from lit_probsft.analysis.advice import PAPER, Command, advise, check_sample, compare, level, warnings
 from lit_probsft.analysis.survey import clustered_interval, means
 from lit_probsft.data.batches.store import Documents
 from lit_probsft.objectives import Objective
@@ -73,7 +73,7 @@ class Findings:
                 "rows": rows,
                 "of": self.total,
                 "drawn": "the first" if self.streaming else "at random" if rows != self.total else "all",
-                **enough(mean, interval, rows),
+                **check_sample(mean, interval, rows),
             },
             "rows": rows,
             "tokens": int(tokens),

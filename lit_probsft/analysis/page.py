@@ -20,7 +20,7 @@ p { max-width: 48em; margin: .4em 0 .8em; }
 pre { white-space: pre-wrap; overflow-wrap: anywhere; background: #f6f6f4; padding: 1em; }
 table { border-collapse: collapse; margin: .5em 0 1em; }
 td, th { text-align: left; vertical-align: top; padding: .15em 1.5em .15em 0; overflow-wrap: anywhere; }
-table.wide { width: 100%; } table.wide td { border-top: 1px solid #eee; }
+th { overflow-wrap: normal; } table.wide { width: 100%; } table.wide td { border-top: 1px solid #eee; }
 table.wide td:last-child { width: 65%; padding-right: 0; } .number { white-space: nowrap; }
 .masked { color: #888; } .learnt { color: #05682f; font-weight: 600; } .end { color: #fff; background: #05682f; }
 .wrong { color: #a40000; } .missing { color: #666; font-style: italic; } .gain { color: #05682f; }
@@ -30,6 +30,7 @@ table.wide td:last-child { width: 65%; padding-right: 0; } .number { white-space
 figure { display: inline-block; margin: .5em 1em .5em 0; vertical-align: top; width: 440px; max-width: 100%; }
 figcaption { font-size: 13px; color: #555; } figure.wide { width: 100%; } img { max-width: 100%; }
 svg { max-width: 100%; height: auto; }
+@media print { figure, tr { break-inside: avoid; } h2, h3 { break-after: avoid; } }
 """
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from lit_probsft.analysis import charts
+from lit_probsft.analysis.curves import draw_curves, read_metrics
 from lit_probsft.analysis.page import escape, facts_table, figure, format_value, missing, page, table
 from lit_probsft.analysis.tokens import Moved, Tokens
 from lit_probsft.errors import UserError
@@ -97,7 +98,7 @@ def _forgetting(record: Mapping[str, Any]) -> list[str]:
             cells.append(_change(metrics[metric], good) if metric in metrics else "")
         rows.append(cells)
     body = [table(("set", "NLL (nats)", "mean p", "ECE"), rows)]
-    body.append(figure(charts.gains(changes), "Change of the NLL by set; below 0 the model has learnt."))
+    body.append(figure(charts.nll_changes(changes), "Change of the NLL by set; below 0 the model has learnt."))
     if set(changes) == {"validation"}:
         body.append(missing("other sets, which would show what was lost; data.watch names them."))
     return body
@@ -121,7 +122,8 @@ def _capability(run: RunFolder) -> list[str]:
         body.append(figure(charts.capability_scale(mean, found.get("interval"), found.get("by_source")), caption))
     drawing = run.path / "capability.png"
     if drawing.exists():
-        body.append(figure(charts.embedded(drawing), "The probe's own picture.", wide=True))
+        body.append(figure(charts.embedded_png(drawing), "The probe's own picture.", wide=True))
+    found.pop("permilles", None)  # 999 numbers, which the picture shows
     tables = {name: value for name, value in found.items() if _rows(value)}
     body.append(facts_table({name: value for name, value in found.items() if name not in tables}))
     return body + [f"<h3>{escape(name)}</h3>{_rows(value)}" for name, value in tables.items()]
@@ -165,7 +167,7 @@ def _weight(tokens: Tokens | None) -> list[str]:
         caption = (
             "Gradient mass: W summed over the tokens of each bin of p, per token. Where it is high, training worked."
         )
-        body.append(figure(charts.pull_by_bin(tokens), caption))
+        body.append(figure(charts.gradient_mass(tokens), caption))
     return body
 
 
@@ -227,7 +229,7 @@ def _shown(token: Moved, kind: str) -> list[str]:
 def _curves(path: Path) -> list[str]:
     if not path.exists():
         return [missing("metrics.csv.")]
-    drawn = charts.curves(charts.read_metrics(path))
+    drawn = draw_curves(read_metrics(path))
     return [figure(svg, caption) for svg, caption in drawn] or [missing("rows in metrics.csv.")]
 
 
