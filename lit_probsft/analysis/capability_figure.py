@@ -24,7 +24,7 @@ def draw_capability(result: dict[str, Any], bins: Sequence[tuple[float, int]], p
         bins: the centre, in log-odds, and the number of tokens of each bin.
         path: of the PNG.
     """
-    with chart_style({"font.size": 9}):
+    with chart_style(font_size=9):
         from matplotlib.figure import Figure
 
         figure = Figure(figsize=(10, 7), layout="constrained")

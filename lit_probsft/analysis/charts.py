@@ -1,4 +1,4 @@
-"""The charts of a run's page: what its tokens, its capability and its sets show."""
+"""The charts of a run's page, as SVG elements; draw them within `chart_style`."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from lit_probsft.analysis.advice import BANDS
-from lit_probsft.analysis.chart import AFTER, BEFORE, GAIN, LOSS, svg_chart
+from lit_probsft.analysis.chart import AFTER, BEFORE, GAIN, LOSS, new_chart, to_svg
 from lit_probsft.analysis.page import visible
 from lit_probsft.analysis.tokens import EDGES, ChangeByBin, Tokens, Values, log_odds
 from lit_probsft.errors import UserError
@@ -27,18 +27,16 @@ def nll_changes(changes: Mapping[str, Mapping[str, Mapping[str, float | None]]])
     """The change of the NLL by set, in nats (`forgetting` of run.json)."""
     differences = {name: (metrics.get("nll") or {}).get("difference") for name, metrics in changes.items()}
     values = {visible(name): value for name, value in differences.items() if value is not None}
-    with svg_chart("Change of the NLL", "nats", "", (440, 86 + 26 * max(len(values), 1))) as chart:
-        axes = chart.axes
-        bars = axes.barh(
-            range(len(values)), list(values.values()), 0.7, color=[GAIN if v < 0 else LOSS for v in values.values()]
-        )
-        axes.bar_label(bars, fmt="%+.3g", padding=6, fontsize=11)
-        for row, (name, value) in enumerate(values.items()):
-            _write(axes, name, 0, row, on_right=value <= 0)
-        axes.use_sticky_edges = False
-        axes.margins(x=0.3)  # room for the names on one side and the numbers on the other
-        axes.invert_yaxis()
-    return chart.svg
+    axes = new_chart("Change of the NLL", "nats", "", (440, 86 + 26 * max(len(values), 1)))
+    colours = [GAIN if value < 0 else LOSS for value in values.values()]
+    bars = axes.barh(range(len(values)), list(values.values()), 0.7, color=colours)
+    axes.bar_label(bars, fmt="%+.3g", padding=6, fontsize=11)
+    for row, (name, value) in enumerate(values.items()):
+        _write(axes, name, 0, row, on_right=value <= 0)
+    axes.use_sticky_edges = False
+    axes.margins(x=0.3)  # room for the names on one side and the numbers on the other
+    axes.invert_yaxis()
+    return to_svg(axes)
 
 
 def capability_scale(mean: float, interval: Any, by_source: Any) -> str:
@@ -47,19 +45,18 @@ def capability_scale(mean: float, interval: Any, by_source: Any) -> str:
     if isinstance(by_source, Mapping):
         rows |= {str(k): v if isinstance(v, Mapping) else {"mean_prob": v} for k, v in by_source.items()}
     rows = {name: row for name, row in rows.items() if isinstance(row.get("mean_prob"), int | float)}
-    with svg_chart("Mean p before training", "p", "", (440, 104 + 24 * len(rows))) as chart:
-        axes = chart.axes
-        axes.set(xlim=(0, 1), ylim=(len(rows) - 0.2, -1))
-        for level, band in BANDS.items():
-            axes.axvspan(*band, color="#eef3ee", linewidth=0)
-            axes.text(sum(band) / 2, -0.75, level, ha="center", va="center", fontsize=11)
-        for place, (name, row) in enumerate(rows.items()):
-            value, ends = row["mean_prob"], row.get("interval")
-            if isinstance(ends, list) and len(ends) == 2:
-                axes.plot(ends, [place, place], color=AFTER)
-            axes.plot(value, place, "o", color=AFTER)
-            _write(axes, f"{visible(name)} {value:.3g}", value, place, on_right=value < 0.6)
-    return chart.svg
+    axes = new_chart("Mean p before training", "p", "", (440, 104 + 24 * len(rows)))
+    axes.set(xlim=(0, 1), ylim=(len(rows) - 0.2, -1))
+    for level, band in BANDS.items():
+        axes.axvspan(*band, color="#eef3ee", linewidth=0)
+        axes.text(sum(band) / 2, -0.75, level, ha="center", va="center", fontsize=11)
+    for place, (name, row) in enumerate(rows.items()):
+        value, ends = row["mean_prob"], row.get("interval")
+        if isinstance(ends, list) and len(ends) == 2:
+            axes.plot(ends, [place, place], color=AFTER)
+        axes.plot(value, place, "o", color=AFTER)
+        _write(axes, f"{visible(name)} {value:.3g}", value, place, on_right=value < 0.6)
+    return to_svg(axes)
 
 
 def embedded_png(path: Path) -> str:
@@ -79,15 +76,15 @@ def weight_curve(tokens: Tokens) -> str:
     """W over p; two curves if a schedule has changed W."""
     p = tokens.arrays["weight_p"]
     start, end = (tokens.arrays[f"weight_{when}"] for when in _WHEN)
-    with svg_chart("Weight of the objective", "p", "W(p)") as chart:
-        if np.allclose(start, end, rtol=1e-6, atol=0):
-            chart.axes.plot(p, end, color=AFTER)
-        else:
-            chart.axes.plot(p, start, color=BEFORE, label="at the start")
-            chart.axes.plot(p, end, color=AFTER, label="at the end")
-        chart.axes.set_xlim(0, 1)
-        chart.axes.set_ylim(bottom=min(0, start.min(), end.min()))
-    return chart.svg
+    axes = new_chart("Weight of the objective", "p", "W(p)")
+    if np.allclose(start, end, rtol=1e-6, atol=0):
+        axes.plot(p, end, color=AFTER)
+    else:
+        axes.plot(p, start, color=BEFORE, label="at the start")
+        axes.plot(p, end, color=AFTER, label="at the end")
+    axes.set_xlim(0, 1)
+    axes.set_ylim(bottom=min(0, start.min(), end.min()))
+    return to_svg(axes)
 
 
 def histogram(tokens: Tokens) -> str:
@@ -103,48 +100,50 @@ def gradient_mass(tokens: Tokens) -> str:
 
 
 def _paired_bars(title: str, y: str, heights: Mapping[str, Values]) -> str:
-    with svg_chart(title, "p (log-odds scale)", y) as chart:
-        for (when, colour), start in zip(_WHEN.items(), (0, 0.5), strict=True):
-            if when in heights:
-                chart.axes.bar(EDGES[:-1] + start, heights[when], 0.45, align="edge", color=colour, label=when)
-        _scale_by_log_odds(chart.axes.xaxis)
-    return chart.svg
+    axes = new_chart(title, "p (log-odds scale)", y)
+    for (when, colour), start in zip(_WHEN.items(), (0, 0.5), strict=True):
+        if when in heights:
+            axes.bar(EDGES[:-1] + start, heights[when], 0.45, align="edge", color=colour, label=when)
+    _scale_by_log_odds(axes.xaxis)
+    return to_svg(axes)
 
 
 def change_by_bin(change: ChangeByBin) -> str:
     """Change of log p by bin of p before: mean, and a line from the lower to the upper quartile."""
     filled = change.tokens > 0
     middle, mean = (EDGES[:-1] + 0.5)[filled], change.mean[filled]
-    with svg_chart("Change of log p by p before", "p before (log-odds scale)", "nats") as chart:
-        chart.axes.bar(middle, mean, 0.95, color=np.where(mean > 0, GAIN, LOSS))
-        chart.axes.vlines(middle, change.low[filled], change.high[filled], color="#222222", linewidth=1.5)
-        chart.axes.axhline(0, color="#999999", linewidth=1)
-        _scale_by_log_odds(chart.axes.xaxis)
-    return chart.svg
+    axes = new_chart("Change of log p by p before", "p before (log-odds scale)", "nats")
+    axes.bar(middle, mean, 0.95, color=np.where(mean > 0, GAIN, LOSS))
+    axes.vlines(middle, change.low[filled], change.high[filled], color="#222222", linewidth=1.5)
+    axes.axhline(0, color="#999999", linewidth=1)
+    _scale_by_log_odds(axes.xaxis)
+    return to_svg(axes)
 
 
 def before_after(change: ChangeByBin) -> str:
     """Mean p after training over mean p before, by bin of p before."""
     filled = change.tokens > 0
-    before, after = (log_odds(np.log(mean[filled])) for mean in (change.p_before, change.p_after))
-    with svg_chart("Likelihood before and after", "mean p before (log-odds scale)", "mean p after") as chart:
-        chart.axes.axline((0, 0), slope=1, color=BEFORE, linestyle="--")
-        chart.axes.plot(before, after.clip(EDGES[0], EDGES[-1]), "o-", color=AFTER)
-        _scale_by_log_odds(chart.axes.xaxis)
-        _scale_by_log_odds(chart.axes.yaxis)
-    return chart.svg
+    before, after = (
+        log_odds(np.log(mean[filled])).clip(EDGES[0], EDGES[-1]) for mean in (change.p_before, change.p_after)
+    )
+    axes = new_chart("Likelihood before and after", "mean p before (log-odds scale)", "mean p after")
+    axes.axline((0, 0), slope=1, color=BEFORE, linestyle="--")
+    axes.plot(before, after, "o-", color=AFTER)
+    _scale_by_log_odds(axes.xaxis)
+    _scale_by_log_odds(axes.yaxis)
+    return to_svg(axes)
 
 
 def reliability(tokens: Tokens) -> str:
     """Accuracy over confidence, by bin of confidence."""
-    with svg_chart("Calibration", "p of the top-1 token", "share right") as chart:
-        chart.axes.plot([0, 1], [0, 1], color="#bbbbbb", linestyle="--")
-        for when, colour in _WHEN.items():
-            if (bins := tokens.calibration(when)) is not None:
-                count, confidence, right = bins[bins[:, 0] > 0].T
-                chart.axes.plot(confidence / count, right / count, "o-", color=colour, label=when)
-        chart.axes.set(xlim=(0, 1), ylim=(0, 1))
-    return chart.svg
+    axes = new_chart("Calibration", "p of the top-1 token", "share right")
+    axes.plot([0, 1], [0, 1], color="#bbbbbb", linestyle="--")
+    for when, colour in _WHEN.items():
+        if (bins := tokens.calibration(when)) is not None:
+            count, confidence, right = bins[bins[:, 0] > 0].T
+            axes.plot(confidence / count, right / count, "o-", color=colour, label=when)
+    axes.set(xlim=(0, 1), ylim=(0, 1))
+    return to_svg(axes)
 
 
 def _scale_by_log_odds(axis: Axis) -> None:

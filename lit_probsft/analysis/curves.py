@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from lit_probsft.analysis.chart import SERIES, svg_chart
+from lit_probsft.analysis.chart import SERIES, new_chart, to_svg
 from lit_probsft.analysis.page import visible
 from lit_probsft.errors import UserError
 
@@ -60,16 +60,16 @@ def draw_curves(metrics: Mapping[str, Points]) -> list[tuple[str, str]]:
         shown = {name: points for pattern in patterns for name, points in metrics.items() if _matches(name, pattern)}
         if not shown:
             continue
-        with svg_chart(title, "step", y) as chart:
-            for name, points in shown.items():
-                label = name.rpartition("/")[0]
-                colour = colours.setdefault(label, SERIES[len(colours) % len(SERIES)])
-                steps, values = _averaged(points).T
-                marker = "o" if len(steps) == 1 else None
-                chart.axes.plot(steps, values, color=colour, marker=marker, label=visible(label))
-            chart.axes.margins(x=0)
+        axes = new_chart(title, "step", y)
+        for name, points in shown.items():
+            label = name.rpartition("/")[0]
+            colour = colours.setdefault(label, SERIES[len(colours) % len(SERIES)])
+            steps, values = _averaged(points).T
+            marker = "o" if len(steps) == 1 else None
+            axes.plot(steps, values, color=colour, marker=marker, label=visible(label))
+        axes.margins(x=0)
         averaged = max(len(points) for points in shown.values()) > MAX_POINTS
-        drawn.append((chart.svg, f"Averaged down to {MAX_POINTS} points." if averaged else ""))
+        drawn.append((to_svg(axes), f"Averaged down to {MAX_POINTS} points." if averaged else ""))
     return drawn
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from lit_probsft.analysis import charts
+from lit_probsft.analysis.chart import chart_style
 from lit_probsft.analysis.curves import draw_curves, read_metrics
 from lit_probsft.analysis.page import escape, facts_table, figure, format_value, missing, page, table
 from lit_probsft.analysis.tokens import Moved, Tokens
@@ -35,9 +36,8 @@ def make_report(run: RunFolder) -> str:
     if record is None:
         raise UserError("RUN", f"expected a folder that fit has written to, got {str(run.path)!r} without a run.json")
     tokens = Tokens(run.tokens) if run.tokens.exists() else None
-    return page(
-        f"Run {run.path.name}",
-        [
+    with chart_style():
+        body = [
             _facts(record),
             "<h2>Gained here, lost there</h2>",
             *_forgetting(record),
@@ -53,8 +53,8 @@ def make_report(run: RunFolder) -> str:
             *_curves(run.metrics),
             "<h2>The run's record</h2>",
             facts_table({name: value for name, value in record.items() if name not in ("forgetting", "tokens")}),
-        ],
-    )
+        ]
+    return page(f"Run {run.path.name}", body)
 
 
 def _facts(record: Mapping[str, Any]) -> str:
