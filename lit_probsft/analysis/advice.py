@@ -139,7 +139,7 @@ def weights(objective: Objective, counts: Tensor) -> dict[str, float] | None:
 
     None where W is no non-negative function of p alone.
     """
-    if objective.signed or objective.needs - {"log_complement"}:
+    if not objective.has_mass:
         return None
     odds = ProbHistogram.centres()
     log_probs, log_complement = torch.nn.functional.logsigmoid(torch.stack([odds, -odds]))

@@ -1,8 +1,8 @@
-"""The objectives f(p): one abstract idea in `base`, one short file per member; README.md is their table."""
+"""The objectives f(p): the base class in `base`, one short file per member, and README.md as their table."""
 
 from lit_probsft.objectives.anchored import ASFT, Anchored
 from lit_probsft.objectives.balanced import Balanced
-from lit_probsft.objectives.base import Objective, TokenStats
+from lit_probsft.objectives.base import Objective
 from lit_probsft.objectives.brier import Brier
 from lit_probsft.objectives.capability_power import CapabilityPower, RunningPower
 from lit_probsft.objectives.cayley import Cayley
@@ -25,6 +25,7 @@ from lit_probsft.objectives.quantile_threshold import QuantileThreshold
 from lit_probsft.objectives.sce import SCE
 from lit_probsft.objectives.talr import TALR
 from lit_probsft.objectives.threshold import Threshold
+from lit_probsft.objectives.token_stats import TokenStats
 from lit_probsft.objectives.trsft import TrSFT
 
 __all__ = [

@@ -6,21 +6,19 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from lit_probsft.objectives.base import Objective, TokenStats, one_minus_exp
+from lit_probsft.objectives.base import Objective, one_minus_exp
+from lit_probsft.objectives.token_stats import TokenStats
 
 
 @dataclass(frozen=True)
 class Brier(Objective):
     """f = (1 - p)^2 + the sum of the other tokens' squared probabilities; W = 2 p f.
 
-    A proper score, as NLL is, but bounded. It differentiates the whole distribution, so it takes the logits. Brier
-    1950, "Verification of Forecasts Expressed in Terms of Probability".
+    A proper scoring rule like NLL, but bounded. Brier 1950, "Verification of Forecasts Expressed in Terms of
+    Probability".
     """
 
-    @property
-    def needs(self) -> frozenset[str]:
-        """The logits."""
-        return frozenset({"logits"})
+    needs = frozenset({"logits"})
 
     def loss(self, tokens: TokenStats) -> Tensor:
         """(N,), 0 to 2."""

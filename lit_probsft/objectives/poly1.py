@@ -8,7 +8,8 @@ from dataclasses import dataclass
 from torch import Tensor
 
 from lit_probsft.errors import UserError
-from lit_probsft.objectives.base import Objective, TokenStats, one_minus_exp
+from lit_probsft.objectives.base import Objective, one_minus_exp
+from lit_probsft.objectives.token_stats import TokenStats
 
 
 @dataclass(frozen=True)
@@ -18,7 +19,7 @@ class Poly1(Objective):
     Between NLL (epsilon = 0) and NegP (epsilon to infinity). Leng et al. 2022, "PolyLoss" (arXiv 2204.12511).
 
     Args:
-        epsilon: -1 or more; 2 is the paper's for ImageNet.
+        epsilon: -1 or more; 2 in the paper, for ImageNet.
     """
 
     epsilon: float = 2.0
