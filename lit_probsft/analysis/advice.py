@@ -1,4 +1,4 @@
-"""Which objective fits a model, from what it makes of its training tokens, and what to try where nobody can say."""
+"""Which objective suits a model, judging by p of its training tokens before training."""
 
 from __future__ import annotations
 
@@ -40,10 +40,10 @@ PAPER: dict[str, Any] = {
         "0.9": 0.99998045,
     },
 }
-"""What the paper reports of its base models."""
+"""What the paper reports about its base models."""
 
 DEAD = 0.05
-"""A weight below this share of its largest value counts as none."""
+"""A weight below this share of its maximum counts as no weight."""
 
 BANDS = {"weak": (0.0, 0.10), "intermediate": (0.45, 0.65), "strong": (0.75, 1.0)}
 """Mean p of each level, both ends included; the stretches in between are the level `between`."""
@@ -72,13 +72,13 @@ def check_sample(mean_prob: float, interval: tuple[float, float] | None, rows: i
 
 @dataclass(frozen=True)
 class Command:
-    """How the user has called, from which other calls are made.
+    """The user's command, from which the advice builds commands.
 
     Attributes:
-        flags: those of the configuration, without the name.
-        name: of the run.
-        pilot: flags that make a run short, and validate it at its end.
-        source: where the capability lies.
+        flags: flags of the configuration, without --name.
+        name: name of the run.
+        pilot: flags for a short run that validates at its end.
+        source: path of capability.json.
     """
 
     flags: Sequence[str]
@@ -87,13 +87,13 @@ class Command:
     source: str
 
     def fit(self, suffix: str, *flags: str) -> str:
-        """A line for a shell."""
+        """A `fit` command for a shell; the run's name gets the suffix."""
         return shlex.join(
             ["python", "-m", "lit_probsft", "fit", *self.flags, "--name", f"{self.name}-{suffix}", *flags]
         )
 
     def pilots(self) -> list[str]:
-        """Short runs, alike but for the objective."""
+        """Commands for short runs that differ in the objective only."""
         objectives = {
             "nll": ["NLL"],
             "power": ["Power", "--model.objective.alpha", "0.5"],
@@ -104,40 +104,40 @@ class Command:
 
 
 def advise(mean_prob: float, share_above: float, command: Command) -> dict[str, Any]:
-    """`objective` (None where none prevails), `reason` and `commands`."""
+    """`objective` (None if no single objective is best), `reason` and `commands`."""
     measured = f"mean p {mean_prob:.3f} over the supervised tokens, {share_above:.1%} of them above .55"
     if level(mean_prob) == "weak":
         return {
             "objective": "NLL",
-            "reason": f"{measured}: the model knows little. The pull of -log p is largest where p is small, that of "
-            "objectives that trust the model vanishes there: in the paper figlet puzzles (.01 to .07) are learnt with "
-            "NLL and not at all with -p.",
+            "reason": f"{measured}: the model knows little. NLL pulls hardest where p is small; objectives that trust "
+            "the model hardly pull there. In the paper, NLL learns figlet puzzles (.01 to .07) and -p does not learn "
+            "them at all.",
             "commands": [command.fit("nll", "--model.objective", "NLL")],
         }
     if level(mean_prob) == "strong":
         return {
             "objective": "NegP",
-            "reason": f"{measured}: the model knows most of it, so what it finds unlikely is often noise. In the paper "
-            "-p wins on math (.76 to .81): 10.56 against 6.49 with NLL for LLaMA-3.1-8B, 32.75 against 17.00 for "
-            "Qwen2.5-Math-1.5B.",
+            "reason": f"{measured}: the model knows most of it, so tokens that it finds unlikely are often noise. In "
+            "the paper, -p wins on math (.76 to .81): 10.56 against 6.49 with NLL for LLaMA-3.1-8B, 32.75 against "
+            "17.00 for Qwen2.5-Math-1.5B.",
             "commands": [command.fit("neg-p", "--model.objective", "NegP")],
         }
     where = "in the intermediate band" if level(mean_prob) == "intermediate" else "between the paper's bands"
     return {
         "objective": None,
-        "reason": f"{measured}: {where}, where no single objective prevails. In the paper's medical runs (.50 to .59) "
-        "NLL and -p differ by at most 1.7 points, in either direction. Run the pilots, each of them short, and choose "
-        "by right answers on held-out rows (`predict`), or by val/accuracy; not by val/loss, whose values cannot be "
-        "compared. RunningPower adapts by itself; its evidence is from tiny models alone.",
+        "reason": f"{measured}: {where}, where no single objective is best. In the paper's medical runs (.50 to .59), "
+        "NLL and -p differ by at most 1.7 points, in either direction. Run the short pilots and choose by correct "
+        "answers on held-out rows (`predict`) or by val/accuracy, not by val/loss, which cannot be compared between "
+        "objectives. RunningPower adapts by itself, but has been tried on tiny models only.",
         "commands": command.pilots(),
     }
 
 
 def weights(objective: Objective, counts: Tensor) -> dict[str, float] | None:
-    """How an objective's weight W lies over the tokens of a `ProbHistogram`: its `mean`, and `dead`, the share of what
-    is left to learn (the sum of 1 - p) where W is below `DEAD` of its largest value over 0 < p < 1.
+    """An objective's weight W over the tokens of a `ProbHistogram`: `mean`, its mean, and `dead`, the share of the
+    probability left to learn (the sum of 1 - p) where W is below `DEAD` of its maximum over 0 < p < 1.
 
-    None where W is no non-negative function of p alone.
+    None if W is not a non-negative function of p alone.
     """
     if not objective.has_mass:
         return None
@@ -151,21 +151,20 @@ def weights(objective: Objective, counts: Tensor) -> dict[str, float] | None:
 
 
 def compare(chosen: Objective, counts: Tensor) -> list[dict[str, Any]]:
-    """`weights` of the configuration's objective, which stands first, and of those that the advice speaks of."""
+    """`weights` of the configuration's objective, first, and of the objectives that the advice mentions."""
     others = (NLL(), Power(0.5), NegP(), Power(10.0), LogOneMinusP())
     found = []
     for objective in (chosen, *(other for other in others if other != chosen)):
-        told = weights(objective, counts) or {}
-        lies = {name: told.get(name) for name in ("mean", "dead")}
-        found.append({"objective": repr(objective), **lies, "chosen": objective is chosen})
+        values: dict[str, Any] = weights(objective, counts) or {"mean": None, "dead": None}
+        found.append({"objective": repr(objective), **values, "chosen": objective is chosen})
     return found
 
 
 def warnings(compared: Sequence[dict[str, Any]]) -> list[str]:
-    """Of objectives whose weight vanishes over most of what is left to learn."""
+    """Warnings about objectives whose weight vanishes over most of the probability left to learn."""
     return [
         f"dead zone: {'the objective of this configuration, ' if entry['chosen'] else ''}{entry['objective']}, hardly "
-        f"pulls on {entry['dead']:.0%} of what is left to learn: its weight is below {DEAD:.0%} of its largest there"
+        f"pulls on {entry['dead']:.0%} of what is left to learn: its weight there is below {DEAD:.0%} of its maximum"
         for entry in compared
         if entry["dead"] is not None and entry["dead"] > 0.5
     ]
