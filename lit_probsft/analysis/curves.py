@@ -48,7 +48,7 @@ def read_metrics(path: Path) -> dict[str, Points]:
                     if name != "step" and text and math.isfinite(value := float(text)):
                         found.setdefault(name, []).append((float(row["step"]), value))
     except (OSError, ValueError, KeyError, csv.Error) as error:
-        raise UserError(str(path), f"expected a table with a column step, which cannot be read: {error}") from error
+        raise UserError(str(path), f"expected a table with a column 'step': {error}") from error
     return {name: np.array(points) for name, points in found.items()}
 
 

@@ -1,4 +1,4 @@
-"""The page about a run: every picture is there, what is missing is said, and nothing of a user's text is run."""
+"""The page about a run: it has every chart, names what is missing, and shows users' text as text."""
 
 from __future__ import annotations
 
@@ -47,7 +47,7 @@ PICTURES = {
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a run with hostile words in its validation rows."""
+    """The folder of a run with hostile text in its validation rows."""
     folder = tmp_path_factory.mktemp("run")
     tiny.write_rows(folder / "other.jsonl", 4, seed=5)
     columns = {"prompt": "question", "response": "answer"}
@@ -64,7 +64,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def parsed(text: str) -> ElementTree.Element:
-    """The page as XML, which a browser reads as well."""
+    """The page, which is also valid XML."""
     assert text.startswith("<!doctype html>\n")
     return ElementTree.fromstring(text.partition("\n")[2])
 
@@ -75,7 +75,7 @@ def titles(page: ElementTree.Element) -> list[str]:
     ]
 
 
-def test_the_page_of_a_run_has_every_picture_and_needs_nothing_else(run: Path) -> None:
+def test_the_page_has_every_chart_and_refers_to_nothing_outside(run: Path) -> None:
     path = main(["report", str(run)])
     assert path == run / "report.html"
     text = path.read_text(encoding="utf-8")
@@ -99,7 +99,7 @@ def test_the_page_of_a_run_has_every_picture_and_needs_nothing_else(run: Path) -
     assert shown.count("Missing") == 1
 
 
-def test_words_of_users_stay_words(run: Path) -> None:
+def test_text_of_users_stays_text(run: Path) -> None:
     page = parsed(main(["report", str(run)]).read_text(encoding="utf-8"))
     moved = [span for span in page.iter("span") if span.get("class") == "text"]
     assert moved
@@ -110,7 +110,7 @@ def test_words_of_users_stay_words(run: Path) -> None:
     ).replace("\ud800\uffff", "��")
 
 
-def test_preview_s_page_is_of_the_same_kind(tmp_path: Path) -> None:
+def test_the_page_of_preview_is_well_formed(tmp_path: Path) -> None:
     (tmp_path / "rows.jsonl").write_text(json.dumps({"question": "<i>", "answer": "&\x07"}) + "\n")
     data = tiny.data(
         tmp_path / "rows.jsonl", train=Rows(str(tmp_path / "rows.jsonl"), prompt="question", response="answer")
@@ -138,7 +138,7 @@ CAPABILITY: dict[str, Any] = {
         {},
     ],
 )
-def test_a_capability_is_shown_whatever_it_holds(run: Path, tmp_path: Path, content: dict[str, Any]) -> None:
+def test_the_page_shows_any_capability_json(run: Path, tmp_path: Path, content: dict[str, Any]) -> None:
     for name in ("run.json", "tokens.npz", "metrics.csv"):
         (tmp_path / name).write_bytes((run / name).read_bytes())
     (tmp_path / "capability.json").write_text(json.dumps(content))
@@ -153,7 +153,7 @@ def test_a_capability_is_shown_whatever_it_holds(run: Path, tmp_path: Path, cont
             assert word in shown, word
 
 
-def test_what_a_run_has_not_left_is_said_to_be_missing(tmp_path: Path, run: Path) -> None:
+def test_the_page_names_what_the_run_has_not_measured(tmp_path: Path, run: Path) -> None:
     (tmp_path / "run.json").write_text('{"status": "running"}')
     shown = "".join(parsed(main(["report", str(tmp_path)]).read_text()).itertext())
     for word in ("metrics before and after", "capability.json", "tokens.npz", "metrics.csv"):
@@ -169,7 +169,7 @@ def test_what_a_run_has_not_left_is_said_to_be_missing(tmp_path: Path, run: Path
     page = parsed(main(["report", str(tmp_path)]).read_text())
     shown = "".join(page.itertext())
     assert titles(page) == ["p of the target"]
-    for word in ("p before training", "the objective's weight reads more than p", "values before and after", "rows in"):
+    for word in ("p before training", "the weight curve", "changes of tokens", "rows in"):
         assert f"Missing: {word}" in shown, word
 
 
@@ -178,21 +178,21 @@ def test_what_a_run_has_not_left_is_said_to_be_missing(tmp_path: Path, run: Path
     [
         (None, [], r"^RUN: expected the folder of a run, such as runs/quickstart, got 'r'"),
         ({}, [], r"^RUN: expected a folder that fit has written to, got 'r' without a run.json"),
-        ({"run.json": "{"}, [], r"^r/run.json: expected JSON, which cannot be read"),
+        ({"run.json": "{"}, [], r"^r/run.json: not valid JSON"),
         ({"run.json": "[]"}, [], r"^r/run.json: expected a JSON object, got list"),
         ({"run.json": "{}", "tokens.npz": "x"}, [], r"^r/tokens.npz: expected the tokens of a run"),
         (
             {"run.json": "{}", "metrics.csv": "step,a\n1,x\n"},
             [],
-            r"^r/metrics.csv: expected a table with a column step",
+            r"^r/metrics.csv: expected a table with a column 'step'",
         ),
-        ({"run.json": "{}", "metrics.csv": "a\n1\n"}, [], r"^r/metrics.csv: expected a table with a column step"),
-        ({"run.json": "{}", "capability.json": "x"}, [], r"^r/capability.json: expected JSON"),
+        ({"run.json": "{}", "metrics.csv": "a\n1\n"}, [], r"^r/metrics.csv: expected a table with a column 'step'"),
+        ({"run.json": "{}", "capability.json": "x"}, [], r"^r/capability.json: not valid JSON"),
         ({"run.json": "{}"}, ["--html", "no/x.html"], r"^--html: expected a file in a folder that exists"),
         ({"run.json": "{}"}, ["--html", "r"], r"^--html: cannot write 'r': Is a directory"),
     ],
 )
-def test_what_a_user_gets_wrong_is_one_message(
+def test_a_mistake_of_the_user_gives_one_message(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: dict[str, str] | None, flags: list[str], message: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -205,7 +205,7 @@ def test_what_a_user_gets_wrong_is_one_message(
         main(["report", "r", *flags])
 
 
-def test_bins_are_those_of_a_plain_loop(tmp_path: Path) -> None:
+def test_bins_equal_those_of_a_plain_loop(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     odds = rng.normal(2, 6, (2, 300))
     odds[0, :3] = 800.0  # p = 1
@@ -233,10 +233,10 @@ def test_bins_are_those_of_a_plain_loop(tmp_path: Path) -> None:
         assert change.low[index] == pytest.approx(np.quantile(found, 0.25) if found else math.nan, nan_ok=True)
 
 
-def test_curves_read_what_a_run_has_logged_and_thin_it_by_means(tmp_path: Path) -> None:
+def test_curves_skip_an_incomplete_line_and_average_long_metrics(tmp_path: Path) -> None:
     lines = ["step,train/nll,val/nll,val/a/nll,val/nll/a", "0,,3.5,2.5,1"]
     lines += [f"{step},{step / 1000},,," for step in range(1, 1201)]
-    (tmp_path / "m.csv").write_text("\n".join([*lines, "1201,0.5"]))  # the last line was cut off
+    (tmp_path / "m.csv").write_text("\n".join([*lines, "1201,0.5"]))  # an incomplete last line
     metrics = read_metrics(tmp_path / "m.csv")
     assert metrics["val/a/nll"].tolist() == [[0.0, 2.5]]
     assert len(metrics["train/nll"]) == 1200
@@ -268,7 +268,7 @@ def test_a_chart_has_the_same_bytes_again_and_leaves_the_settings_of_matplotlib_
     assert charts[0] == charts[1]
 
 
-def test_p_near_1_is_told_apart_from_1() -> None:
+def test_p_near_1_differs_from_1() -> None:
     assert [format_value(value) for value in (0.99998, 1.0, 0.5, True, None, 12345, [0.1, "a"])] == [
         "0.99998",
         "1",
