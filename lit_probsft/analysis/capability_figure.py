@@ -1,4 +1,4 @@
-"""capability.png: four charts of what a model makes of its training tokens."""
+"""capability.png: four charts of p of the training tokens before training."""
 
 from __future__ import annotations
 
@@ -17,12 +17,12 @@ _GREY = "#777777"
 
 
 def draw_capability(result: dict[str, Any], bins: Sequence[tuple[float, int]], path: Path) -> None:
-    """Write a PNG with four charts: mean p and the paper's, p in log-odds, p by place in the answer, calibration.
+    """Write a PNG with four charts: mean p and the paper's, p in log-odds, p by position, calibration.
 
     Args:
         result: the content of `capability.json`.
-        bins: the centre, in log-odds, and the number of tokens of each bin.
-        path: of the PNG.
+        bins: the center, in log-odds, and the number of tokens of each bin.
+        path: file to write.
     """
     with chart_style(font_size=9):
         from matplotlib.figure import Figure
@@ -31,7 +31,7 @@ def draw_capability(result: dict[str, Any], bins: Sequence[tuple[float, int]], p
         axes = figure.subplots(2, 2)
         _levels(axes[0, 0], result)
         _log_odds(axes[0, 1], result, bins)
-        _places(axes[1, 0], result)
+        _positions(axes[1, 0], result)
         _calibration(axes[1, 1], result)
         figure.suptitle(f"{result['model']}: {result['rows']} rows, {result['tokens']} supervised tokens")
         figure.savefig(path, dpi=130, format="png")
@@ -74,13 +74,13 @@ def _log_odds(axes: Axes, result: dict[str, Any], bins: Sequence[tuple[float, in
     share_axes.set(ylim=(0, 1), ylabel="share of tokens below (line)")
 
 
-def _places(axes: Axes, result: dict[str, Any]) -> None:
+def _positions(axes: Axes, result: dict[str, Any]) -> None:
     entries = result["by_position"]
     labels = [f"{e['from'] + 1}" if e["from"] == e["to"] else f"{e['from'] + 1}-{e['to'] + 1}" for e in entries]
     axes.plot(labels, [e["mean_prob"] for e in entries], "o-", color=_BLUE, label="mean p")
     axes.plot(labels, [e["accuracy"] for e in entries], "s--", color=_ORANGE, label="accuracy")
     highest = max(max(e["mean_prob"], e["accuracy"]) for e in entries)
-    axes.set(ylim=(0, min(1.15 * highest, 1) or 1), xlabel="place in the answer (tokens)")
+    axes.set(ylim=(0, min(1.15 * highest, 1) or 1), xlabel="position in the answer (tokens)")
     axes.tick_params(axis="x", rotation=30)
     axes.legend()
 
@@ -98,5 +98,5 @@ def _calibration(axes: Axes, result: dict[str, Any]) -> None:
     )
     error = result["calibration"]["error"]
     axes.set(
-        xlim=(0, 1), ylim=(0, 1), xlabel=f"largest p (calibration error {error:.3f})", ylabel="how often it is right"
+        xlim=(0, 1), ylim=(0, 1), xlabel=f"p of the top-1 token (calibration error {error:.3f})", ylabel="share right"
     )
