@@ -55,7 +55,7 @@ def level(mean_prob: float) -> str:
 
 
 def check_sample(mean_prob: float, interval: tuple[float, float] | None, rows: int) -> dict[str, Any]:
-    """Whether a sample settles the level: whether the interval of mean p lies within one band or one stretch between.
+    """Whether a sample settles the level: whether the interval of mean p is within one band or one stretch between.
 
     Returns:
         `enough`, and `rows_needed`, an estimate; None if the sample is large enough or nothing can be said.

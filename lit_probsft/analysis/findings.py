@@ -170,7 +170,7 @@ def in_words(result: dict[str, Any]) -> list[str]:
         more = f"; about {sample['rows_needed']} rows would be enough" if sample["rows_needed"] else ""
         lines.append(f"sample   too small: the interval reaches another level{more}")
     else:
-        lines.append("sample   large enough: the whole interval lies within one level")
+        lines.append("sample   large enough: the interval is within one level")
     advice = result["advice"]
     lines += [f"advice   {advice['objective'] or 'no single objective; run the pilots'}. {advice['reason']}"]
     lines += [f"         {command}" for command in advice["commands"]]
