@@ -32,7 +32,7 @@ def make_report(run: RunFolder) -> str:
     """
     record = _read_json(run.record)
     if record is None:
-        raise UserError("RUN", f"expected a folder that fit has written to, got {str(run.path)!r} without a run.json")
+        raise UserError("RUN", f"expected the folder of a run, {str(run.path)!r} has no run.json")
     tokens = Tokens(run.tokens) if run.tokens.exists() else None
     with chart_style():
         body = [

@@ -67,7 +67,7 @@ class Power(Objective):
 
     def __post_init__(self) -> None:
         if not abs(self.alpha) < 1e38:  # NaN too
-            raise UserError("Power.alpha", f"expected a real number that fp32 can hold, got {self.alpha}")
+            raise UserError("Power.alpha", f"expected a number within the range of fp32, got {self.alpha}")
 
     def loss(self, tokens: TokenStats) -> Tensor:
         """(N,), 0 to 1/alpha for alpha > 0, 0 to infinity (as clamped) for alpha <= 0."""

@@ -177,7 +177,7 @@ def test_the_page_names_what_the_run_has_not_measured(tmp_path: Path, run: Path)
     ("content", "flags", "message"),
     [
         (None, [], r"^RUN: expected the folder of a run, such as runs/quickstart, got 'r'"),
-        ({}, [], r"^RUN: expected a folder that fit has written to, got 'r' without a run.json"),
+        ({}, [], r"^RUN: expected the folder of a run, 'r' has no run.json"),
         ({"run.json": "{"}, [], r"^r/run.json: not valid JSON"),
         ({"run.json": "[]"}, [], r"^r/run.json: expected a JSON object, got list"),
         ({"run.json": "{}", "tokens.npz": "x"}, [], r"^r/tokens.npz: expected the tokens of a run"),
