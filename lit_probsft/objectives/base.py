@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -84,28 +85,7 @@ class Objective(ABC):
             ValueError: the statistics lack a field that the objective needs.
         """
         stats = tokens if isinstance(tokens, TokenStats) else TokenStats(log_probs=tokens)
-        missing = sorted(name for name in self.needs if getattr(stats, name) is None)
-        if missing:
-            raise ValueError(f"{type(self).__name__}.gradient_weight needs TokenStats with {', '.join(missing)}")
-        with torch.enable_grad():
-            return self._weight_by_logits(stats) if "logits" in self.needs else self._weight_by_log_probs(stats)
-
-    def _weight_by_logits(self, stats: TokenStats) -> Tensor:
-        assert stats.logits is not None
-        assert stats.labels is not None
-        logits = stats.logits.detach().requires_grad_()
-        target = stats.labels.unsqueeze(-1)
-        log_probs = logits.log_softmax(-1).gather(-1, target).squeeze(-1)
-        loss = self.loss(stats.replace(logits=logits, log_probs=log_probs))
-        (gradient,) = torch.autograd.grad(loss.sum(), logits)
-        return -gradient.gather(-1, target).squeeze(-1)
-
-    def _weight_by_log_probs(self, stats: TokenStats) -> Tensor:
-        log_probs = stats.log_probs.detach().requires_grad_()
-        slope = derivative(self.loss(stats.replace(log_probs=log_probs)), log_probs)
-        # d log p / dz_y = 1 - p
-        complement = -torch.expm1(stats.log_probs) if stats.log_complement is None else stats.log_complement.exp()
-        return -slope * complement.to(slope.dtype)
+        return gradient_weight(self.loss, self.needs, stats, type(self).__name__)
 
     def lean(self, tau: float = 0.5) -> float:
         """The share of W's mass above p = tau: the integral of W from tau to 1 over its integral from 0 to 1.
@@ -212,6 +192,40 @@ def one_minus_exp(exponent: Tensor) -> Tensor:
     """
     value: Tensor = _OneMinusExp.apply(exponent)  # type: ignore[no-untyped-call]
     return value
+
+
+def gradient_weight(
+    loss_of: Callable[[TokenStats], Tensor], needs: frozenset[str], stats: TokenStats, name: str
+) -> Tensor:
+    """`Objective.gradient_weight` of any function of `TokenStats`, (N,), detached.
+
+    Args:
+        loss_of: returns the loss of each token, (N,).
+        needs: the `TokenStats` fields that it reads in addition to `log_probs`.
+        stats: statistics of N tokens.
+        name: name of the objective, for the error message.
+
+    Raises:
+        ValueError: the statistics lack a field that the loss needs.
+    """
+    missing = sorted(field for field in needs if getattr(stats, field) is None)
+    if missing:
+        raise ValueError(f"{name}.gradient_weight needs TokenStats with {', '.join(missing)}")
+    with torch.enable_grad():
+        if "logits" in needs:
+            assert stats.logits is not None
+            assert stats.labels is not None
+            logits = stats.logits.detach().requires_grad_()
+            target = stats.labels.unsqueeze(-1)
+            log_probs = logits.log_softmax(-1).gather(-1, target).squeeze(-1)
+            loss = loss_of(stats.replace(logits=logits, log_probs=log_probs))
+            (gradient,) = torch.autograd.grad(loss.sum(), logits)
+            return -gradient.gather(-1, target).squeeze(-1)
+        log_probs = stats.log_probs.detach().requires_grad_()
+        slope = derivative(loss_of(stats.replace(log_probs=log_probs)), log_probs)
+    # d log p / dz_y = 1 - p
+    complement = -torch.expm1(stats.log_probs) if stats.log_complement is None else stats.log_complement.exp()
+    return -slope * complement.to(slope.dtype)
 
 
 def derivative(loss: Tensor, variable: Tensor) -> Tensor:
