@@ -22,8 +22,7 @@ from torch.autograd.function import once_differentiable
 from lit_probsft.errors import UserError
 from lit_probsft.head.logits import Outputs, chunk_rows, operand_dtype, result_dtype
 from lit_probsft.head.logits import multiply as _multiply
-from lit_probsft.objectives.base import Objective, derivative
-from lit_probsft.objectives.token_stats import HANDED_IN, NEEDS, REFERENCE, TokenStats
+from lit_probsft.objectives.base import HANDED_IN, NEEDS, REFERENCE, Objective, TokenStats, derivative
 
 IGNORE_INDEX = -100
 

@@ -2,7 +2,7 @@
 
 from lit_probsft.objectives.anchored import ASFT, Anchored
 from lit_probsft.objectives.balanced import Balanced
-from lit_probsft.objectives.base import Objective
+from lit_probsft.objectives.base import Objective, TokenStats
 from lit_probsft.objectives.brier import Brier
 from lit_probsft.objectives.capability_power import CapabilityPower, RunningPower
 from lit_probsft.objectives.cayley import Cayley
@@ -25,7 +25,6 @@ from lit_probsft.objectives.quantile_threshold import QuantileThreshold
 from lit_probsft.objectives.sce import SCE
 from lit_probsft.objectives.talr import TALR
 from lit_probsft.objectives.threshold import Threshold
-from lit_probsft.objectives.token_stats import TokenStats
 from lit_probsft.objectives.trsft import TrSFT
 
 __all__ = [

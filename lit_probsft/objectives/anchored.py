@@ -10,10 +10,9 @@ from torch import Tensor
 from typing_extensions import override
 
 from lit_probsft.errors import UserError
-from lit_probsft.objectives.base import Objective, Wrapper
+from lit_probsft.objectives.base import Objective, TokenStats, Wrapper
 from lit_probsft.objectives.dft import DFT
 from lit_probsft.objectives.power import NLL
-from lit_probsft.objectives.token_stats import TokenStats
 
 
 @dataclass(frozen=True)

@@ -14,7 +14,20 @@ from typing_extensions import override
 
 from lit_probsft.errors import UserError
 from lit_probsft.objectives.quadrature import integrate
-from lit_probsft.objectives.token_stats import Capability, TokenStats
+from lit_probsft.objectives.token_stats import HANDED_IN, NEEDS, REFERENCE, Capability, TokenStats
+
+__all__ = [
+    "HANDED_IN",
+    "NEEDS",
+    "REFERENCE",
+    "Capability",
+    "Objective",
+    "TokenStats",
+    "Wrapper",
+    "derivative",
+    "gradient_weight",
+    "one_minus_exp",
+]
 
 
 class Objective(ABC):

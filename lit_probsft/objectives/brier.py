@@ -6,8 +6,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from lit_probsft.objectives.base import Objective, one_minus_exp
-from lit_probsft.objectives.token_stats import TokenStats
+from lit_probsft.objectives.base import Objective, TokenStats, one_minus_exp
 
 
 @dataclass(frozen=True)

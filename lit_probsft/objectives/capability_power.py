@@ -8,9 +8,8 @@ from torch import Tensor
 from typing_extensions import override
 
 from lit_probsft.errors import UserError
-from lit_probsft.objectives.base import Objective
+from lit_probsft.objectives.base import Capability, Objective, TokenStats
 from lit_probsft.objectives.power import Power
-from lit_probsft.objectives.token_stats import Capability, TokenStats
 
 
 @dataclass(frozen=True)

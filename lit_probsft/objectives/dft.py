@@ -7,9 +7,8 @@ from dataclasses import dataclass
 from torch import Tensor
 from typing_extensions import override
 
-from lit_probsft.objectives.base import Objective
+from lit_probsft.objectives.base import Objective, TokenStats
 from lit_probsft.objectives.power import power_mass
-from lit_probsft.objectives.token_stats import TokenStats
 
 
 @dataclass(frozen=True)

@@ -9,10 +9,9 @@ from torch import Tensor
 from typing_extensions import override
 
 from lit_probsft.errors import UserError
-from lit_probsft.objectives.base import Objective, Wrapper
+from lit_probsft.objectives.base import Capability, Objective, TokenStats, Wrapper
 from lit_probsft.objectives.power import NLL
 from lit_probsft.objectives.threshold import Threshold
-from lit_probsft.objectives.token_stats import Capability, TokenStats
 
 
 @dataclass(frozen=True)

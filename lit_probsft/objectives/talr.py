@@ -9,8 +9,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from lit_probsft.errors import UserError
-from lit_probsft.objectives.base import Objective
-from lit_probsft.objectives.token_stats import TokenStats
+from lit_probsft.objectives.base import Objective, TokenStats
 
 
 @dataclass(frozen=True)

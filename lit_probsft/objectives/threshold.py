@@ -9,9 +9,8 @@ import torch
 from torch import Tensor
 
 from lit_probsft.errors import UserError
-from lit_probsft.objectives.base import Objective, Wrapper
+from lit_probsft.objectives.base import Objective, TokenStats, Wrapper
 from lit_probsft.objectives.power import NLL
-from lit_probsft.objectives.token_stats import TokenStats
 
 
 @dataclass(frozen=True)

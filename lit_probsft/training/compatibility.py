@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import TYPE_CHECKING, Any
 
 from lit_probsft.errors import UserError
-from lit_probsft.objectives.token_stats import REFERENCE
+from lit_probsft.objectives.base import REFERENCE
 from lit_probsft.parallel.strategies import FSDP2, DeepSpeed
 
 if TYPE_CHECKING:

@@ -28,7 +28,7 @@ from lit_probsft.model.reference import FrozenModel, Reference, check_reference,
 from lit_probsft.model.sources import ModelSource, source_of
 from lit_probsft.model.vocabulary import check_rows_trained, check_trained, extend
 from lit_probsft.objectives import NLL, Objective, TokenStats
-from lit_probsft.objectives.token_stats import NEEDS, REFERENCE
+from lit_probsft.objectives.base import NEEDS, REFERENCE
 from lit_probsft.parallel.sharding import Sharding
 from lit_probsft.parallel.strategies import DeepSpeed, check_supported, sharding_of
 from lit_probsft.training.callbacks import NonFiniteGuard
