@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lit_probsft.analysis.advice import BANDS, PAPER
-from lit_probsft.analysis.chart import SERIES, chart_style
+from lit_probsft.analysis.plotting import SERIES, chart_style
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes

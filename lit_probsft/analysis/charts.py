@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from lit_probsft.analysis.advice import BANDS
-from lit_probsft.analysis.chart import AFTER, BEFORE, GAIN, LOSS, new_chart, to_svg
 from lit_probsft.analysis.page import visible
+from lit_probsft.analysis.plotting import AFTER, BEFORE, GAIN, LOSS, new_chart, to_svg
 from lit_probsft.analysis.tokens import EDGES, ChangeByBin, Tokens, Values, log_odds
 from lit_probsft.errors import UserError
 

@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from lit_probsft.analysis.chart import SERIES, new_chart, to_svg
 from lit_probsft.analysis.page import visible
+from lit_probsft.analysis.plotting import SERIES, new_chart, to_svg
 from lit_probsft.errors import UserError
 
 Points = NDArray[np.float64]

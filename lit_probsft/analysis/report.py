@@ -9,9 +9,9 @@ from pathlib import Path
 from typing import Any
 
 from lit_probsft.analysis import charts
-from lit_probsft.analysis.chart import chart_style
 from lit_probsft.analysis.curves import draw_curves, read_metrics
 from lit_probsft.analysis.page import escape, facts_table, figure, format_value, missing, page, table
+from lit_probsft.analysis.plotting import chart_style
 from lit_probsft.analysis.tokens import Moved, Tokens
 from lit_probsft.errors import UserError
 from lit_probsft.run.folder import RunFolder

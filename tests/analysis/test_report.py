@@ -13,9 +13,9 @@ import matplotlib
 import numpy as np
 import pytest
 
-from lit_probsft.analysis.chart import chart_style, new_chart, to_svg
 from lit_probsft.analysis.curves import draw_curves, read_metrics
 from lit_probsft.analysis.page import escape, format_value
+from lit_probsft.analysis.plotting import chart_style, new_chart, to_svg
 from lit_probsft.analysis.tokens import BINS, EDGES, Tokens
 from lit_probsft.cli.commands import main
 from lit_probsft.cli.preview import html_page, make_preview
