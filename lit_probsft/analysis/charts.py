@@ -26,7 +26,7 @@ _P_TICKS = np.array([1e-4, 1e-3, 0.01, 0.1, 0.5, 0.9, 0.99, 0.999, 0.9999])
 def nll_changes(changes: Mapping[str, Mapping[str, Mapping[str, float | None]]]) -> str:
     """The change of the NLL by set, in nats (`forgetting` of run.json)."""
     differences = {name: (metrics.get("nll") or {}).get("difference") for name, metrics in changes.items()}
-    values = {visible(name): value for name, value in differences.items() if value is not None}
+    values = {visible(name): value for name, value in differences.items() if value is not None and np.isfinite(value)}
     axes = new_chart("Change of the NLL", "nats", "", (440, 86 + 26 * max(len(values), 1)))
     colours = [GAIN if value < 0 else LOSS for value in values.values()]
     bars = axes.barh(range(len(values)), list(values.values()), 0.7, color=colours)
@@ -52,7 +52,7 @@ def capability_scale(mean: float, interval: Any, by_source: Any) -> str:
         axes.text(sum(band) / 2, -0.75, level, ha="center", va="center", fontsize=11)
     for place, (name, row) in enumerate(rows.items()):
         value, ends = row["mean_prob"], row.get("interval")
-        if isinstance(ends, list) and len(ends) == 2:
+        if isinstance(ends, list) and len(ends) == 2 and all(isinstance(end, int | float) for end in ends):
             axes.plot(ends, [place, place], color=AFTER)
         axes.plot(value, place, "o", color=AFTER)
         _write(axes, f"{visible(name)} {value:.3g}", value, place, on_right=value < 0.6)
@@ -83,7 +83,8 @@ def weight_curve(tokens: Tokens) -> str:
         axes.plot(p, start, color=BEFORE, label="at the start")
         axes.plot(p, end, color=AFTER, label="at the end")
     axes.set_xlim(0, 1)
-    axes.set_ylim(bottom=min(0, start.min(), end.min()))
+    values = np.concatenate([start, end])
+    axes.set_ylim(bottom=values[np.isfinite(values)].min(initial=0))
     return to_svg(axes)
 
 
@@ -124,7 +125,8 @@ def before_after(change: ChangeByBin) -> str:
     """Mean p after training over mean p before, by bin of p before."""
     filled = change.tokens > 0
     before, after = (
-        log_odds(np.log(mean[filled])).clip(EDGES[0], EDGES[-1]) for mean in (change.p_before, change.p_after)
+        log_odds(np.log(mean[filled].clip(1e-300))).clip(EDGES[0], EDGES[-1])
+        for mean in (change.p_before, change.p_after)
     )
     axes = new_chart("Likelihood before and after", "mean p before (log-odds scale)", "mean p after")
     axes.axline((0, 0), slope=1, color=BEFORE, linestyle="--")

@@ -13,6 +13,7 @@ import matplotlib
 import numpy as np
 import pytest
 
+from lit_probsft.analysis import charts
 from lit_probsft.analysis.curves import draw_curves, read_metrics
 from lit_probsft.analysis.page import escape, format_value
 from lit_probsft.analysis.plotting import chart_style, new_chart, to_svg
@@ -26,6 +27,7 @@ from tests.cli.test_fit import config
 
 HOSTILE = '</b><script>alert("x")</script><img src="https://evil.example/x.png"/>&amp;\x07\x1b[31m\ud800\uffff'
 
+WHEN = ("before", "after")
 PICTURES = {
     "Change of the NLL",
     "Weight of the objective",
@@ -256,6 +258,27 @@ def test_a_chart_of_one_point_or_none_is_well_formed(values: list[float]) -> Non
         svg = to_svg(axes)
     assert "nan" not in svg
     assert "a<b $c$ \u4e2d" in "".join(ElementTree.fromstring(svg).itertext())
+
+
+def test_charts_skip_values_that_are_not_finite(tmp_path: Path) -> None:
+    weight = np.array([math.nan, math.inf, 0.5])
+    pull = np.array([0.2, math.nan, 0.1])
+    log_p = np.array([-0.5, -1e4, 0.0])
+    arrays = {f"{name}_{when}": values for name, values in (("weight", weight), ("pull", pull)) for when in WHEN}
+    np.savez(tmp_path / "t.npz", weight_p=np.array([0.1, 0.5, 0.9]), before=log_p, after=log_p[::-1], **arrays)
+    tokens = Tokens(tmp_path / "t.npz")
+    changes = {f"set {value}": {"nll": {"difference": value}} for value in (math.nan, math.inf, None, -0.5)}
+    with chart_style():
+        drawn = [
+            charts.nll_changes(changes),
+            charts.nll_changes({"validation": {}}),
+            charts.capability_scale(0.5, ["a", None], {"x": {"mean_prob": None}}),
+            *(draw(tokens) for draw in (charts.weight_curve, charts.histogram, charts.gradient_mass)),
+            *(draw(tokens.change()) for draw in (charts.change_by_bin, charts.before_after)),
+        ]
+    for svg in drawn:
+        assert not re.search(r"[\"\s](nan|inf)", svg)
+        ElementTree.fromstring(svg)
 
 
 def test_a_chart_has_the_same_bytes_again_and_leaves_the_settings_of_matplotlib_alone() -> None:
