@@ -1,4 +1,4 @@
-"""The notebooks run, and what is stored was made by running them, in order and without a trace of the machine."""
+"""The notebooks run, and their stored outputs come from a run in order, without traces of the machine."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def code_cells(path: Path) -> list[Any]:
 
 
 def texts(output: Any) -> list[str]:
-    """All that can be read in an output; pictures cannot."""
+    """The text of an output, without pictures."""
     if output.output_type == "stream":
         return [output.text]
     if output.output_type == "error":
@@ -29,14 +29,14 @@ def texts(output: Any) -> list[str]:
     return [str(value) for kind, value in output.data.items() if not kind.startswith("image/")]
 
 
-def test_there_are_notebooks_and_the_readme_has_a_line_for_each() -> None:
+def test_the_readme_lists_every_notebook() -> None:
     readme = (FOLDER / "README.md").read_text(encoding="utf-8")
     assert NOTEBOOKS
     assert re.findall(r"^\| \[(.+?)\]", readme, flags=re.MULTILINE) == [path.name for path in NOTEBOOKS]
 
 
 @every_notebook
-def test_stored_notebook_is_valid_small_and_names_a_kernel_that_everyone_has(path: Path) -> None:
+def test_stored_notebook_is_valid_small_and_names_the_default_kernel(path: Path) -> None:
     notebook = nbformat.read(path, 4)
     nbformat.validate(notebook)
     assert notebook.metadata.kernelspec.name == "python3"
@@ -50,7 +50,7 @@ def test_every_code_cell_was_executed_in_order(path: Path) -> None:
 
 
 @every_notebook
-def test_outputs_are_stored_and_tell_nothing_of_the_machine(path: Path) -> None:
+def test_outputs_are_stored_and_reveal_nothing_about_the_machine(path: Path) -> None:
     outputs = [output for cell in code_cells(path) for output in cell.outputs]
     assert any("image/png" in output.get("data", {}) for output in outputs)
     for output in outputs:
@@ -67,7 +67,7 @@ def test_absolute_paths_are_found(text: str) -> None:
 
 
 @pytest.mark.parametrize("text", ["https://host/home/page", "-dL/dz_y", "share/home/x"])
-def test_other_slashes_are_no_absolute_paths(text: str) -> None:
+def test_other_slashes_are_not_absolute_paths(text: str) -> None:
     assert not ABSOLUTE_PATH.search(text)
 
 

@@ -1,1 +1,1 @@
-"""What models know and what training did to them, measured over the rows of a configuration."""
+"""What a model knows and what training did to it, measured on the rows of a configuration."""

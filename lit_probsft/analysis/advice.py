@@ -1,4 +1,4 @@
-"""Which objective fits a model, from what it makes of its training tokens, and what to try where nobody can say."""
+"""Which objective suits a model, judging by p of its training tokens before training."""
 
 from __future__ import annotations
 
@@ -40,45 +40,45 @@ PAPER: dict[str, Any] = {
         "0.9": 0.99998045,
     },
 }
-"""What the paper reports of its base models."""
+"""What the paper reports about its base models."""
 
 DEAD = 0.05
-"""A weight below this share of its largest value counts as none."""
+"""A weight below this share of its maximum counts as no weight."""
 
-_EDGES = ((0.10, "at most"), (0.45, "below"), (0.65, "at most"), (0.75, "below"))
-_LEVELS = ("weak", "between", "intermediate", "between", "strong")
-
-
-def band(mean_prob: float) -> int:
-    """0 to 4: at most .1, up to .45, from .45 to .65, up to .75, from .75 on."""
-    over = [mean_prob > edge if kind == "at most" else mean_prob >= edge for edge, kind in _EDGES]
-    return sum(over)
+BANDS = {"weak": (0.0, 0.10), "intermediate": (0.45, 0.65), "strong": (0.75, 1.0)}
+"""Mean p of each level, both ends included; the stretches in between are the level `between`."""
 
 
 def level(mean_prob: float) -> str:
-    """`weak` (mean p at most .1), `intermediate` (.45 to .65), `strong` (at least .75), otherwise `between`."""
-    return _LEVELS[band(mean_prob)]
+    """`weak`, `intermediate` or `strong` if mean p lies in that band, otherwise `between`."""
+    return next((name for name, (low, high) in BANDS.items() if low <= mean_prob <= high), "between")
 
 
-def enough(mean_prob: float, interval: tuple[float, float] | None, rows: int) -> dict[str, Any]:
-    """Does the interval lie within one level? If not, how many rows it would probably take, if that can be said."""
+def check_sample(mean_prob: float, interval: tuple[float, float] | None, rows: int) -> dict[str, Any]:
+    """Whether a sample settles the level: whether the interval of mean p is within one band or one stretch between.
+
+    Returns:
+        `enough`, and `rows_needed`, an estimate; None if the sample is large enough or nothing can be said.
+    """
     if interval is None:
         return {"enough": False, "rows_needed": None}
-    if band(interval[0]) == band(interval[1]):
+    bands_passed = [sum((end >= low) + (end > high) for low, high in BANDS.values()) for end in interval]
+    if bands_passed[0] == bands_passed[1]:
         return {"enough": True, "rows_needed": None}
-    half, gap = (interval[1] - interval[0]) / 2, min(abs(mean_prob - edge) for edge, _ in _EDGES)
+    edges = [edge for band in BANDS.values() for edge in band if 0 < edge < 1]
+    half, gap = (interval[1] - interval[0]) / 2, min(abs(mean_prob - edge) for edge in edges)
     return {"enough": False, "rows_needed": math.ceil(rows * (half / gap) ** 2) if gap > 0 else None}
 
 
 @dataclass(frozen=True)
 class Command:
-    """How the user has called, from which other calls are made.
+    """The user's command, from which the advice builds commands.
 
     Attributes:
-        flags: those of the configuration, without the name.
-        name: of the run.
-        pilot: flags that make a run short, and validate it at its end.
-        source: where the capability lies.
+        flags: flags of the configuration, without --name.
+        name: name of the run.
+        pilot: flags for a short run that validates at its end.
+        source: path of capability.json.
     """
 
     flags: Sequence[str]
@@ -87,13 +87,13 @@ class Command:
     source: str
 
     def fit(self, suffix: str, *flags: str) -> str:
-        """A line for a shell."""
+        """A `fit` command for a shell; the run's name gets the suffix."""
         return shlex.join(
             ["python", "-m", "lit_probsft", "fit", *self.flags, "--name", f"{self.name}-{suffix}", *flags]
         )
 
     def pilots(self) -> list[str]:
-        """Short runs, alike but for the objective."""
+        """Commands for short runs that differ in the objective only."""
         objectives = {
             "nll": ["NLL"],
             "power": ["Power", "--model.objective.alpha", "0.5"],
@@ -104,42 +104,42 @@ class Command:
 
 
 def advise(mean_prob: float, share_above: float, command: Command) -> dict[str, Any]:
-    """`objective` (None where none prevails), `reason` and `commands`."""
+    """`objective` (None if no single objective is best), `reason` and `commands`."""
     measured = f"mean p {mean_prob:.3f} over the supervised tokens, {share_above:.1%} of them above .55"
     if level(mean_prob) == "weak":
         return {
             "objective": "NLL",
-            "reason": f"{measured}: the model knows little. The pull of -log p is largest where p is small, that of "
-            "objectives that trust the model vanishes there: in the paper figlet puzzles (.01 to .07) are learnt with "
-            "NLL and not at all with -p.",
+            "reason": f"{measured}: the model knows little. NLL pulls hardest where p is small; objectives that trust "
+            "the model hardly pull there. In the paper, NLL learns figlet puzzles (.01 to .07) and -p does not learn "
+            "them at all.",
             "commands": [command.fit("nll", "--model.objective", "NLL")],
         }
     if level(mean_prob) == "strong":
         return {
             "objective": "NegP",
-            "reason": f"{measured}: the model knows most of it, so what it finds unlikely is often noise. In the paper "
-            "-p wins on math (.76 to .81): 10.56 against 6.49 with NLL for LLaMA-3.1-8B, 32.75 against 17.00 for "
-            "Qwen2.5-Math-1.5B.",
+            "reason": f"{measured}: the model knows most of it, so tokens that it finds unlikely are often noise. In "
+            "the paper, -p wins on math (.76 to .81): 10.56 against 6.49 with NLL for LLaMA-3.1-8B, 32.75 against "
+            "17.00 for Qwen2.5-Math-1.5B.",
             "commands": [command.fit("neg-p", "--model.objective", "NegP")],
         }
     where = "in the intermediate band" if level(mean_prob) == "intermediate" else "between the paper's bands"
     return {
         "objective": None,
-        "reason": f"{measured}: {where}, where no single objective prevails. In the paper's medical runs (.50 to .59) "
-        "NLL and -p differ by at most 1.7 points, in either direction. Run the pilots, each of them short, and choose "
-        "by right answers on held-out rows (`predict`), or by val/accuracy; not by val/loss, whose values cannot be "
-        "compared. RunningPower adapts by itself; its evidence is from tiny models alone.",
+        "reason": f"{measured}: {where}, where no single objective is best. In the paper's medical runs (.50 to .59), "
+        "NLL and -p differ by at most 1.7 points, in either direction. Run the short pilots and choose by correct "
+        "answers on held-out rows (`predict`) or by val/accuracy, not by val/loss, which cannot be compared between "
+        "objectives. RunningPower adapts by itself, but has been tried on tiny models only.",
         "commands": command.pilots(),
     }
 
 
 def weights(objective: Objective, counts: Tensor) -> dict[str, float] | None:
-    """How an objective's weight W lies over the tokens of a `ProbHistogram`: its `mean`, and `dead`, the share of what
-    is left to learn (the sum of 1 - p) where W is below `DEAD` of its largest value over 0 < p < 1.
+    """An objective's weight W over the tokens of a `ProbHistogram`: `mean`, its mean, and `dead`, the share of the
+    probability left to learn (the sum of 1 - p) where W is below `DEAD` of its maximum over 0 < p < 1.
 
-    None where W is no non-negative function of p alone.
+    None if W is not a non-negative function of p alone.
     """
-    if objective.signed or objective.needs - {"log_complement"}:
+    if not objective.has_mass:
         return None
     odds = ProbHistogram.centres()
     log_probs, log_complement = torch.nn.functional.logsigmoid(torch.stack([odds, -odds]))
@@ -151,21 +151,20 @@ def weights(objective: Objective, counts: Tensor) -> dict[str, float] | None:
 
 
 def compare(chosen: Objective, counts: Tensor) -> list[dict[str, Any]]:
-    """`weights` of the configuration's objective, which stands first, and of those that the advice speaks of."""
+    """`weights` of the configuration's objective, first, and of the objectives that the advice mentions."""
     others = (NLL(), Power(0.5), NegP(), Power(10.0), LogOneMinusP())
     found = []
     for objective in (chosen, *(other for other in others if other != chosen)):
-        told = weights(objective, counts) or {}
-        lies = {name: told.get(name) for name in ("mean", "dead")}
-        found.append({"objective": repr(objective), **lies, "chosen": objective is chosen})
+        values: dict[str, Any] = weights(objective, counts) or {"mean": None, "dead": None}
+        found.append({"objective": repr(objective), **values, "chosen": objective is chosen})
     return found
 
 
 def warnings(compared: Sequence[dict[str, Any]]) -> list[str]:
-    """Of objectives whose weight vanishes over most of what is left to learn."""
+    """Warnings about objectives whose weight vanishes over most of the probability left to learn."""
     return [
         f"dead zone: {'the objective of this configuration, ' if entry['chosen'] else ''}{entry['objective']}, hardly "
-        f"pulls on {entry['dead']:.0%} of what is left to learn: its weight is below {DEAD:.0%} of its largest there"
+        f"pulls on {entry['dead']:.0%} of what is left to learn: its weight there is below {DEAD:.0%} of its maximum"
         for entry in compared
         if entry["dead"] is not None and entry["dead"] > 0.5
     ]

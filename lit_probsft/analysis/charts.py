@@ -1,81 +1,70 @@
-"""The pictures of a run's page."""
+"""The charts of a run's page, as SVG elements; draw them within `chart_style`."""
 
 from __future__ import annotations
 
 import base64
-import csv
-import math
-from collections.abc import Mapping, Sequence
-from itertools import pairwise
+from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from lit_probsft.analysis.svg import AFTER, BEFORE, COLOURS, GAIN, LOSS, Plot, extent
-from lit_probsft.analysis.tokens import EDGES, ChangeByBin, Tokens, log_odds
+from lit_probsft.analysis.advice import BANDS
+from lit_probsft.analysis.page import visible
+from lit_probsft.analysis.plotting import AFTER, BEFORE, GAIN, LOSS, new_chart, to_svg
+from lit_probsft.analysis.tokens import EDGES, ChangeByBin, Tokens, Values, log_odds
 from lit_probsft.errors import UserError
 
-_EDGES = list(pairwise(EDGES.tolist()))
-_HALVES = [(low, (low + high) / 2) for low, high in _EDGES], [((low + high) / 2, high) for low, high in _EDGES]
-_SPAN = (float(EDGES[0]), float(EDGES[-1]))
-_P_TICKS = [
-    (math.log(p / (1 - p)), f"{p:g}".removeprefix("0")) for p in (1e-4, 1e-3, 0.01, 0.1, 0.5, 0.9, 0.99, 0.999, 0.9999)
-]
-_WHEN = (("before", BEFORE), ("after", AFTER))
+if TYPE_CHECKING:
+    from matplotlib.axes import Axes
+    from matplotlib.axis import Axis
 
-_PANELS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
-    ("NLL", "nats", ("train/nll", "val/nll", "val/*/nll")),
-    ("Mean p of the target", "p", ("train/mean_p", "val/mean_p", "val/*/mean_p")),
-    ("Accuracy of the top-1 token", "share", ("train/accuracy", "val/accuracy")),
-    ("Expected calibration error", "ECE", ("val/ece", "val/*/ece")),
-    ("Entropy", "nats", ("val/entropy",)),
-    ("Loss: the objective's own value", "f", ("train/loss", "val/loss")),
-    ("Norm of the gradient", "norm", ("train/grad_norm",)),
-    ("Learning rate", "lr", ("lr",)),
-)
-_MOST_POINTS = 300
-"""Of a curve; a longer one is drawn as means of as many stretches."""
+_WHEN = {"before": BEFORE, "after": AFTER}
+_P_TICKS = np.array([1e-4, 1e-3, 0.01, 0.1, 0.5, 0.9, 0.99, 0.999, 0.9999])
 
 
-def gains(changes: Mapping[str, Mapping[str, Mapping[str, float | None]]]) -> str:
-    """By set, how the NLL has changed (see `changes.forgetting`)."""
-    found = {name: (metrics.get("nll") or {}).get("difference") for name, metrics in changes.items()}
-    values = {name: value for name, value in found.items() if value is not None}
-    low, high = extent(list(values.values()), start=0.0)
-    room = 0.3 * (high - low or 1)  # for the names on one side of zero, the numbers on the other
-    plot = Plot(
-        "Change of the NLL", "nats", "", (low - room, high + room), (len(values), 0), (440, 86 + 26 * len(values))
-    )
-    for place, (name, value) in enumerate(values.items()):
-        plot.row(place, value, GAIN if value < 0 else LOSS)
-        side = "end" if value > 0 else "start"
-        plot.text(0, place + 0.5, f"\u2002{name}\u2002", side)
-        plot.text(value, place + 0.5, f"\u2002{value:+.3g}\u2002", "start" if value > 0 else "end")
-    return plot.render()
+def nll_changes(changes: Mapping[str, Mapping[str, Mapping[str, float | None]]]) -> str:
+    """The change of the NLL by set, in nats (`forgetting` of run.json)."""
+    differences = {name: (metrics.get("nll") or {}).get("difference") for name, metrics in changes.items()}
+    values = {visible(name): value for name, value in differences.items() if value is not None and np.isfinite(value)}
+    axes = new_chart("Change of the NLL", "nats", "", (440, 86 + 26 * max(len(values), 1)))
+    colours = [GAIN if value < 0 else LOSS for value in values.values()]
+    bars = axes.barh(range(len(values)), list(values.values()), 0.7, color=colours)
+    axes.bar_label(bars, fmt="%+.3g", padding=6, fontsize=11)
+    for row, (name, value) in enumerate(values.items()):
+        _write(axes, name, 0, row, on_right=value <= 0)
+    axes.use_sticky_edges = False
+    axes.margins(x=0.3)  # room for the names on one side and the numbers on the other
+    axes.invert_yaxis()
+    return to_svg(axes)
 
 
 def capability_scale(mean: float, interval: Any, by_source: Any) -> str:
-    """Mean p, and that of each source, on a scale with the levels of the paper."""
-    parts = {"all": (mean, interval)}
-    for name, found in by_source.items() if isinstance(by_source, Mapping) else ():
-        value = found.get("mean_prob") if isinstance(found, Mapping) else found
-        if isinstance(value, int | float):
-            parts[str(name)] = value, found.get("interval") if isinstance(found, Mapping) else None
-    plot = Plot("Mean p before training", "p", "", (0, 1), (len(parts) + 0.8, 0), (440, 104 + 24 * len(parts)))
-    for low, high, label in ((0, 0.1, "weak"), (0.45, 0.65, "intermediate"), (0.75, 1, "strong")):
-        plot.shade(low, high, "#eef3ee", label)
-    for place, (name, (value, ends)) in enumerate(parts.items()):
-        row = place + 1.2
-        if isinstance(ends, list | tuple) and len(ends) == 2 and all(isinstance(end, int | float) for end in ends):
-            plot.line(list(ends), [row, row], AFTER)
-        plot.points([value], [row], AFTER)
-        plot.text(value, row, f"\u2002\u2002{name} {value:.3g}\u2002\u2002", "start" if value < 0.6 else "end")
-    return plot.render()
+    """Mean p and its interval, of all rows and of each source, over the bands of the three levels."""
+    rows: dict[str, Mapping[str, Any]] = {"all": {"mean_prob": mean, "interval": interval}}
+    if isinstance(by_source, Mapping):
+        rows |= {str(k): v if isinstance(v, Mapping) else {"mean_prob": v} for k, v in by_source.items()}
+    rows = {name: row for name, row in rows.items() if isinstance(row.get("mean_prob"), int | float)}
+    axes = new_chart("Mean p before training", "p", "", (440, 104 + 24 * len(rows)))
+    axes.set(xlim=(0, 1), ylim=(len(rows) - 0.2, -1))
+    for level, band in BANDS.items():
+        axes.axvspan(*band, color="#eef3ee", linewidth=0)
+        axes.text(sum(band) / 2, -0.75, level, ha="center", va="center", fontsize=11)
+    for place, (name, row) in enumerate(rows.items()):
+        value, ends = row["mean_prob"], row.get("interval")
+        if isinstance(ends, list) and len(ends) == 2 and all(isinstance(end, int | float) for end in ends):
+            axes.plot(ends, [place, place], color=AFTER)
+        axes.plot(value, place, "o", color=AFTER)
+        _write(axes, f"{visible(name)} {value:.3g}", value, place, on_right=value < 0.6)
+    return to_svg(axes)
 
 
-def embedded(path: Path) -> str:
-    """A PNG from a file, in the page itself."""
+def embedded_png(path: Path) -> str:
+    """A PNG file as an HTML image that contains it.
+
+    Raises:
+        UserError: the file cannot be read.
+    """
     try:
         content = base64.b64encode(path.read_bytes()).decode()
     except OSError as error:
@@ -84,127 +73,88 @@ def embedded(path: Path) -> str:
 
 
 def weight_curve(tokens: Tokens) -> str:
-    """W over p; twice where a schedule has changed it."""
-    p = tokens.arrays["weight_p"].tolist()
-    curves = {when: tokens.arrays[f"weight_{when}"].tolist() for when, _ in _WHEN}
-    plot = Plot("Weight of the objective", "p", "W(p)", (0, 1), extent(*curves.values(), start=0.0))
-    if np.allclose(curves["before"], curves["after"], rtol=1e-6, atol=0):
-        plot.line(p, curves["after"], AFTER)
+    """W over p; two curves if a schedule has changed W."""
+    p = tokens.arrays["weight_p"]
+    start, end = (tokens.arrays[f"weight_{when}"] for when in _WHEN)
+    axes = new_chart("Weight of the objective", "p", "W(p)")
+    if np.allclose(start, end, rtol=1e-6, atol=0):
+        axes.plot(p, end, color=AFTER)
     else:
-        for when, colour in _WHEN:
-            plot.line(p, curves[when], colour, f"at the {'start' if when == 'before' else 'end'}")
-    return plot.render()
+        axes.plot(p, start, color=BEFORE, label="at the start")
+        axes.plot(p, end, color=AFTER, label="at the end")
+    axes.set_xlim(0, 1)
+    values = np.concatenate([start, end])
+    axes.set_ylim(bottom=values[np.isfinite(values)].min(initial=0))
+    return to_svg(axes)
 
 
 def histogram(tokens: Tokens) -> str:
-    """Shares of tokens by p, before and after."""
-    shares = {when: tokens.histogram(when).tolist() for when, _ in _WHEN if tokens.measured(when)}
-    return _side_by_side("p of the target", "share of tokens", shares)
+    """Share of tokens by p, before and after."""
+    shares = {when: tokens.histogram(when) for when in _WHEN if tokens.measured(when)}
+    return _paired_bars("p of the target", "share of tokens", shares)
 
 
-def pull_by_bin(tokens: Tokens) -> str:
-    """Where the objective's pull comes from."""
-    found = {when: tokens.pull(when) for when, _ in _WHEN if tokens.measured(when)}
-    pulls = {when: pull.tolist() for when, pull in found.items() if pull is not None}
-    return _side_by_side("Gradient mass by p", "W per token", pulls)
+def gradient_mass(tokens: Tokens) -> str:
+    """W summed by bin of p, before and after."""
+    sums = {when: tokens.pull(when) for when in _WHEN if tokens.measured(when)}
+    return _paired_bars("Gradient mass by p", "W per token", {k: v for k, v in sums.items() if v is not None})
 
 
-def _side_by_side(title: str, y: str, heights: Mapping[str, Sequence[float]]) -> str:
-    plot = Plot(title, "p (log-odds scale)", y, _SPAN, extent(*heights.values(), start=0.0), x_ticks=_P_TICKS)
-    for (when, colour), edges in zip(_WHEN, _HALVES, strict=True):
+def _paired_bars(title: str, y: str, heights: Mapping[str, Values]) -> str:
+    axes = new_chart(title, "p (log-odds scale)", y)
+    for (when, colour), start in zip(_WHEN.items(), (0, 0.5), strict=True):
         if when in heights:
-            plot.bars(edges, heights[when], colour, when)
-    return plot.render()
+            axes.bar(EDGES[:-1] + start, heights[when], 0.45, align="edge", color=colour, label=when)
+    _scale_by_log_odds(axes.xaxis)
+    return to_svg(axes)
 
 
 def change_by_bin(change: ChangeByBin) -> str:
-    """How far tokens have moved that began alike."""
-    span = extent(change.mean.tolist(), change.low.tolist(), change.high.tolist(), start=0.0)
-    plot = Plot("Change of log p by p before", "p before (log-odds scale)", "nats", _SPAN, span, x_ticks=_P_TICKS)
-    mean = change.mean.tolist()
-    plot.bars(_EDGES, mean, [GAIN if value > 0 else LOSS for value in mean])
-    middles = [(low + high) / 2 for low, high in _EDGES]
-    plot.spans(middles, change.low.tolist(), change.high.tolist(), "#222")
-    return plot.render()
+    """Change of log p by bin of p before: mean, and a line from the lower to the upper quartile."""
+    filled = change.tokens > 0
+    middle, mean = (EDGES[:-1] + 0.5)[filled], change.mean[filled]
+    axes = new_chart("Change of log p by p before", "p before (log-odds scale)", "nats")
+    axes.bar(middle, mean, 0.95, color=np.where(mean > 0, GAIN, LOSS))
+    axes.vlines(middle, change.low[filled], change.high[filled], color="#222222", linewidth=1.5)
+    axes.axhline(0, color="#999999", linewidth=1)
+    _scale_by_log_odds(axes.xaxis)
+    return to_svg(axes)
 
 
 def before_after(change: ChangeByBin) -> str:
-    """The likelihood after training against the one before."""
-    names = "mean p before (log-odds scale)", "mean p after"
-    plot = Plot("Likelihood before and after", *names, _SPAN, _SPAN, x_ticks=_P_TICKS, y_ticks=_P_TICKS)
-    plot.line(_SPAN, _SPAN, BEFORE, dashed=True)
-    there = change.tokens > 0
-    ends = [log_odds(np.log(means[there])).tolist() for means in (change.p_before, change.p_after)]
-    plot.line(ends[0], ends[1], AFTER)
-    plot.points(ends[0], ends[1], AFTER)
-    return plot.render()
+    """Mean p after training over mean p before, by bin of p before."""
+    filled = change.tokens > 0
+    before, after = (
+        log_odds(np.log(mean[filled].clip(1e-300))).clip(EDGES[0], EDGES[-1])
+        for mean in (change.p_before, change.p_after)
+    )
+    axes = new_chart("Likelihood before and after", "mean p before (log-odds scale)", "mean p after")
+    axes.axline((0, 0), slope=1, color=BEFORE, linestyle="--")
+    axes.plot(before, after, "o-", color=AFTER)
+    _scale_by_log_odds(axes.xaxis)
+    _scale_by_log_odds(axes.yaxis)
+    return to_svg(axes)
 
 
 def reliability(tokens: Tokens) -> str:
-    """Accuracy over confidence, by bin."""
-    plot = Plot("Calibration", "p of the top-1 token", "share right", (0, 1), (0, 1))
-    plot.line([0, 1], [0, 1], "#bbb", dashed=True)
-    for when, colour in _WHEN:
+    """Accuracy over confidence, by bin of confidence."""
+    axes = new_chart("Calibration", "p of the top-1 token", "share right")
+    axes.plot([0, 1], [0, 1], color="#bbbbbb", linestyle="--")
+    for when, colour in _WHEN.items():
         if (bins := tokens.calibration(when)) is not None:
-            filled = bins[bins[:, 0] > 0]
-            prob, right = filled[:, 1] / filled[:, 0], filled[:, 2] / filled[:, 0]
-            plot.line(prob.tolist(), right.tolist(), colour)
-            plot.points(prob.tolist(), right.tolist(), colour, when)
-    return plot.render()
+            count, confidence, right = bins[bins[:, 0] > 0].T
+            axes.plot(confidence / count, right / count, "o-", color=colour, label=when)
+    axes.set(xlim=(0, 1), ylim=(0, 1))
+    return to_svg(axes)
 
 
-def read_metrics(path: Path) -> dict[str, list[tuple[float, float]]]:
-    """By metric, steps and values; what is no number is left out.
-
-    Raises:
-        UserError: it is no metrics.csv.
-    """
-    found: dict[str, list[tuple[float, float]]] = {}
-    try:
-        with path.open(newline="", encoding="utf-8") as file:
-            for row in csv.DictReader(file):
-                if None in row or None in row.values():
-                    continue  # the last line of a run that was cut off
-                for name, text in row.items():
-                    if name != "step" and text and math.isfinite(value := float(text)):
-                        found.setdefault(name, []).append((float(row["step"]), value))
-    except (OSError, ValueError, KeyError, csv.Error) as error:
-        raise UserError(str(path), f"expected a table with a column step, which cannot be read: {error}") from error
-    return found
+def _scale_by_log_odds(axis: Axis) -> None:
+    """The range of the bins of p, with ticks that name p."""
+    axis.set_view_interval(EDGES[0], EDGES[-1], ignore=True)
+    axis.set_ticks(log_odds(np.log(_P_TICKS)).tolist(), [f"{p:g}".removeprefix("0") for p in _P_TICKS])
 
 
-def curves(metrics: Mapping[str, Sequence[tuple[float, float]]]) -> list[tuple[str, str]]:
-    """Pictures of metrics over steps, with captions; panels without a metric are left out. A set has one colour in all
-    of them."""
-    drawn = []
-    colours: dict[str, str] = {}
-    for title, y, wanted in _PANELS:
-        chosen = {
-            name: _thinned(points) for pattern in wanted for name, points in metrics.items() if _fits(name, pattern)
-        }
-        if not chosen:
-            continue
-        steps, values = ([point[axis] for points in chosen.values() for point in points] for axis in (0, 1))
-        plot = Plot(title, "step", y, (min(steps), max(steps)), extent(values))
-        for name, points in chosen.items():
-            label = name.rpartition("/")[0]
-            colour = colours.setdefault(label, COLOURS[len(colours) % len(COLOURS)])
-            plot.line([x for x, _ in points], [value for _, value in points], colour, label)
-        stretches = max(len(metrics[name]) for name in chosen) > _MOST_POINTS
-        drawn.append((plot.render(), f"Means of up to {_MOST_POINTS} stretches." if stretches else ""))
-    return drawn
-
-
-def _fits(name: str, pattern: str) -> bool:
-    if "*" not in pattern:
-        return name == pattern
-    start, end = pattern.split("*")
-    # val/nll/SOURCE is of a source of the validation set, and begins otherwise.
-    return name.startswith(start) and name.endswith(end) and len(name) > len(start) + len(end)
-
-
-def _thinned(points: Sequence[tuple[float, float]]) -> Sequence[tuple[float, float]]:
-    if len(points) <= _MOST_POINTS:
-        return points
-    parts = np.array_split(np.array(points), _MOST_POINTS)
-    return [(float(x), float(y)) for x, y in (part.mean(0) for part in parts)]
+def _write(axes: Axes, text: str, x: float, y: float, *, on_right: bool) -> None:
+    """A text a little to the right or to the left of a point."""
+    side, align = (1, "left") if on_right else (-1, "right")
+    axes.annotate(text, (x, y), (9 * side, 0), textcoords="offset points", ha=align, va="center", fontsize=11)

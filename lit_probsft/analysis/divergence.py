@@ -1,4 +1,4 @@
-"""`divergence`: how far two models are apart on the supervised tokens of a split, in nats per token."""
+"""Divergence between two models on supervised tokens, in nats per token."""
 
 from __future__ import annotations
 
@@ -20,11 +20,11 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Divergence:
-    """Sums over the supervised tokens of each document; see `mean` and `of_each`.
+    """Sums over the supervised tokens of each document; `mean` and `of_each` divide them.
 
     Attributes:
-        documents: (D,), indices, as the batches give them.
-        tokens: (D,), supervised ones.
+        documents: (D,), indices of the documents.
+        tokens: (D,), number of supervised tokens.
         sums: (7, D), in the order of `NAMES`.
     """
 
@@ -35,11 +35,11 @@ class Divergence:
     NAMES = ("forward_kl", "reverse_kl", "js", "nll_a", "nll_b", "mean_p_a", "mean_p_b")
 
     def mean(self) -> dict[str, float]:
-        """Over all tokens; NaN without any."""
+        """Means over all tokens; NaN without tokens."""
         return dict(zip(self.NAMES, (self.sums.sum(-1) / self.tokens.sum()).tolist(), strict=True))
 
     def of_each(self) -> list[dict[str, float]]:
-        """Means over each document's tokens, in the order of their indices."""
+        """Means over the tokens of each document, in the order of their indices."""
         order = self.documents.argsort()
         means = (self.sums / self.tokens)[:, order].T.tolist()
         heads = zip(self.documents[order].tolist(), self.tokens[order].tolist(), strict=True)
@@ -51,25 +51,25 @@ class Divergence:
 
 @torch.no_grad()
 def measure_divergence(a: PreTrainedModel, b: PreTrainedModel, batches: Iterable[dict[str, Any]]) -> Divergence:
-    """Compare two models, without dropout, a chunk of tokens at a time.
+    """Compare two models, a chunk of tokens at a time.
 
     Args:
-        a: one of them.
-        b: the other, on the same device and over the same vocabulary.
-        batches: micro-batches with a document to a row, as the evaluation loaders give them.
+        a: a model in evaluation mode.
+        b: another one, on the same device and with the same vocabulary.
+        batches: micro-batches of the evaluation loaders, one document per row.
     """
     device = next(a.parameters()).device
     parts = []
     for batch in batches:
         batch = {name: value.to(device) if isinstance(value, Tensor) else value for name, value in batch.items()}
         ids, labels, mask = batch["input_ids"], batch["labels"], batch.get("attention_mask")
-        said_a, said_b = (outputs_of(model, ids, labels, mask, Packs.of(batch)) for model in (a, b))
+        outputs_a, outputs_b = (outputs_of(model, ids, labels, mask, Packs.of(batch)) for model in (a, b))
         supervised = labels[:, 1:] != IGNORE_INDEX
-        found = compare_outputs(said_a, said_b, labels[:, 1:][supervised])
+        found = compare_outputs(outputs_a, outputs_b, labels[:, 1:][supervised])
         rows = supervised.nonzero()[:, 0]
         values = _values(found)
         sums = values.new_zeros(len(values), len(ids)).index_add_(1, rows, values)
-        real = len(batch["documents"])  # a batch of padding has a row and no document
+        real = len(batch["documents"])  # a batch of padding has one row and no document
         parts.append((batch["documents"], supervised.sum(-1)[:real], sums[:, :real]))
     documents, tokens, sums = (torch.cat([part[i] for part in parts], dim=-1).cpu() for i in range(3))
     return Divergence(documents, tokens, sums)

@@ -1,4 +1,4 @@
-"""From the sums of a survey to what is written, and said, of a model's capability."""
+"""The results of `capability`: the content of its files and its summary, from the sums of a survey."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from lit_probsft.analysis.advice import PAPER, Command, advise, compare, enough, level, warnings
+from lit_probsft.analysis.advice import PAPER, Command, advise, check_sample, compare, level, warnings
 from lit_probsft.analysis.survey import clustered_interval, means
 from lit_probsft.data.batches.store import Documents
 from lit_probsft.objectives import Objective
@@ -22,22 +22,22 @@ from lit_probsft.training.metrics import ProbHistogram, share_above
 
 QUANTILES = (0.01, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99)
 _LISTED = 10
-"""So many examples with the smallest and the largest mean p are named in the JSON; the table has all."""
+"""Number of examples with the smallest and the largest mean p in the JSON; the CSV has all examples."""
 
 
 @dataclass(frozen=True)
 class Findings:
-    """What was added up, and of what.
+    """What a probe measured, and on which documents.
 
     Attributes:
-        sums: of `Survey`.
-        counts: of `ProbHistogram`.
-        calibration: of `Calibration`.
-        documents: that were measured.
-        total: how many there were to choose from; None in a stream.
-        streaming: are they a stream's first rows?
-        sources: names of the parts of their source.
-        locate: which row of its part a row of the whole source is.
+        sums: sums of `Survey`.
+        counts: counts of `ProbHistogram`.
+        calibration: values of `Calibration`.
+        documents: the measured documents.
+        total: number of documents that the sample was drawn from; None for a stream.
+        streaming: whether the documents are the first rows of a stream.
+        sources: names of the parts of a mixture.
+        locate: maps a row of the mixture to the row of its part.
     """
 
     sums: Mapping[str, NDArray[np.float64]]
@@ -50,13 +50,13 @@ class Findings:
     locate: Callable[[int], int]
 
     def result(self, chosen: Objective, command: Command) -> dict[str, Any]:
-        """The content of capability.json, but for what describes the run.
+        """The content of capability.json, except for the description of the run.
 
         Args:
             chosen: the configuration's objective.
-            command: from which the advice makes others.
+            command: the user's command, from which the advice builds commands.
         """
-        examples = self.sums["of_examples"]
+        examples = self.sums["by_example"]
         rows = len(examples)
         tokens, p, nll, correct, entropy = examples.sum(0).tolist()
         mean = p / tokens
@@ -73,7 +73,7 @@ class Findings:
                 "rows": rows,
                 "of": self.total,
                 "drawn": "the first" if self.streaming else "at random" if rows != self.total else "all",
-                **enough(mean, interval, rows),
+                **check_sample(mean, interval, rows),
             },
             "rows": rows,
             "tokens": int(tokens),
@@ -89,10 +89,10 @@ class Findings:
             "by_source": self._by_source(),
             "by_position": [
                 {"from": 2**k - 1, "to": 2 ** (k + 1) - 2, **entry}
-                for k, entry in enumerate(means(self.sums["of_places"], ("mean_prob", "accuracy")))
+                for k, entry in enumerate(means(self.sums["by_position"], ("mean_prob", "accuracy")))
                 if entry["tokens"]
             ],
-            "by_tenth": means(self.sums["of_tenths"], ("mean_prob", "accuracy")),
+            "by_tenth": means(self.sums["by_tenth"], ("mean_prob", "accuracy")),
             "by_example": self._by_example(),
             "objectives": compared,
             "paper": PAPER,
@@ -100,12 +100,12 @@ class Findings:
         }
 
     def in_bins(self) -> list[tuple[float, int]]:
-        """The histogram in log-odds, coarse: centre and tokens of bins of a quarter."""
+        """A coarse histogram in log-odds: the center and the number of tokens of bins that are 1/4 wide."""
         coarse = self.counts.reshape(-1, ProbHistogram.PER_UNIT // 4).sum(-1).tolist()
-        return [(-ProbHistogram.EDGE + (place + 0.5) / 4, count) for place, count in enumerate(coarse)]
+        return [(-ProbHistogram.EDGE + (index + 0.5) / 4, count) for index, count in enumerate(coarse)]
 
     def table(self) -> str:
-        """Every example, as CSV."""
+        """All examples, as CSV."""
         text = io.StringIO()
         found = [self._example(index) for index in range(len(self.documents))]
         writer = csv.DictWriter(text, list(found[0]), lineterminator="\n")
@@ -116,14 +116,14 @@ class Findings:
     def _by_source(self) -> dict[str, Any]:
         found = {}
         for number, name in enumerate(self.sources):
-            chosen = self.sums["of_examples"][self.documents.sources == number]
+            chosen = self.sums["by_example"][self.documents.sources == number]
             (entry,) = means(chosen.sum(0, keepdims=True), ("mean_prob", "nll", "accuracy", "entropy"))
             interval = clustered_interval(chosen[:, 0], chosen[:, 1])
             found[name] = {"rows": len(chosen), **entry, "interval": interval}
         return found
 
     def _by_example(self) -> dict[str, Any]:
-        examples = self.sums["of_examples"]
+        examples = self.sums["by_example"]
         used = np.flatnonzero(examples[:, 0])
         mean = examples[used, 1] / examples[used, 0]
         order = used[np.argsort(mean, kind="stable")].tolist()
@@ -138,20 +138,20 @@ class Findings:
         if self.documents.sources is not None:
             source = {"source": self.sources[int(self.documents.sources[index])]}
             row = row if self.streaming else self.locate(row)
-        tokens, p, nll, *_ = self.sums["of_examples"][index].tolist()
+        tokens, p, nll, *_ = self.sums["by_example"][index].tolist()
         mean = {"mean_prob": p / tokens, "nll": nll / tokens} if tokens else {"mean_prob": None, "nll": None}
         return {"row": row, **source, "tokens": int(tokens), **mean}
 
 
 def _of_odds(odds: float) -> dict[str, float]:
-    """Log-odds, which are at most 64 in size, as p and as 1 - p: neither loses its digits."""
+    """Log-odds of at most 64 in size, as p and as 1 - p, each with all its digits."""
     return {"prob": 1 / (1 + math.exp(-odds)), "one_minus_prob": 1 / (1 + math.exp(odds)), "log_odds": odds}
 
 
 def in_words(result: dict[str, Any]) -> list[str]:
-    """A result in a few lines."""
+    """The summary that `capability` prints."""
     sample, interval = result["sample"], result["interval"]
-    band = "no interval from one row" if interval is None else f"95 % interval {interval[0]:.4f} to {interval[1]:.4f}"
+    band = "no interval for one row" if interval is None else f"95 % interval {interval[0]:.4f} to {interval[1]:.4f}"
     part = f"{result['rows']} rows" + (f" of {sample['of']}" if sample["drawn"] == "at random" else "")
     quantiles = {q: result["quantiles"][q] for q in ("0.1", "0.5", "0.9")}
     shown = ", ".join(
@@ -167,11 +167,11 @@ def in_words(result: dict[str, Any]) -> list[str]:
         "paper    mean p " + ", ".join(f"{k} {low:.2f} to {high:.2f}" for k, (low, high) in PAPER["mean_prob"].items()),
     ]
     if not sample["enough"]:
-        more = f"; about {sample['rows_needed']} would do" if sample["rows_needed"] else ""
-        lines.append(f"sample   too small: the interval reaches into another level{more}")
+        more = f"; about {sample['rows_needed']} rows would be enough" if sample["rows_needed"] else ""
+        lines.append(f"sample   too small: the interval reaches another level{more}")
     else:
-        lines.append("sample   large enough: the whole interval lies within one level")
+        lines.append("sample   large enough: the interval is within one level")
     advice = result["advice"]
-    lines += [f"advice   {advice['objective'] or 'none prevails: run the pilots'}. {advice['reason']}"]
+    lines += [f"advice   {advice['objective'] or 'no single objective; run the pilots'}. {advice['reason']}"]
     lines += [f"         {command}" for command in advice["commands"]]
     return lines + [f"warning  {text}" for text in advice["warnings"]]

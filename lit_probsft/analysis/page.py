@@ -1,4 +1,4 @@
-"""The one writer of HTML: a page that needs nothing beside itself and shows texts of users as texts."""
+"""Writes HTML pages: self-contained, without scripts, with users' text escaped."""
 
 from __future__ import annotations
 
@@ -20,9 +20,9 @@ p { max-width: 48em; margin: .4em 0 .8em; }
 pre { white-space: pre-wrap; overflow-wrap: anywhere; background: #f6f6f4; padding: 1em; }
 table { border-collapse: collapse; margin: .5em 0 1em; }
 td, th { text-align: left; vertical-align: top; padding: .15em 1.5em .15em 0; overflow-wrap: anywhere; }
-table.wide { width: 100%; } table.wide td { border-top: 1px solid #eee; }
+th { overflow-wrap: normal; } table.wide { width: 100%; } table.wide td { border-top: 1px solid #eee; }
 table.wide td:last-child { width: 65%; padding-right: 0; } .number { white-space: nowrap; }
-.masked { color: #888; } .learnt { color: #05682f; font-weight: 600; } .end { color: #fff; background: #05682f; }
+.masked { color: #888; } .supervised { color: #05682f; font-weight: 600; } .end { color: #fff; background: #05682f; }
 .wrong { color: #a40000; } .missing { color: #666; font-style: italic; } .gain { color: #05682f; }
 .loss { color: #a33b00; }
 .text { font: 13px/1.45 ui-monospace, "DejaVu Sans Mono", monospace; white-space: pre-wrap; }
@@ -30,26 +30,26 @@ table.wide td:last-child { width: 65%; padding-right: 0; } .number { white-space
 figure { display: inline-block; margin: .5em 1em .5em 0; vertical-align: top; width: 440px; max-width: 100%; }
 figcaption { font-size: 13px; color: #555; } figure.wide { width: 100%; } img { max-width: 100%; }
 svg { max-width: 100%; height: auto; }
+@media print { figure, tr { break-inside: avoid; } h2, h3 { break-after: avoid; } }
 """
 
 
 def visible(text: str) -> str:
-    """Control characters as pictures, so that a text steers neither a terminal nor a page; what no file can hold is
-    replaced."""
+    """Show control characters as symbols, so that text cannot control a terminal, and replace invalid characters."""
     text = _CONTROL.sub(lambda match: chr(0x2400 + ord(match[0])) if match[0] < " " else "␡", text)
     return _NO_CHARACTER.sub("�", text)
 
 
 def escape(text: object) -> str:
-    """Anything as text of a page."""
+    """Anything as escaped text for HTML."""
     return html.escape(visible(str(text)))
 
 
 def page(title: str, body: Iterable[str]) -> str:
-    """A whole page; it is well-formed XML behind its first line.
+    """A complete page, well-formed XML after its first line.
 
     Args:
-        title: a text.
+        title: text.
         body: pieces of HTML.
     """
     return (
@@ -60,7 +60,7 @@ def page(title: str, body: Iterable[str]) -> str:
 
 
 def facts_table(facts: Mapping[str, Any]) -> str:
-    """Names and values, those of dictionaries in it as `name.key`; both are texts."""
+    """A table of names and values. The keys of a nested dictionary become `name.key`."""
     rows = "".join(f"<tr><th>{escape(name)}</th><td>{escape(value)}</td></tr>" for name, value in _flat(facts))
     return f"<table>{rows}</table>" if rows else ""
 
@@ -69,28 +69,28 @@ def table(heads: Sequence[str], rows: Iterable[Sequence[str]], kind: str = "") -
     """A table.
 
     Args:
-        heads: texts.
+        heads: text of the head row.
         rows: cells, each a piece of HTML.
-        kind: a class of the style sheet.
+        kind: CSS class.
     """
     head = "".join(f"<th>{escape(name)}</th>" for name in heads)
     body = "".join("<tr>" + "".join(f"<td>{cell}</td>" for cell in row) + "</tr>" for row in rows)
     return f'<table class="{kind}"><tr>{head}</tr>{body}</table>'
 
 
-def figure(svg: str, caption: str, *, wide: bool = False) -> str:
-    """A picture and what it shows, a text; over the whole width if it is `wide`."""
+def figure(picture: str, caption: str, *, wide: bool = False) -> str:
+    """An SVG or image with a text below it; as wide as the page if `wide`."""
     kind = ' class="wide"' if wide else ""
-    return f"<figure{kind}>{svg}<figcaption>{escape(caption)}</figcaption></figure>"
+    return f"<figure{kind}>{picture}<figcaption>{escape(caption)}</figcaption></figure>"
 
 
 def missing(reason: str) -> str:
-    """In the place of a picture that there is not."""
+    """A sentence in place of content that the run does not have."""
     return f'<p class="missing">Missing: {escape(reason)}</p>'
 
 
 def format_value(value: Any) -> str:
-    """A value of a record as a reader wants it."""
+    """A value as readable text: yes or no, four digits of a float, thousands apart, lists and dictionaries inline."""
     if isinstance(value, bool) or value is None:
         return {True: "yes", False: "no", None: "unknown"}[value]
     if isinstance(value, float):
@@ -109,7 +109,7 @@ def write_page(path: Path, text: str, argument: str) -> None:
     """Write a page to a file.
 
     Raises:
-        UserError: it cannot be written; the message names `argument`.
+        UserError: the file cannot be written; names `argument`.
     """
     try:
         path.write_text(text, encoding="utf-8")

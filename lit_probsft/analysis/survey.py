@@ -1,4 +1,4 @@
-"""All that is added up of a model's tokens while it is run over its training rows, and what follows from the sums."""
+"""Sums over the tokens of the training rows, by example and by position, and statistics of these sums."""
 
 from __future__ import annotations
 
@@ -14,76 +14,76 @@ from torchmetrics import Metric
 
 from lit_probsft.head.loss import IGNORE_INDEX, HeadOutput
 
-PLACES, TENTHS = 24, 10
-"""Groups of tokens: by place in the answer, doubling in width; by share of the answer."""
+POSITION_GROUPS, TENTHS = 24, 10
+"""Numbers of groups of tokens: by position in the answer, each group twice as wide as the one before; by tenth."""
 
 
 class Survey(Metric):
-    """Sums by example and by place in the answer; the probe's histogram and its calibration have the rest.
+    """Sums by example and by position in the answer, in fp64 (fp32 on Apple GPUs).
 
     Args:
-        examples: how many there are.
+        examples: number of examples.
     """
 
     full_state_update = False
-    of_examples: Tensor
-    """(examples, 5): tokens, and over them the sums of p, -log p, correct and entropy."""
-    of_places: Tensor
-    """(PLACES, 3): tokens, p, correct. Group k has the places from 2^k - 1 on, counted from 0."""
-    of_tenths: Tensor
+    by_example: Tensor
+    """(examples, 5): number of tokens, and sums of p, -log p, correct and entropy over them."""
+    by_position: Tensor
+    """(POSITION_GROUPS, 3): number of tokens, sums of p and correct. Group k starts at position 2^k - 1, from 0."""
+    by_tenth: Tensor
     """(TENTHS, 3): the same by tenths of the answer."""
 
     def __init__(self, examples: int, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        self._wide = torch.float32 if torch.backends.mps.is_available() else torch.float64
-        sizes = {"examples": (examples, 5), "places": (PLACES, 3), "tenths": (TENTHS, 3)}
+        sizes = {"by_example": (examples, 5), "by_position": (POSITION_GROUPS, 3), "by_tenth": (TENTHS, 3)}
         for name, size in sizes.items():
-            self.add_state(f"of_{name}", torch.zeros(size, dtype=self._wide), dist_reduce_fx="sum")
-
-    def _apply(self, fn: Any, exclude_state: Any = ()) -> Any:
-        # A module that is cast to bf16 would take the sums along.
-        applied = super()._apply(fn, exclude_state)
-        for name in self._defaults:
-            setattr(self, name, getattr(self, name).to(self._wide))
-        return applied
+            self.add_state(name, torch.zeros(size), dist_reduce_fx="sum")
 
     def update(self, batch: dict[str, Any], output: HeadOutput) -> None:
         """Add a micro-batch.
 
         Args:
-            batch: as `collate` makes it, without packs; `documents` count from 0 to the number of examples.
-            output: of its N supervised tokens, with their entropy.
+            batch: a batch of `collate` without packs; `documents` are indices of examples.
+            output: the head's output for its N supervised tokens, with entropy.
         """
         assert output.entropy is not None
+        # Here and not in the constructor: Lightning casts the metric with the module, while the sums are still 0.
+        wide = torch.float32 if output.entropy.device.type == "mps" else torch.float64
+        if self.by_example.dtype != wide:
+            self.set_dtype(wide)
         supervised = batch["labels"][:, 1:] != IGNORE_INDEX
         rows, _ = supervised.nonzero(as_tuple=True)
-        place = (supervised.cumsum(-1) - 1)[supervised]
+        position = (supervised.cumsum(-1) - 1)[supervised]
         length = supervised.sum(-1)[rows]
         p, correct = output.log_probs.exp(), output.correct
         ones = torch.ones_like(p)
-        self._add("examples", batch["documents"][rows], ones, p, -output.log_probs, correct, output.entropy)
-        group = (place + 1).log2().floor().long().clamp(max=PLACES - 1)
-        self._add("places", group, ones, p, correct)
-        self._add("tenths", place * TENTHS // length.clamp(min=1), ones, p, correct)
+        self._add(self.by_example, batch["documents"][rows], ones, p, -output.log_probs, correct, output.entropy)
+        group = (position + 1).log2().floor().long().clamp(max=POSITION_GROUPS - 1)
+        self._add(self.by_position, group, ones, p, correct)
+        self._add(self.by_tenth, position * TENTHS // length.clamp(min=1), ones, p, correct)
 
-    def _add(self, name: str, groups: Tensor, *values: Tensor) -> None:
-        sums: Tensor = getattr(self, f"of_{name}")
+    @staticmethod
+    def _add(sums: Tensor, groups: Tensor, *values: Tensor) -> None:
         sums.index_add_(0, groups, torch.stack([value.to(sums.dtype) for value in values], -1))
 
     def compute(self) -> dict[str, NDArray[np.float64]]:
-        """The sums of all ranks, by name."""
-        return {name: getattr(self, name).double().cpu().numpy() for name in self._defaults}
+        """The sums over all ranks, by name."""
+        states = {"by_example": self.by_example, "by_position": self.by_position, "by_tenth": self.by_tenth}
+        return {name: sums.double().cpu().numpy() for name, sums in states.items()}
 
 
 def clustered_interval(tokens: NDArray[np.float64], sums: NDArray[np.float64]) -> tuple[float, float] | None:
-    """The 95 % interval of sum(sums) / sum(tokens), by examples: tokens of one answer are not independent.
+    """95 % confidence interval of mean p, sum(sums) / sum(tokens), clustered by example.
 
-    The ratio estimator's normal interval with the t-quantile of n - 1 degrees of freedom, cut to 0 and 1. It is that of
-    the kind of rows that these were drawn from; None for fewer than two examples.
+    Tokens of one answer are not independent, so examples are the sampling units: the normal interval of the ratio
+    estimator with the t-quantile of n - 1 degrees of freedom, clipped to [0, 1].
 
     Args:
-        tokens: (n,) of each example.
-        sums: (n,) of p over them.
+        tokens: (n,), number of tokens of each example.
+        sums: (n,), sum of p over them.
+
+    Returns:
+        Lower and upper bound, or None for fewer than two examples with tokens.
     """
     used = tokens > 0
     tokens, sums = tokens[used], sums[used]
@@ -96,7 +96,7 @@ def clustered_interval(tokens: NDArray[np.float64], sums: NDArray[np.float64]) -
 
 
 def _t_quantile(freedom: int) -> float:
-    """The .975-quantile of Student's t: Hill's expansion, exact for 1 and 2 degrees of freedom, else to 1 %."""
+    """The .975-quantile of Student's t by Hill's expansion: exact for 1 and 2 degrees of freedom, else to 1 %."""
     if freedom == 1:
         return 12.7062
     if freedom == 2:
@@ -107,7 +107,7 @@ def _t_quantile(freedom: int) -> float:
 
 
 def means(sums: NDArray[np.float64], names: Sequence[str]) -> list[dict[str, float | None]]:
-    """Rows of sums, tokens first, as means under these names; None where there were no tokens."""
+    """Means from rows of sums whose first column is the number of tokens; None for a row without tokens."""
     return [
         {
             "tokens": int(row[0]),

@@ -1,14 +1,16 @@
-"""Reading `tokens.npz`: p of validation tokens before and after training, and what follows from it.
+"""Reads `tokens.npz`: p of validation tokens before and after training.
 
-It holds, for n supervised tokens of the validation set, evenly spread over its documents:
+The file has n supervised tokens of the validation set, spread evenly over its documents:
 
-    document, row, position, token    (n,)     which document, its row in the source, the place in it, the token's id
-    before, after                     (n,)     log p in nats; NaN where it was not measured
-    pull_before, pull_after           (n,)     the objective's weight W on them, where that is a function of p alone
-    weight_p                          (k,)     p at which W was taken: weight_before, weight_after (k,)
-    calibration_before, _after        (15, 3)  tokens, sum of top p, right ones, by bin of top p, of the whole set
-    moved                             (m,)     those that moved most in log p, first upwards, then downwards
-    moved_text                        (m, 3)   the text before them, theirs, and the text behind
+    document, row, position, token    (n,)     document, its row in the source, position in the document, token id
+    before, after                     (n,)     log p in nats; NaN if not measured
+    pull_before, pull_after           (n,)     the objective's weight W, if it is a function of p alone
+    weight_p                          (k,)     a grid of p; weight_before and weight_after (k,) are W on the grid
+    calibration_before, _after        (15, 3)  number of tokens, sum of top p, number of correct ones, by bin of top p,
+                                               for the whole validation set
+    moved                             (m,)     indices of the tokens with the largest change of log p: first increases,
+                                               then decreases
+    moved_text                        (m, 3)   the text before the token, its own text, the text after it
 """
 
 from __future__ import annotations
@@ -26,15 +28,15 @@ from lit_probsft.errors import UserError
 Values = NDArray[np.float64]
 
 EDGES = np.arange(-10.0, 11.0)
-"""Of the bins of p, as log-odds log(p / (1 - p)): a model that knows little and one that knows much have most of their
-tokens near one end of p. Beyond the edges lie p below .00005 and above .99995, which the outer bins take."""
+"""Edges of the bins of p, in log-odds log(p / (1 - p)), since most tokens of a weak or a strong model are near one end
+of p. The outer bins also take p below .00005 and above .99995."""
 
 BINS = len(EDGES) - 1
 
 
 @dataclass(frozen=True)
 class Moved:
-    """A token that moved: its row in the source, log p before and after in nats, and its text between two others."""
+    """A token whose p has changed: its row in the source, log p before and after in nats, and its text with context."""
 
     row: int
     before: float
@@ -44,12 +46,12 @@ class Moved:
 
 @dataclass(frozen=True)
 class ChangeByBin:
-    """By bin of p before training, arrays of `BINS`, NaN where a bin is empty.
+    """The change of p by bin of p before training: arrays of `BINS` values, NaN for an empty bin.
 
     Attributes:
-        tokens: how many.
-        mean, low, high: of the change of log p, in nats: mean, lower and upper quartile.
-        p_before, p_after: means of p.
+        tokens: number of tokens.
+        mean, low, high: mean, lower quartile and upper quartile of the change of log p, in nats.
+        p_before, p_after: mean p before and after training.
     """
 
     tokens: NDArray[np.int64]
@@ -63,11 +65,8 @@ class ChangeByBin:
 class Tokens:
     """The arrays of a `tokens.npz`.
 
-    Args:
-        path: of the file.
-
     Raises:
-        UserError: it is damaged.
+        UserError: the file is damaged.
     """
 
     def __init__(self, path: Path) -> None:
@@ -76,27 +75,32 @@ class Tokens:
                 self.arrays: dict[str, Any] = {name: file[name] for name in file.files}
             self.before, self.after = (self.arrays[name].astype(np.float64) for name in ("before", "after"))
         except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-            raise UserError(str(path), f"expected the tokens of a run, which cannot be read: {error}") from error
+            raise UserError(str(path), f"expected the tokens of a run; the file cannot be read: {error}") from error
 
     def measured(self, when: str) -> bool:
-        """Was any token measured `before`, or `after`?"""
+        """Whether any token was measured, `before` or `after`."""
         return bool(np.isfinite(getattr(self, when)).any())
 
     @property
     def both(self) -> NDArray[np.bool_]:
-        """(n,), which tokens were measured before and after."""
-        there: NDArray[np.bool_] = np.isfinite(self.before) & np.isfinite(self.after)
-        return there
+        """(n,), which tokens were measured both before and after."""
+        measured: NDArray[np.bool_] = np.isfinite(self.before) & np.isfinite(self.after)
+        return measured
 
     def histogram(self, when: str) -> Values:
-        """(BINS,), shares of the tokens by p, of those measured `before` and after alike if there are any."""
+        """(BINS,), share of tokens by p.
+
+        Counts the tokens measured both times or, if there are none, those measured `when`.
+        """
         counts = np.bincount(bin_of(self._log_p(when)), minlength=BINS)
         shares: Values = counts / max(counts.sum(), 1)
         return shares
 
     def pull(self, when: str) -> Values | None:
-        """(BINS,), the sum of W over the tokens by p, divided by the number of tokens: bins add up to the mean W. None
-        where W is no function of p alone."""
+        """(BINS,), sum of W by p, divided by the number of all tokens: the bins add up to the mean of W.
+
+        None if W is not a function of p alone.
+        """
         if f"pull_{when}" not in self.arrays:
             return None
         chosen = self._chosen(when)
@@ -105,7 +109,7 @@ class Tokens:
         return sums / max(int(chosen.sum()), 1)
 
     def change(self) -> ChangeByBin:
-        """What became of tokens that began alike."""
+        """The change of p by bin of p before training."""
         before, after = self.before[self.both], self.after[self.both]
         place = bin_of(before)
         found = {name: np.full(BINS, np.nan) for name in ("mean", "low", "high", "p_before", "p_after")}
@@ -118,16 +122,14 @@ class Tokens:
         return ChangeByBin(np.bincount(place, minlength=BINS), **found)
 
     def moved(self) -> list[Moved]:
-        """Those that moved most, first upwards, then downwards."""
+        """The tokens with the largest change of log p: first increases, then decreases."""
         return [
-            Moved(
-                int(self.arrays["row"][at]), float(self.before[at]), float(self.after[at]), (text[0], text[1], text[2])
-            )
-            for at, text in zip(self.arrays["moved"], self.arrays["moved_text"].tolist(), strict=True)
+            Moved(int(self.arrays["row"][i]), float(self.before[i]), float(self.after[i]), (text[0], text[1], text[2]))
+            for i, text in zip(self.arrays["moved"], self.arrays["moved_text"].tolist(), strict=True)
         ]
 
     def calibration(self, when: str) -> Values | None:
-        """(15, 3), as `metrics.Calibration.bins`."""
+        """(15, 3), as `lit_probsft.training.metrics.Calibration.bins`."""
         bins: Values | None = self.arrays.get(f"calibration_{when}")
         return bins
 
@@ -140,12 +142,12 @@ class Tokens:
 
 
 def bin_of(log_p: Values) -> NDArray[np.int64]:
-    """Which of the `BINS` bins of p a log p lies in."""
+    """Index of the bin of p for each log p."""
     return np.searchsorted(EDGES, log_odds(log_p), side="right").clip(1, BINS) - 1
 
 
 def log_odds(log_p: Values) -> Values:
-    """log(p / (1 - p)), infinite where p = 1."""
+    """log(p / (1 - p)), infinite at p = 1."""
     with np.errstate(divide="ignore"):
         odds: Values = log_p - np.log(-np.expm1(log_p))
     return odds

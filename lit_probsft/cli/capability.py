@@ -14,8 +14,8 @@ from lightning.pytorch.cli import LightningArgumentParser
 from torch import Tensor
 
 from lit_probsft.analysis.advice import Command
+from lit_probsft.analysis.capability_figure import draw_capability
 from lit_probsft.analysis.findings import Findings, in_words
-from lit_probsft.analysis.pictures import draw_capability
 from lit_probsft.analysis.survey import Survey
 from lit_probsft.cli.fit import ProbSFTCLI, run_training_command
 from lit_probsft.data import InstructionDataModule

@@ -1,4 +1,4 @@
-"""The objectives f(p): one abstract idea in `base`, one short file per member; README.md is their table."""
+"""The objectives f(p): the base class in `base`, one short file per member, and README.md as their table."""
 
 from lit_probsft.objectives.anchored import ASFT, Anchored
 from lit_probsft.objectives.balanced import Balanced

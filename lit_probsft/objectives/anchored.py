@@ -1,4 +1,4 @@
-"""An anchor: a price for leaving the distribution of the model that training began with, added to any objective."""
+"""Any objective plus a penalty for leaving the distribution of the model before training."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from torch import Tensor
+from typing_extensions import override
 
 from lit_probsft.errors import UserError
 from lit_probsft.objectives.base import Objective, TokenStats, Wrapper
@@ -16,17 +17,17 @@ from lit_probsft.objectives.power import NLL
 
 @dataclass(frozen=True)
 class Anchored(Wrapper):
-    """f + weight KL, the divergence per token over the whole vocabulary between the model and a frozen reference.
+    """f + weight KL, where KL is the divergence per token over the vocabulary between the model and a reference.
 
-    p is the model's distribution, q the reference's. `forward` is KL(q || p), which keeps the model wherever the
-    reference has mass; its gradient on the logits is weight (p - q), and W is the base's plus weight (q - p) at the
-    target. `reverse` is KL(p || q), which keeps the model from where the reference has none; W is the base's plus
-    weight p (KL - log p + log q) at the target. Both are 0 as long as the model is the reference.
+    p is the model's distribution, q that of the frozen reference. `forward` is KL(q || p): it holds the model where the
+    reference has mass. Its gradient on the logits is weight (p - q); W is the base's plus weight (q - p) at the target.
+    `reverse` is KL(p || q): it keeps the model away from tokens to which the reference gives no mass; W is the base's
+    plus weight p (KL - log p + log q) at the target. Both are 0 while the model equals the reference.
 
     Args:
-        base: the objective that is anchored.
-        weight: of the divergence, 0 (the base alone, no reference is loaded) or more.
-        direction: of the divergence.
+        base: the anchored objective.
+        weight: factor of the divergence, 0 or more; with 0 no reference is loaded.
+        direction: direction of the divergence.
     """
 
     base: Objective = field(default_factory=NLL)
@@ -41,22 +42,22 @@ class Anchored(Wrapper):
             raise UserError(f"{name}.direction", f"expected forward or reverse, got {self.direction!r}")
 
     @property
-    def signed(self) -> bool:
-        """True: a token surer than in the reference is pushed down."""
+    @override
+    def signed(self) -> bool:  # a token that is more probable than under the reference is pushed down
         return self.weight > 0 or self.base.signed
 
     @property
+    @override
     def needs(self) -> frozenset[str]:
-        """What the base needs, and the logits of both models."""
         return self.base.needs | ({"logits", "reference_logits"} if self.weight else frozenset())
 
     @property
-    def interval(self) -> tuple[float, float]:
-        """All of it: the anchor holds every token, whatever the base leaves out."""
+    @override
+    def interval(self) -> tuple[float, float]:  # the anchor holds every token, also those that the base leaves out
         return (0.0, 1.0) if self.weight else self.base.interval
 
     def loss(self, tokens: TokenStats) -> Tensor:
-        """(N,), the base's range and up, in nats."""
+        """(N,), at least the base's value, in nats."""
         loss = self.base.loss(tokens)
         if not self.weight:
             return loss
@@ -70,14 +71,14 @@ class Anchored(Wrapper):
 
 @dataclass(frozen=True)
 class ASFT(Anchored):
-    """f = -sg(p) log p + weight KL: DFT with an anchor, sg the stop-gradient; W = p (1 - p) + weight (q - p), forward.
+    """f = -sg(p) log p + weight KL, anchored DFT; W = p (1 - p) + weight (q - p) in the forward direction.
 
-    Zhu et al. 2025, "Anchored Supervised Fine-Tuning" (arXiv 2509.23753); the divergence over the whole vocabulary, its
-    forward direction and the weight of 0.1 are those of the authors' code.
+    sg is the stop-gradient. Zhu et al. 2025, "Anchored Supervised Fine-Tuning" (arXiv 2509.23753). The authors' code
+    also sums over the whole vocabulary, in the forward direction, with weight 0.1.
 
     Args:
-        weight: of the divergence, 0 or more.
-        direction: of the divergence, see `Anchored`.
+        weight: factor of the divergence, 0 or more.
+        direction: direction of the divergence, see `Anchored`.
     """
 
     base: Objective = field(default_factory=DFT, init=False, repr=False)

@@ -1,202 +1,119 @@
-"""What an objective is: one elementwise function of what the model says about a token, and all that follows from it."""
+"""The base class of objectives: a member defines `loss`, everything else follows from it."""
 
 from __future__ import annotations
 
 import dataclasses
 import math
 from abc import ABC, abstractmethod
-from itertools import pairwise
-from typing import Any, Protocol
+from collections.abc import Callable
+from typing import Any
 
 import torch
 from torch import Tensor
+from typing_extensions import override
 
 from lit_probsft.errors import UserError
+from lit_probsft.objectives.quadrature import integrate
+from lit_probsft.objectives.token_stats import HANDED_IN, NEEDS, REFERENCE, Capability, TokenStats
 
-# Dyadic panels towards p = 0: the last one begins at 2^-40, where a power law has long shown itself.
-_PANELS = 40
-_NODES = 24
-
-
-class Capability(Protocol):
-    """What an objective reads of the model before training (see `lit_probsft.training.fitting`)."""
-
-    @property
-    def mean_prob(self) -> float:
-        """Mean p over the training tokens."""
-
-    def prob_at(self, permille: int) -> float:
-        """Their quantile at `permille` / 1000."""
-
-
-@dataclasses.dataclass(frozen=True)
-class TokenStats:
-    """What an objective may read about N supervised tokens.
-
-    Only `log_probs` is always there. The others are computed when an objective names them in `needs`, because each
-    costs a pass over the vocabulary or must be handed in. `log_probs` is the only field with a gradient, except where
-    `logits` are asked for: then `logits` carry it, and `log_probs` are a function of them.
-    """
-
-    log_probs: Tensor
-    """(N,), log p of the target tokens in nats, at most 0; fp32 from the head."""
-    entropy: Tensor | None = None
-    """(N,), entropy of the model's distribution in nats, 0 to log V; no gradient."""
-    collision: Tensor | None = None
-    """(N,), sum over the vocabulary of p squared, 1/V to 1; no gradient."""
-    log_complement: Tensor | None = None
-    """(N,), log(1 - p) in nats, summed from the mass of the other tokens, hence exact where p rounds to 1; no
-    gradient."""
-    top_entropy: Tensor | None = None
-    """(N,), entropy in nats of the objective's `top_k` most probable tokens among themselves, 0 to log k; no
-    gradient."""
-    logits: Tensor | None = None
-    """(N, V), the logits of a chunk of tokens, after scale and soft cap; carries the gradient when it is there."""
-    labels: Tensor | None = None
-    """(N,), the target tokens' ids; comes with `logits`."""
-    progress: float | None = None
-    """Share of the training that is done, 0 to 1."""
-    batch_mean_p: float | None = None
-    """Mean p over the supervised tokens of the previous optimizer step, on all ranks; 0 before the first one."""
-    batch_nll: float | None = None
-    """Mean NLL over the same tokens, in nats; 0 before the first step."""
-    capability: Capability | None = None
-    """What the model made of the training tokens before it was trained on them."""
-    running_mean_p: float | None = None
-    """Running mean of p over the optimizer steps so far, from the capability's mean on."""
-    reference_log_probs: Tensor | None = None
-    """(N,), log p of the target tokens under a frozen model, by default the one that training began with; no
-    gradient."""
-    reference_logits: Tensor | None = None
-    """(N, V), that model's logits; no gradient."""
-    frozen_log_probs: Tensor | None = None
-    """(N,), stands for the stop-gradient of `log_probs` where a numerical derivative has to hold it fixed."""
-    frozen_logits: Tensor | None = None
-    """(N, V), the same for `logits`."""
-
-    def detached_log_probs(self) -> Tensor:
-        """(N,), log p as a constant: the only way an objective should stop a gradient."""
-        return self.log_probs.detach() if self.frozen_log_probs is None else self.frozen_log_probs
-
-    def detached_logits(self) -> Tensor:
-        """(N, V), the logits as a constant, where the objective asks for logits."""
-        assert self.logits is not None
-        return self.logits.detach() if self.frozen_logits is None else self.frozen_logits
-
-    def replace(self, **changes: Any) -> TokenStats:
-        """A copy with some fields changed."""
-        return dataclasses.replace(self, **changes)
-
-
-STATISTICS = frozenset({"entropy", "collision", "log_complement", "top_entropy"})
-"""What the head computes from a chunk's distribution on request, without a gradient."""
-
-HANDED_IN = frozenset({"progress", "batch_mean_p", "batch_nll", "capability", "running_mean_p"})
-"""What only the caller of the head can know; it comes through `context`."""
-
-REFERENCE = frozenset({"reference_log_probs", "reference_logits"})
-"""What a second, frozen model says about the same tokens; the module holds it, the head multiplies it out."""
-
-NEEDS = STATISTICS | HANDED_IN | REFERENCE | {"logits"}
-"""Every name that `Objective.needs` may hold."""
+__all__ = [
+    "HANDED_IN",
+    "NEEDS",
+    "REFERENCE",
+    "Capability",
+    "Objective",
+    "TokenStats",
+    "Wrapper",
+    "derivative",
+    "gradient_weight",
+    "one_minus_exp",
+]
 
 
 class Objective(ABC):
-    """A loss f(p) of a supervised token, p the probability that the model gives to it.
+    """A loss f(p) of one supervised token, where p is the probability that the model gives to it.
 
-    A member is a frozen dataclass whose fields are its hyper-parameters, and its class is its name: nothing is
-    registered. It says what one token costs; masking, weighting, dividing and summing belong to the head. To add one:
+    A member is a frozen dataclass whose fields are its hyper-parameters. Configurations name it by its class; there is
+    no registry. Masking, weighting, summing and dividing belong to the head. A new member is a class with one method:
 
         @dataclasses.dataclass(frozen=True)
         class SquaredGap(Objective):
             def loss(self, tokens):
                 return (1 - tokens.log_probs.exp()).square()
 
-    Loss and derivative should be finite for every log p from -10000 to 0: (1 - p)^gamma with gamma below 1, say, has an
-    infinite slope at p = 1.
+    Loss and derivative should be finite for every log p from -10000 to 0. (1 - p)^gamma with gamma below 1, for
+    example, has an infinite slope at p = 1.
     """
 
     @property
-    def signed(self) -> bool:
-        """True where `gradient_weight` may be negative, that is where a token can be pushed down."""
-        return False
-
-    @property
     def needs(self) -> frozenset[str]:
-        """Names of the `TokenStats` fields that `loss` reads beside `log_probs`; a wrapper answers for its base too."""
+        """Names of the `TokenStats` fields that `loss` reads in addition to `log_probs`."""
         return frozenset()
 
     @property
     def top_k(self) -> int:
-        """How many of the most probable tokens `top_entropy` is taken over; a wrapper answers for its base."""
+        """Number of most probable tokens in `top_entropy`."""
         return 20
 
     @property
+    def signed(self) -> bool:
+        """Whether `gradient_weight` can be negative, that is, push a token down."""
+        return False
+
+    @property
     def interval(self) -> tuple[float, float]:
-        """The closed interval of p outside which a token has neither loss nor gradient; (0, 1) means every token
-        counts."""
+        """Closed interval of p. Tokens outside it have no loss and no gradient; (0, 1) if every token counts."""
         return (0.0, 1.0)
 
-    def fitted(self, capability: Capability) -> Objective:
-        """This objective with the numbers in it that it takes from the capability; a wrapper fits its base too."""
-        return self
-
-    def logged_values(self, tokens: TokenStats) -> dict[str, float]:
-        """Numbers that change or were measured, such as alpha, to be logged of each step by their names.
-
-        Args:
-            tokens: only what is handed in is there.
-        """
-        return {}
+    @property
+    def has_mass(self) -> bool:
+        """Whether W is a non-negative function of p alone. Only then `mass` and `lean` are defined."""
+        return not (self.signed or self.needs - {"log_complement"})
 
     @abstractmethod
     def loss(self, tokens: TokenStats) -> Tensor:
         """The loss of each token, (N,), in the dtype of `tokens.log_probs`: no mask, no reduction, no state."""
 
+    def fitted(self, capability: Capability) -> Objective:
+        """The objective with its parameters computed from the capability; itself if it doesn't need the capability."""
+        return self
+
+    def logged_values(self, tokens: TokenStats) -> dict[str, float]:
+        """Values to log at each step, such as the current alpha.
+
+        Args:
+            tokens: holds the fields of `HANDED_IN` only.
+        """
+        return {}
+
     def gradient_weight(self, tokens: TokenStats | Tensor) -> Tensor:
         """W = -dL/dz_y, the pull on the target's logit, (N,), detached.
 
-        W(p) = -f'(p) p (1 - p) for an f of p alone (arXiv 2510.00526, section 3). Taken from `loss` by autograd,
-        through log p (d log p / dz_y = 1 - p) or, for a member that needs the logits, through them.
+        For an f of p alone, W(p) = -f'(p) p (1 - p) (arXiv 2510.00526, section 3).
 
         Args:
             tokens: token statistics, or just log p, (N,), in nats.
-        """
-        stats = tokens if isinstance(tokens, TokenStats) else TokenStats(log_probs=tokens)
-        missing = sorted(name for name in self.needs if getattr(stats, name) is None)
-        if missing:
-            raise ValueError(f"{type(self).__name__}.gradient_weight needs TokenStats with {', '.join(missing)}")
-        with torch.enable_grad():
-            if "logits" in self.needs:
-                assert stats.logits is not None
-                assert stats.labels is not None
-                logits = stats.logits.detach().requires_grad_()
-                target = stats.labels.unsqueeze(-1)
-                log_probs = logits.log_softmax(-1).gather(-1, target).squeeze(-1)
-                loss = self.loss(stats.replace(logits=logits, log_probs=log_probs))
-                (gradient,) = torch.autograd.grad(loss.sum(), logits)
-                return -gradient.gather(-1, target).squeeze(-1)
-            log_probs = stats.log_probs.detach().requires_grad_()
-            slope = derivative(self.loss(stats.replace(log_probs=log_probs)), log_probs)
-        complement = -torch.expm1(stats.log_probs) if stats.log_complement is None else stats.log_complement.exp()
-        return -slope * complement.to(slope.dtype)
-
-    def lean(self, tau: float = 0.5) -> float:
-        """The share of the weight's mass that lies above p = tau: integral of W from tau to 1 over the integral from 0
-        to 1.
-
-        At least half is prior-leaning (the objective works on what the model already believes), below is prior-averse.
-        NegP is exactly 0.5 at tau = 0.5. Where the mass diverges towards p = 0 (Power with alpha <= -1) its share below
-        any tau > 0 is all of it, and the answer is 0 (1 for tau = 0). Where W has no mass at all (an interval of one
-        point), it is NaN.
 
         Raises:
-            ValueError: tau is outside [0, 1], or W is no non-negative function of p alone.
+            ValueError: the statistics lack a field that the objective needs.
+        """
+        stats = tokens if isinstance(tokens, TokenStats) else TokenStats(log_probs=tokens)
+        return gradient_weight(self.loss, self.needs, stats, type(self).__name__)
+
+    def lean(self, tau: float = 0.5) -> float:
+        """The share of W's mass above p = tau: the integral of W from tau to 1 over its integral from 0 to 1.
+
+        An objective with a lean of at least .5 is prior-leaning: it works on what the model already believes. Below it
+        is prior-averse. NegP is exactly .5. If the mass diverges towards p = 0 (Power with alpha <= -1), the lean is 0
+        (1 for tau = 0). If W is 0 nearly everywhere (an interval of one point), it is NaN.
+
+        Raises:
+            ValueError: tau is outside [0, 1], or W is not a non-negative function of p alone.
         """
         if not 0 <= tau <= 1:
             raise ValueError(f"tau: expected a probability from 0 to 1, got {tau}")
-        if self.signed or self.needs - {"log_complement"}:
-            raise ValueError(f"{type(self).__name__}.lean: its weight is no non-negative function of p alone")
+        if not self.has_mass:
+            raise ValueError(f"{type(self).__name__}.lean: its weight is not a non-negative function of p alone")
         below, above = self.mass(0.0, tau), self.mass(tau, 1.0)
         if math.isinf(below) or math.isinf(above):
             return 0.0 if math.isinf(below) else 1.0
@@ -204,80 +121,67 @@ class Objective(ABC):
         return above / total if total > 0 else math.nan
 
     def mass(self, low: float, high: float) -> float:
-        """Integral of W(p) dp from `low` to `high`, infinite where it diverges towards p = 0.
-
-        Gauss-Legendre on dyadic panels; below the last panel W is continued as the power law that the last two panels
-        show.
-        """
+        """Integral of W(p) dp from `low` to `high`, infinite if it diverges towards p = 0."""
         low, high = max(low, self.interval[0]), min(high, self.interval[1])
-        if high <= low:
-            return 0.0
-        edges = [high]
-        while len(edges) <= _PANELS and edges[-1] > low:
-            edges.append(max(low, edges[-1] / 2))
-        panels = [self._panel(a, b) for b, a in pairwise(edges)]
-        tail = 0.0
-        if edges[-1] > low and panels[-1] > 0:
-            ratio = panels[-1] / panels[-2]
-            tail = math.inf if ratio > 1 - 1e-6 else panels[-1] * ratio / (1 - ratio)
-        return math.fsum(panels) + tail
+        return integrate(self._weight_at, low, high) if high > low else 0.0
 
-    def _panel(self, low: float, high: float) -> float:
-        nodes, weights = _gauss_legendre()
-        p = low + (high - low) * (nodes + 1) / 2
-        stats = TokenStats(log_probs=p.log(), log_complement=torch.log1p(-p))
-        return float((self.gradient_weight(stats) * weights).sum() * (high - low) / 2)
+    def _weight_at(self, p: Tensor) -> Tensor:
+        return self.gradient_weight(TokenStats(log_probs=p.log(), log_complement=torch.log1p(-p)))
 
     def as_config(self) -> dict[str, Any]:
-        """The `class_path` and `init_args` that build this objective again, plain data ready for YAML or JSON."""
+        """`class_path` and `init_args` of this objective, as plain data for YAML or JSON.
+
+        Raises:
+            UserError: the class is not a dataclass.
+        """
         kind: Any = type(self)
         if not dataclasses.is_dataclass(kind):
             raise UserError(
                 type(self).__name__,
-                "expected an objective that is a dataclass, its fields being its arguments; "
+                "expected a dataclass, whose fields are the objective's arguments; "
                 "decorate the class with @dataclass(frozen=True)",
             )
         fields = {field.name: getattr(self, field.name) for field in dataclasses.fields(kind) if field.init}
         init_args = {k: v.as_config() if isinstance(v, Objective) else v for k, v in fields.items()}
-        module = (
-            "lit_probsft.objectives" if type(self).__module__.startswith(f"{__package__}.") else type(self).__module__
-        )
+        module = type(self).__module__
+        if module.startswith(f"{__package__}."):
+            module = "lit_probsft.objectives"
         return {"class_path": f"{module}.{type(self).__qualname__}", "init_args": init_args}
 
 
 class Wrapper(Objective, ABC):
-    """An objective around another one, its field `base`, for which it answers."""
+    """An objective built on another one, its field `base`. Passes on what the base needs, logs and covers."""
 
     base: Objective
 
     @property
-    def signed(self) -> bool:
-        """As the base."""
-        return self.base.signed
-
-    @property
+    @override
     def needs(self) -> frozenset[str]:
-        """What the base needs."""
         return self.base.needs
 
     @property
+    @override
     def top_k(self) -> int:
-        """As the base."""
         return self.base.top_k
 
     @property
+    @override
+    def signed(self) -> bool:
+        return self.base.signed
+
+    @property
+    @override
     def interval(self) -> tuple[float, float]:
-        """The base's."""
         return self.base.interval
 
+    @override
     def fitted(self, capability: Capability) -> Objective:
-        """Around the base with its numbers."""
         kind: Any = self
         fitted: Objective = dataclasses.replace(kind, base=self.base.fitted(capability))
         return fitted
 
+    @override
     def logged_values(self, tokens: TokenStats) -> dict[str, float]:
-        """The base's."""
         return self.base.logged_values(tokens)
 
 
@@ -295,24 +199,51 @@ class _OneMinusExp(torch.autograd.Function):
 
 
 def one_minus_exp(exponent: Tensor) -> Tensor:
-    """1 - e^x with all digits of the value near x = 0 and of the derivative, -e^x, far below.
+    """1 - e^x, with an exact value near x = 0 and an exact derivative -e^x far below.
 
-    Autograd on `expm1` takes the derivative from the rounded value, where every e^x below 6e-8 is lost to fp32.
+    Autograd on `expm1` computes the derivative from the rounded value and loses every e^x below 6e-8 in fp32.
     """
     value: Tensor = _OneMinusExp.apply(exponent)  # type: ignore[no-untyped-call]
     return value
 
 
+def gradient_weight(
+    loss_of: Callable[[TokenStats], Tensor], needs: frozenset[str], stats: TokenStats, name: str
+) -> Tensor:
+    """`Objective.gradient_weight` of any function of `TokenStats`, (N,), detached.
+
+    Args:
+        loss_of: returns the loss of each token, (N,).
+        needs: the `TokenStats` fields that it reads in addition to `log_probs`.
+        stats: statistics of N tokens.
+        name: name of the objective, for the error message.
+
+    Raises:
+        ValueError: the statistics lack a field that the loss needs.
+    """
+    missing = sorted(field for field in needs if getattr(stats, field) is None)
+    if missing:
+        raise ValueError(f"{name}.gradient_weight needs TokenStats with {', '.join(missing)}")
+    with torch.enable_grad():
+        if "logits" in needs:
+            assert stats.logits is not None
+            assert stats.labels is not None
+            logits = stats.logits.detach().requires_grad_()
+            target = stats.labels.unsqueeze(-1)
+            log_probs = logits.log_softmax(-1).gather(-1, target).squeeze(-1)
+            loss = loss_of(stats.replace(logits=logits, log_probs=log_probs))
+            (gradient,) = torch.autograd.grad(loss.sum(), logits)
+            return -gradient.gather(-1, target).squeeze(-1)
+        log_probs = stats.log_probs.detach().requires_grad_()
+        slope = derivative(loss_of(stats.replace(log_probs=log_probs)), log_probs)
+    # d log p / dz_y = 1 - p
+    complement = -torch.expm1(stats.log_probs) if stats.log_complement is None else stats.log_complement.exp()
+    return -slope * complement.to(slope.dtype)
+
+
 def derivative(loss: Tensor, variable: Tensor) -> Tensor:
-    """d(sum of loss)/d(variable), zeros where the loss does not depend on the variable at all."""
+    """d(sum of loss)/d(variable), zeros if the loss does not depend on the variable."""
     if not loss.requires_grad:
         return torch.zeros_like(variable)
     (gradient,) = torch.autograd.grad(loss.sum(), variable, allow_unused=True)
     return torch.zeros_like(variable) if gradient is None else gradient
-
-
-def _gauss_legendre() -> tuple[Tensor, Tensor]:
-    import numpy as np
-
-    nodes, weights = np.polynomial.legendre.leggauss(_NODES)
-    return torch.from_numpy(nodes), torch.from_numpy(weights)

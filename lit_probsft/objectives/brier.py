@@ -13,14 +13,11 @@ from lit_probsft.objectives.base import Objective, TokenStats, one_minus_exp
 class Brier(Objective):
     """f = (1 - p)^2 + the sum of the other tokens' squared probabilities; W = 2 p f.
 
-    A proper score, as NLL is, but bounded. It differentiates the whole distribution, so it takes the logits. Brier
-    1950, "Verification of Forecasts Expressed in Terms of Probability".
+    A proper scoring rule like NLL, but bounded. Brier 1950, "Verification of Forecasts Expressed in Terms of
+    Probability".
     """
 
-    @property
-    def needs(self) -> frozenset[str]:
-        """The logits."""
-        return frozenset({"logits"})
+    needs = frozenset({"logits"})
 
     def loss(self, tokens: TokenStats) -> Tensor:
         """(N,), 0 to 2."""

@@ -1,10 +1,11 @@
-"""The Cayley trajectory: a power whose exponent rises with the token's own probability, and with the batch's."""
+"""The Cayley trajectory: a power whose exponent rises with the token's and the batch's probability."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 from torch import Tensor
+from typing_extensions import override
 
 from lit_probsft.errors import UserError
 from lit_probsft.objectives.base import Objective, TokenStats, one_minus_exp
@@ -14,12 +15,12 @@ from lit_probsft.objectives.base import Objective, TokenStats, one_minus_exp
 class Cayley(Objective):
     """f = (1 - p^alpha) / alpha, alpha = sg(m + (1 - m) p / (2 - p)), at least 0.001; W = p^alpha (1 - p).
 
-    p / (2 - p) is the Cayley transform (1 - r) / (1 + r) of r = 1 - p; m is `floor` times the mean p of the last
-    optimizer step. sg is the stop-gradient. Wang et al. 2026, "Gradients Must Earn Their Influence" (arXiv 2602.11424),
-    whose code takes the mean of the micro-batch.
+    p / (2 - p) is the Cayley transform (1 - r) / (1 + r) of r = 1 - p. m is `floor` times the mean p of the previous
+    optimizer step. sg is the stop-gradient. Wang et al. 2026, "Gradients Must Earn Their Influence" (arXiv
+    2602.11424); their code takes the mean over the micro-batch.
 
     Args:
-        floor: factor of the batch's mean p, 0 (the token alone) to 1; 0.5 in the authors' code.
+        floor: factor of the mean p, 0 (alpha depends on the token alone) to 1; 0.5 in the authors' code.
     """
 
     floor: float = 0.5
@@ -29,8 +30,8 @@ class Cayley(Objective):
             raise UserError("Cayley.floor", f"expected a number from 0 to 1, got {self.floor}")
 
     @property
+    @override
     def needs(self) -> frozenset[str]:
-        """The batch's mean p, where the floor is not 0."""
         return frozenset({"batch_mean_p"} if self.floor else ())
 
     def loss(self, tokens: TokenStats) -> Tensor:

@@ -1,4 +1,4 @@
-"""The token weight of CHORD: least where the model is sure, of the token or against it."""
+"""The token weight of CHORD: smallest where the model is certain, for or against the token."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ from lit_probsft.objectives.base import Objective, TokenStats, one_minus_exp
 
 @dataclass(frozen=True)
 class ChordPhi(Objective):
-    """f = -sg(p (1 - p)) log p, sg the stop-gradient; W = p (1 - p)^2.
+    """f = -sg(p (1 - p)) log p; W = p (1 - p)^2. sg is the stop-gradient.
 
-    Zhang et al. 2025, "On-Policy RL Meets Off-Policy Experts" (arXiv 2508.11408): the weight phi of its supervised
-    part, whose mixture with reinforcement learning is not here.
+    The weight phi of the supervised part of CHORD, without its reinforcement learning. Zhang et al. 2025, "On-Policy RL
+    Meets Off-Policy Experts" (arXiv 2508.11408).
     """
 
     def loss(self, tokens: TokenStats) -> Tensor:

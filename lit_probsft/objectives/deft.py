@@ -1,4 +1,4 @@
-"""Dynamic entropy fine-tuning: a power whose exponent is how concentrated the distribution is."""
+"""Dynamic entropy fine-tuning: a power whose exponent is the concentration of the distribution."""
 
 from __future__ import annotations
 
@@ -11,16 +11,13 @@ from lit_probsft.objectives.base import Objective, TokenStats, one_minus_exp
 
 @dataclass(frozen=True)
 class DEFT(Objective):
-    """f = (1 - p^alpha) / alpha with alpha = sg(collision), the sum of all squared probabilities; W = p^alpha (1 - p).
+    """f = (1 - p^alpha) / alpha, alpha = sg(collision), the sum of all squared probabilities; W = p^alpha (1 - p).
 
-    Near NLL where the model is unsure, near NegP where it is sure, of whatever token. sg is the stop-gradient. Wang et
-    al. 2026, "Gradients Must Earn Their Influence" (arXiv 2602.11424).
+    Close to NLL where the model is uncertain and to NegP where it is certain, of whatever token. sg is the
+    stop-gradient. Wang et al. 2026, "Gradients Must Earn Their Influence" (arXiv 2602.11424).
     """
 
-    @property
-    def needs(self) -> frozenset[str]:
-        """The collision probability."""
-        return frozenset({"collision"})
+    needs = frozenset({"collision"})
 
     def loss(self, tokens: TokenStats) -> Tensor:
         """(N,), 0 to V."""

@@ -1,4 +1,4 @@
-"""Entropy-adaptive fine-tuning: NLL, less where the model is sure of something, right or wrong."""
+"""Entropy-adaptive fine-tuning: NLL with less weight where the model is certain, right or wrong."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 
 from torch import Tensor
+from typing_extensions import override
 
 from lit_probsft.errors import UserError
 from lit_probsft.objectives.base import Objective, TokenStats
@@ -13,18 +14,20 @@ from lit_probsft.objectives.base import Objective, TokenStats
 
 @dataclass(frozen=True)
 class EAFT(Objective):
-    """f = -sg(h^alpha) log p, h the entropy of the k most probable tokens over log k; W = h^alpha (1 - p).
+    """f = -sg(h^alpha) log p, h = entropy of the k most probable tokens / log k; W = h^alpha (1 - p).
 
-    sg is the stop-gradient. Diao et al. 2026, "Entropy-Adaptive Fine-Tuning" (arXiv 2601.02151); the entropy is that of
-    the k tokens among themselves, as in the authors' code.
+    The k probabilities are renormalized for the entropy, as in the authors' code. sg is the stop-gradient. Diao et al.
+    2026, "Entropy-Adaptive Fine-Tuning" (arXiv 2601.02151).
 
     Args:
-        k: how many tokens, at least 2; 20 in the paper.
+        k: number of most probable tokens, at least 2; 20 in the paper.
         alpha: exponent of the entropy, 0 (NLL) or more; 1 in the paper.
     """
 
     k: int = 20
     alpha: float = 1.0
+
+    needs = frozenset({"top_entropy"})
 
     def __post_init__(self) -> None:
         if self.k < 2:
@@ -33,13 +36,8 @@ class EAFT(Objective):
             raise UserError("EAFT.alpha", f"expected a finite exponent, 0 or more, got {self.alpha}")
 
     @property
-    def needs(self) -> frozenset[str]:
-        """The entropy of the most probable tokens."""
-        return frozenset({"top_entropy"})
-
-    @property
+    @override
     def top_k(self) -> int:
-        """As `k` says."""
         return self.k
 
     def loss(self, tokens: TokenStats) -> Tensor:

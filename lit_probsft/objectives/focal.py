@@ -1,4 +1,4 @@
-"""The focal loss: NLL with little weight on what the model already knows."""
+"""The focal loss: NLL with less weight on what the model already knows."""
 
 from __future__ import annotations
 
@@ -29,6 +29,6 @@ class Focal(Objective):
 
     def loss(self, tokens: TokenStats) -> Tensor:
         """(N,), 0 to infinity, in nats."""
-        # The clamp stops the slope where p is 1, which is infinite for gamma below 1.
+        # Without the clamp the slope at p = 1 is infinite for gamma below 1.
         complement = one_minus_exp(tokens.log_probs).clamp(min=1e-30)
         return -(complement**self.gamma) * tokens.log_probs

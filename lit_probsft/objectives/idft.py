@@ -1,4 +1,4 @@
-"""In-distribution fine-tuning: tokens are learnt as far as they could be the model's own."""
+"""In-distribution fine-tuning: a token counts as far as the model itself could have generated it."""
 
 from __future__ import annotations
 
@@ -15,33 +15,26 @@ from lit_probsft.objectives.base import Objective, TokenStats
 class IDFT(Objective):
     """f = -p^gamma log p, gamma = sg(exp(-(log p + entropy) / beta)) clamped; W = p^gamma (1 + gamma log p) (1 - p).
 
-    log p + entropy has mean 0 over the model's own samples. sg is the stop-gradient; p^gamma has a gradient, as in the
-    authors' code, so that W is negative below p = exp(-1 / gamma). Zhang et al. 2026, "Towards On-Policy SFT" (arXiv
-    2602.12222); their code also leads gamma from 1 to this value early in training.
+    log p + entropy has mean 0 over the model's own samples. p^gamma has a gradient, as in the authors' code, so W is
+    negative below p = exp(-1 / gamma). sg is the stop-gradient. Zhang et al. 2026, "Towards On-Policy SFT" (arXiv
+    2602.12222); their code also moves gamma from 1 to this value early in training.
 
     Args:
-        beta: temperature of the exponent, above 0.
-        min_gamma: lower end of the clamp, 0 or more.
-        max_gamma: upper end of the clamp, at least `min_gamma`.
+        beta: temperature of gamma, above 0.
+        min_gamma: lower bound of gamma, 0 or more.
+        max_gamma: upper bound of gamma, at least `min_gamma`.
     """
 
     beta: float = 1.0
     min_gamma: float = 0.1
     max_gamma: float = 2.0
 
+    needs = frozenset({"entropy"})
+    signed = True  # an improbable token is pushed down
+
     def __post_init__(self) -> None:
         if not (0 < self.beta < math.inf and 0 <= self.min_gamma <= self.max_gamma < math.inf):
             raise UserError("IDFT", f"expected beta > 0 and 0 <= min_gamma <= max_gamma, all finite, got {self}")
-
-    @property
-    def signed(self) -> bool:
-        """True: a token that is improbable enough is pushed down."""
-        return True
-
-    @property
-    def needs(self) -> frozenset[str]:
-        """The entropy."""
-        return frozenset({"entropy"})
 
     def loss(self, tokens: TokenStats) -> Tensor:
         """(N,), 0 to 1 / (e min_gamma), in nats."""

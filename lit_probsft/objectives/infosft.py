@@ -1,4 +1,4 @@
-"""Information-aware weights: most for tokens of medium probability, none for those that are nearly certain."""
+"""Information-aware weights: largest for tokens of medium probability, zero for nearly certain ones."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 
 from torch import Tensor
+from typing_extensions import override
 
 from lit_probsft.errors import UserError
 from lit_probsft.objectives.base import Objective, TokenStats, one_minus_exp
@@ -13,12 +14,12 @@ from lit_probsft.objectives.base import Objective, TokenStats, one_minus_exp
 
 @dataclass(frozen=True)
 class InfoSFT(Objective):
-    """f = -sg(w) log p, w = p max(0, 1 - logit(p) / logit(max_prob)), sg the stop-gradient; W = w (1 - p).
+    """f = -sg(w) log p, w = p max(0, 1 - logit(p) / logit(max_prob)), sg = stop-gradient; W = w (1 - p).
 
-    Sabbaghi et al. 2026, "InfoSFT" (arXiv 2605.14967), as normalized in the authors' code.
+    Sabbaghi et al. 2026, "InfoSFT" (arXiv 2605.14967), normalized as in the authors' code.
 
     Args:
-        max_prob: the probability from which on a token has no weight, above 0.5, below 1; 0.93 in the authors' code.
+        max_prob: tokens with this p or more have no weight; above 0.5 and below 1, 0.93 in the authors' code.
     """
 
     max_prob: float = 0.93
@@ -28,8 +29,8 @@ class InfoSFT(Objective):
             raise UserError("InfoSFT.max_prob", f"expected a probability above 0.5 and below 1, got {self.max_prob}")
 
     @property
+    @override
     def interval(self) -> tuple[float, float]:
-        """From 0 to `max_prob`."""
         return (0.0, self.max_prob)
 
     def loss(self, tokens: TokenStats) -> Tensor:

@@ -1,4 +1,4 @@
-"""Label smoothing: a target that leaves some mass to every token of the vocabulary."""
+"""Label smoothing: a target that gives some mass to every token of the vocabulary."""
 
 from __future__ import annotations
 
@@ -14,29 +14,21 @@ from lit_probsft.objectives.base import Objective, TokenStats
 class LabelSmoothing(Objective):
     """Cross entropy against (1 - epsilon) onehot + epsilon / V; W = 1 - epsilon + epsilon / V - p.
 
-    It differentiates the whole distribution, so it takes the logits. W is negative where the model is surer than the
-    smoothed target. Szegedy et al. 2016, "Rethinking the Inception Architecture"; the same as torch's
-    `label_smoothing`.
+    W is negative where the model is more certain than the smoothed target. Szegedy et al. 2016, "Rethinking the
+    Inception Architecture"; equals torch's `label_smoothing`.
 
     Args:
-        epsilon: the mass spread over the vocabulary, 0 (NLL) to 1.
+        epsilon: mass spread over the vocabulary, 0 (NLL) to 1.
     """
 
     epsilon: float = 0.1
 
+    needs = frozenset({"logits"})
+    signed = True  # a token above the smoothed target is pushed down
+
     def __post_init__(self) -> None:
         if not 0 <= self.epsilon <= 1:
             raise UserError("LabelSmoothing.epsilon", f"expected a number from 0 to 1, got {self.epsilon}")
-
-    @property
-    def signed(self) -> bool:
-        """True: a token surer than the smoothed target is pushed down."""
-        return True
-
-    @property
-    def needs(self) -> frozenset[str]:
-        """The logits."""
-        return frozenset({"logits"})
 
     def loss(self, tokens: TokenStats) -> Tensor:
         """(N,), 0 to infinity, in nats."""

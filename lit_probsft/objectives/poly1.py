@@ -18,7 +18,7 @@ class Poly1(Objective):
     Between NLL (epsilon = 0) and NegP (epsilon to infinity). Leng et al. 2022, "PolyLoss" (arXiv 2204.12511).
 
     Args:
-        epsilon: -1 or more; 2 is the paper's for ImageNet.
+        epsilon: -1 or more; 2 in the paper, for ImageNet.
     """
 
     epsilon: float = 2.0

@@ -1,4 +1,4 @@
-"""A threshold at a quantile of p under the model before training."""
+"""A threshold at a quantile of p before training."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from torch import Tensor
+from typing_extensions import override
 
 from lit_probsft.errors import UserError
 from lit_probsft.objectives.base import Capability, Objective, TokenStats, Wrapper
@@ -15,16 +16,17 @@ from lit_probsft.objectives.threshold import Threshold
 
 @dataclass(frozen=True)
 class QuantileThreshold(Wrapper):
-    """`Threshold` whose edge is a quantile of p over the training tokens before training, a constant ever after.
+    """`Threshold` with an edge at a quantile of p over the training tokens before training; the edge stays constant.
 
-    The paper's percentile thresholds (Li et al. 2025, arXiv 2510.00526). As the model learns, more or fewer tokens than
-    `keep` lie inside; `train/inside` is their share.
+    The paper's percentile thresholds (Li et al. 2025, arXiv 2510.00526). As the model learns, the share of tokens
+    inside moves away from `keep`; `train/inside` is the current share.
 
     Args:
         base: the objective inside the interval.
-        keep: share of the tokens that are inside at the start, .001 to .999 in steps of .001.
+        keep: share of the tokens inside the interval at the start, .001 to .999 in steps of .001.
         side: `top` keeps the most probable tokens, `bottom` the least probable ones.
-        source: the capability.json, or its run's folder, that tells the quantiles; by default they are measured.
+        source: a capability.json or its run's folder, which has the quantiles; by default they are measured before the
+            first step.
     """
 
     base: Objective = field(default_factory=NLL)
@@ -39,18 +41,18 @@ class QuantileThreshold(Wrapper):
             raise UserError("QuantileThreshold.side", f"expected top or bottom, got {self.side!r}")
 
     @property
+    @override
     def needs(self) -> frozenset[str]:
-        """The capability, and what the base needs."""
         return self.base.needs | {"capability"}
 
+    @override
     def fitted(self, capability: Capability) -> Threshold:
-        """The threshold in numbers."""
         permille, base = round(self.keep * 1000), self.base.fitted(capability)
         if self.side == "bottom":
             return Threshold(base, 0.0, capability.prob_at(permille))
         return Threshold(base, capability.prob_at(1000 - permille), 1.0)
 
     def loss(self, tokens: TokenStats) -> Tensor:
-        """(N,), the base's range, and 0 outside the interval."""
+        """(N,), the base's value inside the interval and 0 outside."""
         assert tokens.capability is not None
         return self.fitted(tokens.capability).loss(tokens)

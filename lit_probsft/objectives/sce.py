@@ -1,4 +1,4 @@
-"""Symmetric cross entropy: that of the model under the target added to that of the target under the model."""
+"""Symmetric cross entropy: NLL plus the cross entropy of the target under the model."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from lit_probsft.objectives.base import Objective, TokenStats, one_minus_exp
 
 @dataclass(frozen=True)
 class SCE(Objective):
-    """f = -alpha log p - beta A (1 - p), A standing for log 0; W = (1 - p) (alpha - beta A p).
+    """f = -alpha log p - beta A (1 - p), where A replaces log 0; W = (1 - p) (alpha - beta A p).
 
-    The reverse cross entropy of a one-hot target is -A (1 - p). alpha times Poly1 with epsilon = -beta A / alpha.
-    Wang et al. 2019, "Symmetric Cross Entropy for Robust Learning with Noisy Labels" (arXiv 1908.06112); the defaults
-    are those of the authors' code for CIFAR-10.
+    The reverse cross entropy of a one-hot target is -A (1 - p). SCE is alpha times Poly1 with epsilon =
+    -beta A / alpha. Wang et al. 2019, "Symmetric Cross Entropy for Robust Learning with Noisy Labels" (arXiv
+    1908.06112); the defaults are from the authors' code for CIFAR-10.
 
     Args:
         alpha: factor of NLL, above 0.

@@ -1,4 +1,4 @@
-"""Token-adaptive loss reweighting: NLL, less where the model does not believe the token."""
+"""Token-adaptive loss reweighting: NLL with less weight on improbable tokens."""
 
 from __future__ import annotations
 
@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 
 from torch import Tensor
+from typing_extensions import override
 
 from lit_probsft.errors import UserError
 from lit_probsft.objectives.base import Objective, TokenStats
@@ -15,13 +16,13 @@ from lit_probsft.objectives.base import Objective, TokenStats
 class TALR(Objective):
     """f = -sg(w) log p, w = max(p^(1 / tau), floor); W = w (1 - p).
 
-    sg is the stop-gradient. Lin et al. 2025, "SFT Doesn't Always Hurt General Capabilities" (arXiv 2509.20758), where
-    weights proportional to p^(1 / tau) solve an entropy-regularized problem and tau follows the loss of the batch.
-    They are not divided by their sum here, and the floor's value is this project's.
+    sg is the stop-gradient. Lin et al. 2025, "SFT Doesn't Always Hurt General Capabilities" (arXiv 2509.20758): weights
+    proportional to p^(1 / tau) solve an entropy-regularized problem, and tau follows the loss of the batch. Here the
+    weights are not divided by their sum, and the value of the floor is this project's.
 
     Args:
-        tau: above 0, in nats; 0 stands for the mean NLL of the last optimizer step (before the first one w is 1).
-        floor: least weight, 0 to 1.
+        tau: above 0, in nats; 0 means the mean NLL of the previous optimizer step (w is 1 before the first step).
+        floor: smallest weight, 0 to 1.
     """
 
     tau: float = 0.0
@@ -34,8 +35,8 @@ class TALR(Objective):
             raise UserError("TALR.floor", f"expected a number from 0 to 1, got {self.floor}")
 
     @property
+    @override
     def needs(self) -> frozenset[str]:
-        """The mean NLL of the step before, where tau is not given."""
         return frozenset() if self.tau else frozenset({"batch_nll"})
 
     def loss(self, tokens: TokenStats) -> Tensor:

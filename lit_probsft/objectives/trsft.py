@@ -1,4 +1,4 @@
-"""NLL inside a trust region, linear in p outside: improbable tokens no longer pull hardest."""
+"""NLL in a trust region, linear in p below it: the least probable tokens do not pull hardest."""
 
 from __future__ import annotations
 
@@ -14,21 +14,21 @@ from lit_probsft.objectives.base import Objective, TokenStats, one_minus_exp
 
 @dataclass(frozen=True)
 class TrSFT(Objective):
-    """f = -log p where p is above alpha, 1 - log alpha - p / alpha below; W = min(1, p / alpha) (1 - p).
+    """f = -log p if p > alpha, else 1 - log alpha - p / alpha; W = min(1, p / alpha) (1 - p).
 
-    Su et al. 2025, "Trust-Region Adaptive Policy Optimization" (arXiv 2512.17636), whose code caps the factor 1 / p of
-    NLL at 1 / alpha; the same function is the partially Huberised cross entropy with tau = 1 / alpha of Menon et al.
-    2020, "Can Gradient Clipping Mitigate Label Noise?".
+    Su et al. 2025, "Trust-Region Adaptive Policy Optimization" (arXiv 2512.17636); their code caps the factor 1 / p of
+    NLL at 1 / alpha. It is also the partially Huberised cross entropy with tau = 1 / alpha of Menon et al. 2020, "Can
+    Gradient Clipping Mitigate Label Noise?".
 
     Args:
-        alpha: where the trust region ends, a probability above 0, at most 1 (NegP); 0.1 in the authors' code.
+        alpha: lower bound of the trust region, a probability above 0 and at most 1 (NegP); 0.1 in the authors' code.
     """
 
     alpha: float = 0.1
 
     def __post_init__(self) -> None:
         if not 1e-30 <= self.alpha <= 1:
-            raise UserError("TrSFT.alpha", f"expected a probability above 0 (1e-30), at most 1, got {self.alpha}")
+            raise UserError("TrSFT.alpha", f"expected a probability above 0 (1e-30) and at most 1, got {self.alpha}")
 
     def loss(self, tokens: TokenStats) -> Tensor:
         """(N,), 0 to 1 - log alpha, in nats."""

@@ -1,4 +1,4 @@
-"""The page about a run: every picture is there, what is missing is said, and nothing of a user's text is run."""
+"""The page about a run: it has every chart, names what is missing, and shows users' text as text."""
 
 from __future__ import annotations
 
@@ -9,12 +9,14 @@ from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
 
+import matplotlib
 import numpy as np
 import pytest
 
-from lit_probsft.analysis.charts import curves, read_metrics
+from lit_probsft.analysis import charts
+from lit_probsft.analysis.curves import draw_curves, read_metrics
 from lit_probsft.analysis.page import escape, format_value
-from lit_probsft.analysis.svg import Plot, ticks
+from lit_probsft.analysis.plotting import chart_style, new_chart, to_svg
 from lit_probsft.analysis.tokens import BINS, EDGES, Tokens
 from lit_probsft.cli.commands import main
 from lit_probsft.cli.preview import html_page, make_preview
@@ -25,6 +27,7 @@ from tests.cli.test_fit import config
 
 HOSTILE = '</b><script>alert("x")</script><img src="https://evil.example/x.png"/>&amp;\x07\x1b[31m\ud800\uffff'
 
+WHEN = ("before", "after")
 PICTURES = {
     "Change of the NLL",
     "Weight of the objective",
@@ -46,7 +49,7 @@ PICTURES = {
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The folder of a run with hostile words in its validation rows."""
+    """The folder of a run with hostile text in its validation rows."""
     folder = tmp_path_factory.mktemp("run")
     tiny.write_rows(folder / "other.jsonl", 4, seed=5)
     columns = {"prompt": "question", "response": "answer"}
@@ -63,7 +66,7 @@ def run(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def parsed(text: str) -> ElementTree.Element:
-    """The page as XML, which a browser reads as well."""
+    """The page, which is also valid XML."""
     assert text.startswith("<!doctype html>\n")
     return ElementTree.fromstring(text.partition("\n")[2])
 
@@ -74,7 +77,7 @@ def titles(page: ElementTree.Element) -> list[str]:
     ]
 
 
-def test_the_page_of_a_run_has_every_picture_and_needs_nothing_else(run: Path) -> None:
+def test_the_page_has_every_chart_and_refers_to_nothing_outside(run: Path) -> None:
     path = main(["report", str(run)])
     assert path == run / "report.html"
     text = path.read_text(encoding="utf-8")
@@ -85,11 +88,12 @@ def test_the_page_of_a_run_has_every_picture_and_needs_nothing_else(run: Path) -
         assert element.tag.rpartition("}")[2] not in ("script", "link", "iframe", "object", "base", "form")
         for name, value in element.attrib.items():
             assert not name.startswith("on")
-            assert name not in ("href", "src")
-            assert not name.startswith("{"), value
-    assert not re.search(r"url\(|@import", text)
+            assert name != "src"
+            assert name.rpartition("}")[2] != "href" or value.startswith("#"), value
+    assert not re.search(r"url\((?!#)|@import", text)
     for svg in page.iter("{http://www.w3.org/2000/svg}svg"):
-        for value in re.findall(r"-?[\d.]+|nan|inf", " ".join(e.get("d", "") for e in svg.iter())):
+        drawn = [e.get("d", "") for e in svg.iter() if "id" not in e.attrib]  # those with an id are markers
+        for value in re.findall(r"-?[\d.]+|nan|inf", " ".join(drawn)):
             assert -1 <= float(value) <= 450, value  # inside the picture
     shown = "".join(page.itertext())
     assert "other" in shown
@@ -97,7 +101,7 @@ def test_the_page_of_a_run_has_every_picture_and_needs_nothing_else(run: Path) -
     assert shown.count("Missing") == 1
 
 
-def test_words_of_users_stay_words(run: Path) -> None:
+def test_text_of_users_stays_text(run: Path) -> None:
     page = parsed(main(["report", str(run)]).read_text(encoding="utf-8"))
     moved = [span for span in page.iter("span") if span.get("class") == "text"]
     assert moved
@@ -108,7 +112,7 @@ def test_words_of_users_stay_words(run: Path) -> None:
     ).replace("\ud800\uffff", "��")
 
 
-def test_preview_s_page_is_of_the_same_kind(tmp_path: Path) -> None:
+def test_the_page_of_preview_is_well_formed(tmp_path: Path) -> None:
     (tmp_path / "rows.jsonl").write_text(json.dumps({"question": "<i>", "answer": "&\x07"}) + "\n")
     data = tiny.data(
         tmp_path / "rows.jsonl", train=Rows(str(tmp_path / "rows.jsonl"), prompt="question", response="answer")
@@ -136,7 +140,7 @@ CAPABILITY: dict[str, Any] = {
         {},
     ],
 )
-def test_a_capability_is_shown_whatever_it_holds(run: Path, tmp_path: Path, content: dict[str, Any]) -> None:
+def test_the_page_shows_any_capability_json(run: Path, tmp_path: Path, content: dict[str, Any]) -> None:
     for name in ("run.json", "tokens.npz", "metrics.csv"):
         (tmp_path / name).write_bytes((run / name).read_bytes())
     (tmp_path / "capability.json").write_text(json.dumps(content))
@@ -151,7 +155,7 @@ def test_a_capability_is_shown_whatever_it_holds(run: Path, tmp_path: Path, cont
             assert word in shown, word
 
 
-def test_what_a_run_has_not_left_is_said_to_be_missing(tmp_path: Path, run: Path) -> None:
+def test_the_page_names_what_the_run_has_not_measured(tmp_path: Path, run: Path) -> None:
     (tmp_path / "run.json").write_text('{"status": "running"}')
     shown = "".join(parsed(main(["report", str(tmp_path)]).read_text()).itertext())
     for word in ("metrics before and after", "capability.json", "tokens.npz", "metrics.csv"):
@@ -167,7 +171,7 @@ def test_what_a_run_has_not_left_is_said_to_be_missing(tmp_path: Path, run: Path
     page = parsed(main(["report", str(tmp_path)]).read_text())
     shown = "".join(page.itertext())
     assert titles(page) == ["p of the target"]
-    for word in ("p before training", "the objective's weight reads more than p", "values before and after", "rows in"):
+    for word in ("p before training", "the weight curve", "changes of tokens", "rows in"):
         assert f"Missing: {word}" in shown, word
 
 
@@ -175,22 +179,22 @@ def test_what_a_run_has_not_left_is_said_to_be_missing(tmp_path: Path, run: Path
     ("content", "flags", "message"),
     [
         (None, [], r"^RUN: expected the folder of a run, such as runs/quickstart, got 'r'"),
-        ({}, [], r"^RUN: expected a folder that fit has written to, got 'r' without a run.json"),
-        ({"run.json": "{"}, [], r"^r/run.json: expected JSON, which cannot be read"),
+        ({}, [], r"^RUN: expected the folder of a run, 'r' has no run.json"),
+        ({"run.json": "{"}, [], r"^r/run.json: not valid JSON"),
         ({"run.json": "[]"}, [], r"^r/run.json: expected a JSON object, got list"),
         ({"run.json": "{}", "tokens.npz": "x"}, [], r"^r/tokens.npz: expected the tokens of a run"),
         (
             {"run.json": "{}", "metrics.csv": "step,a\n1,x\n"},
             [],
-            r"^r/metrics.csv: expected a table with a column step",
+            r"^r/metrics.csv: expected a table with a column 'step'",
         ),
-        ({"run.json": "{}", "metrics.csv": "a\n1\n"}, [], r"^r/metrics.csv: expected a table with a column step"),
-        ({"run.json": "{}", "capability.json": "x"}, [], r"^r/capability.json: expected JSON"),
+        ({"run.json": "{}", "metrics.csv": "a\n1\n"}, [], r"^r/metrics.csv: expected a table with a column 'step'"),
+        ({"run.json": "{}", "capability.json": "x"}, [], r"^r/capability.json: not valid JSON"),
         ({"run.json": "{}"}, ["--html", "no/x.html"], r"^--html: expected a file in a folder that exists"),
         ({"run.json": "{}"}, ["--html", "r"], r"^--html: cannot write 'r': Is a directory"),
     ],
 )
-def test_what_a_user_gets_wrong_is_one_message(
+def test_a_mistake_of_the_user_gives_one_message(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, content: dict[str, str] | None, flags: list[str], message: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -203,7 +207,7 @@ def test_what_a_user_gets_wrong_is_one_message(
         main(["report", "r", *flags])
 
 
-def test_bins_are_those_of_a_plain_loop(tmp_path: Path) -> None:
+def test_bins_equal_those_of_a_plain_loop(tmp_path: Path) -> None:
     rng = np.random.default_rng(0)
     odds = rng.normal(2, 6, (2, 300))
     odds[0, :3] = 800.0  # p = 1
@@ -231,36 +235,63 @@ def test_bins_are_those_of_a_plain_loop(tmp_path: Path) -> None:
         assert change.low[index] == pytest.approx(np.quantile(found, 0.25) if found else math.nan, nan_ok=True)
 
 
-def test_curves_read_what_a_run_has_logged_and_thin_it_by_means(tmp_path: Path) -> None:
+def test_curves_skip_an_incomplete_line_and_average_long_metrics(tmp_path: Path) -> None:
     lines = ["step,train/nll,val/nll,val/a/nll,val/nll/a", "0,,3.5,2.5,1"]
     lines += [f"{step},{step / 1000},,," for step in range(1, 1201)]
-    (tmp_path / "m.csv").write_text("\n".join([*lines, "1201,0.5"]))  # the last line was cut off
+    (tmp_path / "m.csv").write_text("\n".join([*lines, "1201,0.5"]))  # an incomplete last line
     metrics = read_metrics(tmp_path / "m.csv")
-    assert metrics["val/a/nll"] == [(0.0, 2.5)]
+    assert metrics["val/a/nll"].tolist() == [[0.0, 2.5]]
     assert len(metrics["train/nll"]) == 1200
-    ((svg, caption),) = curves(metrics)
+    with chart_style():
+        ((svg, caption),) = draw_curves(metrics)
     assert "300" in caption
     assert svg.count("L") < 310
     labels = [text for text in re.findall(r">([^<>]+)</text>", svg) if re.match("train|val", text)]
     assert labels == ["train", "val", "val/a"]
 
 
-@pytest.mark.parametrize(("low", "high"), [(0, 1), (-3e-7, 5e-7), (0.1, 0.9), (2, 97654), (-5, -4.9), (3, 3)])
-def test_ticks_are_round_inside_and_few(low: float, high: float) -> None:
-    found = ticks(low, high)
-    assert 1 <= len(found) <= 7
-    assert all(low - 1e-9 * abs(low) <= value <= high + 1e-9 * abs(high) for value in found)
+@pytest.mark.parametrize("values", [[], [0.5], [math.nan, math.inf]], ids=str)
+def test_a_chart_of_one_point_or_none_is_well_formed(values: list[float]) -> None:
+    with chart_style():
+        axes = new_chart("<t>", "x", "y")
+        axes.plot(values, values, "o-", label="a<b $c$ \u4e2d")
+        svg = to_svg(axes)
+    assert "nan" not in svg
+    assert "a<b $c$ \u4e2d" in "".join(ElementTree.fromstring(svg).itertext())
 
 
-def test_a_picture_of_one_point_or_none_is_one() -> None:
-    for values in ([], [0.5], [math.nan, math.inf]):
-        plot = Plot("<t>", "x", "y", (1, 1), (0.5, 0.5))
-        plot.line(values, values, "#000", "a<b")
-        assert "nan" not in plot.render()
-        ElementTree.fromstring(plot.render())
+def test_charts_skip_values_that_are_not_finite(tmp_path: Path) -> None:
+    weight = np.array([math.nan, math.inf, 0.5])
+    pull = np.array([0.2, math.nan, 0.1])
+    log_p = np.array([-0.5, -1e4, 0.0])
+    arrays = {f"{name}_{when}": values for name, values in (("weight", weight), ("pull", pull)) for when in WHEN}
+    np.savez(tmp_path / "t.npz", weight_p=np.array([0.1, 0.5, 0.9]), before=log_p, after=log_p[::-1], **arrays)
+    tokens = Tokens(tmp_path / "t.npz")
+    changes = {f"set {value}": {"nll": {"difference": value}} for value in (math.nan, math.inf, None, -0.5)}
+    with chart_style():
+        drawn = [
+            charts.nll_changes(changes),
+            charts.nll_changes({"validation": {}}),
+            charts.capability_scale(0.5, ["a", None], {"x": {"mean_prob": None}}),
+            *(draw(tokens) for draw in (charts.weight_curve, charts.histogram, charts.gradient_mass)),
+            *(draw(tokens.change()) for draw in (charts.change_by_bin, charts.before_after)),
+        ]
+    for svg in drawn:
+        assert not re.search(r"[\"\s](nan|inf)", svg)
+        ElementTree.fromstring(svg)
 
 
-def test_p_near_1_is_told_apart_from_1() -> None:
+def test_a_chart_has_the_same_bytes_again_and_leaves_the_settings_of_matplotlib_alone() -> None:
+    charts = []
+    for font_size in (10, 30):
+        with matplotlib.rc_context({"font.size": font_size, "text.usetex": True}):
+            with chart_style():
+                charts.append(to_svg(new_chart("Title", "x", "y")))
+            assert matplotlib.rcParams["font.size"] == font_size
+    assert charts[0] == charts[1]
+
+
+def test_p_near_1_differs_from_1() -> None:
     assert [format_value(value) for value in (0.99998, 1.0, 0.5, True, None, 12345, [0.1, "a"])] == [
         "0.99998",
         "1",

@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from lit_probsft.analysis import advice
-from lit_probsft.analysis.advice import Command, advise, compare, enough, level, warnings, weights
+from lit_probsft.analysis.advice import Command, advise, check_sample, compare, level, warnings, weights
 from lit_probsft.analysis.survey import clustered_interval
 from lit_probsft.cli.commands import main
 from lit_probsft.errors import UserError
@@ -230,13 +230,13 @@ def test_levels_at_their_edges(mean_prob: float, expected: str) -> None:
 
 
 def test_a_sample_is_enough_when_its_interval_lies_within_one_level() -> None:
-    assert enough(0.5, (0.45, 0.65), 9)["enough"]
-    assert enough(0.2, (0.11, 0.44), 9)["enough"]
-    assert not enough(0.3, (0.09, 0.51), 9)["enough"]
-    assert not enough(0.55, (0.3, 0.7), 9)["enough"]  # both ends are between levels, but not between the same
-    assert enough(0.8, (0.7, 0.9), 100) == {"enough": False, "rows_needed": 400}
-    assert enough(0.75, (0.7, 0.8), 100) == {"enough": False, "rows_needed": None}
-    assert enough(0.8, None, 1) == {"enough": False, "rows_needed": None}
+    assert check_sample(0.5, (0.45, 0.65), 9)["enough"]
+    assert check_sample(0.2, (0.11, 0.44), 9)["enough"]
+    assert not check_sample(0.3, (0.09, 0.51), 9)["enough"]
+    assert not check_sample(0.55, (0.3, 0.7), 9)["enough"]  # both ends are between levels, but not between the same
+    assert check_sample(0.8, (0.7, 0.9), 100) == {"enough": False, "rows_needed": 400}
+    assert check_sample(0.75, (0.7, 0.8), 100) == {"enough": False, "rows_needed": None}
+    assert check_sample(0.8, None, 1) == {"enough": False, "rows_needed": None}
 
 
 COMMAND = Command(["--config", "my file.yaml"], "mine", ["--trainer.max_steps", "12"], "runs/mine/capability.json")
@@ -248,7 +248,7 @@ def test_the_advice_names_an_objective_at_the_ends_and_pilots_in_between() -> No
     for mean_prob in (0.2, 0.5, 0.7):
         told = advise(mean_prob, 0.5, COMMAND)
         assert told["objective"] is None
-        assert "no single objective prevails" in told["reason"]
+        assert "no single objective is best" in told["reason"]
         assert [shlex.split(command)[:8] for command in told["commands"]] == [
             ["python", "-m", "lit_probsft", "fit", "--config", "my file.yaml", "--name", f"mine-pilot-{name}"]
             for name in ("nll", "power", "neg-p", "running")

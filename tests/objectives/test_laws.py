@@ -1,4 +1,4 @@
-"""Laws of the family: each member goes through every law that applies to it."""
+"""Laws of the objectives. Each member is tested against every law that applies to it."""
 
 from __future__ import annotations
 
@@ -146,7 +146,7 @@ def test_negative_power_is_constant_beyond_its_clamp(alpha: float) -> None:
     torch.testing.assert_close(loss[1:], torch.full((2,), math.expm1(80) / -alpha))
 
 
-# With a factor that is held constant only the gradient counts, and the value is no loss of p.
+# These have a constant factor: only their gradient matters, and their value is not a loss of p.
 HELD_CONSTANT = re.compile("DFT|ChordPhi|InfoSFT|TALR")
 
 
@@ -165,7 +165,7 @@ def test_weight_is_not_negative_unless_signed(objective: Objective) -> None:
 
 
 @every_member
-def test_members_say_whether_they_are_signed(objective: Objective) -> None:
+def test_signed_tells_whether_the_weight_can_be_negative(objective: Objective) -> None:
     tokens = with_logits(400, 5, torch.float64)
     if objective != LabelSmoothing(0.0):
         assert (objective.gradient_weight(tokens).min() < 0) == objective.signed
@@ -173,8 +173,7 @@ def test_members_say_whether_they_are_signed(objective: Objective) -> None:
 
 @every_member
 def test_gradcheck_in_double_with_stop_gradient_weights_frozen(objective: Objective) -> None:
-    """The frozen weights stand at the point of differentiation, so a numerical derivative sees the gradient that is
-    meant."""
+    """Frozen fields hold the stop-gradient fixed, so the numerical derivative equals the intended gradient."""
     vocabulary, labels = 6, torch.tensor([0, 3, 5])
     start = torch.randn(3, vocabulary, dtype=torch.float64)
     fixed = start.clone()  # gradcheck moves the original
@@ -352,7 +351,7 @@ def test_special_cases_are_the_same_objective(one: Objective, other: Objective) 
 
 
 @pytest.mark.parametrize("direction", ["forward", "reverse"])
-def test_an_anchor_costs_and_pulls_nothing_where_the_model_is_the_reference(direction: str) -> None:
+def test_an_anchor_has_no_loss_and_no_pull_where_the_model_equals_the_reference(direction: str) -> None:
     tokens = with_logits(31, 11, torch.float64)
     tokens = tokens.replace(reference_logits=tokens.logits.detach() + 3)  # the same distribution
     anchored = Anchored(NegP(), 2.0, direction)
@@ -360,7 +359,7 @@ def test_an_anchor_costs_and_pulls_nothing_where_the_model_is_the_reference(dire
     torch.testing.assert_close(anchored.gradient_weight(tokens), NegP().gradient_weight(tokens), rtol=0, atol=1e-14)
 
 
-def test_directions_of_an_anchor_are_those_of_torch() -> None:
+def test_both_directions_of_an_anchor_equal_torch() -> None:
     tokens = with_logits(31, 11, torch.float64)
     log_p, log_q = tokens.logits.log_softmax(-1), tokens.reference_logits.log_softmax(-1)
     for direction, input, target in (("forward", log_p, log_q), ("reverse", log_q, log_p)):
@@ -377,7 +376,7 @@ def test_psft_is_ppos_clipped_ratio_with_the_advantage_one() -> None:
     assert 0 < (PSFT(0.3).gradient_weight(tokens) == 0).double().mean() < 1
 
 
-def test_psft_stays_finite_where_the_reference_had_all_but_excluded_a_token() -> None:
+def test_psft_is_finite_where_a_token_was_nearly_impossible_for_the_reference() -> None:
     log_probs = torch.tensor([-1e4, -1.0, 0.0], requires_grad=True)
     loss = PSFT().loss(TokenStats(log_probs, reference_log_probs=torch.tensor([-1.0, -1e4, -1e4])))
     loss.sum().backward()
@@ -394,8 +393,7 @@ def test_dft_has_the_gradient_of_neg_p_at_another_loss() -> None:
 @settings(deadline=None)
 @given(alpha=st.floats(-1e-6, 1e-6), log_p=st.floats(-1e4, -1e-9))
 def test_power_is_smooth_through_zero(alpha: float, log_p: float) -> None:
-    """(1 - e^x) / alpha = -log p (1 + x/2 + x^2/6 + ...), x = alpha log p: no jump where the code changes its
-    formula."""
+    """No jump where the code changes its formula: (1 - e^x) / alpha = -log p (1 + x/2 + ...), x = alpha log p."""
     x = alpha * log_p
     expected = -log_p * (1 + x / 2 + x**2 / 6 + x**3 / 24 + x**4 / 120)
     for dtype, tolerance in ((torch.float64, 1e-11), (torch.float32, 1e-6)):
@@ -404,7 +402,7 @@ def test_power_is_smooth_through_zero(alpha: float, log_p: float) -> None:
 
 
 @pytest.mark.parametrize("alpha", [1e-13, 9e-13, -1e-13])
-def test_power_is_no_plain_nll_however_small_alpha_is(alpha: float) -> None:
+def test_power_differs_from_nll_however_small_alpha_is(alpha: float) -> None:
     log_p = torch.tensor([-1e4], dtype=torch.float64)
     excess = Power(alpha).loss(TokenStats(log_p)) - 1e4
     assert excess.item() == pytest.approx(-alpha * 1e8 / 2, rel=1e-3)
@@ -448,7 +446,7 @@ def test_threshold_gives_a_zero_gradient_where_its_base_is_infinite() -> None:
     [(NLL(), False), (Power(0.5), False), (NegP(), True), (DFT(), True), (Power(10), True), (LogOneMinusP(), True)],
     ids=repr,
 )
-def test_lean_says_what_the_paper_calls_prior_leaning(objective: Objective, leaning: bool) -> None:
+def test_lean_agrees_with_what_the_paper_calls_prior_leaning(objective: Objective, leaning: bool) -> None:
     assert (objective.lean() >= 0.5) == leaning
 
 
@@ -464,7 +462,7 @@ def test_closed_mass_equals_the_quadrature_of_the_weight(objective: Objective) -
 
 
 @pytest.mark.parametrize("alpha", [-1.0, -2.0])
-def test_mass_that_diverges_at_zero_leaves_nothing_above(alpha: float) -> None:
+def test_lean_is_0_if_the_mass_diverges_at_0(alpha: float) -> None:
     assert Power(alpha).lean(0.5) == Power(alpha).lean(1e-6) == 0.0
     assert Power(alpha).lean(0.0) == 1.0
     assert Objective.mass(Power(alpha), 0, 0.5) == math.inf
@@ -478,8 +476,8 @@ def test_lean_of_an_extreme_power_is_a_number() -> None:
 
 
 @pytest.mark.parametrize("objective", [LabelSmoothing(0.1)], ids=repr)
-def test_lean_refuses_a_weight_that_is_no_function_of_p(objective: Objective) -> None:
-    with pytest.raises(ValueError, match="no non-negative function of p alone"):
+def test_lean_refuses_a_weight_that_is_not_a_function_of_p(objective: Objective) -> None:
+    with pytest.raises(ValueError, match="not a non-negative function of p alone"):
         objective.lean()
     with pytest.raises(ValueError, match="tau"):
         NLL().lean(1.5)
@@ -552,18 +550,18 @@ def test_switching_the_class_on_the_command_line_gives_the_new_class_with_its_ow
         (lambda: Balanced(NegP(), -0.1), r"Balanced.mean_weight: .* above 0, got -0.1"),
         (
             lambda: Balanced(Power(-2.0)),
-            r"Balanced.mean_weight: .* of Power\(alpha=-2.0\) .*over uniform p there is none",
+            r"Balanced.mean_weight: .* of Power\(alpha=-2.0\) .*over uniform p it is undefined",
         ),
-        (lambda: Balanced(IDFT()), r"Balanced.mean_weight: .*over uniform p there is none"),
+        (lambda: Balanced(IDFT()), r"Balanced.mean_weight: .*over uniform p it is undefined"),
         (lambda: Balanced(NegP(), target=-1.0), "Balanced.target"),
     ],
 )
-def test_a_value_out_of_range_is_refused_by_name(build, words: str) -> None:
+def test_a_value_out_of_range_is_an_error_with_its_name(build, words: str) -> None:
     with pytest.raises(UserError, match=words):
         build()
 
 
-def test_a_member_that_is_no_dataclass_is_told_so() -> None:
+def test_a_member_that_is_not_a_dataclass_is_an_error() -> None:
     class Forgotten(Objective):
         def loss(self, tokens: TokenStats) -> torch.Tensor:
             return -tokens.log_probs
@@ -572,6 +570,6 @@ def test_a_member_that_is_no_dataclass_is_told_so() -> None:
         Forgotten().as_config()
 
 
-def test_every_public_member_is_under_these_laws() -> None:
+def test_every_public_member_is_in_the_list_for_these_laws() -> None:
     public = {getattr(objectives, name) for name in objectives.__all__} - {Objective, TokenStats}
     assert public == {type(member) for member in MEMBERS_OF_THE_PACKAGE}
