@@ -161,7 +161,7 @@ def test_an_error_of_one_rank_ends_all_and_is_told_once(
 
 @pytest.mark.parametrize(("strategy", "rank"), [("ddp", 1), ("fsdp2", 0)])
 def test_a_rank_that_is_killed_ends_the_others(server: Server, tmp_path: Path, strategy: str, rank: int) -> None:
-    """The second, which the first then tells; or the first, which nobody can tell about."""
+    """The second, which the first reports; or the first, which nobody can report."""
     scene = two(server, tmp_path, strategy)
     scene.fit("whole")
     run = scene.start("run")
@@ -170,7 +170,7 @@ def test_a_rank_that_is_killed_ends_the_others(server: Server, tmp_path: Path, s
     assert run.wait(PATIENCE) == (-9 if rank == 0 else 1), run.said
     assert run.gone(PATIENCE), run.processes()
     if rank == 1:
-        assert run.said.count("another rank has died without an error message") == 1, run.said
+        assert run.said.count("another rank died without an error message") == 1, run.said
         assert "Traceback" not in run.said, run.said
     scene.assert_nothing_half("run")
     scene.fit("run", "--resume")
