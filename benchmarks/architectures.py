@@ -18,8 +18,8 @@ from torch import Tensor
 
 from benchmarks import harness
 from lit_probsft.head.layer import HeadRequest
+from lit_probsft.model import RandomCausalLM
 from lit_probsft.model.forward import forward_with_objective, install_head
-from lit_probsft.model.sources import RandomCausalLM
 from lit_probsft.objectives import NLL, NegP, Objective
 
 SMALL = {

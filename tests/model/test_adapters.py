@@ -20,10 +20,11 @@ from lit_probsft.data import ByteTokenizer
 from lit_probsft.data.tokens.tokenizers import read_tokenizer
 from lit_probsft.errors import UserError
 from lit_probsft.head.layer import HeadRequest
+from lit_probsft.model import PretrainedCausalLM
 from lit_probsft.model.adapters import adapters_off, is_adapter, peft_name
 from lit_probsft.model.forward import forward_with_objective, install_head, outputs_of
 from lit_probsft.model.lora import LoRA
-from lit_probsft.model.sources import PretrainedCausalLM
+from lit_probsft.model.lora_injection import inject_adapters
 from lit_probsft.objectives import ASFT, NLL
 from lit_probsft.run.export import export_model
 from lit_probsft.training.checkpoints import CheckpointOptions, Checkpoints
@@ -59,7 +60,7 @@ def lora_of(name: str, kind: str, **options: Any) -> LoRA:
 
 def adapted(name: str, lora: LoRA, dtype: torch.dtype = torch.float32) -> Any:
     model = plain(name, dtype)
-    lora.inject(model)
+    inject_adapters(model, lora)
     install_head(model)
     return model
 
@@ -232,7 +233,7 @@ def test_a_small_checkpoint_goes_on_to_the_bit(tmp_path: Path, kind: str) -> Non
 
 def adapted_like(lora: LoRA) -> Any:
     model = tiny.model()
-    lora.inject(model)
+    inject_adapters(model, lora)
     return model
 
 

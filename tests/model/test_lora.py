@@ -14,9 +14,10 @@ from lit_probsft.cli.commands import main
 from lit_probsft.data import ByteTokenizer
 from lit_probsft.errors import UserError
 from lit_probsft.head.layer import HeadRequest
+from lit_probsft.model import RandomCausalLM
 from lit_probsft.model.forward import forward_with_objective
 from lit_probsft.model.lora import LoRA
-from lit_probsft.model.sources import RandomCausalLM
+from lit_probsft.model.lora_injection import inject_adapters
 from lit_probsft.objectives import NLL
 from lit_probsft.run.export import export_model
 from lit_probsft.training.checkpoints import CheckpointOptions, Checkpoints
@@ -41,7 +42,7 @@ def plain(name: str, dtype: torch.dtype = torch.float32) -> Any:
 
 def adapted(name: str, lora: LoRA = LoRA(r=4), dtype: torch.dtype = torch.float32) -> Any:  # noqa: B008  frozen
     model = plain(name, dtype)
-    lora.inject(model)
+    inject_adapters(model, lora)
     return model
 
 
@@ -176,7 +177,7 @@ def test_a_fit_trains_all_adapters_and_only_them(tmp_path: Path) -> None:
     held = {id(p) for group in optimizer.param_groups for p in group["params"]}
     assert held == {id(p) for p in adapters(module.model).values()} == {id(p) for p in optimizer.state}
     start = tiny.model()
-    LoRA(r=4).inject(start)
+    inject_adapters(start, LoRA(r=4))
     trained = adapters(module.model)
     for name, value in start.named_parameters():
         name = name.replace("lm_head.base_layer", "lm_head")
@@ -244,6 +245,6 @@ def test_a_run_that_stopped_goes_on_with_its_adapters(tmp_path: Path, monkeypatc
 def test_adapters_of_a_model_in_bf16_are_fp32() -> None:
     """A step of 2e-5 on a weight of .01 is nothing in bf16."""
     model = tiny.model(torch.bfloat16)
-    LoRA(r=2).inject(model)
+    inject_adapters(model, LoRA(r=2))
     dtypes = {parameter.requires_grad: parameter.dtype for parameter in model.parameters()}
     assert dtypes == {True: torch.float32, False: torch.bfloat16}

@@ -16,10 +16,10 @@ from lit_probsft.data.batches.collate import collate
 from lit_probsft.data.batches.plan import MicroBatch
 from lit_probsft.errors import UserError
 from lit_probsft.head.layer import HeadRequest
+from lit_probsft.model import RandomCausalLM
 from lit_probsft.model.forward import forward_with_objective, install_head
 from lit_probsft.model.lora import LoRA
 from lit_probsft.model.packing import Packs, check_packing
-from lit_probsft.model.sources import RandomCausalLM
 from lit_probsft.objectives import NLL, Objective, Threshold
 from lit_probsft.training.module import ProbSFTModule
 from lit_probsft.training.optim import Schedule
@@ -84,7 +84,7 @@ def test_logits_of_a_packed_document_are_those_of_the_document_alone(
             module.p = 0.0
     model.config.use_cache = use_cache
     batch = batches()[0]
-    packs = Packs.of(batch)
+    packs = Packs.from_batch(batch)
     assert packs is not None
     logits = model(input_ids=batch["input_ids"], **packs.arguments(model.config)).logits
     ids, logits = batch["input_ids"].flatten(), logits.flatten(0, 1)
@@ -176,9 +176,8 @@ def test_a_mixture_of_experts_balances_the_packed_tokens_and_no_padding() -> Non
     results = []
     for batch in batches():
         request = HeadRequest(batch["labels"], NLL(), 1.0, torch.ones(batch["labels"].shape))
-        results.append(
-            forward_with_objective(model, batch["input_ids"], request, batch["attention_mask"], Packs.of(batch))[1:]
-        )
+        packs = Packs.from_batch(batch)
+        results.append(forward_with_objective(model, batch["input_ids"], request, batch["attention_mask"], packs)[1:])
     for packed, padded in zip(*results, strict=True):
         torch.testing.assert_close(packed, padded, rtol=1e-5, atol=1e-5)
 
@@ -207,7 +206,7 @@ def test_kernels_for_unequal_lengths_are_given_the_boundaries() -> None:
 
     ALL_ATTENTION_FUNCTIONS.register("flash_stand_in", by_document)
     model, batch = built("llama"), batches()[0]
-    packs = Packs.of(batch)
+    packs = Packs.from_batch(batch)
     assert packs is not None
     expected = model(input_ids=batch["input_ids"], **packs.arguments(model.config)).logits
     assert "cu_seq_lens_q" not in packs.arguments(model.config)

@@ -13,9 +13,11 @@ from transformers import AutoModelForCausalLM
 
 from lit_probsft.cli.commands import main
 from lit_probsft.errors import UserError
+from lit_probsft.model import PretrainedCausalLM
 from lit_probsft.model.lora import LoRA
-from lit_probsft.model.quantization import dequantized, quantized_layer
-from lit_probsft.model.sources import PretrainedCausalLM, describe
+from lit_probsft.model.lora_injection import inject_adapters
+from lit_probsft.model.quantization import dequantized, is_quantized_layer
+from lit_probsft.model.source import describe
 from lit_probsft.objectives import ASFT, NLL
 from lit_probsft.parallel.strategies import FSDP2
 from lit_probsft.training.checkpoints import CheckpointOptions, Checkpoints
@@ -55,7 +57,7 @@ def fit(
 @pytest.mark.parametrize("quantization", ["nf4", "int8"])
 def test_layers_are_quantized_and_the_output_layer_is_not(base: Path, quantization: Any) -> None:
     model = source(base, quantization).load(None, torch.float32)
-    names = {name.rsplit(".", 1)[-1] for name, module in model.named_modules() if quantized_layer(module)}
+    names = {name.rsplit(".", 1)[-1] for name, module in model.named_modules() if is_quantized_layer(module)}
     assert names == {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
     assert model.get_output_embeddings().weight.dtype == torch.float32
     assert describe(model)["parameters"] == describe(tiny.model(**WIDE))["parameters"]
@@ -168,7 +170,7 @@ def test_quantized_matrices_cannot_be_trained(base: Path) -> None:
     )
     model = source(base).load(None, torch.float32)
     with pytest.raises(UserError) as caught:
-        LoRA(modules_to_save=["q_proj"]).inject(model)
+        inject_adapters(model, LoRA(modules_to_save=["q_proj"]))
     assert str(caught.value) == (
         "model.lora.modules_to_save: expected modules that are not quantized, since those cannot be trained whole, "
         "got 'q_proj'; name it in target_modules"

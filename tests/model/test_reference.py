@@ -15,9 +15,10 @@ from transformers import AutoModelForCausalLM
 from lit_probsft.cli.commands import main
 from lit_probsft.data import ByteTokenizer
 from lit_probsft.errors import UserError
+from lit_probsft.model import ModelSource, PretrainedCausalLM
 from lit_probsft.model.lora import LoRA
+from lit_probsft.model.lora_injection import inject_adapters
 from lit_probsft.model.reference import FrozenModel, Reference, load_reference
-from lit_probsft.model.sources import ModelSource, PretrainedCausalLM
 from lit_probsft.objectives import ASFT, NLL, PSFT, Anchored, NegP, Objective
 from lit_probsft.parallel.strategies import DeepSpeed
 from lit_probsft.run.export import export_model
@@ -146,7 +147,7 @@ def started(folder: Path, **options: Any) -> LoRA:
     """Adapters to start with, far from zero, of the tiny model."""
     lora = LoRA(r=2, export="adapter", **options)
     model = tiny.model()
-    lora.inject(model)
+    inject_adapters(model, lora)
     disturb(model)
     export_model(model, ByteTokenizer().load(list), folder, lora=lora, base=PretrainedCausalLM("base"))
     return replace(lora, start=str(folder), export="merged")

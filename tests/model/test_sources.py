@@ -13,8 +13,8 @@ from benchmarks import architectures
 from benchmarks.architectures import SMALL
 from lit_probsft.errors import UserError
 from lit_probsft.head.layer import HeadRequest, ObjectiveHead
+from lit_probsft.model import PretrainedCausalLM, RandomCausalLM
 from lit_probsft.model.forward import forward_with_objective, install_head
-from lit_probsft.model.sources import PretrainedCausalLM, RandomCausalLM
 from lit_probsft.objectives import NLL, LabelSmoothing, Objective
 from tests import tiny
 

@@ -15,10 +15,10 @@ from lit_probsft.cli.commands import main
 from lit_probsft.data import ByteTokenizer
 from lit_probsft.data.tokens.added_tokens import with_added_tokens
 from lit_probsft.errors import UserError
+from lit_probsft.model import PretrainedCausalLM, RandomCausalLM
 from lit_probsft.model.forward import install_head
 from lit_probsft.model.lora import LoRA
 from lit_probsft.model.reference import Reference
-from lit_probsft.model.sources import PretrainedCausalLM, RandomCausalLM
 from lit_probsft.objectives import ASFT, NLL
 from lit_probsft.training.module import ProbSFTModule
 from tests import tiny

@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from lit_probsft.analysis.tokens import Tokens
 from lit_probsft.data import ByteTokenizer
-from lit_probsft.model.sources import RandomCausalLM
+from lit_probsft.model import RandomCausalLM
 from lit_probsft.storage.checkpoint_files import damage, format_of, steps
 from tests import tiny
 from tests.crash.scene import Scene, exported, metrics
