@@ -110,14 +110,14 @@ def test_a_repository_of_adapters_is_its_base_with_them(hub: Hub, shelf: Any) ->
     read = source.load(None, torch.float32)
     assert same_answers(read, adapted)
     assert read.state_dict().keys() == base.load(None, torch.float32).state_dict().keys()
-    with pytest.raises(UserError, match=r"model.lora.export: expected merged beside a base that is a folder of adap"):
+    with pytest.raises(UserError, match=r"model.lora.export: expected merged, because the base is a"):
         ProbSFTModule(source, lora=LoRA(export="adapter"))
 
 
 def test_adapters_are_read_beside_the_revision_of_their_base(hub: Hub, shelf: Any) -> None:
     adapted = adapters_of(PretrainedCausalLM("you/tiny", revision="v1"), Path("adapters"))
     assert same_answers(PretrainedCausalLM("adapters").load(None, torch.float32), adapted)
-    with pytest.raises(UserError, match=r"model.model.revision: expected none beside a folder of adapters, .* 'main'"):
+    with pytest.raises(UserError, match=r"model.model.revision: expected no revision with a folder of a.* 'main'"):
         PretrainedCausalLM("adapters", revision="main")
 
 
