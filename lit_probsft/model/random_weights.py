@@ -70,7 +70,7 @@ class RandomCausalLM(ModelSource):
             on_attention = re.search("attn_implementation=|FlashAttention", reason)
             argument = "model.model.attn_implementation" if on_attention else _CONFIG
             got = repr(self.attn_implementation if on_attention else self.config)
-            raise UserError(argument, f"transformers cannot build a {kind} model from {got}: {reason}") from error
+            raise UserError(argument, f"transformers cannot build a {kind} model with {got}: {reason}") from error
         return ready_to_train(model, self.gradient_checkpointing, self.compile)
 
     def _checked_config(self, tokenizer: PreTrainedTokenizerBase | None) -> tuple[str, dict[str, Any]]:
