@@ -59,11 +59,11 @@ def report_load_errors(name_or_path: str, revision: str | None) -> Iterator[None
     except SafetensorError as error:
         raise UserError(_ARGUMENT, f"a weights file of {name_or_path!r} is damaged: {error}") from error
     except (OSError, ValueError, ImportError) as error:
-        said = first_line(error)
-        if said.startswith("Unrecognized configuration class"):
-            said = "its architecture is not a causal language model"
+        reason = first_line(error)
+        if reason.startswith("Unrecognized configuration class"):
+            reason = "its architecture is not a causal language model"
         raise refused_code(error, "model.model.trust_remote_code", name_or_path, revision) or UserError(
-            _ARGUMENT, f"expected a hub id or a folder with a causal language model, got {name_or_path!r}: {said}"
+            _ARGUMENT, f"expected a hub id or a folder with a causal language model, got {name_or_path!r}: {reason}"
         ) from error
     except RuntimeError as error:
         if "ignore_mismatched_sizes" not in str(error):

@@ -182,6 +182,11 @@ def test_the_auxiliary_loss_of_packs_counts_no_padding() -> None:
         torch.testing.assert_close(packed, padded, rtol=1e-5, atol=1e-5)
 
 
+def test_transformers_still_names_the_attention_of_a_model() -> None:
+    found = getattr(built("llama", attn_implementation="eager").config, "_attn_implementation", None)
+    assert found == "eager", "transformers has renamed config._attn_implementation, which model/packing.py reads"
+
+
 def test_kernels_for_unequal_lengths_get_the_boundaries() -> None:
     """A substitute for flash attention that knows the documents only from its arguments, called once per layer."""
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS

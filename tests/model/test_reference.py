@@ -154,14 +154,14 @@ def started(folder: Path, **options: Any) -> LoRA:
 
 
 @pytest.mark.parametrize("whole", [[], ["embed_tokens", "lm_head"]])
-@pytest.mark.parametrize("handed", [False, True])
+@pytest.mark.parametrize("as_module", [False, True])
 def test_training_from_adapters_starts_at_the_reference(
-    rows: Path, tmp_path: Path, whole: list[str], handed: bool
+    rows: Path, tmp_path: Path, whole: list[str], as_module: bool
 ) -> None:
     lora, exact = started(tmp_path / "start", modules_to_save=whole), Reference(dtype="float32")
     first = []
     for objective in (NLL(), Anchored(NLL(), 1000.0)):
-        model = tiny.model() if handed else None
+        model = tiny.model() if as_module else None
         module = fitted(rows, objective, model, lora=lora, reference=exact, max_steps=1)
         first.append(module.losses[0])
     assert first[1] == pytest.approx(first[0], abs=1e-3)  # a divergence of 1e-6 at most
