@@ -9,6 +9,7 @@ from torch import Tensor
 
 from lit_probsft.errors import UserError
 from lit_probsft.head.logits import Outputs
+from lit_probsft.head.token_loss import TokenLoss
 from lit_probsft.objectives.base import HANDED_IN, NEEDS, REFERENCE
 
 IGNORE_INDEX = -100
@@ -46,12 +47,13 @@ def check_label_ids(labels: Tensor, vocabulary: int) -> None:
         )
 
 
-def check_needs(name: str, needs: frozenset[str], context: Mapping[str, Any]) -> None:
-    """Check that the objective needs known fields only, and that `context` holds those that the caller provides.
+def check_needs(token_loss: TokenLoss, context: Mapping[str, Any]) -> None:
+    """Check that the loss needs known fields only, and that `context` has those that only the caller knows.
 
     Raises:
         ValueError: naming the unknown or missing fields.
     """
+    name, needs = token_loss.name, token_loss.needs
     if unknown := sorted(needs - NEEDS):
         raise ValueError(f"{name}.needs: expected names of {sorted(NEEDS)}, got {unknown}")
     if unknown := sorted(context.keys() - HANDED_IN):
@@ -60,12 +62,13 @@ def check_needs(name: str, needs: frozenset[str], context: Mapping[str, Any]) ->
         raise ValueError(f"{name} needs {', '.join(missing)}, which objective_loss takes in `context`")
 
 
-def check_reference(name: str, needs: frozenset[str], reference: Outputs | None, outputs: Outputs) -> None:
-    """Check the reference of an objective that reads one.
+def check_reference(token_loss: TokenLoss, reference: Outputs | None, outputs: Outputs) -> None:
+    """Check the reference of a loss that reads one.
 
     Raises:
         ValueError: the reference is missing or has other tokens or another vocabulary than the model.
     """
+    name, needs = token_loss.name, token_loss.needs
     if not needs & REFERENCE:
         return
     if reference is None:

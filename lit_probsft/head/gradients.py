@@ -14,7 +14,11 @@ from torch import Tensor
 
 from lit_probsft.errors import UserError
 from lit_probsft.head.logits import Outputs
-from lit_probsft.objectives.base import Objective, TokenStats, derivative
+from lit_probsft.head.token_loss import TokenLoss
+from lit_probsft.objectives.base import TokenStats, derivative
+
+RETURNED = ("entropy", "log_complement")
+"""Statistics that the head returns for each token if they are needed, in the order of `HeadOutput`."""
 
 _CACHED_LOGITS = 2**18
 """Logits that a CPU keeps in its cache through all the passes over them."""
@@ -22,14 +26,9 @@ _CACHED_LOGITS = 2**18
 
 @dataclass(frozen=True)
 class LossInputs:
-    """Everything that the losses of all chunks are computed from, except the logits. N tokens.
+    """Everything that the losses of all chunks are computed from, except the logits. N tokens."""
 
-    `needs` and `top_k` are the objective's. They are read once, because a wrapper computes them at each access.
-    """
-
-    objective: Objective
-    needs: frozenset[str]
-    top_k: int
+    token_loss: TokenLoss
     context: Mapping[str, Any]
     labels: Tensor
     """(N,)."""
@@ -46,7 +45,8 @@ class ChunkLoss(NamedTuple):
     losses: Tensor
     correct: Tensor
     top_prob: Tensor
-    entropy: Tensor | None
+    needed: list[Tensor]
+    """The statistics in `RETURNED` that are needed."""
     d_logits: Tensor | None = None
     """(C, V), the gradient, still to be multiplied by `scale` per row; None if no gradient is wanted."""
     scale: Tensor | None = None
@@ -55,8 +55,7 @@ class ChunkLoss(NamedTuple):
     @property
     def statistics(self) -> list[Tensor]:
         """(C,) each, in the order of `HeadOutput`."""
-        found = [self.log_probs, self.losses, self.correct, self.top_prob]
-        return found if self.entropy is None else [*found, self.entropy]
+        return [self.log_probs, self.losses, self.correct, self.top_prob, *self.needed]
 
 
 def gradient_through_log_probs(logits: Tensor, rows: slice, inputs: LossInputs, wanted: bool) -> ChunkLoss:
@@ -66,7 +65,7 @@ def gradient_through_log_probs(logits: Tensor, rows: slice, inputs: LossInputs, 
     the target: the target's entry and log p keep their digits where p is near 1.
     """
     labels = inputs.labels[rows].unsqueeze(-1)
-    others, gap, sums = _exponentiate(logits, labels, inputs.needs, inputs.top_k)
+    others, gap, sums = _exponentiate(logits, labels, inputs.token_loss)
     total = others + gap.exp()
     log_probs = torch.where(gap == 0, -torch.log1p(others), gap - total.log())
     fields: dict[str, Any] = {}
@@ -76,14 +75,14 @@ def gradient_through_log_probs(logits: Tensor, rows: slice, inputs: LossInputs, 
         fields["collision"] = sums["collision"] / total.square()
     if "top_entropy" in sums:
         fields["top_entropy"] = sums["top_entropy"]
-    if "log_complement" in inputs.needs:
+    if "log_complement" in inputs.token_loss.needs:
         fields["log_complement"] = others.log() - total.log()
     if inputs.reference is not None:
         fields["reference_log_probs"] = _label_log_probs(inputs.reference.logits(rows), labels).to(log_probs.dtype)
     # The largest term of the sum is 1, hence the largest probability 1 / S.
-    correct, top_prob, entropy = gap == 0, total.reciprocal(), fields.get("entropy")
+    correct, top_prob, needed = gap == 0, total.reciprocal(), _needed(fields)
     if not wanted:  # inference mode would not let log_probs require a gradient
-        return ChunkLoss(log_probs, _losses(inputs, log_probs, fields), correct, top_prob, entropy)
+        return ChunkLoss(log_probs, _losses(inputs, log_probs, fields), correct, top_prob, needed)
     with torch.enable_grad():
         log_probs = log_probs.requires_grad_()
         losses = _losses(inputs, log_probs, fields)
@@ -92,22 +91,20 @@ def gradient_through_log_probs(logits: Tensor, rows: slice, inputs: LossInputs, 
         steepness = steepness * inputs.token_weight[rows]
     logits.scatter_(-1, labels, -others.unsqueeze(-1))
     scale = steepness / total
-    return ChunkLoss(log_probs.detach(), losses.detach(), correct, top_prob, entropy, logits, scale)
+    return ChunkLoss(log_probs.detach(), losses.detach(), correct, top_prob, needed, logits, scale)
 
 
-def _exponentiate(
-    logits: Tensor, labels: Tensor, needs: frozenset[str], top_k: int
-) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
+def _exponentiate(logits: Tensor, labels: Tensor, token_loss: TokenLoss) -> tuple[Tensor, Tensor, dict[str, Tensor]]:
     """Replace `logits` (C, V) by e = exp(logits - max), and by 0 at the labels (C, 1).
 
     Returns:
-        The sum of e without the label, the label's logit minus the largest, and, by name, what the statistics in
-        `needs` are computed from; (C,) each.
+        The sum of e without the label, the label's logit minus the largest, and, by name, the sums that the needed
+        statistics are computed from; (C,) each.
     """
+    needs, top_k = token_loss.needs, min(token_loss.top_k, logits.shape[1])
     others = logits.new_empty(logits.shape[0])
     gap = torch.empty_like(others)
     sums = {name: torch.empty_like(others) for name in needs & {"entropy", "collision", "top_entropy"}}
-    top_k = min(top_k, logits.shape[1])
     step = logits.shape[0] if logits.device.type != "cpu" else max(1, _CACHED_LOGITS // logits.shape[1])
     for start in range(0, logits.shape[0], step):
         rows = slice(start, start + step)
@@ -130,7 +127,7 @@ def _exponentiate(
 
 def gradient_through_logits(logits: Tensor, rows: slice, inputs: LossInputs, wanted: bool) -> ChunkLoss:
     """For an objective of the whole distribution, by autograd on the logits (C, V) of a chunk."""
-    labels, needs = inputs.labels[rows].unsqueeze(-1), inputs.needs
+    labels, needs = inputs.labels[rows].unsqueeze(-1), inputs.token_loss.needs
     with torch.set_grad_enabled(wanted):
         logits = logits.requires_grad_(wanted)
         log_softmax = logits.log_softmax(-1)
@@ -142,7 +139,8 @@ def gradient_through_logits(logits: Tensor, rows: slice, inputs: LossInputs, wan
         if "collision" in needs:
             fields["collision"] = (2 * constant).exp().sum(-1)
         if "top_entropy" in needs:
-            fields["top_entropy"] = _entropy(constant.topk(min(inputs.top_k, constant.shape[1])).values.exp())
+            top_k = min(inputs.token_loss.top_k, constant.shape[1])
+            fields["top_entropy"] = _entropy(constant.topk(top_k).values.exp())
         if "log_complement" in needs:
             fields["log_complement"] = constant.scatter(-1, labels, -torch.inf).logsumexp(-1)
         if inputs.reference is not None:
@@ -154,8 +152,12 @@ def gradient_through_logits(logits: Tensor, rows: slice, inputs: LossInputs, wan
     logits = logits.detach()
     log_probs, target, peak = log_probs.detach(), logits.gather(-1, labels).squeeze(-1), logits.amax(-1)
     top_prob = (log_probs + (peak - target)).exp()
-    entropy, scale = fields.get("entropy"), logits.new_ones(logits.shape[0])
-    return ChunkLoss(log_probs, losses.detach(), target >= peak, top_prob, entropy, d_logits, scale)
+    needed, scale = _needed(fields), logits.new_ones(logits.shape[0])
+    return ChunkLoss(log_probs, losses.detach(), target >= peak, top_prob, needed, d_logits, scale)
+
+
+def _needed(fields: Mapping[str, Any]) -> list[Tensor]:
+    return [fields[name] for name in RETURNED if name in fields]
 
 
 def _label_log_probs(logits: Tensor, labels: Tensor) -> Tensor:
@@ -172,12 +174,11 @@ def _entropy(mass: Tensor) -> Tensor:
 
 def _losses(inputs: LossInputs, log_probs: Tensor, fields: Mapping[str, Any]) -> Tensor:
     """(C,), the objective's losses."""
-    losses = inputs.objective.loss(TokenStats(log_probs, **fields, **inputs.context))
+    losses = inputs.token_loss.loss(TokenStats(log_probs, **fields, **inputs.context))
     if not isinstance(losses, Tensor) or losses.shape != log_probs.shape:
         got = tuple(losses.shape) if isinstance(losses, Tensor) else losses
-        name = getattr(inputs.objective, "_label", type(inputs.objective).__name__)
         raise UserError(
-            f"{name}.loss",
+            f"{inputs.token_loss.name}.loss",
             f"expected the loss of each token, {tuple(log_probs.shape)}, got {got}; the head does the summing and "
             "dividing",
         )

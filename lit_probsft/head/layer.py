@@ -14,6 +14,7 @@ from lit_probsft.head.adapted import head_weight
 from lit_probsft.head.checks import IGNORE_INDEX
 from lit_probsft.head.logits import Outputs
 from lit_probsft.head.loss import HeadOutput, objective_loss
+from lit_probsft.head.token_loss import TokenLoss
 from lit_probsft.objectives.base import Objective
 
 
@@ -33,7 +34,7 @@ class HeadRequest:
 
     labels: Tensor
     """(B, T), unshifted: position t predicts labels[:, t + 1]; -100 is ignored."""
-    objective: Objective
+    objective: Objective | TokenLoss
     normalizer: float | Tensor | None = None
     token_weight: Tensor | None = None
     """(B, T), each at the position of the label that it weighs."""

@@ -21,8 +21,9 @@ from torch.autograd.function import once_differentiable
 
 from lit_probsft.head.autograd import backward_retains_graph
 from lit_probsft.head.checks import IGNORE_INDEX, check_label_ids, check_needs, check_reference, check_tokens
-from lit_probsft.head.gradients import LossInputs, gradient_through_log_probs, gradient_through_logits
+from lit_probsft.head.gradients import RETURNED, LossInputs, gradient_through_log_probs, gradient_through_logits
 from lit_probsft.head.logits import Outputs, add_product, chunk_rows, multiply, result_dtype
+from lit_probsft.head.token_loss import TokenLoss
 from lit_probsft.objectives.base import REFERENCE, Objective
 
 __all__ = ["IGNORE_INDEX", "HeadOutput", "objective_loss"]
@@ -45,13 +46,15 @@ class HeadOutput:
     """(N,), p of the most probable token."""
     entropy: Tensor | None = None
     """(N,), entropy of the model's distribution in nats, if the objective needs it."""
+    log_complement: Tensor | None = None
+    """(N,), log(1 - p) in nats, if the objective needs it."""
 
 
 def objective_loss(
     hidden: Tensor,
     weight: Tensor,
     labels: Tensor,
-    objective: Objective,
+    objective: Objective | TokenLoss,
     *,
     bias: Tensor | None = None,
     logit_scale: float = 1.0,
@@ -96,11 +99,11 @@ def objective_loss(
         if value is not None and value <= 0:
             raise ValueError(f"objective_loss: expected {argument} above 0, got {value}")
     outputs = Outputs(hidden, weight, bias, logit_scale, soft_cap)
-    needs, name, context = objective.needs, type(objective).__name__, context or {}
+    token_loss, context = TokenLoss.of(objective), context or {}
     check_tokens(outputs, labels, token_weight)
-    check_needs(name, needs, context)
-    check_reference(name, needs, reference, outputs)
-    if not needs & REFERENCE:
+    check_needs(token_loss, context)
+    check_reference(token_loss, reference, outputs)
+    if not token_loss.needs & REFERENCE:
         reference = None
     count = labels.shape[0]
     kept = (labels != IGNORE_INDEX).nonzero().squeeze(-1)
@@ -115,14 +118,15 @@ def objective_loss(
     if token_weight is not None:
         token_weight = token_weight.to(torch.float64 if hidden.dtype == torch.float64 else torch.float32)
     reference = None if reference is None else reference.ready()
-    inputs = LossInputs(objective, needs, objective.top_k, context, labels, token_weight, reference)
-    chunk = chunk_size or chunk_rows(outputs.vocabulary, hidden.device.type, _copies_of_logits(needs))
+    inputs = LossInputs(token_loss, context, labels, token_weight, reference)
+    chunk = chunk_size or chunk_rows(outputs.vocabulary, hidden.device.type, _copies_of_logits(token_loss.needs))
     total, *stats = _HeadFunction.apply(  # type: ignore[no-untyped-call]
         outputs.hidden, weight, bias, outputs, inputs, normalizer, chunk, torch.is_grad_enabled()
     )
     if not all_kept:
         stats = [values.new_zeros(count).index_copy(0, kept, values) for values in stats]
-    return HeadOutput(total, *stats)
+    returned = [name for name in RETURNED if name in token_loss.needs]
+    return HeadOutput(total, *stats[:4], **dict(zip(returned, stats[4:], strict=True)))
 
 
 class _HeadFunction(torch.autograd.Function):
@@ -142,7 +146,8 @@ class _HeadFunction(torch.autograd.Function):
     ) -> Any:
         need_hidden, need_weight, need_bias = (wanted and need for need in ctx.needs_input_grad[:3])
         need_gradient = need_hidden or need_weight or need_bias
-        compute = gradient_through_logits if "logits" in inputs.needs else gradient_through_log_probs
+        needs = inputs.token_loss.needs
+        compute = gradient_through_logits if "logits" in needs else gradient_through_log_probs
         outputs = outputs.ready()
         operand, fp = outputs.hidden.dtype, result_dtype(outputs.hidden.dtype)
         (n, size), vocabulary = hidden.shape, outputs.vocabulary
@@ -152,8 +157,7 @@ class _HeadFunction(torch.autograd.Function):
 
         losses = empty(n)
         stats = [empty(n), losses, empty(n, dtype=torch.bool), empty(n)]  # as the fields of HeadOutput
-        if "entropy" in inputs.needs:
-            stats.append(empty(n))
+        stats += [empty(n) for name in RETURNED if name in needs]
         d_hidden = empty(n, size) if need_hidden else None
         d_weight = empty(vocabulary, size).zero_() if need_weight else None
         d_bias = empty(vocabulary).zero_() if need_bias else None

@@ -6,6 +6,7 @@ import contextlib
 import math
 import os
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, Literal, cast
 
 import lightning as L
@@ -18,6 +19,7 @@ from lit_probsft.data.tokens.added_tokens import added_token_ids
 from lit_probsft.errors import UserError
 from lit_probsft.head.layer import HeadRequest
 from lit_probsft.head.loss import IGNORE_INDEX, HeadOutput
+from lit_probsft.head.token_loss import TokenLoss
 from lit_probsft.model import ModelSource
 from lit_probsft.model.adapter_base import check_adapter_export, describe_base
 from lit_probsft.model.fingerprint import fingerprint
@@ -271,7 +273,7 @@ class ProbSFTModule(L.LightningModule):
         context = self.objective_state.context()
         if "progress" in self.objective.needs:
             context["progress"] = self.global_step / max(self.total_steps, 1)
-        objective = _TokenLoss(self)
+        objective = replace(TokenLoss.of(_TokenLoss(self)), name=type(self.objective).__name__)
         if self.training and not self.objective_state.missing:
             self._logged_values = self.objective.logged_values(TokenStats(torch.zeros(0), **context))
         weight, packs = None, Packs.from_batch(batch)
@@ -557,10 +559,6 @@ class _TokenLoss(Objective):
     @property
     def top_k(self) -> int:
         return self._module.objective.top_k
-
-    @property
-    def _label(self) -> str:
-        return type(self._module.objective).__name__  # in what is said of a loss that is none
 
     def loss(self, tokens: TokenStats) -> Tensor:
         return self._module.token_loss(tokens) if self._known else -tokens.log_probs

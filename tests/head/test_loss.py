@@ -13,6 +13,7 @@ from lit_probsft.errors import UserError
 from lit_probsft.head.layer import HeadRequest, ObjectiveHead
 from lit_probsft.head.logits import Outputs, chunk_rows
 from lit_probsft.head.loss import _copies_of_logits, objective_loss
+from lit_probsft.head.token_loss import TokenLoss
 from lit_probsft.objectives import (
     EAFT,
     GEM,
@@ -433,3 +434,19 @@ def test_entropy_is_finite_if_a_logit_is_minus_infinity() -> None:
     log_p = (hidden @ weight.t() + bias)[labels != -100].log_softmax(-1)
     expected = torch.special.entr(log_p.exp()).sum(-1)
     torch.testing.assert_close(recorder.seen("entropy", labels), expected.detach())
+
+
+def test_statistics_of_a_token_loss_are_returned() -> None:
+    hidden, weight, labels, _, _ = inputs()
+    for objective in (NLL(), LabelSmoothing(0.1)):
+        asked = TokenLoss.of(objective, ["entropy", "log_complement"])
+        got, plain = (
+            objective_loss(hidden, weight, labels, asked, chunk_size=5),
+            objective_loss(hidden, weight, labels, NLL()),
+        )
+        kept = labels != -100
+        log_p = (hidden @ weight.t())[kept].log_softmax(-1).detach()
+        close(got.entropy[kept], -(log_p.exp() * log_p).sum(-1), torch.float64)
+        close(got.log_complement[kept], torch.log1p(-plain.log_probs[kept].exp()), torch.float64)
+        assert not got.entropy[~kept].any()
+        assert plain.entropy is plain.log_complement is None
