@@ -1,4 +1,4 @@
-"""Loss and gradients through the head against those from a model's own full logits, for the families of transformers.
+"""Compares loss and gradients of the head with those of a model's own full logits, for the families of transformers.
 
     python -m benchmarks.architectures
 
@@ -18,8 +18,8 @@ from torch import Tensor
 
 from benchmarks import harness
 from lit_probsft.head.layer import HeadRequest
+from lit_probsft.model import RandomCausalLM
 from lit_probsft.model.forward import forward_with_objective, install_head
-from lit_probsft.model.sources import RandomCausalLM
 from lit_probsft.objectives import NLL, NegP, Objective
 
 SMALL = {
@@ -92,7 +92,7 @@ OBJECTIVES: dict[str, Objective] = {"NLL": NLL(), "NegP": NegP()}
 
 
 def tokens() -> tuple[Tensor, Tensor]:
-    """(3, 9) ids and labels, of which a part is masked, in the last row all."""
+    """(3, 9) ids and labels; some labels are masked, and all in the last row."""
     ids = torch.randint(3, 61, (3, 9), generator=torch.Generator().manual_seed(0))
     labels = ids.clone()
     labels[0, :4] = labels[1, 6:] = labels[2] = -100
@@ -100,12 +100,12 @@ def tokens() -> tuple[Tensor, Tensor]:
 
 
 def errors(family: str, objective: Objective, dtype: torch.dtype = torch.float32) -> tuple[float, float]:
-    """The relative error of the loss, and the largest of any parameter's gradient (norm of the difference by norm).
+    """The relative error of the loss, and the largest relative error (by norm) of a parameter's gradient.
 
     Args:
-        family: of `FAMILIES`.
+        family: a key of `FAMILIES`.
         objective: NLL or NegP.
-        dtype: of the weights and all that is computed.
+        dtype: of the weights and the computation.
     """
     model = RandomCausalLM(FAMILIES[family], seed=1).load(None, dtype).eval()
     ids, labels = tokens()
@@ -118,7 +118,7 @@ def errors(family: str, objective: Objective, dtype: torch.dtype = torch.float32
     install_head(model)
     _, loss, _ = forward_with_objective(model, ids, HeadRequest(labels, objective))
     got = torch.autograd.grad(loss, parameters, allow_unused=True)
-    # Some parameters (of experts that nobody chose) have no gradient, on either side.
+    # Some parameters (of experts that no token chose) have no gradient on either side.
     pairs = [(a, b) for a, b in zip(got, wanted, strict=True) if b is not None and a is not None and b.norm() > 0]
     assert len(pairs) == sum(b is not None and bool(b.norm() > 0) for b in wanted)
     gradient = max(float((a - b).norm() / b.norm()) for a, b in pairs)
@@ -126,7 +126,7 @@ def errors(family: str, objective: Objective, dtype: torch.dtype = torch.float32
 
 
 def run(options: argparse.Namespace) -> Path:
-    """Compare, write, print."""
+    """Compare all families, write and print the result."""
     found: dict[str, Any] = {}
     for family in FAMILIES:
         measured = {name: errors(family, objective) for name, objective in OBJECTIVES.items()}
@@ -149,7 +149,7 @@ def run(options: argparse.Namespace) -> Path:
 
 
 def parse(args: Sequence[str] | None = None) -> argparse.Namespace:
-    """Options."""
+    """Parse the options."""
     description = (__doc__ or "").split("\n")[0]
     parser = argparse.ArgumentParser(prog="python -m benchmarks.architectures", description=description)
     parser.add_argument("--results", help="folder for the JSON; by default benchmarks/results")

@@ -1,12 +1,13 @@
-"""What it costs to know before training: a probe of instruction rows against an epoch of training on the same rows.
+"""The cost of measuring a model before training, compared with an epoch of training on the same rows.
 
     python -m benchmarks.capability --train train.jsonl
 
-A Qwen2 of 19.7M random weights, as in `benchmarks.step`. A block of the probe is `python -m lit_probsft capability`
-without the start of the process: all statistics, in micro-batches sorted by length. A block of training is
-`Trainer.fit` with everything that the module does around a step. Both have as many rows in a block, of the same file;
-the blocks take turns, and the ratio is that of seconds per token within a round, padding not counted. With `--rows`
-blocks are parts of an epoch: of the probe micro-batches of all lengths, of training the next steps of a shuffled epoch.
+The model is a Qwen2 with 19.7M random weights, as in `benchmarks.step`. A block of the probe is
+`python -m lit_probsft capability` without the start of the process: all statistics, in micro-batches sorted by length.
+A block of training is `Trainer.fit` with everything that the module does in a step. Both blocks have the same number of
+rows of the same file and take turns. The ratio is that of seconds per token within a round, without padding. With
+`--rows` a block is part of an epoch: for the probe, micro-batches of all lengths; for training, the next steps of a
+shuffled epoch.
 """
 
 from __future__ import annotations
@@ -30,7 +31,7 @@ PROBE, TRAINING = "probe", "training, Trainer.fit"
 
 
 class _GateCallback(L.Callback):
-    """Stands still at the gate after each micro-batch of the probe that stands for an optimizer step."""
+    """Reports each micro-batch of the probe to the gate, as training reports an optimizer step."""
 
     def __init__(self, gate: harness.Gate) -> None:
         self.gate, self.opened = gate, False
@@ -47,7 +48,7 @@ class _GateCallback(L.Callback):
 
 
 def probe_loop(gate: harness.Gate, options: argparse.Namespace) -> None:
-    """The probe over all rows, again and again, as the command runs it."""
+    """Run the probe over all rows repeatedly, as the command runs it."""
     torch.set_num_threads(options.threads)
     source = RandomCausalLM({"model_type": "qwen2", "vocab_size": options.vocab, **options.model})
     callback = _GateCallback(gate)
@@ -59,9 +60,9 @@ def probe_loop(gate: harness.Gate, options: argparse.Namespace) -> None:
 
 
 def run(options: argparse.Namespace) -> Path:
-    """Time the blocks, write."""
+    """Time the blocks and write the result."""
     torch.set_num_threads(options.threads)
-    data = make_data(options, POOL)  # fills the cache, so that no loop tokenizes
+    data = make_data(options, POOL)  # fills the cache so that no loop tokenizes
     report = {name: data.report["train"][name] for name in ("kept", "tokens", "supervised_tokens", "max_length")}
     steps = -(-(options.rows or report["kept"]) // options.sequences)
     loops = [
@@ -85,7 +86,7 @@ def run(options: argparse.Namespace) -> Path:
 
 
 def parse(args: Sequence[str] | None = None) -> argparse.Namespace:
-    """Options, with those that `benchmarks.step` reads."""
+    """Parse the options, and add those that `benchmarks.step` reads."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.capability", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--train", required=True, help="rows, a jsonl file")
     parser.add_argument("--prompt", default="question")

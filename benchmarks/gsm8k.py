@@ -1,9 +1,9 @@
-"""The whole way on real instructions: a Qwen2 of 20M random weights fitted by the command line, with NLL and with NegP.
+"""A complete run on real instructions: the command line fits a Qwen2 with 20M random weights, with NLL and with NegP.
 
     python -m benchmarks.gsm8k --train train.jsonl
 
-The yardstick is the entropy of the training answers' tokens taken one by one: what a model reaches that knows how often
-each token occurs, and nothing else. The settings are in gsm8k.yaml.
+The baseline is the unigram entropy of the training answers: the NLL of a model that knows only how often each token
+occurs. The settings are in gsm8k.yaml.
 """
 
 from __future__ import annotations
@@ -21,13 +21,13 @@ import yaml
 
 from benchmarks import harness
 from lit_probsft.cli.commands import main
-from lit_probsft.head.loss import IGNORE_INDEX
+from lit_probsft.head.checks import IGNORE_INDEX
 
 CONFIG = Path(__file__).with_name("gsm8k.yaml")
 
 
 def unigram_entropy(batches: Iterable[Mapping[str, Any]]) -> tuple[float, int]:
-    """Entropy in nats of the supervised tokens' frequencies, and how many tokens there are."""
+    """The entropy, in nats, of the supervised tokens' frequencies, and the number of tokens."""
     frequency = torch.zeros(0, dtype=torch.long)
     for batch in batches:
         labels = batch["labels"][:, 1:]
@@ -39,7 +39,7 @@ def unigram_entropy(batches: Iterable[Mapping[str, Any]]) -> tuple[float, int]:
 
 
 def curve(metrics: Path, names: Sequence[str]) -> list[dict[str, float]]:
-    """The rows of a metrics.csv that have one of these columns, and of those the numbers."""
+    """The rows of a metrics.csv that have one of these columns, with the step and these columns only."""
     with metrics.open(newline="", encoding="utf-8") as file:
         rows = [{k: harness.significant(float(v), 6) for k, v in row.items() if v} for row in csv.DictReader(file)]
     kept = [{k: row[k] for k in ("step", *names) if k in row} for row in rows]
@@ -47,7 +47,7 @@ def curve(metrics: Path, names: Sequence[str]) -> list[dict[str, float]]:
 
 
 def fit(objective: str, options: argparse.Namespace, runs: Path) -> dict[str, Any]:
-    """One run of the command line, and what its folder says."""
+    """Run the command line once and return the results in its folder."""
     command = [
         "fit",
         f"--config={options.config}",
@@ -78,7 +78,7 @@ def fit(objective: str, options: argparse.Namespace, runs: Path) -> dict[str, An
 
 
 def run(options: argparse.Namespace) -> Path:
-    """Both runs, one record."""
+    """Run both objectives and write one result."""
     torch.set_num_threads(options.threads)
     found = {}
     with tempfile.TemporaryDirectory() as folder:
@@ -109,12 +109,12 @@ def run(options: argparse.Namespace) -> Path:
 
 
 def parse(args: Sequence[str] | None = None) -> argparse.Namespace:
-    """Options; what is left over goes to both runs' command lines."""
+    """Parse the options; other flags are passed to the command lines of both runs."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.gsm8k", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--train", required=True, help="GSM8K's training rows, with columns question and answer")
     parser.add_argument("--steps", type=int, default=200, help="optimizer steps")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--config", default=str(CONFIG), help="the settings; by default gsm8k.yaml beside this file")
+    parser.add_argument("--config", default=str(CONFIG), help="the settings; by default gsm8k.yaml in this folder")
     parser.add_argument("--runs_dir", help="keep the run folders here; by default they are removed")
     parser.add_argument("--results", help="folder for the JSON; by default benchmarks/results")
     options, options.flags = parser.parse_known_args(args)

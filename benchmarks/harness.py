@@ -1,8 +1,8 @@
-"""Variants side by side in one run: interleaved rounds, ratios within a round, memory from fresh processes, one JSON.
+"""Compares variants in one run: interleaved rounds, ratios within a round, memory in fresh processes, one JSON file.
 
-A time on a shared machine says little; two times taken one after the other say which is smaller. So variants take
-turns (A B C A B C ...), whatever disturbs the machine disturbs all alike, and a ratio is the median over rounds of the
-ratio within a round. The same is done for the processors' time, in which other programs do not show.
+A single time on a shared machine means little, but two times measured one after the other show which is smaller. So
+variants take turns (A B C A B C ...), a disturbance affects all of them, and a ratio is the median over rounds of the
+ratio within a round. The same is done for CPU time, which does not include other programs.
 """
 
 from __future__ import annotations
@@ -34,12 +34,12 @@ RESULTS = Path(__file__).parent / "results"
 MIB = 2**20
 
 
-# --- callables in this process
+# --- timing in this process
 
 
 @dataclass(frozen=True)
 class Variant:
-    """One way to do the work: a name, and a callable that does it and returns what can be checked."""
+    """One way to do the work: a name, and a callable that does it and returns values to check."""
 
     name: str
     call: Callable[[], Mapping[str, float]]
@@ -47,16 +47,16 @@ class Variant:
 
 @dataclass
 class Timing:
-    """Seconds of one variant, a number per round, and the values that its warm-up returned."""
+    """Seconds of one variant in each round, and the values that its warm-up returned."""
 
     values: dict[str, float]
     seconds: list[float] = field(default_factory=list)
-    """By the clock."""
+    """Wall-clock time."""
     cpu_seconds: list[float] = field(default_factory=list)
-    """That processors spent on it: what another process takes away is not in it."""
+    """CPU time of this process."""
 
     def summary(self) -> dict[str, Any]:
-        """Plain data."""
+        """The timing as plain data."""
         return {
             "seconds": spread(self.seconds),
             "cpu_seconds": spread(self.cpu_seconds),
@@ -74,15 +74,15 @@ def time_variants(
     inspect: Callable[[], Mapping[str, float]] | None = None,
     report: Callable[[str], None] = print,
 ) -> dict[str, Timing]:
-    """Warm every variant up, then time them in turn.
+    """Warm up every variant, then time them in turn.
 
     Args:
-        variants: what to time.
+        variants: the variants to time.
         rounds: how often each is timed.
-        warmups: untimed calls of each, at least one; the last one's values are kept.
+        warmups: untimed calls of each, at least one; the values of the last one are kept.
         synchronize: waits for the device.
-        inspect: called after a variant's last warm-up; its values are kept beside those that the variant returned.
-        report: takes a line after each round.
+        inspect: called after a variant's last warm-up; its values are kept with those that the variant returned.
+        report: called with a line after each round.
     """
     timings = {}
     for variant in variants:
@@ -104,7 +104,7 @@ def time_variants(
 
 
 def ratios(rounds: Mapping[str, Sequence[float]], reference: str) -> dict[str, float]:
-    """For each variant the median over rounds of its number divided by the reference's number of the same round."""
+    """For each variant, the median over rounds of its number divided by the reference's in the same round."""
     base = rounds[reference]
     return {
         name: significant(statistics.median(x / y for x, y in zip(values, base, strict=True)))
@@ -113,13 +113,13 @@ def ratios(rounds: Mapping[str, Sequence[float]], reference: str) -> dict[str, f
 
 
 def agreement(values: Mapping[str, float], expected: float, tolerance: float) -> dict[str, Any]:
-    """How far each value is from the expected one, relatively, and whether all are within the tolerance."""
+    """The relative error of each value, and whether all are within the tolerance."""
     errors = {name: abs(value - expected) / abs(expected) for name, value in values.items()}
     return {
         "expected": expected,
         "tolerance": tolerance,
         "relative_error": {name: significant(error, 2) for name, error in errors.items()},
-        "agree": all(error <= tolerance for error in errors.values()),  # a NaN is not within anything
+        "agree": all(error <= tolerance for error in errors.values()),  # false for NaN
     }
 
 
@@ -127,16 +127,17 @@ def agreement(values: Mapping[str, float], expected: float, tolerance: float) ->
 
 
 def peak_extra_bytes(prepare: Callable[..., Callable[[], Any]], *arguments: Any) -> int:
-    """What a call adds to the resident memory of a fresh process at its highest point.
+    """The peak that a call adds to the resident memory of a fresh process.
 
-    `prepare(*arguments)` runs in the new process and returns the call to measure; it should have run the same code on
-    something small, or the libraries' pages that are read on first use count as well. Both must be picklable.
+    `prepare(*arguments)` runs in the new process and returns the call to measure. It should run the same code on
+    a small input first; otherwise the libraries' pages that are loaded on first use count as well. Both must be
+    picklable.
     """
     return int(in_fresh_process(_peak, prepare, arguments))
 
 
 def in_fresh_process(function: Callable[..., Any], *arguments: Any) -> Any:
-    """What a function returns in a new process. Function, arguments and result must be picklable."""
+    """Call a function in a new process and return its result. Function, arguments and result must be picklable."""
     with _Child(_send_result, function, arguments) as child:
         return child.receive()
 
@@ -155,7 +156,7 @@ def _peak(prepare: Callable[..., Callable[[], Any]], arguments: tuple[Any, ...])
 
 
 def cuda_extra_bytes(call: Callable[[], Any]) -> int:
-    """The same for tensors on the GPU, as PyTorch's allocator counts them."""
+    """The peak that a call adds to the GPU memory of tensors, as PyTorch's allocator counts it."""
     torch.cuda.synchronize()
     torch.cuda.reset_peak_memory_stats()
     before = torch.cuda.memory_allocated()
@@ -165,12 +166,12 @@ def cuda_extra_bytes(call: Callable[[], Any]) -> int:
 
 
 def _reset_peak() -> None:
-    """Makes the kernel forget the highest resident size so far (Linux)."""
+    """Reset the peak resident size (Linux)."""
     Path("/proc/self/clear_refs").write_text("5")
 
 
 def _memory(name: str) -> int:
-    """`VmRSS` (resident now) or `VmHWM` (its highest value), in bytes."""
+    """`VmRSS` (resident size) or `VmHWM` (its peak), in bytes."""
     found = re.search(rf"^{name}:\s+(\d+) kB", Path("/proc/self/status").read_text(), re.MULTILINE)
     assert found, f"/proc/self/status has no {name}"
     return int(found[1]) * 1024
@@ -180,10 +181,10 @@ def _memory(name: str) -> int:
 
 
 class Gate:
-    """Where a training loop stands still until it is its turn.
+    """Blocks a training loop until it is its turn.
 
-    The loop calls `open` once before its first step and `step` after each; both may block. Loops that belong to
-    somebody else's trainer call `step` from a callback: this is how a whole trainer takes part in a round.
+    The loop calls `open` once before its first step and `step` after each step; both may block. The loop of a trainer
+    calls `step` from a callback, so that a whole trainer can take part in a round.
     """
 
     def __init__(self, connection: Any, synchronize: Callable[[], None] = lambda: None) -> None:
@@ -192,10 +193,10 @@ class Gate:
         self._started = self._cpu_started = 0.0
 
     def open(self) -> None:
-        """Wait for the order to run some steps, then start the clock."""
+        """Wait until some steps are requested, then start the clock."""
         order = self._connection.recv()
         if order is None:
-            # Not by an exception: a trainer would catch it, save, log and clean up.
+            # A trainer would catch an exception, save, log and clean up.
             multiprocessing.util._exit_function()
             os._exit(0)
         self._left, self._counts = order, {}
@@ -206,7 +207,7 @@ class Gate:
         self._started, self._cpu_started = time.perf_counter(), time.process_time()
 
     def step(self, counts: Mapping[str, int]) -> None:
-        """An optimizer step is done; `counts` are added up over the block."""
+        """Report a finished optimizer step; `counts` are summed over the block."""
         for name, count in counts.items():
             self._counts[name] = self._counts.get(name, 0) + count
         self._left -= 1
@@ -221,7 +222,7 @@ class Gate:
 
 @dataclass(frozen=True)
 class Loop:
-    """A training loop under a name: `run(gate, *arguments)` in a fresh process, until the gate stops it."""
+    """A named training loop: `run(gate, *arguments)` runs in a fresh process until the gate stops it."""
 
     name: str
     run: Callable[..., None]
@@ -237,16 +238,16 @@ def time_loops(
     one_at_a_time: bool = False,
     report: Callable[[str], None] = print,
 ) -> dict[str, list[dict[str, float]]]:
-    """Blocks of steps in turn: per loop and round the seconds, the peak memory and the loop's own counts.
+    """Run blocks of steps in turn. Returns seconds, peak memory and the loop's own counts, per loop and round.
 
     Args:
-        loops: what to time.
-        rounds: blocks of each.
+        loops: the loops to time.
+        rounds: blocks of each loop.
         steps: optimizer steps of a block.
-        warmup_steps: steps of an untimed block before the first; 0 for none.
-        one_at_a_time: run one loop to its end before the next starts. Rounds are not interleaved then: for a device
-            that nobody disturbs and whose memory holds one loop only.
-        report: takes a line after each block.
+        warmup_steps: steps of an untimed first block; 0 for none.
+        one_at_a_time: run one loop to its end before the next starts, without interleaving: for a device that runs
+            nothing else and whose memory holds one loop only.
+        report: called with a line after each block.
     """
     blocks: dict[str, list[dict[str, float]]] = {loop.name: [] for loop in loops}
     groups = [[loop] for loop in loops] if one_at_a_time else [loops]
@@ -255,7 +256,7 @@ def time_loops(
         try:
             for loop in group:
                 children[loop.name] = child = _Child(_run_loop, loop.run, loop.arguments)
-                if warmup_steps:  # one after the other: building a model beside a timed block would disturb it
+                if warmup_steps:  # one loop at a time, because building a model would disturb a timed block
                     child.ask(warmup_steps)
                 report(f"{loop.name}: ready")
             for number in range(rounds):
@@ -271,24 +272,24 @@ def time_loops(
 def _run_loop(connection: Any, run: Callable[..., None], arguments: tuple[Any, ...]) -> None:
     synchronize = torch.cuda.synchronize if torch.cuda.is_available() else lambda: None
     run(Gate(connection, synchronize), *arguments)
-    raise RuntimeError("the loop ended by itself; it must go on until the gate stops it")
+    raise RuntimeError("the loop has ended; it must run until the gate stops it")
 
 
 class _Child:
-    """A spawned process with a pipe; what goes wrong in it is raised here."""
+    """A spawned process with a pipe; its errors are raised here."""
 
     def __init__(self, target: Callable[..., None], *arguments: Any) -> None:
-        context = multiprocessing.get_context("spawn")  # fresh: a fork would start with this process's memory
+        context = multiprocessing.get_context("spawn")  # a fork would start with this process's memory
         self._connection, theirs = context.Pipe()
         self._process = context.Process(target=_guarded, args=(theirs, target, arguments))
-        # A thread that waits by spinning takes a core from the one that it waits for, where cores are shared; and its
-        # spinning would count as time spent on the work.
+        # A thread that spins while it waits takes a core from the thread that it waits for if cores are shared, and its
+        # spinning would count as CPU time of the work.
         os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
         self._process.start()
         theirs.close()
 
     def ask(self, order: Any) -> Any:
-        """Send an order, wait for the answer."""
+        """Send a request and wait for the answer."""
         self._connection.send(order)
         return self.receive()
 
@@ -307,7 +308,7 @@ class _Child:
         return self
 
     def __exit__(self, *_: object) -> None:
-        with contextlib.suppress(OSError):  # it may have gone by itself
+        with contextlib.suppress(OSError):  # it may have exited
             self._connection.send(None)
         self._process.join(10)
         if self._process.is_alive():
@@ -317,7 +318,7 @@ class _Child:
 
 
 def _guarded(connection: Any, target: Callable[..., None], arguments: tuple[Any, ...]) -> None:
-    # Several libraries' greetings and bars, once per process, would bury the progress; errors come through the pipe.
+    # The libraries' messages in every process would hide the progress; errors come through the pipe.
     null = os.open(os.devnull, os.O_WRONLY)
     for stream in (1, 2):
         os.dup2(null, stream)
@@ -327,13 +328,13 @@ def _guarded(connection: Any, target: Callable[..., None], arguments: tuple[Any,
         connection.send(("error", traceback.format_exc()))
 
 
-# --- the record
+# --- the result file
 
 
 def write_result(
     benchmark: str, arguments: Mapping[str, Any], device: str = "cpu", label: str = "", **content: Any
 ) -> Path:
-    """Write `results/<benchmark>[-<label>]-<machine>.json`, readable by itself; an older one is replaced."""
+    """Write the self-describing `results/<benchmark>[-<label>]-<machine>.json`; an older file is replaced."""
     machine = describe_machine(device)
     result = {
         "benchmark": benchmark,
@@ -342,7 +343,7 @@ def write_result(
         "versions": _versions(),
         "commit": COMMIT,
         "command": f"python -m benchmarks.{benchmark}",
-        # A path says something about one machine only; the file's name is enough to know the data.
+        # The path is specific to one machine; the file's name identifies the data.
         "arguments": {key: Path(value).name if key == "train" else value for key, value in arguments.items()},
         **content,
     }
@@ -355,7 +356,7 @@ def write_result(
 
 
 def describe_machine(device: str = "cpu") -> dict[str, Any]:
-    """Processor, cores, memory, and the GPU if that is what was measured; `slug` goes into file names."""
+    """CPU, cores, memory, and the GPU if it was measured; `slug` is part of file names."""
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     facts: dict[str, Any] = {
         "cpu": _cpu_model(),
@@ -390,7 +391,7 @@ def _versions() -> dict[str, str]:
 
 
 def _commit() -> str:
-    """The commit of this source, with `+` where the package differs from it."""
+    """The commit of this source, followed by `+` if the package has uncommitted changes."""
 
     def git(*command: str) -> str:
         where = Path(__file__).parent.parent
@@ -403,7 +404,7 @@ def _commit() -> str:
 
 
 COMMIT = _commit()
-"""Taken at import, as the rest of the source is: the tree may move on before the result is written."""
+"""Read at import, because the working tree may change before the result is written."""
 
 
 def spread(values: Iterable[float]) -> dict[str, float]:
@@ -422,12 +423,12 @@ def rounded(values: Iterable[float]) -> list[float]:
 
 
 def significant(value: float, digits: int = 4) -> float:
-    """So many significant digits: what a clock on a shared machine is good for."""
+    """Round to a number of significant digits; a shared machine gives no more."""
     return float(f"{value:.{digits}g}")
 
 
 def table(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Rows of the same keys as lines of aligned text, in Markdown."""
+    """Format rows with the same keys as an aligned Markdown table."""
     if not rows:
         return ""
     heads = list(rows[0])
@@ -447,7 +448,7 @@ def _cell(value: Any) -> str:
 
 
 def _plain(value: Any) -> Any:
-    """JSON has no NaN and no infinity: null stands for them."""
+    """Replace NaN and infinity by None, because JSON has neither."""
     if isinstance(value, Mapping):
         return {str(key): _plain(item) for key, item in value.items()}
     if isinstance(value, list | tuple):
@@ -456,5 +457,5 @@ def _plain(value: Any) -> Any:
 
 
 def say(line: str) -> None:
-    """Progress, on the error stream: the table that follows can then be redirected alone."""
+    """Print progress to stderr, so that the table on stdout can be redirected."""
     print(line, file=sys.stderr, flush=True)

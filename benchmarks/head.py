@@ -4,9 +4,9 @@
     python -m benchmarks.head --dtype bfloat16
     python -m benchmarks.head --device cuda            # 8192 x 4096 x 151936, bfloat16
 
-Every variant starts from the same tensors and returns the sum over tokens. Ratios are against PyTorch's own chunked
-cross-entropy. Memory is what one call adds at its highest point, the gradients (which every variant leaves behind)
-included; on CPU it is the growth of a fresh process.
+Every variant starts from the same tensors and returns the sum over tokens. Ratios are to PyTorch's own chunked
+cross-entropy. Memory is the peak that one call adds, with the gradients that it leaves; on CPU it is the growth of a
+fresh process.
 """
 
 from __future__ import annotations
@@ -62,13 +62,13 @@ class Problem:
         self.hidden.grad = self.weight.grad = None
 
     def gradient_norms(self) -> dict[str, float]:
-        """Of what the last variant has left; 0 where it left none."""
+        """Norms of the gradients of the last variant; 0 if it has none."""
         names = {"hidden_gradient_norm": self.hidden, "weight_gradient_norm": self.weight}
         return {name: 0.0 if x.grad is None else float(x.grad.float().norm()) for name, x in names.items()}
 
 
 def make_problem(tokens: int, hidden: int, vocab: int, dtype: str, device: str) -> Problem:
-    """Hidden states that point at their labels, some a little, some strongly: p from nearly 0 to nearly 1."""
+    """Hidden states that point to their labels with random strength, so that p is between nearly 0 and nearly 1."""
     generator = torch.Generator().manual_seed(0)
     weight = torch.randn(vocab, hidden, generator=generator).div_(math.sqrt(hidden))
     labels = torch.randint(vocab, (tokens,), generator=generator)
@@ -87,8 +87,8 @@ def exact_nll(problem: Problem) -> float:
 
 
 def full_logits(problem: Problem) -> dict[str, float]:
-    """All logits at once, in fp32 where the input is narrower, as transformers does it."""
-    # No name holds on to the logits: they can go as soon as the log-softmax is there.
+    """All logits at once, in fp32 for narrower input, as in transformers."""
+    # No name refers to the logits, so they are freed as soon as the log-softmax is computed.
     log_probs = F.linear(problem.hidden, problem.weight).float().log_softmax(-1)
     nll = -log_probs.gather(-1, problem.labels.unsqueeze(-1)).sum()
     nll.backward()
@@ -96,7 +96,7 @@ def full_logits(problem: Problem) -> dict[str, float]:
 
 
 def torch_sum(problem: Problem) -> dict[str, float]:
-    """PyTorch's chunked cross-entropy: it takes gradients in forward too, of NLL only."""
+    """PyTorch's chunked cross-entropy, which also computes gradients in forward, but only of NLL."""
     nll = F.linear_cross_entropy(
         problem.hidden, problem.weight, problem.labels, reduction="sum", options=torch.nn.LinearCrossEntropyOptions()
     )
@@ -105,7 +105,7 @@ def torch_sum(problem: Problem) -> dict[str, float]:
 
 
 def torch_tokens(problem: Problem) -> dict[str, float]:
-    """PyTorch's chunked cross-entropy of each token, and f = 1 - p on top: its way to any f(p)."""
+    """PyTorch's chunked cross-entropy of each token and f = 1 - p on top, which is how it can compute any f(p)."""
     nll = F.linear_cross_entropy(
         problem.hidden, problem.weight, problem.labels, reduction="none", options=torch.nn.LinearCrossEntropyOptions()
     )
@@ -115,7 +115,7 @@ def torch_tokens(problem: Problem) -> dict[str, float]:
 
 
 def bare_products(problem: Problem) -> dict[str, float]:
-    """What nobody can go below with the same matrix multiplication: logits, dHidden, dWeight, and nothing between."""
+    """Only the three matrix products (logits, dHidden, dWeight): the lower bound with the same multiplication."""
     hidden, weight = problem.hidden.detach(), problem.weight.detach()
     logits = hidden @ weight.t()
     problem.hidden.grad, problem.weight.grad = logits @ weight, logits.t() @ hidden
@@ -123,7 +123,7 @@ def bare_products(problem: Problem) -> dict[str, float]:
 
 
 def ours(problem: Problem, objective: Objective) -> dict[str, float]:
-    """`objective_loss`; NLL comes from the statistics that it returns beside the loss."""
+    """`objective_loss`; NLL comes from the statistics that it returns with the loss."""
     output = objective_loss(problem.hidden, problem.weight, problem.labels, objective, normalizer=1)
     output.loss.backward()
     return {"nll": -output.log_probs.double().sum().item(), "loss": output.loss.item()}
@@ -147,17 +147,17 @@ class _Ours:
 
 
 def _for_memory(name: str, sizes: Mapping[str, Any], threads: int) -> Callable[[], Any]:
-    """In a fresh process: the call of a variant on the whole problem, after one on a small problem."""
+    """In a fresh process: warm up on a small problem and return the call of a variant on the whole problem."""
     torch.set_num_threads(threads)
     call = calls()[name]
-    # The same width, so that the libraries set up the same kernels; more rows than width, or PyTorch does not chunk.
+    # The same hidden size makes the libraries set up the same kernels. With fewer rows PyTorch would not use chunks.
     call(make_problem(sizes["hidden"], sizes["hidden"], 2 * sizes["hidden"], sizes["dtype"], "cpu"))
     problem = make_problem(**sizes, device="cpu")
     return lambda: call(problem)
 
 
 def run(options: argparse.Namespace) -> Path:
-    """Time, measure, compare, write."""
+    """Time all variants, measure their memory, compare their values and write the result."""
     torch.set_num_threads(options.threads)
     cuda = options.device == "cuda"
     sizes = {name: getattr(options, name) for name in ("tokens", "hidden", "vocab", "dtype")}
@@ -193,7 +193,7 @@ def run(options: argparse.Namespace) -> Path:
     cpu_seconds = {name: timing.cpu_seconds for name, timing in timings.items()}
     references = [name for name in (FULL, TORCH_SUM, TORCH_TOKENS) if name in seconds]
     relative = {name: harness.ratios(seconds, name) for name in references}
-    # bfloat16 input rounds logits (full) or NLL (torch, per token): agreement to that precision is all there can be.
+    # With bfloat16 input, logits (full) or NLL (torch, per token) are rounded, and so agree only to that precision.
     tolerance = 1e-6 if options.dtype == "float32" else 2e-2
     nll = {name: t.values["nll"] for name, t in timings.items() if "nll" in t.values}
     agreed = harness.agreement(nll, exact_nll(problem), tolerance)
@@ -237,7 +237,7 @@ _SHORT = {FULL: "full", TORCH_SUM: "torch sum", TORCH_TOKENS: "torch per token"}
 
 
 def parse(args: Sequence[str] | None = None) -> argparse.Namespace:
-    """Options, with the sizes of the device where none are given."""
+    """Parse the options; sizes default to those of the device."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.head", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     for name in ("tokens", "hidden", "vocab"):

@@ -1,14 +1,14 @@
-"""Packs of 2048 tokens for ten thousand to a million documents: how full, how fast, how much memory, against TRL's.
+"""Packing ten thousand to a million documents into 2048 tokens: fill, time and memory, compared with TRL.
 
     python -m benchmarks.packing [--train FILE --prompt COLUMN --response COLUMN]
 
-`ours` makes a plan and asks for its first micro-batch: which documents share which row, on which rank, at which step.
-`trl` is TRL's `pack_dataset` with its defaults, best-fit decreasing within 1000 rows; `trl, one batch` the same over
-all rows at once, which is best-fit decreasing as the textbook has it. TRL copies the tokens into packs while it is at
-it, and they lie in memory; ours works on lengths alone. Without TRL its variants are left out.
+`ours` makes a plan and requests its first micro-batch: which documents share a row, on which rank, at which step.
+`trl` is TRL's `pack_dataset` with its defaults, best-fit decreasing within 1000 rows; `trl, one batch` does the same
+over all rows at once, which is textbook best-fit decreasing. TRL also copies the tokens into packs, in memory; ours
+uses lengths only. Without TRL its variants are skipped.
 
-The lengths: `short`, lognormal about 148 tokens as of arithmetic word problems; `wide`, lognormal about 330 with a long
-tail, at most 2048; and those of a file, if one is named, with the tokenizer of gsm8k.yaml.
+The lengths are `short`, lognormal around 148 tokens like arithmetic word problems; `wide`, lognormal around 330 with a
+long tail, at most 2048; and those of a file, if one is named, with the tokenizer of gsm8k.yaml.
 """
 
 from __future__ import annotations
@@ -37,11 +37,11 @@ Prepare = Callable[[Lengths], Callable[[], int]]
 
 
 def drawn(shape: str, count: int) -> Lengths:
-    """So many lengths of a shape, always the same."""
+    """Random lengths of a shape, the same in every call."""
     return np.random.default_rng(0).lognormal(*DRAWN[shape], count).astype(np.int64).clip(10, MAX_LENGTH)
 
 
-# --- variants: prepare(lengths) gives the call to measure, which returns how many packs it has made
+# --- variants: prepare(lengths) returns the call to measure, which returns the number of packs
 
 
 def ours(lengths: Lengths) -> Callable[[], int]:
@@ -57,12 +57,12 @@ def ours(lengths: Lengths) -> Callable[[], int]:
 
 
 def trl(lengths: Lengths) -> Callable[[], int]:
-    """TRL's default."""
+    """TRL with its defaults."""
     return _pack_dataset(lengths, {})
 
 
 def trl_one_batch(lengths: Lengths) -> Callable[[], int]:
-    """TRL with all rows in one batch, whose result the writer then holds in one piece too."""
+    """TRL with all rows in one batch, which the writer also holds as a whole."""
     return _pack_dataset(lengths, {"batch_size": len(lengths), "writer_batch_size": len(lengths)})
 
 
@@ -83,25 +83,25 @@ def _pack_dataset(lengths: Lengths, options: dict[str, Any]) -> Callable[[], int
 
 
 def variants() -> dict[str, Prepare]:
-    """By name."""
+    """All available variants by name."""
     found = {"ours": ours}
     if importlib.util.find_spec("trl") is not None:
         found |= {"trl": trl, "trl, one batch": trl_one_batch}
     return found
 
 
-# --- what is measured
+# --- measurements
 
 
 def warmed(prepare: Prepare, lengths: Lengths) -> Callable[[], int]:
-    """The call, after one on few documents."""
+    """Warm up on a few documents and return the call."""
     os.environ["HF_HUB_OFFLINE"] = "1"
     prepare(lengths[:100])()
     return prepare(lengths)
 
 
 def in_turns(lengths: Lengths, rounds: int) -> tuple[dict[str, list[float]], dict[str, int]]:
-    """Seconds of each variant, a number per round, and how many packs it made."""
+    """The seconds of each variant in each round, and its number of packs."""
     calls = {name: warmed(prepare, lengths) for name, prepare in variants().items()}
     seconds: dict[str, list[float]] = {name: [] for name in calls}
     packs = {}
@@ -114,7 +114,7 @@ def in_turns(lengths: Lengths, rounds: int) -> tuple[dict[str, list[float]], dic
 
 
 def resumed(lengths: Lengths, share: float) -> dict[str, float]:
-    """Seconds until a resumed run has its first micro-batch, `share` of an epoch in; and its second."""
+    """Seconds until a run that resumes after `share` of an epoch has its first micro-batch, and its second."""
     supervised = lengths // 2
     start = time.perf_counter()
     plan = PackedPlan(lengths, supervised, max_length=MAX_LENGTH, **RANKS)
@@ -126,7 +126,7 @@ def resumed(lengths: Lengths, share: float) -> dict[str, float]:
 
 
 def measure(name: str, lengths: Lengths, rounds: int) -> dict[str, Any]:
-    """All variants on the same lengths."""
+    """Measure all variants on the same lengths."""
     seconds, packs = harness.in_fresh_process(in_turns, lengths, rounds)
     harness.say(f"{name}: " + ", ".join(f"{v} {min(s):.3g} s" for v, s in seconds.items()))
     peaks = {v: harness.peak_extra_bytes(warmed, prepare, lengths) for v, prepare in variants().items()}
@@ -155,7 +155,7 @@ def measure(name: str, lengths: Lengths, rounds: int) -> dict[str, Any]:
 
 
 def file_lengths(options: argparse.Namespace) -> Lengths:
-    """Those of the file's rows, with a tokenizer learnt from them."""
+    """The lengths of the file's rows, with a tokenizer trained on them."""
     from lit_probsft.data import BPETokenizer, InstructionDataModule, Rows
 
     source = Rows(options.train, prompt=options.prompt, response=options.response)
@@ -165,7 +165,7 @@ def file_lengths(options: argparse.Namespace) -> Lengths:
 
 
 def run(options: argparse.Namespace) -> Path:
-    """Measure, write, print."""
+    """Measure all data, write and print the result."""
     sets = {"file": file_lengths(options)} if options.train else {}
     sets |= {f"{shape} {count}": drawn(shape, count) for count in options.sizes for shape in options.shapes}
     arguments = {key: value for key, value in vars(options).items() if value is not None}
@@ -173,7 +173,7 @@ def run(options: argparse.Namespace) -> Path:
     found: dict[str, Any] = {}
     for name, lengths in sets.items():
         found[name] = measure(name, lengths, options.rounds)
-        # After each, for a million documents take TRL minutes.
+        # Written after each data set, because TRL takes minutes for a million documents.
         content = {"max_length": MAX_LENGTH, "skipped": skipped, "data": found}
         path = harness.write_result("packing", arguments, label=options.label, **content)
     rows = [
@@ -197,11 +197,13 @@ def run(options: argparse.Namespace) -> Path:
 
 
 def parse(args: Sequence[str] | None = None) -> argparse.Namespace:
-    """Options."""
+    """Parse the options."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.packing", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--sizes", type=int, nargs="+", default=[10**4, 10**5, 10**6], help="numbers of documents")
-    parser.add_argument("--shapes", nargs="+", choices=DRAWN, default=list(DRAWN), help="how their lengths are drawn")
-    parser.add_argument("--label", default="", help="goes into the result's name")
+    parser.add_argument(
+        "--shapes", nargs="+", choices=DRAWN, default=list(DRAWN), help="distributions of random lengths"
+    )
+    parser.add_argument("--label", default="", help="part of the result file's name")
     parser.add_argument("--train", help="a .jsonl, .json, .csv or .parquet file, for its lengths as well")
     parser.add_argument("--prompt", default="prompt", help="column, or a template of columns")
     parser.add_argument("--response", default="response", help="column, or a template of columns")

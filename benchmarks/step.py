@@ -1,15 +1,15 @@
-"""A whole optimizer step: real tokens per second of the same model on the same file, by us and by others.
+"""A whole optimizer step: real tokens per second of the same model on the same file, with lit_probsft and others.
 
     python -m benchmarks.step --train train.jsonl --prompt question --response answer
     python -m benchmarks.step --train train.jsonl --prompt question --response answer --device cuda
 
-Each variant is a training loop in a process of its own, and the loops take turns, a block of steps at a time. Tokens
-are the documents' own: padding counts for nothing. All variants train the same model from the same random weights with
-AdamW and gradients clipped at norm 1. "random" batches are those of a shuffled epoch, "pooled" ones (the data module's
-default) hold documents of similar length.
+Each variant is a training loop in its own process, and the loops take turns, one block of steps at a time. Padding does
+not count as tokens. All variants train the same model from the same random weights with AdamW and gradients clipped at
+norm 1. "random" batches are those of a shuffled epoch; "pooled" batches (the data module's default) have documents of
+similar length.
 
-`trl` is TRL's SFTTrainer with its own defaults (gradient checkpointing is one), `trl, no checkpointing` the same
-without it. Where TRL is not installed both are left out.
+`trl` is TRL's SFTTrainer with its own defaults, which include gradient checkpointing; `trl, no checkpointing` is the
+same without it. If TRL is not installed, both are skipped.
 """
 
 from __future__ import annotations
@@ -60,11 +60,11 @@ POOL = 50  # the data module's default: optimizer steps whose documents are sort
 CLIP = 1.0
 
 
-# --- what all variants share
+# --- shared by all variants
 
 
 def make_data(options: argparse.Namespace, pool: int) -> InstructionDataModule:
-    """The file's rows, tokenized by a BPE learnt from them, `sequences` documents a step."""
+    """The file's rows, tokenized by a BPE trained on them, with `sequences` documents per step."""
     data = InstructionDataModule(
         train=Rows(options.train, prompt=options.prompt, response=options.response),
         tokenizer=BPETokenizer(32768),
@@ -77,13 +77,13 @@ def make_data(options: argparse.Namespace, pool: int) -> InstructionDataModule:
 
 
 def make_model(options: argparse.Namespace, tokenizer: Any) -> Any:
-    """The model with random weights, the same ones each time, in fp32 on the device."""
+    """The model with the same random weights in every call, in fp32 on the device."""
     source = RandomCausalLM({"model_type": "qwen2", "vocab_size": options.vocab, **options.model})
     return source.load(tokenizer, torch.float32).to(options.device)
 
 
 def endless(data: InstructionDataModule, device: str) -> Iterator[dict[str, Any]]:
-    """Batches of one epoch after the other, on the device."""
+    """Batches of all epochs in turn, on the device."""
     loader = data.train_dataloader()
     for epoch in range(10**9):
         loader.set_epoch(epoch)
@@ -103,7 +103,7 @@ def counts(batch: Mapping[str, Any]) -> dict[str, int]:
 
 
 def autocast(options: argparse.Namespace) -> torch.autocast:
-    """bf16 on a GPU over fp32 weights, nothing on a CPU."""
+    """bf16 autocast on a GPU, with fp32 weights; none on a CPU."""
     return torch.autocast(options.device, dtype=torch.bfloat16, enabled=options.device == "cuda")
 
 
@@ -111,7 +111,7 @@ def autocast(options: argparse.Namespace) -> torch.autocast:
 
 
 def plain_loop(gate: harness.Gate, options: argparse.Namespace, pool: int, loss_name: str) -> None:
-    """Forward, backward, clip, AdamW, in the same few lines for our loss and for transformers' own."""
+    """Forward, backward, clipping and AdamW, the same for our losses and for transformers' own."""
     torch.set_num_threads(options.threads)
     data = make_data(options, pool)
     model = make_model(options, data.tokenizer)
@@ -151,7 +151,7 @@ LOSSES: dict[str, Callable[[Any], Callable[[Mapping[str, Any]], torch.Tensor]]] 
 
 
 class _GateCallback(L.Callback):
-    """Stands still at the gate after each optimizer step of Lightning's loop."""
+    """Reports each optimizer step of Lightning's loop to the gate."""
 
     def __init__(self, gate: harness.Gate) -> None:
         self.gate = gate
@@ -164,7 +164,7 @@ class _GateCallback(L.Callback):
 
 
 def lightning_loop(gate: harness.Gate, options: argparse.Namespace, pool: int) -> None:
-    """`Trainer.fit` as users run it, with everything that the module does around a step, without loggers."""
+    """`Trainer.fit` as users run it, with everything that the module does in a step, without loggers."""
     torch.set_num_threads(options.threads)
     data = make_data(options, pool)
     source = RandomCausalLM({"model_type": "qwen2", "vocab_size": options.vocab, **options.model})
@@ -186,7 +186,7 @@ def lightning_loop(gate: harness.Gate, options: argparse.Namespace, pool: int) -
 
 
 def trl_loop(gate: harness.Gate, options: argparse.Namespace, changes: Mapping[str, Any]) -> None:
-    """TRL's SFTTrainer on the same rows as prompt and completion, with its defaults but for `changes`."""
+    """TRL's SFTTrainer on the same rows as prompt and completion, with its defaults except for `changes`."""
     torch.set_num_threads(options.threads)
     trainer, folder = make_trl_trainer(options, changes, gate)
     with folder:
@@ -194,13 +194,13 @@ def trl_loop(gate: harness.Gate, options: argparse.Namespace, changes: Mapping[s
 
 
 def make_trl_trainer(options: argparse.Namespace, changes: Mapping[str, Any], gate: harness.Gate | None) -> Any:
-    """The trainer, and the temporary folder that it asks for."""
+    """The trainer and the temporary folder that it needs."""
     from datasets import Dataset
     from transformers import TrainerCallback
     from trl import SFTConfig, SFTTrainer
 
     data = make_data(options, pool=0)
-    # Only what says where to run, how much at once, and to be silent.
+    # Only the device, the batch size and the output are set.
     folder = tempfile.TemporaryDirectory()
     config = SFTConfig(
         output_dir=folder.name,
@@ -247,7 +247,7 @@ def make_trl_trainer(options: argparse.Namespace, changes: Mapping[str, Any], ga
 
 
 def same_loss(options: argparse.Namespace) -> dict[str, Any]:
-    """NLL of one batch by every way there is, from the same weights, without autocast."""
+    """The NLL of one batch by all implementations, from the same weights, without autocast."""
     data = make_data(options, pool=0)
     batch = next(endless(data, options.device))
     model = make_model(options, data.tokenizer)
@@ -273,7 +273,7 @@ def has_trl() -> bool:
 
 
 def loops(options: argparse.Namespace) -> list[harness.Loop]:
-    """All variants; the names say loss and batches."""
+    """All variants, named by loss and batches."""
     found = [
         harness.Loop("ours NLL, pooled", plain_loop, (options, POOL, "NLL")),
         harness.Loop("ours NegP, pooled", plain_loop, (options, POOL, "NegP")),
@@ -298,10 +298,10 @@ REFERENCE = "transformers, random"
 
 
 def model_flops(options: argparse.Namespace, body: int, block: Mapping[str, float]) -> float:
-    """Floating-point operations that the model's mathematics asks for, forward and backward, nothing for padding.
+    """The floating-point operations that forward and backward need without padding.
 
-    6 per weight and token in the body, 6 per output weight and *supervised* token in the head, and causal attention of
-    the documents' own lengths: 4 T^2/2 H forward and twice that backward.
+    These are 6 per weight and token in the body, 6 per output weight and *supervised* token in the head, and causal
+    attention over the documents' own lengths: 4 T^2/2 H forward and twice that backward.
     """
     hidden, layers = options.model["hidden_size"], options.model["num_hidden_layers"]
     head = options.vocab * hidden * block["supervised"]
@@ -309,9 +309,9 @@ def model_flops(options: argparse.Namespace, body: int, block: Mapping[str, floa
 
 
 def run(options: argparse.Namespace) -> Path:
-    """Compare the losses, time the loops, write."""
+    """Compare the losses, time the loops and write the result."""
     torch.set_num_threads(options.threads)
-    data = make_data(options, POOL)  # fills the cache, so that no loop tokenizes
+    data = make_data(options, POOL)  # fills the cache so that no loop tokenizes
     report = {name: data.report["train"][name] for name in ("kept", "tokens", "supervised_tokens", "max_length")}
     with torch.device("meta"):
         shape = RandomCausalLM({"model_type": "qwen2", "vocab_size": options.vocab, **options.model}).load(
@@ -377,7 +377,7 @@ def _summary(
 
 
 def parse(args: Sequence[str] | None = None) -> argparse.Namespace:
-    """Options, with the model of the device."""
+    """Parse the options; the model is that of the device."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.step", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--train", required=True, help="a .jsonl, .json, .csv or .parquet file")
     parser.add_argument("--prompt", default="prompt", help="column, or a template of columns")
@@ -387,8 +387,8 @@ def parse(args: Sequence[str] | None = None) -> argparse.Namespace:
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--steps", type=int, default=4, help="optimizer steps of a block")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--only", nargs="+", metavar="VARIANT", help="time these only")
-    parser.add_argument("--cache", help="where tokens are kept; by default where the data module keeps them")
+    parser.add_argument("--only", nargs="+", metavar="VARIANT", help="time only these")
+    parser.add_argument("--cache", help="folder of the token cache; by default the data module's")
     parser.add_argument("--results", help="folder for the JSON; by default benchmarks/results")
     options = parser.parse_args(args)
     # 26 rows of GSM8K are about 4096 tokens.

@@ -1,15 +1,15 @@
-"""From a file of rows to tokens and masks on disk: rows and tokens per second, against `datasets.map` and TRL.
+"""From a file of rows to tokens and masks on disk: rows and tokens per second, compared with `datasets.map` and TRL.
 
     python -m benchmarks.tokenization [--train FILE --prompt COLUMN --response COLUMN]
 
-`ours` is `InstructionDataModule.setup` with an empty cache: it reads and digests the file, looks at every row for what
-could be wrong with it, and writes the tokens. `transformers` is `datasets.map` with `apply_chat_template` and its mask
-of the assistant's tokens, row by row; `transformers, batched` the same a thousand rows at a time; `trl` is what
-SFTTrainer does when it is made, with `assistant_only_loss`. These three get their rows as conversations that `datasets`
-has already read. The chat template is ChatML with generation marks for all. Without TRL its variant is left out.
+`ours` is `InstructionDataModule.setup` with an empty cache: it reads and hashes the file, checks every row and writes
+the tokens. `transformers` is `datasets.map` with `apply_chat_template` and its mask of the assistant's tokens, row by
+row; `transformers, batched` does the same a thousand rows at a time; `trl` is the constructor of SFTTrainer with
+`assistant_only_loss`. These three get their rows as conversations that `datasets` has already read. All use ChatML with
+generation marks as chat template. Without TRL its variant is skipped.
 
-`single` is a prompt and a response; `multi` a system text and four of those one after the other. The rows are those of
-a file, if one is named; otherwise word problems drawn from a seed.
+`single` is a prompt and a response; `multi` is a system text and four such pairs in one conversation. The rows come
+from a file, if one is named; otherwise they are random word problems.
 """
 
 from __future__ import annotations
@@ -27,25 +27,26 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-# No torch up here: a process that tokenizes imports this module, and a run of the command line would not import torch
-# there.
+# torch is not imported here, because the processes that tokenize import this module, and those of the command line do
+# not import torch either.
 
 TURNS = 4
 """Pairs of prompt and response in a conversation of `multi`."""
 
 Call = Callable[[], Mapping[str, int]]
-"""Tokenizes, and returns how many documents, tokens and supervised tokens there are."""
+"""Tokenizes and returns the numbers of documents, tokens and supervised tokens."""
 
 
 @dataclass(frozen=True)
 class Job:
-    """What every variant has to do.
+    """The input of every variant.
 
     Attributes:
         file: JSON lines with `messages`, and for `single` also `prompt` and `response`.
         few: the same with few rows, for the warm-up.
-        columns: what ours reads.
-        processes: how many may work at once.
+        columns: the columns that ours reads.
+        tokenizer: of all variants.
+        processes: number of processes.
     """
 
     file: str
@@ -59,7 +60,7 @@ class Job:
 
 
 def drawn(count: int, seed: int = 0) -> list[tuple[str, str]]:
-    """Word problems with their solutions, about as long as GSM8K's; always the same."""
+    """Random word problems with solutions, about as long as GSM8K's and the same in every call."""
     chance = random.Random(seed)
     names, things = ("Ada", "Ben", "Chloé", "Dev", "Elif"), ("apples", "pencils", "train tickets", "marbles", "loaves")
     rows = []
@@ -78,7 +79,7 @@ def drawn(count: int, seed: int = 0) -> list[tuple[str, str]]:
 
 
 def rows_of(options: argparse.Namespace) -> list[tuple[str, str]]:
-    """Prompts and responses: of the file, or drawn."""
+    """Prompts and responses from the file, or random ones."""
     if not options.train:
         return drawn(options.rows or 4000)
     from lit_probsft.data import Rows
@@ -89,7 +90,7 @@ def rows_of(options: argparse.Namespace) -> list[tuple[str, str]]:
 
 
 def write_rows(pairs: Sequence[tuple[str, str]], shape: str, path: Path) -> str:
-    """A file for a job."""
+    """Write the file of a job."""
     size = {"single": 1, "multi": TURNS}[shape]
     with path.open("w", encoding="utf-8") as file:
         for start in range(0, len(pairs), size):
@@ -102,7 +103,7 @@ def write_rows(pairs: Sequence[tuple[str, str]], shape: str, path: Path) -> str:
     return str(path)
 
 
-# --- variants: each takes a job and gives the call to measure
+# --- variants: each takes a job and returns the call to measure
 
 
 def ours(job: Job) -> Call:
@@ -137,7 +138,7 @@ def by_transformers(job: Job) -> Call:
 
 
 def by_transformers_batched(job: Job) -> Call:
-    """`datasets.map` a thousand rows at a time."""
+    """`datasets.map` with a thousand rows at a time."""
     rows, tokenizer = conversations(job), job.tokenizer
 
     def tokenize(batch: Mapping[str, Any]) -> dict[str, Any]:
@@ -149,7 +150,7 @@ def by_transformers_batched(job: Job) -> Call:
 
 
 def by_trl(job: Job) -> Call:
-    """What TRL's trainer does to its rows, with the least of models."""
+    """The preparation of rows in TRL's trainer, with the smallest possible model."""
     from transformers import LlamaConfig, LlamaForCausalLM
     from trl import SFTConfig, SFTTrainer
 
@@ -176,7 +177,7 @@ def by_trl(job: Job) -> Call:
 
 
 def conversations(job: Job) -> Any:
-    """The rows as `datasets` has them, after reading them once."""
+    """The rows as a data set of `datasets`, read once."""
     import datasets
 
     datasets.disable_progress_bars()
@@ -185,13 +186,13 @@ def conversations(job: Job) -> Any:
 
 
 def mapping(job: Job) -> dict[str, Any]:
-    """How `map` is called."""
+    """Arguments of `map`."""
     return {"remove_columns": ["messages"], "num_proc": job.processes if job.processes > 1 else None}
 
 
 def labels(ids: Sequence[int], mask: Sequence[int]) -> list[int]:
-    """The ids where the assistant speaks."""
-    return [token if learnt else -100 for token, learnt in zip(ids, mask, strict=True)]
+    """The ids of the assistant's tokens, -100 elsewhere."""
+    return [token if supervised else -100 for token, supervised in zip(ids, mask, strict=True)]
 
 
 def counted(found: Any) -> dict[str, int]:
@@ -199,24 +200,24 @@ def counted(found: Any) -> dict[str, int]:
     import pyarrow.compute
 
     columns = found.with_format("arrow")[:]
-    learnt = pyarrow.compute.not_equal(pyarrow.compute.list_flatten(columns["labels"]), -100)
+    supervised = pyarrow.compute.not_equal(pyarrow.compute.list_flatten(columns["labels"]), -100)
     tokens = pyarrow.compute.sum(pyarrow.compute.list_value_length(columns["input_ids"])).as_py()
-    return {"documents": len(found), "tokens": tokens, "supervised": pyarrow.compute.sum(learnt).as_py()}
+    return {"documents": len(found), "tokens": tokens, "supervised": pyarrow.compute.sum(supervised).as_py()}
 
 
 def variants() -> dict[str, Callable[[Job], Call]]:
-    """By name."""
+    """All available variants by name."""
     found = {"ours": ours, "transformers": by_transformers, "transformers, batched": by_transformers_batched}
     if importlib.util.find_spec("trl") is not None:
         found["trl"] = by_trl
     return found
 
 
-# --- what is measured
+# --- measurements
 
 
 def in_turns(job: Job, rounds: int) -> tuple[dict[str, Mapping[str, int]], dict[str, dict[str, list[float]]]]:
-    """What each variant made, and its seconds, by the clock and of all its processes' processors, one per round."""
+    """The counts of each variant, and its wall-clock and CPU seconds (of all its processes) in each round."""
     os.environ["HF_HUB_OFFLINE"] = "1"
     calls = {}
     for name, prepare in variants().items():
@@ -234,13 +235,13 @@ def in_turns(job: Job, rounds: int) -> tuple[dict[str, Mapping[str, int]], dict[
 
 
 def processor_seconds() -> float:
-    """Of this process, and of those it started that have ended."""
+    """CPU seconds of this process and of its child processes that have ended."""
     used = [resource.getrusage(who) for who in (resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN)]
     return sum(usage.ru_utime + usage.ru_stime for usage in used)
 
 
 def measure(job: Job, rounds: int) -> dict[str, Any]:
-    """All variants on the same job, in a process of their own."""
+    """Measure all variants on the same job, in a fresh process."""
     from benchmarks import harness
 
     made, taken = harness.in_fresh_process(in_turns, job, rounds)
@@ -262,7 +263,7 @@ def measure(job: Job, rounds: int) -> dict[str, Any]:
 
 
 def jobs(options: argparse.Namespace, folder: Path) -> Iterator[tuple[str, Job]]:
-    """Every combination, under its name."""
+    """The jobs of all combinations, by name."""
     from lit_probsft.data.tokens.tokenizers import BPETokenizer, ByteTokenizer
 
     pairs = rows_of(options)
@@ -280,7 +281,7 @@ def jobs(options: argparse.Namespace, folder: Path) -> Iterator[tuple[str, Job]]
 
 
 def run(options: argparse.Namespace) -> Path:
-    """Measure, write, print."""
+    """Measure all jobs, write and print the result."""
     from benchmarks import harness
 
     arguments = {key: value for key, value in vars(options).items() if value is not None}
@@ -292,7 +293,7 @@ def run(options: argparse.Namespace) -> Path:
             harness.say(
                 f"{name}: " + ", ".join(f"{v} {f['seconds']['min']:.3g} s" for v, f in facts["variants"].items())
             )
-            # After each, for all of them take a while.
+            # Written after each job, because all of them take long.
             path = harness.write_result("tokenization", arguments, label=options.label, skipped=skipped, data=found)
     rows = [
         {
@@ -315,18 +316,18 @@ def run(options: argparse.Namespace) -> Path:
 
 
 def parse(args: Sequence[str] | None = None) -> argparse.Namespace:
-    """Options."""
+    """Parse the options."""
     parser = argparse.ArgumentParser(
         prog="python -m benchmarks.tokenization", description=(__doc__ or "").split("\n")[0]
     )
-    parser.add_argument("--train", help="a .jsonl, .json, .csv or .parquet file; by default rows are drawn")
+    parser.add_argument("--train", help="a .jsonl, .json, .csv or .parquet file; by default the rows are random")
     parser.add_argument("--prompt", default="prompt", help="column, or a template of columns")
     parser.add_argument("--response", default="response", help="column, or a template of columns")
-    parser.add_argument("--rows", type=int, help="so many rows: by default all of the file, or 4000 drawn ones")
+    parser.add_argument("--rows", type=int, help="number of rows; by default all rows of the file, or 4000 random ones")
     parser.add_argument("--shapes", nargs="+", choices=("single", "multi"), default=["single", "multi"])
     parser.add_argument("--tokenizers", nargs="+", choices=("byte", "bpe"), default=["byte", "bpe"])
     parser.add_argument("--processes", type=int, nargs="+", default=[1, 2], help="num_proc of every variant")
-    parser.add_argument("--label", default="", help="goes into the result's name")
+    parser.add_argument("--label", default="", help="part of the result file's name")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--results", help="folder for the JSON; by default benchmarks/results")
     return parser.parse_args(args)

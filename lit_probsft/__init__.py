@@ -45,9 +45,9 @@ if TYPE_CHECKING:
     from lit_probsft.data import InstructionDataModule
     from lit_probsft.errors import UserError
     from lit_probsft.head.loss import objective_loss
+    from lit_probsft.model import PretrainedCausalLM, RandomCausalLM
     from lit_probsft.model.generation import Generation
     from lit_probsft.model.reference import Reference
-    from lit_probsft.model.sources import PretrainedCausalLM, RandomCausalLM
     from lit_probsft.objectives import Objective, TokenStats
     from lit_probsft.training.module import ProbSFTModule
     from lit_probsft.training.optim import Schedule

@@ -11,7 +11,7 @@ import lightning as L
 import torch
 
 from lit_probsft.data import ByteTokenizer, InstructionDataModule, Rows
-from lit_probsft.model.sources import RandomCausalLM
+from lit_probsft.model import RandomCausalLM
 from lit_probsft.objectives import NLL, Objective
 from lit_probsft.training.module import ProbSFTModule
 from lit_probsft.training.optim import Schedule

@@ -63,7 +63,7 @@ def measure_divergence(a: PreTrainedModel, b: PreTrainedModel, batches: Iterable
     for batch in batches:
         batch = {name: value.to(device) if isinstance(value, Tensor) else value for name, value in batch.items()}
         ids, labels, mask = batch["input_ids"], batch["labels"], batch.get("attention_mask")
-        outputs_a, outputs_b = (outputs_of(model, ids, labels, mask, Packs.of(batch)) for model in (a, b))
+        outputs_a, outputs_b = (outputs_of(model, ids, labels, mask, Packs.from_batch(batch)) for model in (a, b))
         supervised = labels[:, 1:] != IGNORE_INDEX
         found = compare_outputs(outputs_a, outputs_b, labels[:, 1:][supervised])
         rows = supervised.nonzero()[:, 0]

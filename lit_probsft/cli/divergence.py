@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from lit_probsft.errors import UserError, first_line
-from lit_probsft.model.reference import without_training
-from lit_probsft.model.sources import ModelSource, PretrainedCausalLM
+from lit_probsft.model import ModelSource, PretrainedCausalLM
+from lit_probsft.model.reference import evaluation_source
 from lit_probsft.run.folder import RunFolder
 from lit_probsft.storage.atomic import write_json
 from lit_probsft.training.module import ProbSFTModule
@@ -94,7 +94,7 @@ def _source(flag: str, wanted: str, base: ModelSource, run: RunFolder, dtype: to
             name: getattr(base, name) for name in ("attn_implementation", "trust_remote_code") if hasattr(base, name)
         }
         base = PretrainedCausalLM(wanted, **options)
-    return without_training(base, dtype)
+    return evaluation_source(base, dtype)
 
 
 def _check_tokens(flag: str, source: ModelSource, tokenizer: Any) -> None:

@@ -226,7 +226,7 @@ class ProbSFTCLI(LightningCLI):
             self._began_with = (lora.get("init_args", lora).get("start") if isinstance(lora, Namespace) else None,)
         if is_adapter_folder(folder):  # beside the configuration's model, under any strategy
             config.data.init_args.tokenizer = str(folder)
-            start = dataclasses.asdict(LoRA.of(str(folder), "--weights")) | {"start": str(folder)}
+            start = dataclasses.asdict(LoRA.from_folder(str(folder), "--weights")) | {"start": str(folder)}
             theirs = read_config(folder, "--weights").get("base_model_name_or_path")
             ours = source.init_args.get("model_name_or_path") if isinstance(source, Namespace) else source
             if theirs and ours and Path(theirs).resolve() != Path(ours).resolve():

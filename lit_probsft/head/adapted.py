@@ -1,4 +1,4 @@
-"""The output weight with adapters added (LoRA, DoRA)."""
+"""The output weight with its adapters (LoRA, DoRA)."""
 
 from __future__ import annotations
 
@@ -6,18 +6,22 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
+from typing_extensions import override
 
 if TYPE_CHECKING:
     from torch import Tensor
 
 
 ADAPTER = "default"
-"""The name that peft knows the adapters by."""
+"""The name of the adapters in peft."""
 
 
 def adapted_weight(weight: Tensor, change: Tensor, magnitude: Tensor | None = None) -> Tensor:
-    """(V, H) -> W + change, in the wider dtype; with `magnitude` (V,) each row has that length (DoRA, Liu et al., arXiv
-    2402.09353), the length it is divided by being a constant as in section 4.3 there."""
+    """(V, H) -> W + change, in the wider dtype.
+
+    With `magnitude` (V,) each row is scaled to that length (DoRA, Liu et al., arXiv 2402.09353). The length that it is
+    divided by is a constant for autograd, as in section 4.3 there.
+    """
     whole = weight + change
     if magnitude is None:
         return whole
@@ -26,25 +30,29 @@ def adapted_weight(weight: Tensor, change: Tensor, magnitude: Tensor | None = No
 
 
 class Magnitude(nn.Module):
-    """Lengths of the rows of a matrix, as a module: what shards parameters gathers them for a module that is called."""
+    """Lengths of the rows of a matrix. A module, because a sharding strategy gathers parameters when a module is
+    called."""
 
     def __init__(self, weight: Tensor) -> None:
         super().__init__()
         self.weight = nn.Parameter(weight)
 
+    @override
     def forward(self, factor: Tensor) -> Tensor:
-        """(V,), times a factor."""
         return self.weight * factor
 
 
 def head_weight(head: Any) -> Tensor:
-    """(V, H), with what its own adapters add. They are called, and not read: whatever shards them gathers them then."""
-    if "lora_A" not in head._modules or head._disable_adapters:
+    """(V, H), the output weight with its adapters, if they are there and enabled.
+
+    The adapters are called, not read: a sharding strategy gathers their parameters then.
+    """
+    if not hasattr(head, "lora_A") or not head.adapters_enabled:
         weight: Tensor = head.weight
         return weight
     a, b = head.lora_A[ADAPTER], head.lora_B[ADAPTER]
     device = head.weight.device
     with torch.autocast(device.type, enabled=False):
-        change = head.head_scaling * b(a(torch.eye(head.in_features, dtype=a.weight.dtype, device=device))).T
+        change = head.adapter_scaling * b(a(torch.eye(head.in_features, dtype=a.weight.dtype, device=device))).T
         lengths = getattr(head, "lora_magnitude_vector", None)
         return adapted_weight(head.weight, change, None if lengths is None else lengths[ADAPTER](change.new_ones(())))

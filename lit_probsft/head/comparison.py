@@ -1,4 +1,7 @@
-"""Two models' distributions over the same tokens, compared a chunk at a time: no (N, V) tensor is ever alive."""
+"""Compares two models' distributions over the same tokens, chunk by chunk, without an (N, V) tensor.
+
+Shapes: N supervised tokens, C of them in a chunk, V vocabulary.
+"""
 
 from __future__ import annotations
 
@@ -8,13 +11,13 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from lit_probsft.head.checks import IGNORE_INDEX
 from lit_probsft.head.logits import Outputs, chunk_rows
-from lit_probsft.head.loss import IGNORE_INDEX
 
 
 @dataclass(frozen=True)
 class Comparison:
-    """What two models A and B say about N tokens, (N,) each, in nats, 0 where the label is ignored."""
+    """How two models A and B differ on N tokens: (N,) each, in nats, 0 where the label is ignored."""
 
     forward_kl: Tensor
     """KL(A || B): the sum over the vocabulary of a (log a - log b)."""
@@ -30,43 +33,45 @@ class Comparison:
 
 @torch.no_grad()
 def compare_outputs(a: Outputs, b: Outputs, labels: Tensor, *, chunk_size: int | None = None) -> Comparison:
-    """Compare two models over the whole vocabulary; nothing has a gradient.
+    """Compare two models over the whole vocabulary, without a gradient.
 
-    Sums over the vocabulary are taken in double where the device has it, since the distributions may be nearly equal
-    and the terms of a divergence have both signs.
+    Sums over the vocabulary are computed in double if the device has it: the distributions may be nearly equal, and
+    the terms of a divergence have both signs.
 
     Args:
-        a: of the first model.
-        b: of the second; its hidden size may differ, its vocabulary may not.
-        labels: (N,), token ids, or -100 to leave a row out.
+        a: the first model's outputs.
+        b: the second model's outputs; the hidden size may differ, the vocabulary may not.
+        labels: (N,), token ids, or -100 to ignore the row.
         chunk_size: rows of logits alive at once; None derives it from `LOGITS_BUDGET` of the device.
 
     Raises:
-        ValueError: the two do not speak of the same tokens over the same vocabulary.
+        ValueError: the two differ in their number of tokens or their vocabulary, or `chunk_size` is not positive.
     """
     if a.vocabulary != b.vocabulary:
-        raise ValueError(f"compare_outputs: expected one vocabulary, got {a.vocabulary} and {b.vocabulary} tokens")
+        raise ValueError(
+            f"compare_outputs: expected models with the same vocabulary, got {a.vocabulary} and {b.vocabulary} tokens"
+        )
     if not len(a.hidden) == len(b.hidden) == len(labels):
         got = f"{len(a.hidden)}, {len(b.hidden)} and {len(labels)}"
-        raise ValueError(f"compare_outputs: expected as many hidden states of both as labels, got {got}")
+        raise ValueError(f"compare_outputs: expected as many hidden states of both models as labels, got {got}")
     if chunk_size is not None and chunk_size <= 0:
         raise ValueError(f"compare_outputs: expected chunk_size above 0, got {chunk_size}")
     count, kept = len(labels), (labels != IGNORE_INDEX).nonzero().squeeze(-1)
-    a, b, labels = a.of(kept).ready(), b.of(kept).ready(), labels[kept]
+    a, b, labels = a.select(kept).ready(), b.select(kept).ready(), labels[kept]
     device = labels.device.type
     wide = torch.float32 if device == "mps" else torch.float64
-    chunk = chunk_size or chunk_rows(a.vocabulary, device, copies=10)  # five in double
+    chunk = chunk_size or chunk_rows(a.vocabulary, device, copies=10)  # five tensors in double
     result = torch.empty(5, len(labels), dtype=wide, device=labels.device)
     with torch.autocast(device, enabled=False):
         for start in range(0, len(labels), chunk):
             rows = slice(start, start + chunk)
             log_a, log_b = (outputs.logits(rows).to(wide).log_softmax(-1) for outputs in (a, b))
-            result[:, rows] = _compared(log_a, log_b, labels[rows])
+            result[:, rows] = _compare_chunk(log_a, log_b, labels[rows])
     return Comparison(*result.new_zeros(5, count).index_copy(1, kept, result))
 
 
-def _compared(log_a: Tensor, log_b: Tensor, labels: Tensor) -> Tensor:
-    """(5, C), in the order of `Comparison`, of log-probabilities (C, V)."""
+def _compare_chunk(log_a: Tensor, log_b: Tensor, labels: Tensor) -> Tensor:
+    """(C, V) log-probabilities of both models -> (5, C), in the order of `Comparison`."""
     p_a, p_b, target = log_a.exp(), log_b.exp(), labels.unsqueeze(-1)
     gap, middle = log_a - log_b, torch.logaddexp(log_a, log_b) - math.log(2)
     js = ((log_a - middle) * p_a + (log_b - middle) * p_b).sum(-1) / 2

@@ -1,12 +1,12 @@
 """Hidden states, output weight, labels and an objective in; a loss with its gradients and per-token statistics out.
 
-The logits of N supervised tokens over a vocabulary of V are the largest tensor of a fine-tuning step. For an objective
-f(p) the gradient of a token's loss on its logits is s(p) (softmax - onehot), s(p) = -f'(p) p, known as soon as the
-logits are. So the gradients on the hidden states and on the weight are taken inside the forward pass, chunk by chunk:
-three matrix products (logits, dHidden, dWeight), two where the weight is frozen, and nothing of size N x V is ever
-alive. Backward only multiplies by a scalar.
+The logits of all supervised tokens are the largest tensor of a fine-tuning step. For an objective f(p) the gradient of
+a token's loss on its logits is s(p) (softmax - onehot), s(p) = -f'(p) p, known as soon as the logits are. So the
+gradients on the hidden states and on the weight are computed inside the forward pass, chunk by chunk. That takes three
+matrix products (logits, dHidden, dWeight), two if the weight is frozen, and never a tensor of size N x V. Backward only
+multiplies by a scalar.
 
-Shapes: N tokens, H hidden size, V vocabulary.
+Shapes: N supervised tokens, H hidden size, V vocabulary.
 """
 
 from __future__ import annotations
@@ -19,23 +19,25 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from lit_probsft.errors import UserError
-from lit_probsft.head.logits import Outputs, chunk_rows, operand_dtype, result_dtype
-from lit_probsft.head.logits import multiply as _multiply
-from lit_probsft.objectives.base import HANDED_IN, NEEDS, REFERENCE, Objective, TokenStats, derivative
+from lit_probsft.head.autograd import backward_retains_graph
+from lit_probsft.head.checks import IGNORE_INDEX, check_label_ids, check_needs, check_reference, check_tokens
+from lit_probsft.head.gradients import RETURNED, LossInputs, gradient_through_log_probs, gradient_through_logits
+from lit_probsft.head.logits import Outputs, add_product, chunk_rows, multiply, result_dtype
+from lit_probsft.head.token_loss import TokenLoss
+from lit_probsft.objectives.base import REFERENCE, Objective
 
-IGNORE_INDEX = -100
+__all__ = ["IGNORE_INDEX", "HeadOutput", "objective_loss"]
 
 
 @dataclass(frozen=True)
 class HeadOutput:
-    """What the head says about N tokens. Only `loss` has a gradient; the others are 0 (False) where the label is
-    ignored."""
+    """The loss of N tokens and their statistics. Only `loss` has a gradient; the others are 0 (False) where the label
+    is ignored."""
 
     loss: Tensor
     """Scalar, sum(token_weight * f) / normalizer."""
     log_probs: Tensor
-    """(N,), log p of the labels, nats."""
+    """(N,), log p of the labels, in nats."""
     token_losses: Tensor
     """(N,), f of each token, before weight and normalizer."""
     correct: Tensor
@@ -43,14 +45,16 @@ class HeadOutput:
     top_prob: Tensor
     """(N,), p of the most probable token."""
     entropy: Tensor | None = None
-    """(N,), entropy of the model's distribution in nats, where the objective needs it."""
+    """(N,), entropy of the model's distribution in nats, if the objective needs it."""
+    log_complement: Tensor | None = None
+    """(N,), log(1 - p) in nats, if the objective needs it."""
 
 
 def objective_loss(
     hidden: Tensor,
     weight: Tensor,
     labels: Tensor,
-    objective: Objective,
+    objective: Objective | TokenLoss,
     *,
     bias: Tensor | None = None,
     logit_scale: float = 1.0,
@@ -74,113 +78,101 @@ def objective_loss(
         hidden: (N, H), the last hidden states.
         weight: (V, H), the output embedding.
         labels: (N,), token ids below V, or -100 to ignore the row.
-        objective: f. If it needs `logits`, the gradient is taken by autograd on a chunk's logits, else in closed form.
+        objective: f. If it needs `logits`, the gradient is computed by autograd on a chunk's logits, else in closed
+            form.
         bias: (V,).
-        normalizer: what the sum is divided by; None is the number of labels that are not -100 (at least 1).
+        normalizer: the sum is divided by it; None is the number of labels that are not -100 (at least 1).
         token_weight: (N,), a constant factor of each token in the sum; it does not enter the normalizer.
         context: fields of `TokenStats` that only the caller knows, such as `progress`.
-        reference: what a frozen model says about the same N tokens, for an objective that reads `reference_log_probs`
-            or `reference_logits`; one more matrix product.
+        reference: a frozen model's outputs for the same N tokens, for an objective that reads `reference_log_probs` or
+            `reference_logits`; they cost one more matrix product.
         chunk_size: rows of logits alive at once; None derives it from `LOGITS_BUDGET` of the device.
 
     Returns:
         The loss and the statistics per token. For N = 0 the loss is a zero that backpropagates zeros.
 
     Raises:
-        ValueError: shapes do not fit, a label is outside the vocabulary, or the objective needs a field that is not
-            there.
+        ValueError: shapes do not match, a label is outside the vocabulary, or a field that the objective needs is
+            missing.
     """
-    _check_shapes(hidden, weight, labels, bias, token_weight)
-    for name, value in (("chunk_size", chunk_size), ("soft_cap", soft_cap)):
+    for argument, value in (("chunk_size", chunk_size), ("soft_cap", soft_cap)):
         if value is not None and value <= 0:
-            raise ValueError(f"objective_loss: expected {name} above 0, got {value}")
-    context = _checked_context(objective, context)
-    reference = _checked_reference(objective, reference, hidden, weight)
+            raise ValueError(f"objective_loss: expected {argument} above 0, got {value}")
+    outputs = Outputs(hidden, weight, bias, logit_scale, soft_cap)
+    token_loss, context = TokenLoss.of(objective), context or {}
+    check_tokens(outputs, labels, token_weight)
+    check_needs(token_loss, context)
+    check_reference(token_loss, reference, outputs)
+    if not token_loss.needs & REFERENCE:
+        reference = None
     count = labels.shape[0]
     kept = (labels != IGNORE_INDEX).nonzero().squeeze(-1)
     all_kept = kept.numel() == count
     if not all_kept:
-        hidden, labels = hidden.index_select(0, kept), labels[kept]
-        reference = None if reference is None else reference.of(kept)
+        outputs, labels = outputs.select(kept), labels[kept]
+        reference = None if reference is None else reference.select(kept)
         token_weight = None if token_weight is None else token_weight[kept]
-    _check_labels(labels, weight.shape[0])
+    check_label_ids(labels, outputs.vocabulary)
     if normalizer is None:
         normalizer = max(kept.numel(), 1)
-
-    chunk = chunk_size or _chunk_rows(weight.shape[0], hidden.device.type, objective)
     if token_weight is not None:
         token_weight = token_weight.to(torch.float64 if hidden.dtype == torch.float64 else torch.float32)
     reference = None if reference is None else reference.ready()
-    work = _Work(objective, labels, token_weight, context, logit_scale, soft_cap, chunk, reference)
-    wanted = torch.is_grad_enabled()
-    total, *stats = _HeadFunction.apply(hidden, weight, bias, normalizer, work, wanted)  # type: ignore[no-untyped-call]
+    inputs = LossInputs(token_loss, context, labels, token_weight, reference)
+    chunk = chunk_size or chunk_rows(outputs.vocabulary, hidden.device.type, _copies_of_logits(token_loss.needs))
+    total, *stats = _HeadFunction.apply(  # type: ignore[no-untyped-call]
+        outputs.hidden, weight, bias, outputs, inputs, normalizer, chunk, torch.is_grad_enabled()
+    )
     if not all_kept:
         stats = [values.new_zeros(count).index_copy(0, kept, values) for values in stats]
-    return HeadOutput(total, *stats)
-
-
-@dataclass(frozen=True)
-class _Work:
-    """What the head has to do, beside the tensors that take a gradient."""
-
-    objective: Objective
-    labels: Tensor
-    token_weight: Tensor | None
-    context: Mapping[str, Any]
-    logit_scale: float
-    soft_cap: float | None
-    chunk: int
-    reference: Outputs | None
+    returned = [name for name in RETURNED if name in token_loss.needs]
+    return HeadOutput(total, *stats[:4], **dict(zip(returned, stats[4:], strict=True)))
 
 
 class _HeadFunction(torch.autograd.Function):
-    """Gradients in forward, a multiplication in backward."""
+    """Computes the gradients in forward and multiplies them by a scalar in backward."""
 
     @staticmethod
     def forward(
-        ctx: Any, hidden: Tensor, weight: Tensor, bias: Tensor | None, normalizer: Any, work: _Work, wanted: bool
+        ctx: Any,
+        hidden: Tensor,
+        weight: Tensor,
+        bias: Tensor | None,
+        outputs: Outputs,  # of the same three tensors, which autograd has to see as arguments
+        inputs: LossInputs,
+        normalizer: float | Tensor,
+        chunk: int,
+        wanted: bool,
     ) -> Any:
         need_hidden, need_weight, need_bias = (wanted and need for need in ctx.needs_input_grad[:3])
-        device = hidden.device.type
-        operand = operand_dtype(hidden, weight)
-        fp = result_dtype(operand)
-        h_all, w = hidden.detach().to(operand), weight.detach().to(operand)
-        b = None if bias is None else bias.detach().to(fp)
-        (n, size), vocabulary = hidden.shape, weight.shape[0]
+        need_gradient = need_hidden or need_weight or need_bias
+        needs = inputs.token_loss.needs
+        compute = gradient_through_logits if "logits" in needs else gradient_through_log_probs
+        outputs = outputs.ready()
+        operand, fp = outputs.hidden.dtype, result_dtype(outputs.hidden.dtype)
+        (n, size), vocabulary = hidden.shape, outputs.vocabulary
 
         def empty(*shape: int, dtype: torch.dtype = fp) -> Tensor:
             return torch.empty(shape, dtype=dtype, device=hidden.device)
 
         losses = empty(n)
-        of_tokens = [empty(n), losses, empty(n, dtype=torch.bool), empty(n)]
-        if "entropy" in work.objective.needs:
-            of_tokens.append(empty(n))
+        stats = [empty(n), losses, empty(n, dtype=torch.bool), empty(n)]  # as the fields of HeadOutput
+        stats += [empty(n) for name in RETURNED if name in needs]
         d_hidden = empty(n, size) if need_hidden else None
         d_weight = empty(vocabulary, size).zero_() if need_weight else None
         d_bias = empty(vocabulary).zero_() if need_bias else None
-        buffer = empty(min(work.chunk, n), vocabulary)
-        with torch.autocast(device, enabled=False):
-            for start in range(0, n, work.chunk):
-                rows = slice(start, min(start + work.chunk, n))
-                h = h_all[rows]
-                logits = buffer[: h.shape[0]]
-                _multiply(h, w.t(), out=logits)
-                if b is not None:
-                    logits += b
-                if work.logit_scale != 1.0:
-                    logits *= work.logit_scale
-                slope = None  # of the soft cap, where there is one
-                if work.soft_cap is not None:
-                    logits.div_(work.soft_cap).tanh_()
-                    slope = 1 - logits.square() if need_hidden or need_weight or need_bias else None
-                    logits *= work.soft_cap
-                through_logits = "logits" in work.objective.needs
-                gradient = _gradient_through_logits if through_logits else _gradient_through_log_probs
-                d_logits, scale, *stats = gradient(logits, rows, work, need_hidden or need_weight or need_bias)
-                for target, value in zip(of_tokens, stats, strict=True):
-                    target[rows] = value
-                # d_logits is to be multiplied by `scale` per row; it is cheaper done on (N, H) than on (N, V).
-                scale = scale * work.logit_scale
+        buffer = empty(min(chunk, n), vocabulary)
+        with torch.autocast(hidden.device.type, enabled=False):
+            for start in range(0, n, chunk):
+                rows = slice(start, min(start + chunk, n))
+                logits = buffer[: rows.stop - start]
+                slope = outputs.write_logits(rows, logits, with_slope=need_gradient)
+                result = compute(logits, rows, inputs, need_gradient)
+                for stat, values in zip(stats, result.statistics, strict=True):
+                    stat[rows] = values
+                if (d_logits := result.d_logits) is None or result.scale is None:
+                    continue
+                scale = result.scale * outputs.logit_scale
                 if slope is not None:
                     d_logits *= slope
                 if d_bias is not None:
@@ -188,26 +180,26 @@ class _HeadFunction(torch.autograd.Function):
                 if d_hidden is not None or d_weight is not None:
                     d_logits = d_logits.to(operand)
                 if d_hidden is not None:
-                    _multiply(d_logits, w, out=d_hidden[rows])
+                    multiply(d_logits, outputs.weight, out=d_hidden[rows])
                     d_hidden[rows] *= scale.unsqueeze(-1)
                 if d_weight is not None:
-                    _add_product(d_weight, d_logits.t(), (h * scale.unsqueeze(-1)).to(operand))
-        ctx.mark_non_differentiable(*of_tokens)
+                    add_product(d_weight, d_logits.t(), (outputs.hidden[rows] * scale.unsqueeze(-1)).to(operand))
+        ctx.mark_non_differentiable(*stats)
         ctx.gradients = d_hidden, d_weight, d_bias
         ctx.dtypes = hidden.dtype, weight.dtype, None if bias is None else bias.dtype
         ctx.normalizer = normalizer
-        # Summed in double: a long batch must not lose digits. MPS has none.
-        wide = torch.float32 if device == "mps" else torch.float64
-        weighted = losses.to(wide) if work.token_weight is None else losses.to(wide) * work.token_weight
+        # Summed in double, so that a long batch loses no digits. MPS has no double.
+        wide = torch.float32 if hidden.device.type == "mps" else torch.float64
+        weighted = losses.to(wide) if inputs.token_weight is None else losses.to(wide) * inputs.token_weight
         total = (weighted.sum() / normalizer).to(fp)
-        return total, *of_tokens
+        return total, *stats
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, *upstream: Tensor) -> Any:
         factor = upstream[0] / ctx.normalizer
-        # Scaling in place spares a copy of (V, H); with retain_graph the gradients must survive for another backward.
-        retained = torch._C._autograd._get_current_graph_task_keep_graph()
+        # Scaling in place saves a copy of (V, H); with retain_graph another backward needs the gradients unscaled.
+        retained = backward_retains_graph()
         if ctx.gradients is None:
             raise RuntimeError("objective_loss: backward a second time through a graph that was not retained")
         gradients, ctx.gradients = ctx.gradients, ctx.gradients if retained else None
@@ -215,198 +207,13 @@ class _HeadFunction(torch.autograd.Function):
             None if g is None else (g * factor if retained else g.mul_(factor)).to(dtype)
             for g, dtype in zip(gradients, ctx.dtypes, strict=True)
         ]
-        return *scaled, None, None, None
+        return *scaled, None, None, None, None, None
 
 
-def _gradient_through_log_probs(logits: Tensor, rows: slice, work: _Work, wanted: bool) -> tuple[Tensor, ...]:
-    """For an f that differentiates log p alone: (d_logits but for a factor per row, that factor, log p, f, correct, top
-    p), and the entropy where it is needed.
-
-    `logits` (C, V) are overwritten. With e = exp(logits - max), S their sum and R that sum without the target's,
-    softmax - onehot is (e, and -R at the target) / S: the target's entry and log p keep their digits where p is near 1.
-    """
-    labels = work.labels[rows].unsqueeze(-1)
-    others = logits.new_empty(logits.shape[0])
-    gap = torch.empty_like(others)
-    needs = work.objective.needs
-    sums = {name: torch.empty_like(others) for name in needs & {"entropy", "collision", "top_entropy"}}
-    top_k = min(work.objective.top_k, logits.shape[1])
-    # On a CPU a few rows at a time stay in its cache through all the passes.
-    step = logits.shape[0] if logits.device.type != "cpu" else max(1, 2**18 // logits.shape[1])
-    for start in range(0, logits.shape[0], step):
-        part, target = logits[start : start + step], labels[start : start + step]
-        peak = part.amax(-1, keepdim=True)
-        part -= peak
-        gap[start : start + step] = part.gather(-1, target).squeeze(-1)
-        # e^-200 is nothing beside the largest, 1; a logit of -inf would give 0 times infinity.
-        exponent = part.clamp(min=-200) if "entropy" in needs else None
-        part.exp_()
-        if exponent is not None:  # a third of the time of `entr`, which takes a logarithm of what was an exponent
-            sums["entropy"][start : start + step] = -exponent.mul_(part).sum(-1)
-        if "collision" in needs:
-            sums["collision"][start : start + step] = part.square().sum(-1)
-        if "top_entropy" in needs:
-            sums["top_entropy"][start : start + step] = _entropy(part.topk(top_k).values)
-        part.scatter_(-1, target, 0.0)
-        others[start : start + step] = part.sum(-1)
-    total = others + gap.exp()
-    log_probs = torch.where(gap == 0, -torch.log1p(others), gap - total.log())
-    fields: dict[str, Any] = {}
-    if "entropy" in needs:
-        fields["entropy"] = total.log() + sums["entropy"] / total
-    if "collision" in needs:
-        fields["collision"] = sums["collision"] / total.square()
-    if "top_entropy" in needs:
-        fields["top_entropy"] = sums["top_entropy"]
-    if "log_complement" in needs:
-        fields["log_complement"] = others.log() - total.log()
-    if work.reference is not None:
-        fields["reference_log_probs"] = _reference_log_probs(work.reference.logits(rows), labels).to(log_probs.dtype)
-    if not wanted:  # inside inference mode nothing could be differentiated
-        losses = _losses(work, log_probs=log_probs, **fields)
-        return logits, log_probs, log_probs, losses, gap == 0, *_top_prob_and_entropy(total.reciprocal(), fields)
-    with torch.enable_grad():
-        log_probs = log_probs.requires_grad_()
-        losses = _losses(work, log_probs=log_probs, **fields)
-        steepness = -derivative(losses, log_probs)
-    if work.token_weight is not None:
-        steepness = steepness * work.token_weight[rows]
-    logits.scatter_(-1, labels, -others.unsqueeze(-1))
-    of_tokens = log_probs.detach(), losses.detach(), gap == 0
-    # The largest term of the sum is 1.
-    return logits, steepness / total, *of_tokens, *_top_prob_and_entropy(total.reciprocal(), fields)
-
-
-def _gradient_through_logits(logits: Tensor, rows: slice, work: _Work, wanted: bool) -> tuple[Tensor, ...]:
-    """The same for a loss of the whole distribution, by autograd on a chunk's logits."""
-    labels = work.labels[rows].unsqueeze(-1)
-    with torch.set_grad_enabled(wanted):
-        logits = logits.requires_grad_(wanted)
-        log_softmax = logits.log_softmax(-1)
-        log_probs = log_softmax.gather(-1, labels).squeeze(-1)
-        fields: dict[str, Any] = {}
-        needs, constant = work.objective.needs, log_softmax.detach()
-        if "entropy" in needs:
-            fields["entropy"] = -(constant.exp() * constant).sum(-1)
-        if "collision" in needs:
-            fields["collision"] = (2 * constant).exp().sum(-1)
-        if "top_entropy" in needs:
-            fields["top_entropy"] = _entropy(constant.topk(min(work.objective.top_k, constant.shape[1])).values.exp())
-        if "log_complement" in needs:
-            fields["log_complement"] = constant.scatter(-1, labels, -torch.inf).logsumexp(-1)
-        if work.reference is not None:
-            fields["reference_logits"] = work.reference.logits(rows).to(logits.dtype)
-            fields["reference_log_probs"] = _reference_log_probs(fields["reference_logits"], labels)
-        losses = _losses(work, log_probs=log_probs, logits=logits, labels=labels.squeeze(-1), **fields)
-        weighted = losses if work.token_weight is None else losses * work.token_weight[rows]
-        d_logits = derivative(weighted, logits) if wanted else logits
-    logits = logits.detach()
-    log_probs, target, peak = log_probs.detach(), logits.gather(-1, labels).squeeze(-1), logits.amax(-1)
-    of_tokens = log_probs, losses.detach(), target >= peak
-    top_prob = (log_probs + (peak - target)).exp()
-    return d_logits, logits.new_ones(logits.shape[0]), *of_tokens, *_top_prob_and_entropy(top_prob, fields)
-
-
-def _top_prob_and_entropy(top_prob: Tensor, fields: Mapping[str, Any]) -> tuple[Tensor, ...]:
-    return (top_prob, fields["entropy"]) if "entropy" in fields else (top_prob,)
-
-
-def _reference_log_probs(logits: Tensor, labels: Tensor) -> Tensor:
-    """(C,), log p of the labels (C, 1) under logits (C, V), without a second tensor of their size."""
-    return logits.gather(-1, labels).squeeze(-1) - logits.logsumexp(-1)
-
-
-def _entropy(mass: Tensor) -> Tensor:
-    """(N, k), not normalized -> (N,), entropy in nats."""
-    total = mass.sum(-1)
-    entropy: Tensor = total.log() + torch.special.entr(mass).sum(-1) / total
-    return entropy
-
-
-def _losses(work: _Work, **fields: Any) -> Tensor:
-    losses = work.objective.loss(TokenStats(**fields, **work.context))
-    if not isinstance(losses, Tensor) or losses.shape != fields["log_probs"].shape:
-        got = tuple(losses.shape) if isinstance(losses, Tensor) else losses
-        name = getattr(work.objective, "_label", type(work.objective).__name__)
-        raise UserError(
-            f"{name}.loss",
-            f"expected a loss of each token, {tuple(fields['log_probs'].shape)}, got {got}; summing and "
-            "dividing is the head's business",
-        )
-    return losses
-
-
-def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
-    if left.dtype == total.dtype:
-        total.addmm_(left, right)
-    else:
-        total += torch.mm(left, right, out_dtype=total.dtype)
-
-
-def _chunk_rows(vocabulary: int, device: str, objective: Objective) -> int:
-    # Autograd on the logits keeps the log-softmax, its gradient and what the objective makes of them.
-    copies = 4 if "logits" in objective.needs else 1
-    if objective.needs & REFERENCE:  # the reference's, and what is made of both
-        copies += 4 if "reference_logits" in objective.needs else 1
-    return chunk_rows(vocabulary, device, copies)
-
-
-def _check_shapes(
-    hidden: Tensor, weight: Tensor, labels: Tensor, bias: Tensor | None, token_weight: Tensor | None
-) -> None:
-    if hidden.ndim != 2 or weight.ndim != 2 or hidden.shape[1] != weight.shape[1]:
-        raise ValueError(
-            "objective_loss: expected hidden (N, H) and weight (V, H), "
-            f"got {tuple(hidden.shape)} and {tuple(weight.shape)}"
-        )
-    expected = {"labels": (labels, hidden.shape[0]), "token_weight": (token_weight, hidden.shape[0])}
-    expected["bias"] = (bias, weight.shape[0])
-    if token_weight is not None and token_weight.requires_grad:
-        raise ValueError("objective_loss: token_weight is a constant, but one that requires a gradient came")
-    for name, (tensor, length) in expected.items():
-        if tensor is not None and tuple(tensor.shape) != (length,):
-            raise ValueError(f"objective_loss: expected {name} ({length},), got {tuple(tensor.shape)}")
-
-
-def _check_labels(labels: Tensor, vocabulary: int) -> None:
-    # On CUDA the two numbers would cost a synchronization; the data module has compared the largest id with the
-    # model's.
-    if labels.device.type == "cpu" and labels.numel() and not 0 <= int(labels.min()) <= int(labels.max()) < vocabulary:
-        raise UserError(
-            "labels",
-            f"expected ids from 0 to {vocabulary - 1} (or {IGNORE_INDEX}), "
-            f"got {int(labels.min())} to {int(labels.max())}: does the tokenizer belong to this model?",
-        )
-
-
-def _checked_context(objective: Objective, context: Mapping[str, Any] | None) -> Mapping[str, Any]:
-    context = context or {}
-    if unknown := sorted(objective.needs - NEEDS):
-        raise ValueError(f"{type(objective).__name__}.needs: expected names of {sorted(NEEDS)}, got {unknown}")
-    if unknown := sorted(context.keys() - HANDED_IN):
-        raise ValueError(f"objective_loss: expected context of {sorted(HANDED_IN)}, got {unknown}")
-    if missing := sorted((objective.needs & HANDED_IN) - context.keys()):
-        raise ValueError(
-            f"{type(objective).__name__} needs {', '.join(missing)}, which objective_loss takes in `context`"
-        )
-    return context
-
-
-def _checked_reference(
-    objective: Objective, reference: Outputs | None, hidden: Tensor, weight: Tensor
-) -> Outputs | None:
-    """The reference where the objective reads it, else none: nothing is computed that nobody asked for."""
-    needs = objective.needs & REFERENCE
-    if not needs:
-        return None
-    name = type(objective).__name__
-    if reference is None:
-        raise ValueError(f"{name} needs {', '.join(sorted(needs))}, for which objective_loss takes a `reference`")
-    if "reference_logits" in needs and "logits" not in objective.needs:
-        raise ValueError(f"{name}.needs: expected `logits` beside `reference_logits`, got {sorted(objective.needs)}")
-    if (len(reference.hidden), reference.vocabulary) != (hidden.shape[0], weight.shape[0]):
-        raise ValueError(
-            f"objective_loss: expected a reference of {hidden.shape[0]} tokens over a vocabulary of {weight.shape[0]}, "
-            f"got {len(reference.hidden)} over {reference.vocabulary}"
-        )
-    return reference
+def _copies_of_logits(needs: frozenset[str]) -> int:
+    """How many tensors of the size of a chunk's logits are alive at once."""
+    # Autograd on the logits keeps the log-softmax, its gradient and the objective's own intermediate results.
+    copies = 4 if "logits" in needs else 1
+    if needs & REFERENCE:
+        copies += 4 if "reference_logits" in needs else 1
+    return copies

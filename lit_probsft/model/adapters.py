@@ -1,5 +1,4 @@
-"""What adapters make of the weights they stand beside: computed, switched off, merged; and peft's folder of adapters
-alone, written and read."""
+"""Adapters in a model's weights: their names, switching them off, merging them, and writing peft's folder."""
 
 from __future__ import annotations
 
@@ -12,6 +11,7 @@ import torch
 from torch import nn
 
 from lit_probsft.head.adapted import ADAPTER, adapted_weight
+from lit_probsft.head.layer import ObjectiveHead
 from lit_probsft.storage.adapter_folder import WEIGHTS
 
 if TYPE_CHECKING:
@@ -24,37 +24,49 @@ _PARTS = ("lora_A", "lora_B", "lora_magnitude_vector")
 
 @contextlib.contextmanager
 def adapters_off(model: nn.Module) -> Iterator[None]:
-    """While it lasts `model` computes what it did without adapters.
-
-    peft's own switch would also change which parameters take a gradient, which sharding strategies have taken note of.
-    """
+    """Within this block, `model` computes what it computes without adapters. They have to be enabled before."""
     from peft.tuners.tuners_utils import BaseTunerLayer
 
-    layers: list[Any] = [m for m in model.modules() if isinstance(m, BaseTunerLayer) or hasattr(m, "head_scaling")]
-    before = [layer._disable_adapters for layer in layers]
-    for layer in layers:
-        layer._disable_adapters = True
+    layers: list[Any] = [m for m in model.modules() if isinstance(m, BaseTunerLayer | ObjectiveHead)]
+    requires_grad = [(p, p.requires_grad) for p in model.parameters()]
+
+    def switch(enabled: bool) -> None:
+        for layer in layers:
+            layer.enable_adapters(enabled)
+        # peft's switch also changes which parameters require a gradient, and sharding strategies rely on that.
+        for parameter, required in requires_grad:
+            parameter.requires_grad_(required)
+
+    switch(False)
     try:
         yield
     finally:
-        for layer, state in zip(layers, before, strict=True):
-            layer._disable_adapters = state
+        switch(True)
 
 
 def is_adapter(name: str) -> bool:
-    """Is it a parameter of an adapter?"""
+    """Whether a parameter belongs to an adapter, by its name."""
     return any(f".{part}.{ADAPTER}" in name for part in _PARTS)
 
 
-def merged(weights: Mapping[str, Tensor], scaling: float, transposed: Collection[str] = ()) -> dict[str, Tensor]:
-    """The state dict of the model without adapters: each adapted W becomes W + scaling * B A, its rows of the learnt
-    length where adapters have one; computed in fp32 at least and rounded once.
+def belongs_to(name: str, modules: Sequence[str]) -> bool:
+    """Whether a parameter belongs to one of these modules, by its name."""
+    return any(f".{module}." in f".{name}" for module in modules)
+
+
+def merge_adapters(
+    weights: Mapping[str, Tensor], scaling: float, transposed: Collection[str] = ()
+) -> dict[str, Tensor]:
+    """The state dict of the model without adapters.
+
+    Each adapted W becomes W + scaling * B A, with DoRA scaled to the trained row lengths. It is computed in fp32 at
+    least and rounded once.
 
     Args:
-        weights: by name, as peft names them (`X.base_layer.weight`, `X.lora_A.default.weight` ...); a state dict
-            without adapters comes back as it is. A base weight may also have the plain name `X.weight`.
+        weights: by peft's names (`X.base_layer.weight`, `X.lora_A.default.weight` ...); a base weight may also have its
+            plain name, `X.weight`. A state dict without adapters is returned unchanged.
         scaling: alpha / r.
-        transposed: names of the modules that keep W as (in, out); see `stored_transposed`.
+        transposed: names of the modules that store W as (in, out); see `stored_transposed`.
     """
     result: dict[str, Tensor] = {}
     for name, value in weights.items():
@@ -74,27 +86,24 @@ def merged(weights: Mapping[str, Tensor], scaling: float, transposed: Collection
 
 
 def stored_transposed(model: nn.Module) -> set[str]:
-    """Names of the modules that keep their matrix as (in, out), as GPT-2 does."""
+    """Names of the modules that store their matrix as (in, out), as GPT-2 does."""
     from transformers.pytorch_utils import Conv1D
 
     return {name for name, module in model.named_modules() if isinstance(module, Conv1D)}
 
 
-# --- peft's folder
-
-
-def write_adapter(folder: Path, weights: Mapping[str, Tensor], config: Any, whole: Sequence[str]) -> None:
-    """Write adapters alone, as `peft.PeftModel.from_pretrained` reads them.
+def write_adapter(folder: Path, weights: Mapping[str, Tensor], config: Any, saved: Sequence[str]) -> None:
+    """Write adapters without their base, as `peft.PeftModel.from_pretrained` reads them.
 
     Args:
-        folder: an empty one.
-        weights: the model's, by name, adapters among them.
+        folder: an empty folder.
+        weights: the model's weights by name, with its adapters.
         config: a `peft.LoraConfig`.
-        whole: names of the modules that are stored whole.
+        saved: names of the modules that are trained in full and stored with the adapters.
     """
     from safetensors.torch import save_file
 
-    kept = {name: value for name, value in weights.items() if is_adapter(name) or within(name, whole)}
+    kept = {name: value for name, value in weights.items() if is_adapter(name) or belongs_to(name, saved)}
     stored = {peft_name(name): value.detach().cpu().contiguous().clone() for name, value in kept.items()}
     config.inference_mode = True
     config.save_pretrained(folder)
@@ -102,11 +111,6 @@ def write_adapter(folder: Path, weights: Mapping[str, Tensor], config: Any, whol
 
 
 def peft_name(name: str) -> str:
-    """Under which name peft stores a parameter."""
+    """The name under which peft stores a parameter."""
     name = name.replace(f".lora_magnitude_vector.{ADAPTER}.weight", ".lora_magnitude_vector")
     return _PREFIX + name.replace(f".{ADAPTER}.", ".").replace(".base_layer.", ".")
-
-
-def within(name: str, modules: Sequence[str]) -> bool:
-    """Is it a parameter of one of these modules?"""
-    return any(f".{name}".find(f".{module}.") >= 0 for module in modules)

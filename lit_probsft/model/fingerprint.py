@@ -11,11 +11,11 @@ from lit_probsft.parallel.sharding import is_partitioned, local_part
 
 
 def fingerprint(model: torch.nn.Module, device: torch.device) -> str:
-    """The same for the same weights, whole or in slices on any number of ranks, which must all ask for it.
+    """The same string for the same weights, whole or sharded over any number of ranks. All ranks have to call it.
 
     Args:
-        model: its parameters, shared ones once.
-        device: on which the ranks talk to each other.
+        model: with its parameters; shared ones count once.
+        device: on which the ranks communicate.
     """
     weights, sums = dict(model.named_parameters()), []
     for name in sorted(weights):

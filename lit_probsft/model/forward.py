@@ -1,4 +1,4 @@
-"""The objective head in place of a model's output layer, and the forward pass through it."""
+"""Installs the objective head as a model's output layer, and runs the forward pass through it."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 
 def logit_transform(config: Any) -> tuple[float, float | None]:
-    """What a model of this configuration does to its output layer's result: (factor, soft cap).
+    """How a model of this configuration changes its output layer's result: (factor, soft cap).
 
     Cohere multiplies by `logit_scale`, Granite divides by `logits_scaling`, Gemma 2 and 3 cap by a tanh.
     """
@@ -33,23 +33,23 @@ def logit_transform(config: Any) -> tuple[float, float | None]:
 
 
 def install_head(model: PreTrainedModel) -> ObjectiveHead:
-    """Put an `ObjectiveHead` in the place of the model's output layer, sharing its parameters; twice is once.
+    """Turn the model's output layer into an `ObjectiveHead`, with the same parameters. A second call changes nothing.
 
     Raises:
-        UserError: the model has no output layer, one that is no plain linear layer, or does something to its logits
-            that `logit_transform` does not know, found by sending known logits through the rest of its forward.
+        UserError: the output layer is missing or not a plain linear layer; or as `check_head`.
     """
     get_output = getattr(model, "get_output_embeddings", None)
     layer = get_output() if get_output is not None else None
     kind = type(model).__name__
     if layer is None:
-        raise UserError("model", f"expected a causal language model with an output layer, got {kind}, which has none")
+        raise UserError("model", f"expected a causal language model with an output layer, but {kind} has none")
     if isinstance(layer, ObjectiveHead):
         return layer
-    sharded = type(layer).__name__ == "FSDPLinear"  # whatever FSDP2 shards gets a class of its own
+    sharded = type(layer).__name__ == "FSDPLinear"  # the class that FSDP2 derives
     if type(layer) is not nn.Linear and not sharded:
         raise UserError(
-            "model", f"expected an output layer that is a plain torch.nn.Linear, {kind} has a {type(layer).__name__}"
+            "model",
+            f"expected a plain torch.nn.Linear as output layer, but {kind} has a {type(layer).__name__}",
         )
     scale, soft_cap = logit_transform(model.config)
     head = ObjectiveHead.replacing(layer, logit_scale=scale, soft_cap=soft_cap)
@@ -59,11 +59,12 @@ def install_head(model: PreTrainedModel) -> ObjectiveHead:
 
 
 def check_head(model: PreTrainedModel) -> None:
-    """Refuse a model that is not causal, or whose logits `logit_transform` does not explain. `install_head` calls it
-    where it can; parameters that ZeRO-3 holds in parts cannot run before the engine is there.
+    """Check that a model is causal and changes its logits only as `logit_transform` says, by running it.
+
+    `install_head` calls it if it can. A model partitioned by ZeRO-3 cannot run before DeepSpeed's engine exists.
 
     Raises:
-        UserError: as `install_head`.
+        UserError: the model is not causal, or known logits come out of its forward changed in another way.
     """
     head = model.get_output_embeddings()
     device = next((buffer.device for buffer in model.buffers() if buffer.device.type != "cpu"), head.weight.device)
@@ -83,7 +84,7 @@ def check_head(model: PreTrainedModel) -> None:
         hook.remove()
     if not torch.allclose(hidden[0], hidden[1], rtol=1e-3, atol=1e-4):
         raise UserError(
-            "model", f"expected a causal language model, in {type(model).__name__} a token sees those after it"
+            "model", f"expected a causal language model, but in {type(model).__name__} a token attends to later tokens"
         )
     expected = probe * head.logit_scale
     if head.soft_cap is not None:
@@ -104,21 +105,21 @@ def forward_with_objective(
     attention_mask: Tensor | None = None,
     packs: Packs | None = None,
 ) -> tuple[HeadOutput, Tensor, Tensor | None]:
-    """One forward pass of the whole model, the head answering `request` instead of returning logits.
+    """One forward pass of the whole model, in which the head answers `request` instead of returning logits.
 
     Args:
         model: a model with an installed head.
-        input_ids: (B, T), padded on the right. A causal model never sees padding from a real position, so that no mask
-            is passed on, except to a mixture of experts, whose auxiliary loss would count the padding.
+        input_ids: (B, T), padded on the right. In a causal model no real position attends to the padding, so the mask
+            is passed only to a mixture of experts, whose auxiliary loss would count the padding.
         request: labels, objective and normalizer.
         attention_mask: (B, T).
-        packs: where documents lie that share rows.
+        packs: the boundaries of documents that share rows.
 
     Returns:
-        The head's output, the loss as it left the model (the same value, with hooks of sharding strategies on it), and
-        the auxiliary loss of a mixture of experts times its coefficient, or None.
+        The head's output; the loss as the model returns it (the same value, with the hooks of sharding strategies on
+        it); and the auxiliary loss of a mixture of experts times its coefficient, or None.
     """
-    request, output = _answered(model, input_ids, request, attention_mask, packs)
+    request, output = _run(model, input_ids, request, attention_mask, packs)
     assert request.output is not None
     auxiliary = getattr(output, "aux_loss", None)
     if auxiliary is not None:
@@ -134,10 +135,12 @@ def outputs_of(
     attention_mask: Tensor | None = None,
     packs: Packs | None = None,
 ) -> Outputs:
-    """What a model says about the supervised positions, in row-major order, before it is multiplied out; without
-    gradient and without dropout. Arguments as `forward_with_objective`, with labels (B, T)."""
+    """A model's outputs at the supervised positions, in row-major order, without gradient and without dropout.
+
+    The arguments are those of `forward_with_objective`, with labels (B, T).
+    """
     with evaluation_mode(model):
-        request, _ = _answered(model, input_ids, HiddenRequest(labels), attention_mask, packs)
+        request, _ = _run(model, input_ids, HiddenRequest(labels), attention_mask, packs)
     assert request.outputs is not None
     return request.outputs
 
@@ -145,17 +148,17 @@ def outputs_of(
 _Request = TypeVar("_Request", HeadRequest, HiddenRequest)
 
 
-def _answered(
+def _run(
     model: PreTrainedModel, input_ids: Tensor, request: _Request, attention_mask: Tensor | None, packs: Packs | None
 ) -> tuple[_Request, Any]:
-    """The request, answered, and what came out of the model's forward."""
+    """Run the model. Returns the answered request and the output of the model's forward."""
     head = install_head(model)
     config = model.config.get_text_config()
     router = bool(getattr(config, "output_router_logits", False))
     if packs is None:
         arguments = {"attention_mask": attention_mask if router else None, "use_cache": False}
     elif router and attention_mask is not None:
-        # A mask would undo the division into documents: a mixture of experts is given no padding in the first place.
+        # transformers ignores the documents' boundaries if there is a mask, so the padding is removed instead.
         real = attention_mask.bool()
         request = replace(request, labels=request.labels[real].unsqueeze(0))
         if isinstance(request, HeadRequest) and request.token_weight is not None:
@@ -163,14 +166,13 @@ def _answered(
         input_ids, packs = input_ids[real].unsqueeze(0), packs.without_padding(real)
     if packs is not None:
         arguments = packs.arguments(config)
-    with head.answering(request), _uncapped(config):
+    with head.answering(request), _no_soft_cap(config):
         return request, model(input_ids=input_ids, **arguments)
 
 
 @contextlib.contextmanager
-def _uncapped(config: Any) -> Iterator[None]:
-    """The head has applied the soft cap itself; the model must not apply it to the loss that leaves in the logits'
-    place."""
+def _no_soft_cap(config: Any) -> Iterator[None]:
+    """Within this block, the model applies no soft cap: the head has applied it and returns a loss, not logits."""
     cap = getattr(config, "final_logit_softcapping", None)
     if cap is None:
         yield
@@ -183,7 +185,7 @@ def _uncapped(config: Any) -> Iterator[None]:
 
 
 def stop_generation_at(model: PreTrainedModel, token: int) -> None:
-    """Let `generate` end at `token` too, beside what already ends it; it is saved with the model."""
+    """Make `generate` stop at `token` as well as at its present stop tokens. The setting is saved with the model."""
     config = model.generation_config
     known = config.eos_token_id
     known = known if isinstance(known, list) else [known]

@@ -1,4 +1,4 @@
-"""How answers are written."""
+"""Options for generating answers."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from lit_probsft.errors import UserError
 
 @dataclass(frozen=True)
 class Generation:
-    """How `predict` writes answers.
+    """How `predict` generates answers.
 
     Args:
         max_new_tokens: at least 1.
         temperature: 0 is greedy.
-        top_p: nucleus of the sampled distribution, above 0, at most 1.
+        top_p: share of the probability mass that is sampled from (nucleus sampling), above 0 and at most 1.
     """
 
     max_new_tokens: int = 256
@@ -31,6 +31,6 @@ class Generation:
             raise UserError("generation.top_p", f"expected a number above 0 and at most 1, got {self.top_p}")
 
     def as_kwargs(self) -> dict[str, Any]:
-        """Arguments of transformers' `generate`."""
+        """The arguments of transformers' `generate`."""
         sampling = {"do_sample": True, "temperature": self.temperature, "top_p": self.top_p}
         return {"max_new_tokens": self.max_new_tokens, **(sampling if self.temperature else {"do_sample": False})}

@@ -1,4 +1,4 @@
-"""Modes of a model that a block of code switches and hands back."""
+"""Switches a model to evaluation mode for a block of code."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import nn
 
 @contextlib.contextmanager
 def evaluation_mode(model: nn.Module) -> Iterator[None]:
-    """Switch dropout off within this block; training mode is as before at its end."""
+    """Within this block, dropout is off; at its end the previous mode is restored."""
     training = model.training
     model.eval()
     try:

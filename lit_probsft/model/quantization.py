@@ -1,5 +1,4 @@
-"""Frozen matrices in 4 or 8 bits, by bitsandbytes, beside which adapters are trained (QLoRA, Dettmers et al., arXiv
-2305.14314)."""
+"""Frozen matrices in 4 or 8 bits, through bitsandbytes, for QLoRA (Dettmers et al., arXiv 2305.14314)."""
 
 from __future__ import annotations
 
@@ -22,16 +21,16 @@ Quantization = Literal["none", "nf4", "int8"]
 _SUFFIXES = ("absmax", "quant_map", "nested_absmax", "nested_quant_map")
 _NOISE = (
     "Failed to load CPU gemm_4bit_forward",  # a faster kernel for inference, from a hub
-    "MatMul8bitLt: inputs will be cast",  # in every layer, at every step
+    "MatMul8bitLt: inputs will be cast",  # appears in every layer, at every step
     "The device_map was not initialized",
 )
 
 
 def check_installed() -> None:
-    """Refuse at once what could not be loaded.
+    """Check that the libraries are installed.
 
     Raises:
-        UserError: bitsandbytes, or accelerate, through which transformers calls it, is not there.
+        UserError: bitsandbytes is missing, or accelerate, through which transformers calls it.
     """
     try:
         with quiet():
@@ -44,8 +43,11 @@ def check_installed() -> None:
 
 
 def loading_options(quantization: Quantization, dtype: torch.dtype) -> dict[str, Any]:
-    """What `from_pretrained` is told: the linear layers inside the decoder layers in 4 bits (normal float, its scales
-    quantized again) or 8, the output layer and everything else in `dtype`, in which layers of 4 bits compute too."""
+    """Arguments of `from_pretrained`.
+
+    They quantize the linear layers inside the decoder layers to 4 bits (normal float, with quantized scales) or 8. The
+    output layer and everything else stay in `dtype`, in which 4-bit layers also compute.
+    """
     if quantization == "none":
         return {}
     from transformers import BitsAndBytesConfig
@@ -62,11 +64,11 @@ def loading_options(quantization: Quantization, dtype: torch.dtype) -> dict[str,
     }
 
 
-def settled(model: Any) -> Any:
-    """A model as it was read, computing the same in training and in evaluation.
+def without_repacking(model: Any) -> Any:
+    """The same model, computing the same in training and in evaluation.
 
-    On CPUs with bf16 instructions the first evaluation would repack layers of 4 bits for inference, in place: they
-    would round more, and pass no gradient on.
+    On CPUs with bf16 instructions, the first evaluation would repack 4-bit layers for inference, in place. They would
+    then round more and pass no gradient on.
     """
     for module in model.modules():
         if _is_4bit(module):
@@ -75,20 +77,20 @@ def settled(model: Any) -> Any:
 
 
 def is_quantized(model: nn.Module) -> bool:
-    """Does it hold matrices that cannot be trained?"""
+    """Whether some of the model's matrices are quantized, and so cannot be trained."""
     return bool(getattr(model, "is_quantized", False))
 
 
 def dequantized(model: Any, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
-    """A state dict with its quantized matrices as numbers, in the dtype of the others.
+    """A state dict in which quantized matrices are dequantized to the dtype of the other weights.
 
     Args:
-        model: of which the weights are.
-        weights: by name; what describes the quantization in it is left out.
+        model: the model of the weights.
+        weights: by name; entries that describe the quantization are dropped.
     """
-    result, dtype = dict(weights), narrowest(model.parameters())
+    result, dtype = dict(weights), narrowest_dtype(model.parameters())
     for name, module in model.named_modules():
-        if not quantized_layer(module):
+        if not is_quantized_layer(module):
             continue
         described = [f"{name}.weight.{suffix}" for suffix in _SUFFIXES]
         described += [f"{name}.SCB", f"{name}.weight_format"]
@@ -100,27 +102,26 @@ def dequantized(model: Any, weights: Mapping[str, Tensor]) -> dict[str, Tensor]:
 
 @torch.no_grad()
 def plain_matrix(layer: Any) -> Tensor:
-    """(out, in), the matrix of a linear layer as numbers; the layer stays as it is, as peft's own function does not let
-    it on CPUs."""
+    """(out, in), the matrix of a linear layer, dequantized. peft's own function would change the layer on CPUs."""
     weight: Tensor = layer.weight.detach()
-    if not quantized_layer(layer):
+    if not is_quantized_layer(layer):
         return weight
     if _is_4bit(layer):
         from bitsandbytes.functional import dequantize_4bit
 
         found: Tensor = dequantize_4bit(layer.weight.data, layer.weight.quant_state)
         return found
-    scale = layer.weight.SCB if layer.state.SCB is None else layer.state.SCB  # the first forward moves it
+    scale = layer.weight.SCB if layer.state.SCB is None else layer.state.SCB  # the first forward moves the scales
     return torch.div(weight * scale.to(weight.device).view(-1, 1), 127)
 
 
-def narrowest(tensors: Iterable[Tensor]) -> torch.dtype:
-    """Of the dtypes of real numbers among them."""
+def narrowest_dtype(tensors: Iterable[Tensor]) -> torch.dtype:
+    """The narrowest floating-point dtype among the tensors."""
     return min((t.dtype for t in tensors if t.is_floating_point()), key=lambda dtype: dtype.itemsize)
 
 
-def quantized_layer(module: nn.Module) -> bool:
-    """Is it a linear layer whose matrix is quantized?"""
+def is_quantized_layer(module: nn.Module) -> bool:
+    """Whether a module is a linear layer with a quantized matrix."""
     return isinstance(module, nn.Linear) and hasattr(module.weight, "quant_state" if _is_4bit(module) else "SCB")
 
 
@@ -130,7 +131,7 @@ def _is_4bit(module: nn.Module) -> bool:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Leave out what bitsandbytes and transformers say about it that users cannot act on."""
+    """Within this block, hide messages about quantization that users cannot act on."""
     silence()
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=".*(" + "|".join(_NOISE) + ").*")
@@ -138,13 +139,13 @@ def quiet() -> Iterator[None]:
 
 
 def silence() -> None:
-    """From now on; other messages of the same loggers come through."""
+    """Hide such log messages from now on; the same loggers still show others."""
     names = ("bitsandbytes.backends.cpu.ops", "bitsandbytes.backends.utils", "bitsandbytes.autograd._functions")
     for name in (*names, "bitsandbytes", "transformers.quantizers.quantizer_bnb_4bit"):
         logger = logging.getLogger(name)
-        if _quieten not in logger.filters:
-            logger.addFilter(_quieten)
+        if _is_useful not in logger.filters:
+            logger.addFilter(_is_useful)
 
 
-def _quieten(record: logging.LogRecord) -> bool:
+def _is_useful(record: logging.LogRecord) -> bool:
     return not record.getMessage().startswith(_NOISE)

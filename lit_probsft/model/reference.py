@@ -1,7 +1,7 @@
-"""The frozen model that anchored objectives are compared with: where it comes from, where it lives, what it says.
+"""The frozen reference model of anchored objectives.
 
-It is no part of the module that is trained: neither optimizer nor checkpoint nor export knows it. A run that continues
-loads it anew from its source, and is refused if that has changed.
+The reference is not part of the trained module: the optimizer, checkpoints and the export do not contain it. A resumed
+run loads it again from its source, and stops with an error if its weights have changed.
 """
 
 from __future__ import annotations
@@ -21,8 +21,10 @@ from lit_probsft.model.adapters import adapters_off
 from lit_probsft.model.fingerprint import fingerprint
 from lit_probsft.model.forward import install_head, outputs_of
 from lit_probsft.model.lora import LoRA
+from lit_probsft.model.lora_injection import inject_adapters
 from lit_probsft.model.packing import Packs
-from lit_probsft.model.sources import ModelSource, PretrainedCausalLM, source_of, without_adapters
+from lit_probsft.model.pretrained import PretrainedCausalLM, merge_folder, source_of
+from lit_probsft.model.source import ModelSource
 from lit_probsft.parallel.sharding import Sharding
 
 if TYPE_CHECKING:
@@ -31,14 +33,14 @@ if TYPE_CHECKING:
 
 @dataclasses.dataclass(frozen=True)
 class Reference:
-    """What an objective that needs a reference is compared with; loaded by no other.
+    """The model that an objective compares the trained model with; loaded only if the objective needs it.
 
     Args:
-        model: where it comes from, with the trained model's vocabulary; None is the trained model's own source, that is
-            the model before training, with the adapters of `model.lora.start`. With LoRA that takes no second copy,
-            unless there are such, or modules are trained whole: the adapters are switched off. A second copy is not
-            quantized.
-        dtype: of its weights and its computation; `auto` is bfloat16, or float64 beside a model in float64.
+        model: its source, with the trained model's vocabulary; None is the trained model's own source, that is, the
+            model before training, with the adapters of `model.lora.start`. With LoRA this takes no second copy: the
+            adapters are switched off. A copy is needed with `model.lora.start` or modules that are trained in full. A
+            copy is not quantized.
+        dtype: of its weights and its computation; `auto` is bfloat16, or float64 if the trained model is in float64.
     """
 
     model: ModelSource | str | None = None
@@ -48,15 +50,15 @@ class Reference:
         if self.dtype not in ("auto", "bfloat16", "float32", "float64"):
             raise UserError("model.reference.dtype", f"expected auto, bfloat16, float32 or float64, got {self.dtype!r}")
 
-    def dtype_beside(self, trained: torch.dtype) -> torch.dtype:
-        """The dtype, given that of the trained weights."""
+    def dtype_for(self, trained: torch.dtype) -> torch.dtype:
+        """The reference's dtype, given that of the trained weights."""
         if self.dtype != "auto":
             found: torch.dtype = getattr(torch, self.dtype)
             return found
         return torch.float64 if trained == torch.float64 else torch.bfloat16
 
-    def source_beside(self, trained: ModelSource | None) -> ModelSource | None:
-        """Where it comes from, given where the trained model does; None where that was handed in as it is."""
+    def source_for(self, trained: ModelSource | None) -> ModelSource | None:
+        """The reference's source, given the trained model's; None if the trained model was passed in as a module."""
         return trained if self.model is None else source_of(self.model)
 
 
@@ -65,7 +67,7 @@ class FrozenModel:
 
     Args:
         model: with an objective head.
-        adapted: it is the trained model itself, which the reference is while its adapters are off.
+        adapted: whether it is the trained model itself, whose adapters are switched off to get the reference.
     """
 
     def __init__(self, model: PreTrainedModel, *, adapted: bool = False) -> None:
@@ -74,11 +76,13 @@ class FrozenModel:
             model.requires_grad_(False).eval()
 
     @contextlib.contextmanager
-    def saying(
+    def outputs(
         self, input_ids: Tensor, labels: Tensor, attention_mask: Tensor | None, packs: Packs | None
     ) -> Iterator[Outputs]:
-        """What it says about the supervised positions, in row-major order; valid inside the context, in which the
-        output layer of a model in slices stays gathered."""
+        """The reference's outputs at the supervised positions, in row-major order.
+
+        They are valid within the block, in which the output layer of a sharded model stays gathered.
+        """
         from torch.distributed.fsdp import FSDPModule
 
         with adapters_off(self.model) if self._adapted else contextlib.nullcontext():
@@ -90,10 +94,10 @@ class FrozenModel:
                 self.model.reshard()
 
     def fingerprint(self, device: torch.device) -> str:
-        """The same for the same weights, whole or in slices on any number of ranks, which must all ask for it.
+        """The fingerprint of the reference's weights. All ranks have to call it.
 
         Args:
-            device: on which the ranks talk to each other.
+            device: on which the ranks communicate.
         """
         if self._adapted:
             return "the model without its adapters"
@@ -110,40 +114,44 @@ def load_reference(
     own: bool = False,
     adapters: str | None = None,
 ) -> FrozenModel:
-    """Load it.
+    """Load a reference.
 
     Args:
-        source: where it comes from.
-        tokenizer: gives a randomly initialized model its vocabulary.
-        trained: dtype in which the trained model was loaded: random weights depend on it.
+        source: where it is loaded from.
+        tokenizer: gives a model with random weights its vocabulary.
+        trained: dtype in which the trained model was loaded; random weights depend on it.
         dtype: of the reference.
-        sharding: of the trainer's strategy.
-        own: it is named as the reference, and not the model before training.
-        adapters: a folder of them, that are part of it: merged into it, or beside it where it is cut.
+        sharding: how the trainer's strategy shards models; None if each rank holds the whole model.
+        own: whether `source` is `model.reference.model`, and not the source of the trained model.
+        adapters: a folder of adapters that belong to the reference. They are merged into it, or injected if it is
+            sharded.
     """
     try:
-        model = without_training(source, dtype).load(tokenizer, trained, sharding)
+        model = evaluation_source(source, dtype).load(tokenizer, trained, sharding)
     except UserError as error:
         if not own:
             raise
         argument = error.argument.replace("model.model", "model.reference.model", 1)
         raise UserError(argument, error.problem) from error
-    lora = None if adapters is None else dataclasses.replace(LoRA.of(adapters, "model.lora.start"), start=adapters)
     if sharding is not None:
         model = sharding.shard(model)
-        if lora is not None:
-            lora.inject(model, sharding)
+        if adapters is not None:
+            lora = LoRA.from_folder(adapters, "model.lora.start")
+            inject_adapters(model, dataclasses.replace(lora, start=adapters), sharding)
             sharding.shard_adapters(model)
-    elif lora is not None:
-        model = without_adapters(model, lora)
+    elif adapters is not None:
+        model = merge_folder(model, adapters, "model.lora.start")
     model = model.to(dtype)
     install_head(model)
     return FrozenModel(model)
 
 
-def without_training(source: ModelSource, dtype: torch.dtype) -> ModelSource:
-    """The same model as it is read for evaluation alone; in `dtype` if it is read from files. Random weights depend on
-    the dtype in which they are drawn, and are the trained model's only if they are cast afterwards."""
+def evaluation_source(source: ModelSource, dtype: torch.dtype) -> ModelSource:
+    """The source of the same model for evaluation only, in `dtype` if it is loaded from files.
+
+    Random weights depend on the dtype in which they are drawn. They equal the trained model's only if they are cast
+    afterwards.
+    """
     wanted: dict[str, Any] = {"gradient_checkpointing": False, "compile": False}
     if isinstance(source, PretrainedCausalLM):
         wanted["quantization"] = "none"
@@ -152,21 +160,21 @@ def without_training(source: ModelSource, dtype: torch.dtype) -> ModelSource:
     return dataclasses.replace(source, **{name: value for name, value in wanted.items() if name in known})
 
 
-def copied(model: PreTrainedModel, dtype: torch.dtype, sharding: Sharding | None) -> FrozenModel:
-    """A reference that is a copy of a model as it is now, whole on this rank."""
-    copy_ = copy.deepcopy(model).to(dtype)
-    return FrozenModel(copy_ if sharding is None else sharding.shard(copy_))
+def freeze_copy(model: PreTrainedModel, dtype: torch.dtype, sharding: Sharding | None) -> FrozenModel:
+    """A reference that is a copy of a whole model in its present state."""
+    copied = copy.deepcopy(model).to(dtype)
+    return FrozenModel(copied if sharding is None else sharding.shard(copied))
 
 
 def check_reference(reference: PreTrainedModel, model: PreTrainedModel) -> None:
-    """Refuse a reference over another vocabulary than the model's.
+    """Check that a reference has the model's vocabulary.
 
     Raises:
-        UserError: naming both.
+        UserError: with both sizes.
     """
     theirs, ours = (m.get_output_embeddings().out_features for m in (reference, model))
     if theirs != ours:
         raise UserError(
             "model.reference.model",
-            f"expected a model over the trained model's vocabulary of {ours} tokens, got one over {theirs}",
+            f"expected a model with the trained model's vocabulary of {ours} tokens, got one with {theirs}",
         )

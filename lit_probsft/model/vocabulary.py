@@ -1,9 +1,9 @@
-"""Rows for new tokens in a model that has been trained without them: each begins as the mean of the old rows.
+"""Rows for new tokens in a model that has been trained without them, initialized to the mean of the old rows.
 
-Input embeddings, output layer and its bias alike; what is tied stays tied. As the logits are linear in the output rows,
-a new token's logit is the mean of the old tokens' before training (before a soft cap), which takes next to nothing from
-any of them. Rows that the vocabulary has to spare are given away first and begin the same way; the vocabulary grows
-only where they do not suffice.
+This holds for the input embeddings, the output layer and its bias; tied weights stay tied. The logits are linear in the
+output rows, so before training a new token's logit is the mean of the old tokens' logits (before a soft cap), and takes
+almost no probability from them. Unused rows of the vocabulary are used first; the vocabulary grows only if they do not
+suffice.
 """
 
 from __future__ import annotations
@@ -25,95 +25,96 @@ if TYPE_CHECKING:
 
     from lit_probsft.parallel.sharding import Sharding
 
-_CHUNK = 2**24  # numbers that are added up in double at a time
+_CHUNK = 2**24  # numbers that are summed in double at a time
 
 
-def new_to(tokenizer: Any, own: Callable[[], Any]) -> dict[str, int]:
-    """Ids of the tokens that were added to `tokenizer` and that a model does not know, by their texts, ascending.
+def new_tokens(tokenizer: Any, load_own: Callable[[], Any]) -> dict[str, int]:
+    """Texts and ids of the tokens that were added to `tokenizer` and that a model does not know, by ascending id.
 
     Args:
         tokenizer: of the data.
-        own: loads the tokenizer that lies beside the model's weights; asked only where tokens were added. One that
-            cannot be had knows none of them.
+        load_own: loads the tokenizer in the model's folder; called only if tokens were added. If it cannot be loaded,
+            all added tokens are new.
     """
     added = {} if tokenizer is None else added_token_ids(tokenizer)
     if not added:
         return {}
     try:
-        known = own().get_vocab()
+        known = load_own().get_vocab()
     except UserError:
         known = {}
     return {text: id for text, id in added.items() if known.get(text) != id}
 
 
 def check_trained(tokens: Mapping[str, int], lora: Any, argument: str = "model.lora.export") -> None:
-    """Refuse to add tokens whose rows would stay as they begin.
+    """Check that the rows of new tokens will be trained.
 
     Args:
-        tokens: new to the model.
-        lora: adapters, or None where all weights are trained.
-        argument: how adapters alone were asked for.
+        tokens: the new tokens.
+        lora: the options of adapters, or None if all weights are trained.
+        argument: the option or flag that asked for adapters without their base.
 
     Raises:
-        UserError: naming what trains them, or that adapters alone could not be loaded.
+        UserError: with the option that trains them; or adapters without their base are asked for, which could not be
+            loaded.
     """
     if tokens and lora is not None and not getattr(lora, "modules_to_save", None):
         raise UserError(
             "data.add_tokens",
-            "expected the rows of new tokens to be trained, but model.lora freezes all of the model "
-            f"but its adapters: {', '.join(map(repr, tokens))} would stay the mean of the others; name the embeddings "
-            "and the output layer in model.lora.modules_to_save, or train without model.lora",
+            "expected the rows of new tokens to be trained, but model.lora freezes everything except the adapters: "
+            f"{', '.join(map(repr, tokens))} would stay the mean of the other tokens; name the embeddings and the "
+            "output layer in model.lora.modules_to_save, or train without model.lora",
         )
     if tokens and lora is not None and getattr(lora, "export", "merged") == "adapter":
         raise UserError(
             argument,
-            "expected merged beside data.add_tokens, since the model that the adapters belong to "
-            "has no rows for them, got adapter",
+            "expected merged with data.add_tokens, because the base of the adapters has no rows for new tokens, got "
+            "adapter",
         )
 
 
 def check_rows_trained(tokens: Mapping[str, int], model: PreTrainedModel) -> None:
-    """The same once the adapters are there: are embeddings and output layer among what is trained whole?
+    """Check, after adapters have been injected, that embeddings and output layer are trained in full.
 
     Raises:
         UserError: one of them is not.
     """
-    ends = zip(("the embeddings", "the output layer"), _ends(model), strict=True)
+    ends = zip(("the embeddings", "the output layer"), _embeddings(model), strict=True)
     frozen = [name for name, module in ends if not module.weight.requires_grad]
     if tokens and frozen:
         raise UserError(
             "model.lora.modules_to_save",
-            "expected it to name embeddings and output layer beside data.add_tokens, "
-            f"{' and '.join(frozen)} would not be trained",
+            f"expected embeddings and output layer with data.add_tokens, but {' and '.join(frozen)} would not be "
+            "trained",
         )
 
 
-def rows_for(tokens: Mapping[str, int]) -> int:
-    """How many rows a vocabulary needs to hold these tokens; 0 for none."""
+def rows_needed(tokens: Mapping[str, int]) -> int:
+    """The number of rows that a vocabulary needs for these tokens; 0 for none."""
     return max(tokens.values(), default=-1) + 1
 
 
-def grow(model: PreTrainedModel, rows: int, sharding: Sharding | None = None) -> None:
-    """Give embeddings and output layer at least so many rows, in place; what is in the new ones is left open.
+def grow_vocabulary(model: PreTrainedModel, rows: int, sharding: Sharding | None = None) -> None:
+    """Give embeddings and output layer at least `rows` rows, in place; the values of the new rows are undefined.
 
     Args:
-        model: it may lie on the meta device.
+        model: possibly on the meta device.
         rows: of the vocabulary.
-        sharding: how the model is cut; None where it is whole.
+        sharding: how the model is sharded; None if it is whole.
 
     Raises:
-        UserError: the model keeps them in another way than in an embedding and a linear layer.
+        UserError: embeddings and output layer are not an embedding and a linear layer.
     """
     model.tie_weights()
-    inputs, outputs = _ends(model)
+    inputs, outputs = _embeddings(model)
     if outputs.out_features >= rows:
         return
     kind = type(model).__name__
     if not isinstance(inputs, nn.Embedding) or not isinstance(outputs, nn.Linear):
         raise UserError(
             "data.add_tokens",
-            f"expected a model whose vocabulary can grow, that of {kind} is kept in a "
-            f"{type(inputs).__name__} and a {type(outputs).__name__}",
+            f"expected a model whose vocabulary can grow, but {kind} keeps it in a {type(inputs).__name__} and a "
+            f"{type(outputs).__name__}",
         )
     tied = outputs.weight is inputs.weight
     inputs.weight = _longer(inputs.weight, rows, sharding)
@@ -126,40 +127,42 @@ def grow(model: PreTrainedModel, rows: int, sharding: Sharding | None = None) ->
         model.vocab_size = rows
 
 
-def extend(model: PreTrainedModel, tokens: Mapping[str, int], sharding: Sharding | None = None) -> None:
-    """Room for new tokens, and their rows at the mean of those before them; the same on all ranks.
+def extend_vocabulary(model: PreTrainedModel, tokens: Mapping[str, int], sharding: Sharding | None = None) -> None:
+    """Add rows for new tokens and set them to the mean of the rows before them; the same on all ranks.
 
     Args:
-        model: without an objective head, whole, or as `sharding` has read it.
-        tokens: as `new_to` gives them.
-        sharding: how the model is cut.
+        model: without an objective head; whole, or sharded when it was loaded.
+        tokens: as `new_tokens` returns them.
+        sharding: how the model is sharded; None if it is whole.
 
     Raises:
-        UserError: as `grow`.
+        UserError: as `grow_vocabulary`.
     """
     if not tokens:
         return
-    grow(model, rows_for(tokens), sharding)
-    begin(model, tokens.values())
+    grow_vocabulary(model, rows_needed(tokens), sharding)
+    initialize_rows(model, tokens.values())
     rank_zero_info(
-        f"data.add_tokens: {', '.join(map(repr, tokens))} new to the model, whose vocabulary has "
-        f"{_ends(model)[1].out_features} rows; each begins as the mean of the {min(tokens.values())} before"
+        f"data.add_tokens: {', '.join(map(repr, tokens))} new to the model, whose vocabulary now has "
+        f"{_embeddings(model)[1].out_features} rows; each starts as the mean of the first {min(tokens.values())}"
     )
 
 
 @torch.no_grad()
-def begin(model: PreTrainedModel, ids: Collection[int]) -> None:
-    """Set the rows of new tokens to the mean of the rows before them: the ids below the lowest, which the tokenizer had
-    before; rows beyond those are nobody's and do not count."""
-    inputs, outputs = _ends(model)
+def initialize_rows(model: PreTrainedModel, ids: Collection[int]) -> None:
+    """Set the rows of new tokens to the mean of the rows of the old ones, which are all ids below the lowest new one.
+
+    Rows above belong to no token of the old tokenizer and do not count.
+    """
+    inputs, outputs = _embeddings(model)
     parameters = [inputs.weight, *([] if outputs.weight is inputs.weight else [outputs.weight])]
     if outputs.bias is not None:
         parameters.append(outputs.bias)
     for parameter in parameters:
-        _begin_rows(parameter, sorted(ids))
+        _initialize_rows(parameter, sorted(ids))
 
 
-def _begin_rows(parameter: Tensor, ids: Sequence[int]) -> None:
+def _initialize_rows(parameter: Tensor, ids: Sequence[int]) -> None:
     from torch.distributed.tensor import DTensor
 
     if is_partitioned(parameter):
@@ -191,8 +194,8 @@ def _sum(rows: Tensor, count: int) -> Tensor:
     return total
 
 
-def _ends(model: Any) -> tuple[Any, Any]:
-    """Input embeddings and output layer."""
+def _embeddings(model: Any) -> tuple[Any, Any]:
+    """The input embeddings and the output layer."""
     return model.get_input_embeddings(), model.get_output_embeddings()
 
 

@@ -11,10 +11,10 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 
 from lit_probsft.errors import UserError
-from lit_probsft.model.base import check_named
+from lit_probsft.model import ModelSource, PretrainedCausalLM, RandomCausalLM
+from lit_probsft.model.adapter_base import check_adapter_export
 from lit_probsft.model.lora import LoRA
 from lit_probsft.model.quantization import dequantized, is_quantized
-from lit_probsft.model.sources import ModelSource, PretrainedCausalLM, RandomCausalLM
 from lit_probsft.model.vocabulary import check_trained
 from lit_probsft.parallel.sharding import plain_class
 from lit_probsft.run.export import tokenizer_files, write_adapters, write_model
@@ -108,7 +108,7 @@ def export_checkpoint(
         check_trained(entry.get("new_tokens") or {}, lora, "--adapter")
         known = {} if described is None else described["fields"]
         for name, revision in ((known.get("model_name_or_path"), known.get("revision")), (base, None)):
-            check_named(lora, None if described is None else described["kind"], "--adapter", name, revision)
+            check_adapter_export(lora, None if described is None else described["kind"], "--adapter", name, revision)
         source = None if described is None else PretrainedCausalLM(**known)
         source = PretrainedCausalLM(base) if base is not None else source
         write_adapters(out, shell, weights, entry["tokenizer"], card, lora, source)

@@ -12,10 +12,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from lit_probsft.errors import first_line
-from lit_probsft.model.adapters import is_adapter, merged, stored_transposed, within, write_adapter
+from lit_probsft.model import ModelSource
+from lit_probsft.model.adapters import belongs_to, is_adapter, merge_adapters, stored_transposed, write_adapter
 from lit_probsft.model.lora import LoRA
-from lit_probsft.model.quantization import dequantized, is_quantized, narrowest
-from lit_probsft.model.sources import ModelSource
+from lit_probsft.model.quantization import dequantized, is_quantized, narrowest_dtype
 from lit_probsft.parallel.sharding import plain_class
 from lit_probsft.run.model_card import model_card
 from lit_probsft.storage.adapter_folder import is_adapter_folder
@@ -86,12 +86,12 @@ def write_model(
         card: the facts for the model card.
         lora: the adapters among the weights.
     """
-    whole = dict(weights) if lora is None else merged(weights, lora.scaling, stored_transposed(shell))
+    whole = dict(weights) if lora is None else merge_adapters(weights, lora.scaling, stored_transposed(shell))
     tied = set(getattr(shell, "all_tied_weights_keys", None) or {})  # second names of other weights
     kept = {name: value for name, value in whole.items() if name not in tied}
     if lora is not None and lora.modules_to_save:  # they were widened for training
-        dtype, modules = narrowest(kept.values()), lora.whole_modules(shell)
-        kept = {name: value.to(dtype) if within(name, modules) else value for name, value in kept.items()}
+        dtype, modules = narrowest_dtype(kept.values()), lora.saved_modules(shell)
+        kept = {name: value.to(dtype) if belongs_to(name, modules) else value for name, value in kept.items()}
     shell.to(next(iter(kept.values())).dtype)  # save_pretrained writes the dtype into the configuration
     _write_folder(out, lambda folder: shell.save_pretrained(folder, state_dict=kept), files, card)
 
@@ -119,7 +119,7 @@ def write_adapters(
 
     def save(folder: Path) -> None:
         targets = sorted({name.partition(".lora_")[0] for name in weights if is_adapter(name)})
-        whole = lora.whole_modules(model)
+        whole = lora.saved_modules(model)
         config = lora.peft_config(model, targets)
         config.modules_to_save = whole or None
         config.base_model_name_or_path = getattr(base, "model_name_or_path", None) or model.name_or_path or None

@@ -11,7 +11,7 @@ from typing import Any
 import lightning as L
 import torch
 
-from lit_probsft.model.sources import describe
+from lit_probsft.model.source import describe
 from lit_probsft.training.callbacks import datamodule_of
 from lit_probsft.training.intervals import steps_in_epoch
 from lit_probsft.training.module import ProbSFTModule

@@ -57,7 +57,7 @@ def check_adapters(module: ProbSFTModule) -> None:
     strategy: Any = module.trainer.strategy
     cut = "FSDP2" if isinstance(strategy, FSDP2) else ""
     cut = "ZeRO-3" if getattr(strategy, "zero_stage_3", False) else cut
-    source = module.source if module.lora is not None else module.reference.source_beside(None)
+    source = module.source if module.lora is not None else module.reference.source_for(None)
     if cut and getattr(source, "quantization", "none") != "none":
         raise UserError(
             "model.model.quantization",

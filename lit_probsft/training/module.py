@@ -6,6 +6,7 @@ import contextlib
 import math
 import os
 from collections.abc import Mapping
+from dataclasses import replace
 from typing import Any, Literal, cast
 
 import lightning as L
@@ -18,15 +19,18 @@ from lit_probsft.data.tokens.added_tokens import added_token_ids
 from lit_probsft.errors import UserError
 from lit_probsft.head.layer import HeadRequest
 from lit_probsft.head.loss import IGNORE_INDEX, HeadOutput
-from lit_probsft.model.base import check_named, describe_base
+from lit_probsft.head.token_loss import TokenLoss
+from lit_probsft.model import ModelSource
+from lit_probsft.model.adapter_base import check_adapter_export, describe_base
 from lit_probsft.model.fingerprint import fingerprint
 from lit_probsft.model.forward import check_head, forward_with_objective, install_head, stop_generation_at
 from lit_probsft.model.generation import Generation
 from lit_probsft.model.lora import LoRA
+from lit_probsft.model.lora_injection import inject_adapters
 from lit_probsft.model.packing import Packs, check_packing, takes_boundaries
-from lit_probsft.model.reference import FrozenModel, Reference, check_reference, copied, load_reference
-from lit_probsft.model.sources import ModelSource, source_of
-from lit_probsft.model.vocabulary import check_rows_trained, check_trained, extend
+from lit_probsft.model.pretrained import source_of
+from lit_probsft.model.reference import FrozenModel, Reference, check_reference, freeze_copy, load_reference
+from lit_probsft.model.vocabulary import check_rows_trained, check_trained, extend_vocabulary
 from lit_probsft.objectives import NLL, Objective, TokenStats
 from lit_probsft.objectives.base import NEEDS, REFERENCE
 from lit_probsft.parallel.sharding import Sharding
@@ -103,7 +107,9 @@ class ProbSFTModule(L.LightningModule):
             )
         if lora is not None:
             place = model if isinstance(model, str) else getattr(model, "model_name_or_path", None)
-            check_named(lora, type(model).__name__, "model.lora.export", place, getattr(model, "revision", None))
+            check_adapter_export(
+                lora, type(model).__name__, "model.lora.export", place, getattr(model, "revision", None)
+            )
             if lora.dora and getattr(model, "quantization", "none") == "int8":
                 raise UserError("model.lora.dora", "expected nf4 or no quantization beside it, got int8")
         if normalize not in ("tokens", "sequence", "kept", "micro_batch"):
@@ -172,7 +178,7 @@ class ProbSFTModule(L.LightningModule):
             if self.source is None:  # handed in, and perhaps trained before by this very module
                 tokens = {text: id for text, id in added_token_ids(tokenizer).items() if text not in self.new_tokens}
                 check_trained(tokens, self.lora)
-                extend(self.model, tokens)
+                extend_vocabulary(self.model, tokens)
                 self.new_tokens.update(tokens)
             self._load_reference(dtype, sharding)  # a copy of the model, before that is cut
             self.model = self.model if sharding is None else sharding.shard(self.model)
@@ -201,7 +207,7 @@ class ProbSFTModule(L.LightningModule):
                 device = torch.device("cpu") if self._trainer is None else self._trainer.strategy.root_device
                 self.base_of_adapters = describe_base(self.source, model.dtype, fingerprint(model, device))
                 self.strict_loading = self.base_of_adapters is None
-            self.lora.inject(model, sharding)
+            inject_adapters(model, self.lora, sharding)
             check_rows_trained(new or {}, model)
             if sharding is not None:
                 sharding.shard_adapters(model)
@@ -216,12 +222,12 @@ class ProbSFTModule(L.LightningModule):
         if not self.objective.needs & REFERENCE or self._frozen or (trainer and trainer.state.fn == "predict"):
             return
         strategy = None if trainer is None else trainer.strategy
-        source, wanted = self.reference.source_beside(self.source), self.reference.dtype_beside(self.model.dtype)
+        source, wanted = self.reference.source_for(self.source), self.reference.dtype_for(self.model.dtype)
         bare = self.lora is not None and not self.lora.modules_to_save and self.began_with is None
         if bare and self.reference.model is None:
             self._frozen = FrozenModel(self.model, adapted=True)
         elif source is None:
-            self._frozen = copied(self.model, wanted, sharding)
+            self._frozen = freeze_copy(self.model, wanted, sharding)
         else:
             tokenizer = getattr(self.datamodule, "tokenizer", None)
             own = self.reference.model is not None
@@ -236,7 +242,7 @@ class ProbSFTModule(L.LightningModule):
         """The frozen model as plain data, for the run's record; empty where there is none."""
         if self._frozen is None:
             return {}
-        source = self.reference.source_beside(self.source)
+        source = self.reference.source_for(self.source)
         name = "the model handed in" if source is None else source.name
         name += "" if self.began_with is None else f" with the adapters in {self.began_with}"
         dtype = str(self._frozen.model.dtype).removeprefix("torch.")
@@ -267,14 +273,14 @@ class ProbSFTModule(L.LightningModule):
         context = self.objective_state.context()
         if "progress" in self.objective.needs:
             context["progress"] = self.global_step / max(self.total_steps, 1)
-        objective = _TokenLoss(self)
+        objective = replace(TokenLoss.of(_TokenLoss(self)), name=type(self.objective).__name__)
         if self.training and not self.objective_state.missing:
             self._logged_values = self.objective.logged_values(TokenStats(torch.zeros(0), **context))
-        weight, packs = None, Packs.of(batch)
+        weight, packs = None, Packs.from_batch(batch)
         if self.normalize == "sequence":
             supervised = batch["labels"] != IGNORE_INDEX
             supervised[:, 0] = False  # nothing predicts it
-            counts = supervised.sum(-1, keepdim=True) if packs is None else packs.of_each(supervised)
+            counts = supervised.sum(-1, keepdim=True) if packs is None else packs.supervised_per_document(supervised)
             weight = (1 / counts.clamp(min=1)).expand_as(batch["labels"])
         if (of_rows := batch.get("token_weight")) is not None:
             weight = of_rows if weight is None else weight * of_rows
@@ -282,7 +288,9 @@ class ProbSFTModule(L.LightningModule):
         ids, mask = batch["input_ids"], batch.get("attention_mask")
         self._load_reference()  # without a trainer
         with (
-            self._frozen.saying(ids, batch["labels"], mask, packs) if self._frozen else contextlib.nullcontext() as said
+            self._frozen.outputs(ids, batch["labels"], mask, packs)
+            if self._frozen
+            else contextlib.nullcontext() as said
         ):
             request.reference = said
             return forward_with_objective(self.model, ids, request, mask, packs)
@@ -551,10 +559,6 @@ class _TokenLoss(Objective):
     @property
     def top_k(self) -> int:
         return self._module.objective.top_k
-
-    @property
-    def _label(self) -> str:
-        return type(self._module.objective).__name__  # in what is said of a loss that is none
 
     def loss(self, tokens: TokenStats) -> Tensor:
         return self._module.token_loss(tokens) if self._known else -tokens.log_probs

@@ -57,7 +57,9 @@ class Recorder(Objective):
 def look(model: Any, batch: dict[str, Any], recorder: Recorder) -> HeadOutput:
     """One forward pass over a micro-batch, whose supervised tokens `recorder` is shown."""
     request = HeadRequest(batch["labels"], recorder, normalizer=1.0)
-    return forward_with_objective(model, batch["input_ids"], request, batch.get("attention_mask"), Packs.of(batch))[0]
+    return forward_with_objective(
+        model, batch["input_ids"], request, batch.get("attention_mask"), Packs.from_batch(batch)
+    )[0]
 
 
 class Chosen(Documents):

@@ -15,7 +15,7 @@ from lit_probsft.cli.commands import main
 from lit_probsft.cli.divergence import _check_tokens
 from lit_probsft.data import ByteTokenizer
 from lit_probsft.errors import UserError
-from lit_probsft.model.sources import PretrainedCausalLM
+from lit_probsft.model import PretrainedCausalLM
 from tests import tiny
 from tests.cli.test_fit import config
 

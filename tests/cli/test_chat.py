@@ -19,8 +19,8 @@ from lit_probsft.cli import chat
 from lit_probsft.cli.commands import main
 from lit_probsft.data import ByteTokenizer, PretrainedTokenizer, tokenize_prompt
 from lit_probsft.errors import UserError
+from lit_probsft.model import PretrainedCausalLM
 from lit_probsft.model.generation import Generation
-from lit_probsft.model.sources import PretrainedCausalLM
 from tests import tiny
 from tests.cli.test_fit import config, fit
 

@@ -1,4 +1,4 @@
-"""Two models compared against thirty obvious lines in float64."""
+"""Compares `compare_outputs` with thirty obvious lines in float64."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ FIELDS = ("forward_kl", "reverse_kl", "js", "log_probs_a", "log_probs_b")
 
 
 def models(dtype: torch.dtype = torch.float64) -> tuple[Outputs, Outputs, Tensor]:
-    """Of unequal width, each with all that a model may do to its logits; some labels are ignored."""
+    """Two models of different hidden size, with every change of the logits between them; some labels are ignored."""
     a = Outputs(torch.randn(N, 7).to(dtype), torch.randn(V, 7).to(dtype), torch.randn(V).to(dtype), 0.6, 4.0)
     b = Outputs(torch.randn(N, 11).to(dtype), torch.randn(V, 11).to(dtype), None, 1.4)
     labels = torch.randint(V, (N,))
@@ -48,7 +48,7 @@ def obvious(a: Outputs, b: Outputs, labels: Tensor) -> Comparison:
 
 
 @pytest.mark.parametrize("chunk_size", [1, 4, N, 1000, None])
-def test_comparison_equals_the_obvious_one_whatever_the_chunk(chunk_size: int | None) -> None:
+def test_comparison_equals_the_plain_computation_at_any_chunk_size(chunk_size: int | None) -> None:
     a, b, labels = models()
     got, expected = compare_outputs(a, b, labels, chunk_size=chunk_size), obvious(a, b, labels)
     for field in FIELDS:
@@ -67,7 +67,7 @@ def test_narrow_inputs_are_multiplied_without_rounding_the_logits(dtype: torch.d
         torch.testing.assert_close(getattr(got, field), getattr(expected, field), rtol=1e-4, atol=1e-5)
 
 
-def test_a_model_does_not_differ_from_itself() -> None:
+def test_a_model_has_no_divergence_from_itself() -> None:
     a, _, labels = models(torch.float32)
     got = compare_outputs(a, a, labels)
     assert not got.forward_kl.any()
@@ -81,13 +81,13 @@ def test_small_divergences_keep_their_digits() -> None:
     b = Outputs(a.hidden + 1e-5 * torch.randn_like(a.hidden), a.weight, a.bias, a.logit_scale, a.soft_cap)
     got = compare_outputs(a, b, labels)
     kept = labels != -100
-    # To second order in the difference both directions and four times the mean of the three are one.
+    # To second order in the difference, both directions and four times the Jensen-Shannon divergence are equal.
     torch.testing.assert_close(got.forward_kl[kept], got.reverse_kl[kept], rtol=1e-3, atol=1e-15)
     torch.testing.assert_close(got.forward_kl[kept], 4 * got.js[kept], rtol=1e-3, atol=1e-15)
     assert 0 < got.forward_kl[kept].max() < 1e-8
 
 
-def test_nothing_of_the_size_of_all_logits_is_alive() -> None:
+def test_no_tensor_has_the_size_of_all_logits() -> None:
     n, vocabulary, chunk = 64, 500, 8
     a, b = (Outputs(torch.randn(n, 4), torch.randn(vocabulary, 4)) for _ in range(2))
     largest = 0
@@ -105,7 +105,7 @@ def test_nothing_of_the_size_of_all_logits_is_alive() -> None:
     assert largest <= chunk * vocabulary
 
 
-def test_no_token_gives_empty_answers() -> None:
+def test_zero_tokens_give_empty_results() -> None:
     a, b, labels = models()
     for ignored in (torch.full_like(labels, -100), labels[:0]):
         some = (Outputs(x.hidden[: len(ignored)], x.weight, x.bias) for x in (a, b))
@@ -115,11 +115,11 @@ def test_no_token_gives_empty_answers() -> None:
             assert not getattr(got, field).any()
 
 
-def test_what_cannot_be_compared_is_refused() -> None:
+def test_outputs_that_do_not_match_are_rejected() -> None:
     a, b, labels = models()
-    with pytest.raises(ValueError, match="one vocabulary, got 31 and 30 tokens"):
+    with pytest.raises(ValueError, match="the same vocabulary, got 31 and 30 tokens"):
         compare_outputs(a, Outputs(b.hidden, b.weight[1:]), labels)
-    with pytest.raises(ValueError, match="as many hidden states of both as labels, got 23, 23 and 22"):
+    with pytest.raises(ValueError, match="as many hidden states of both models as labels, got 23, 23 and 22"):
         compare_outputs(a, b, labels[1:])
     with pytest.raises(ValueError, match="chunk_size above 0, got 0"):
         compare_outputs(a, b, labels, chunk_size=0)

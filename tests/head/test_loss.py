@@ -1,4 +1,4 @@
-"""The head against thirty obvious lines in float64."""
+"""Compares the head with thirty obvious lines in float64."""
 
 from __future__ import annotations
 
@@ -11,8 +11,9 @@ from torch import Tensor
 
 from lit_probsft.errors import UserError
 from lit_probsft.head.layer import HeadRequest, ObjectiveHead
-from lit_probsft.head.logits import Outputs
-from lit_probsft.head.loss import _chunk_rows, objective_loss
+from lit_probsft.head.logits import Outputs, chunk_rows
+from lit_probsft.head.loss import _copies_of_logits, objective_loss
+from lit_probsft.head.token_loss import TokenLoss
 from lit_probsft.objectives import (
     EAFT,
     GEM,
@@ -34,7 +35,7 @@ every_member = pytest.mark.parametrize("objective", ALL, ids=repr)
 
 
 def entropy_of_the_largest(probs: Tensor, k: int) -> Tensor:
-    """Of each row's k largest probabilities, divided by their sum."""
+    """(N,), entropy of each row's k largest probabilities, divided by their sum."""
     largest = probs.sort(-1, descending=True).values[:, :k]
     shares = largest / largest.sum(-1, keepdim=True)
     return -(shares * shares.log()).sum(-1)
@@ -52,7 +53,7 @@ def obvious(
     normalizer=None,
     token_weight=None,
 ):
-    """The loss in plain float64: all logits at once, statistics by their definitions, autograd for everything."""
+    """The loss in float64: all logits at once, statistics by their definitions, gradients by autograd."""
     kept = labels != -100
     logits = hidden.double()[kept] @ weight.double().T
     if bias is not None:
@@ -146,7 +147,7 @@ def test_narrow_inputs_are_multiplied_without_rounding_the_logits(objective: Obj
     out = objective_loss(hidden, weight, labels, objective, chunk_size=8, context=CONTEXT, reference=reference(N, V))
     assert out.loss.dtype == out.log_probs.dtype == torch.float32
     close(out.loss, total, torch.float32)
-    # bf16 logits would be off by a hundredth
+    # bf16 logits would be wrong by about a hundredth
     torch.testing.assert_close(out.log_probs.double(), log_probs, rtol=1e-5, atol=1e-5)
     for got, expected in zip(gradients(out.loss, hidden, weight), gradients(total, hidden, weight), strict=True):
         assert got.dtype == dtype
@@ -179,7 +180,8 @@ def test_chunk_size_changes_nothing(objective: Objective) -> None:
 
 
 def test_probabilities_near_one_keep_their_digits() -> None:
-    """log p and the weight come from the mass of the others; logits - logsumexp in fp32 would be 0 below 1e-7."""
+    """log p and the gradient come from the mass of the other tokens. In fp32, logits - logsumexp would be 0 for 1 - p
+    below 1e-7."""
     gaps = torch.tensor([5.0, 10.0, 16.0, 20.0, 30.0])
     hidden = torch.eye(5, requires_grad=True)
     weight = torch.zeros(3, 5)
@@ -187,15 +189,15 @@ def test_probabilities_near_one_keep_their_digits() -> None:
     weight[0, 0] += 1e-3
     weight.requires_grad_()
     labels = torch.zeros(5, dtype=torch.long)
-    others = 2 * torch.exp(-weight.detach()[0].double())  # their mass, over the target's
+    others = 2 * torch.exp(-weight.detach()[0].double())  # their mass divided by the target's
     out = objective_loss(hidden, weight, labels, NLL(), normalizer=1)
     torch.testing.assert_close(out.log_probs.double(), -torch.log1p(others), rtol=1e-5, atol=0)
-    # d(-log p)/dz_y = p - 1, and the hidden states are the unit vectors: row i of the product is weight[:, i]
+    # d(-log p)/dz_y = p - 1. The hidden states are unit vectors: the logits of token i are weight[:, i].
     (got,) = gradients(out.loss, weight)
     torch.testing.assert_close(got[0].double(), -others / (1 + others), rtol=1e-5, atol=0)
 
 
-def test_log_probs_far_below_stay_finite() -> None:
+def test_very_small_probabilities_give_finite_losses() -> None:
     hidden, weight = torch.ones(1, 1, requires_grad=True), torch.tensor([[0.0], [9000.0]])
     for objective in OF_P_ALONE:
         out = objective_loss(hidden, weight, torch.tensor([0]), objective)
@@ -205,7 +207,7 @@ def test_log_probs_far_below_stay_finite() -> None:
 
 
 @every_member
-def test_no_token_gives_a_zero_that_backpropagates(objective: Objective) -> None:
+def test_zero_tokens_give_a_zero_that_backpropagates(objective: Objective) -> None:
     for labels in (torch.full((4,), -100), torch.empty(0, dtype=torch.long)):
         hidden = torch.randn(len(labels), H, requires_grad=True)
         weight = torch.randn(V, H, requires_grad=True)
@@ -228,42 +230,40 @@ def test_correct_means_that_no_logit_is_larger() -> None:
     assert torch.equal(objective_loss(hidden, weight, labels, NLL()).correct, expected)
 
 
-@pytest.mark.parametrize("frozen", ["hidden", "weight"])
-def test_what_needs_no_gradient_costs_no_product(frozen: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    from lit_probsft.head import loss as head
+class Products(torch.utils._python_dispatch.TorchDispatchMode):
+    """Counts matrix products."""
 
-    calls: list[str] = []
-    multiply, add_product = head._multiply, head._add_product
-    monkeypatch.setattr(head, "_multiply", lambda *a, **k: (calls.append("mm"), multiply(*a, **k))[1])
-    monkeypatch.setattr(head, "_add_product", lambda *a, **k: (calls.append("add"), add_product(*a, **k))[1])
+    def __init__(self) -> None:
+        super().__init__()
+        self.calls: list[str] = []
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        name = func.overloadpacket.__name__
+        self.calls += [name] if name in ("mm", "addmm_") else []
+        return func(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize(("frozen", "products"), [("hidden", ["mm", "addmm_"]), ("weight", ["mm", "mm"])])
+def test_a_frozen_input_costs_no_product(frozen: str, products: list[str]) -> None:
     hidden, weight, labels, _, _ = inputs()
     (hidden if frozen == "hidden" else weight).requires_grad_(False)
-    out = objective_loss(hidden, weight, labels, NegP(), chunk_size=N)
-    out.loss.backward()
-    assert calls == (["mm", "add"] if frozen == "hidden" else ["mm", "mm"])
-    calls.clear()
-    with torch.no_grad():
+    with Products() as counted:
+        objective_loss(hidden, weight, labels, NegP(), chunk_size=N).loss.backward()
+    assert counted.calls == products
+    with Products() as counted, torch.no_grad():
         assert not objective_loss(hidden, weight, labels, NegP(), chunk_size=N).loss.requires_grad
-    assert calls == ["mm"]
+    assert counted.calls == ["mm"]
 
 
-@pytest.mark.parametrize(("objective", "more"), [(NegP(), []), (PSFT(), ["ref"]), (Anchored(), ["ref"])], ids=repr)
-def test_a_reference_costs_one_product_where_it_is_read(
-    objective: Objective, more: list[str], monkeypatch: pytest.MonkeyPatch
-) -> None:
-    from lit_probsft.head import logits
-    from lit_probsft.head import loss as head
-
-    calls: list[str] = []
-    for place, name, word in ((head, "_multiply", "mm"), (head, "_add_product", "add"), (logits, "multiply", "ref")):
-        real = getattr(place, name)
-        monkeypatch.setattr(place, name, lambda *a, r=real, w=word, **k: (calls.append(w), r(*a, **k))[1])
+@pytest.mark.parametrize(("objective", "more"), [(NegP(), 0), (PSFT(), 1), (Anchored(), 1)], ids=repr)
+def test_a_reference_costs_one_product_if_the_objective_reads_it(objective: Objective, more: int) -> None:
     hidden, weight, labels, _, _ = inputs()
-    objective_loss(hidden, weight, labels, objective, reference=reference(N, V), chunk_size=N).loss.backward()
-    assert sorted(calls) == sorted(["mm", "mm", "add", *more])
+    with Products() as counted:
+        objective_loss(hidden, weight, labels, objective, reference=reference(N, V), chunk_size=N).loss.backward()
+    assert sorted(counted.calls) == ["addmm_", *["mm"] * (2 + more)]
 
 
-def test_nothing_of_the_size_of_all_logits_is_alive() -> None:
+def test_no_tensor_has_the_size_of_all_logits() -> None:
     """The largest tensor is a chunk of logits or the gradient of the weight, never N x V."""
     n, vocabulary, chunk = 64, 500, 8
     hidden, weight = torch.randn(n, 4, requires_grad=True), torch.randn(vocabulary, 4, requires_grad=True)
@@ -286,7 +286,7 @@ def test_nothing_of_the_size_of_all_logits_is_alive() -> None:
     gc.collect()
 
 
-def test_backward_twice_through_a_retained_graph_and_not_otherwise() -> None:
+def test_backward_runs_twice_only_through_a_retained_graph() -> None:
     hidden, weight, labels, _, _ = inputs()
     out = objective_loss(hidden, weight, labels, NegP())
     first = torch.autograd.grad(out.loss, (hidden, weight), retain_graph=True)
@@ -297,7 +297,7 @@ def test_backward_twice_through_a_retained_graph_and_not_otherwise() -> None:
         torch.autograd.grad(out.loss, (hidden, weight))
 
 
-def test_a_second_derivative_is_refused() -> None:
+def test_a_second_derivative_is_rejected() -> None:
     hidden, weight, labels, _, _ = inputs()
     (gradient,) = torch.autograd.grad(objective_loss(hidden, weight, labels, NLL()).loss, hidden, create_graph=True)
     with pytest.raises(RuntimeError, match="once_differentiable|does not require grad"):
@@ -331,14 +331,12 @@ def test_gradcheck_of_the_function_itself(objective: Objective) -> None:
     assert torch.autograd.gradcheck(loss, (hidden, weight.requires_grad_(), bias.requires_grad_()))
 
 
-def test_chunk_rows_keep_the_logits_within_their_budget() -> None:
+def test_chunks_of_logits_stay_within_the_budget() -> None:
+    """Autograd on the logits keeps more copies of a chunk's logits than the closed form."""
+    assert _copies_of_logits(NLL().needs) < _copies_of_logits(LabelSmoothing().needs)
     for vocabulary in (1000, 32000, 151936):
-        assert _chunk_rows(vocabulary, "cpu", NLL()) * vocabulary * 4 <= max(32 * 2**20, 16 * vocabulary * 4)
-        assert (
-            _chunk_rows(vocabulary, "cuda", LabelSmoothing())
-            < _chunk_rows(vocabulary, "cuda", NLL())
-            <= 2**28 / vocabulary
-        )
+        assert chunk_rows(vocabulary, "cpu") * vocabulary * 4 <= max(32 * 2**20, 16 * vocabulary * 4)
+        assert chunk_rows(vocabulary, "cuda", copies=4) < chunk_rows(vocabulary, "cuda") <= 2**28 / vocabulary
 
 
 def test_autocast_does_not_reach_the_head() -> None:
@@ -364,22 +362,22 @@ def test_every_member_is_evaluated_in_inference_mode(objective: Objective) -> No
 
 
 class Total(NLL):
-    """An author's mistake: it sums."""
+    """A wrong objective: it returns the sum."""
 
     def loss(self, tokens: TokenStats) -> Tensor:
         return super().loss(tokens).sum()
 
 
-def test_bad_calls_are_refused_by_name() -> None:
+def test_wrong_arguments_are_rejected_by_name() -> None:
     hidden, weight, labels, _, _ = inputs()
-    with pytest.raises(UserError, match=r"Total.loss: expected a loss of each token, \(30,\), got \(\)"):
+    with pytest.raises(UserError, match=r"Total.loss: expected the loss of each token, \(30,\), got \(\)"):
         objective_loss(hidden, weight, labels, Total())
     for option in ({"chunk_size": 0}, {"chunk_size": -1}, {"soft_cap": 0.0}):
         with pytest.raises(ValueError, match=next(iter(option))):
             objective_loss(hidden, weight, labels, NLL(), **option)
     with pytest.raises(ValueError, match="context of"):
         objective_loss(hidden, weight, labels, NLL(), context={"progres": 1})
-    with pytest.raises(ValueError, match="token_weight is a constant"):
+    with pytest.raises(ValueError, match="a constant token_weight"):
         objective_loss(hidden, weight, labels, NLL(), token_weight=torch.ones(N, requires_grad=True))
     with pytest.raises(ValueError, match=r"hidden \(N, H\)"):
         objective_loss(hidden[:, :-1], weight, labels, NLL())
@@ -393,7 +391,7 @@ def test_bad_calls_are_refused_by_name() -> None:
         objective_loss(hidden, weight, labels, Scheduled())
 
 
-def test_objective_head_is_the_layer_until_it_is_asked() -> None:
+def test_objective_head_is_the_linear_layer_outside_a_request() -> None:
     layer = torch.nn.Linear(H, V)
     head = ObjectiveHead.replacing(layer)
     assert head.weight is layer.weight
@@ -408,7 +406,7 @@ def test_objective_head_is_the_layer_until_it_is_asked() -> None:
     logits = layer(hidden)[:, :-1].reshape(-1, V)
     expected = torch.nn.functional.cross_entropy(logits, labels[:, 1:].reshape(-1))
     torch.testing.assert_close(loss.reshape(()), expected)
-    factors = torch.rand(2, 5)  # at the place of the label that each weighs
+    factors = torch.rand(2, 5)  # each at the position of the label that it weighs
     with head.answering(HeadRequest(labels, NLL(), token_weight=factors)):
         weighted = head(hidden)
     per_token = torch.nn.functional.cross_entropy(logits, labels[:, 1:].reshape(-1), reduction="none")
@@ -425,7 +423,7 @@ def test_threshold_counts_every_supervised_token_in_the_normalizer() -> None:
     torch.testing.assert_close(out.loss, -kept.sum() / (labels != -100).sum())
 
 
-def test_the_entropy_is_finite_where_a_token_cannot_be() -> None:
+def test_entropy_is_finite_if_a_logit_is_minus_infinity() -> None:
     hidden, weight, labels, bias, _ = inputs()
     bias = bias.detach().clone()
     labels[labels == 3] = 4
@@ -436,3 +434,19 @@ def test_the_entropy_is_finite_where_a_token_cannot_be() -> None:
     log_p = (hidden @ weight.t() + bias)[labels != -100].log_softmax(-1)
     expected = torch.special.entr(log_p.exp()).sum(-1)
     torch.testing.assert_close(recorder.seen("entropy", labels), expected.detach())
+
+
+def test_statistics_of_a_token_loss_are_returned() -> None:
+    hidden, weight, labels, _, _ = inputs()
+    for objective in (NLL(), LabelSmoothing(0.1)):
+        asked = TokenLoss.of(objective, ["entropy", "log_complement"])
+        got, plain = (
+            objective_loss(hidden, weight, labels, asked, chunk_size=5),
+            objective_loss(hidden, weight, labels, NLL()),
+        )
+        kept = labels != -100
+        log_p = (hidden @ weight.t())[kept].log_softmax(-1).detach()
+        close(got.entropy[kept], -(log_p.exp() * log_p).sum(-1), torch.float64)
+        close(got.log_complement[kept], torch.log1p(-plain.log_probs[kept].exp()), torch.float64)
+        assert not got.entropy[~kept].any()
+        assert plain.entropy is plain.log_complement is None

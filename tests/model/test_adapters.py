@@ -1,4 +1,4 @@
-"""Every kind of adapter: where training starts, its gradient, the model it is merged into, and peft's folder of it."""
+"""Every kind of adapter: the start of training, gradients, the merged model and peft's folder."""
 
 from __future__ import annotations
 
@@ -20,10 +20,11 @@ from lit_probsft.data import ByteTokenizer
 from lit_probsft.data.tokens.tokenizers import read_tokenizer
 from lit_probsft.errors import UserError
 from lit_probsft.head.layer import HeadRequest
+from lit_probsft.model import PretrainedCausalLM
 from lit_probsft.model.adapters import adapters_off, is_adapter, peft_name
 from lit_probsft.model.forward import forward_with_objective, install_head, outputs_of
 from lit_probsft.model.lora import LoRA
-from lit_probsft.model.sources import PretrainedCausalLM
+from lit_probsft.model.lora_injection import inject_adapters
 from lit_probsft.objectives import ASFT, NLL
 from lit_probsft.run.export import export_model
 from lit_probsft.training.checkpoints import CheckpointOptions, Checkpoints
@@ -59,7 +60,7 @@ def lora_of(name: str, kind: str, **options: Any) -> LoRA:
 
 def adapted(name: str, lora: LoRA, dtype: torch.dtype = torch.float32) -> Any:
     model = plain(name, dtype)
-    lora.inject(model)
+    inject_adapters(model, lora)
     install_head(model)
     return model
 
@@ -70,7 +71,7 @@ def trained(model: Any) -> dict[str, nn.Parameter]:
 
 @torch.no_grad()
 def disturb(model: Any) -> None:
-    """As if it had been trained: nothing is zero, no row as long as it was."""
+    """Change all trained parameters: no adapter is zero, and no row keeps its length."""
     for name, parameter in trained(model).items():
         if "magnitude" in name:
             parameter.mul_(torch.empty_like(parameter).uniform_(0.5, 1.5))
@@ -94,13 +95,13 @@ def exported(model: Any, lora: LoRA, folder: Path) -> Path:
 
 
 @EVERY
-def test_training_starts_at_the_base(name: str, kind: str) -> None:
+def test_training_starts_at_the_base_model(name: str, kind: str) -> None:
     model = adapted(name, lora_of(name, kind))
     torch.testing.assert_close(logits(model), logits(plain(name)), rtol=1e-5, atol=1e-6)
 
 
 @EVERY
-def test_the_merged_model_computes_what_the_adapters_do(name: str, kind: str, tmp_path: Path) -> None:
+def test_the_merged_model_computes_the_same_as_the_adapters(name: str, kind: str, tmp_path: Path) -> None:
     lora = lora_of(name, kind)
     model = adapted(name, lora)
     disturb(model)
@@ -112,7 +113,7 @@ def test_the_merged_model_computes_what_the_adapters_do(name: str, kind: str, tm
 
 
 @EVERY
-def test_peft_and_a_new_run_load_the_adapters_alone(name: str, kind: str, tmp_path: Path) -> None:
+def test_peft_and_a_new_run_load_adapters_without_their_base(name: str, kind: str, tmp_path: Path) -> None:
     base, lora = base_folder(name, tmp_path), lora_of(name, kind, export="adapter")
     model = adapted(name, lora)
     disturb(model)
@@ -130,7 +131,7 @@ def test_peft_and_a_new_run_load_the_adapters_alone(name: str, kind: str, tmp_pa
 
 
 @EVERY
-def test_gradients_are_those_of_pefts_own_model_on_its_logits(name: str, kind: str, tmp_path: Path) -> None:
+def test_gradients_equal_those_of_pefts_own_model(name: str, kind: str, tmp_path: Path) -> None:
     base_folder(name, tmp_path, torch.float64)
     lora = lora_of(name, kind, export="adapter")
     model = adapted(name, lora, torch.float64)
@@ -152,7 +153,7 @@ def test_gradients_are_those_of_pefts_own_model_on_its_logits(name: str, kind: s
             stem = n.replace(".modules_to_save.default", "").removeprefix("base_model.model.")
             found[peft_name(stem)] = p.grad
     ours = {peft_name(n): p.grad for n, p in trained(model).items()}
-    if name == "tied":  # peft has two copies of what is one
+    if name == "tied":  # peft has two copies of a tied weight
         both = [n for n in found if "embed_tokens" in n or "lm_head" in n]
         assert len(both) == 2
         total = sum(found.pop(n) for n in both)
@@ -165,30 +166,33 @@ def test_gradients_are_those_of_pefts_own_model_on_its_logits(name: str, kind: s
 
 
 @pytest.mark.parametrize("kind", ["plain", "dora", "head", "dora head"])
-def test_with_its_adapters_off_a_model_is_its_base(kind: str) -> None:
+def test_a_model_with_its_adapters_off_equals_its_base(kind: str) -> None:
     model, base = adapted("llama", lora_of("llama", kind)), plain("llama")
     install_head(base)
     disturb(model)
+    required = {name: p.requires_grad for name, p in model.named_parameters()}
     with adapters_off(model):
+        assert {name: p.requires_grad for name, p in model.named_parameters()} == required
         assert torch.equal(logits(model), logits(base))
         ours = outputs_of(model, IDS, IDS)
     theirs = outputs_of(base, IDS, IDS)
     assert torch.equal(ours.hidden, theirs.hidden)
     assert torch.equal(ours.weight, theirs.weight)
     assert not torch.equal(logits(model), logits(base))
+    assert {name: p.requires_grad for name, p in model.named_parameters()} == required
 
 
-def test_hidden_states_come_with_the_adapted_output_layer() -> None:
+def test_outputs_have_the_adapted_output_weight() -> None:
     model = adapted("llama", lora_of("llama", "dora head"))
     disturb(model)
-    said = outputs_of(model, IDS, IDS).ready()
+    outputs = outputs_of(model, IDS, IDS).ready()
     expected = logits(model)[:, :-1].flatten(0, 1)
-    torch.testing.assert_close(said.logits(slice(0, len(expected))), expected, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(outputs.logits(slice(0, len(expected))), expected, rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("name", ["llama", "tied"])
 @pytest.mark.parametrize("names", [["embed_tokens"], ["lm_head"], ["embed_tokens", "lm_head", "input_layernorm"]])
-def test_what_is_trained_whole_beside_a_narrow_base_is_wide(name: str, names: list[str]) -> None:
+def test_modules_trained_in_full_in_a_bf16_base_are_fp32(name: str, names: list[str]) -> None:
     lora = LoRA(r=2, modules_to_save=names)
     model, base = adapted(name, lora, torch.bfloat16), plain(name, torch.bfloat16)
     assert model.get_input_embeddings()(IDS).dtype == torch.bfloat16
@@ -211,7 +215,7 @@ def fit(rows: Path, lora: LoRA, source: Any = None, ckpt_path: Path | None = Non
 
 
 @pytest.mark.parametrize("kind", [slow("dora"), "dora head", "whole"])
-def test_a_small_checkpoint_goes_on_to_the_bit(tmp_path: Path, kind: str) -> None:
+def test_a_run_resumes_bit_for_bit_from_a_checkpoint_of_adapters(tmp_path: Path, kind: str) -> None:
     rows, lora = tiny.write_rows(tmp_path / "rows.jsonl"), lora_of("llama", kind)
     saved = Checkpoints(tmp_path, CheckpointOptions(save_every=1, keep_last=9))
     whole = fit(rows, lora, callbacks=[saved], enable_checkpointing=True)
@@ -232,21 +236,21 @@ def test_a_small_checkpoint_goes_on_to_the_bit(tmp_path: Path, kind: str) -> Non
 
 def adapted_like(lora: LoRA) -> Any:
     model = tiny.model()
-    lora.inject(model)
+    inject_adapters(model, lora)
     return model
 
 
-def test_beside_modules_that_are_trained_whole_the_reference_is_a_copy(tmp_path: Path) -> None:
+def test_the_reference_is_a_copy_if_modules_are_trained_in_full(tmp_path: Path) -> None:
     rows = tiny.write_rows(tmp_path / "rows.jsonl")
     seen: list[torch.Tensor] = []
 
-    class Watching(ProbSFTModule):
+    class KeepsReference(ProbSFTModule):
         def on_train_end(self) -> None:
             assert self._frozen is not None
             assert self._frozen.model is not self.model
             seen.append(logits(self._frozen.model))
 
-    module = Watching(tiny.source(), ASFT(), tiny.adamw, lora=lora_of("llama", "whole"))
+    module = KeepsReference(tiny.source(), ASFT(), tiny.adamw, lora=lora_of("llama", "whole"))
     tiny.trainer(max_steps=2).fit(module, datamodule=tiny.data(rows))
     assert torch.equal(seen[0], logits(tiny.model().bfloat16()))
 
@@ -261,7 +265,7 @@ def run_config(folder: Path) -> str:
 
 
 @pytest.mark.slow
-def test_a_run_exports_adapters_and_is_validated_with_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_run_exports_adapters_and_validates_with_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     path = run_config(tmp_path)
     cli = main(["fit", "--config", path, *RUN, "--model.lora.export", "adapter"])
@@ -315,23 +319,23 @@ def folder_of(tmp_path: Path, kind: str = "dora", **fields: Any) -> Path:
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"r": 8}, "model.lora.r: expected 4, as the adapters in FOLDER, got 8"),
-        ({"alpha": 9.0}, "model.lora.alpha: expected 3.0, as the adapters in FOLDER, got 9.0"),
-        ({"dora": False}, "model.lora.dora: expected True, as the adapters in FOLDER, got False"),
-        ({"rslora": True}, "model.lora.rslora: expected False, as the adapters in FOLDER, got True"),
+        ({"r": 8}, "model.lora.r: expected 4, as in the adapters of FOLDER, got 8"),
+        ({"alpha": 9.0}, "model.lora.alpha: expected 3.0, as in the adapters of FOLDER, got 9.0"),
+        ({"dora": False}, "model.lora.dora: expected True, as in the adapters of FOLDER, got False"),
+        ({"rslora": True}, "model.lora.rslora: expected False, as in the adapters of FOLDER, got True"),
         (
             {"target_modules": ["q_proj"]},
-            "model.lora.target_modules: expected that of the adapters in FOLDER (down_proj, gate_proj, k_proj, o_proj, "
-            "q_proj, up_proj, v_proj), got ['q_proj'] (q_proj)",
+            "model.lora.target_modules: expected the modules of the adapters in FOLDER (down_proj, gate_proj, k_proj, "
+            "o_proj, q_proj, up_proj, v_proj), got ['q_proj'] (q_proj)",
         ),
         (
             {"modules_to_save": ["embed_tokens"]},
-            "model.lora.modules_to_save: expected that of the adapters in FOLDER (none), got ['embed_tokens'] "
+            "model.lora.modules_to_save: expected the modules of the adapters in FOLDER (none), got ['embed_tokens'] "
             "(embed_tokens)",
         ),
     ],
 )
-def test_adapters_of_other_options_are_refused(tmp_path: Path, options: dict[str, Any], message: str) -> None:
+def test_adapters_with_other_options_are_rejected(tmp_path: Path, options: dict[str, Any], message: str) -> None:
     out = folder_of(tmp_path)
     with pytest.raises(UserError) as caught:
         adapted("llama", lora_of("llama", "dora", **{"start": str(out), **options}))
@@ -350,14 +354,14 @@ def test_adapters_of_other_options_are_refused(tmp_path: Path, options: dict[str
         ),
     ],
 )
-def test_adapters_that_do_more_are_refused(tmp_path: Path, fields: dict[str, Any], message: str) -> None:
+def test_unsupported_kinds_of_adapters_are_rejected(tmp_path: Path, fields: dict[str, Any], message: str) -> None:
     out = folder_of(tmp_path, **fields)
     with pytest.raises(UserError) as caught:
         lora_of("llama", "dora", start=str(out))
     assert str(caught.value) == f"model.lora.start: {message.replace('FOLDER', str(out))}"
 
 
-def test_a_folder_without_adapters_is_refused(tmp_path: Path) -> None:
+def test_a_folder_without_adapters_is_rejected(tmp_path: Path) -> None:
     with pytest.raises(UserError, match=r"model\.lora\.start: expected a folder of adapters with adapter_config\.json"):
         LoRA(start=str(tmp_path))
     out = folder_of(tmp_path)
@@ -366,12 +370,12 @@ def test_a_folder_without_adapters_is_refused(tmp_path: Path) -> None:
         adapted("llama", lora_of("llama", "dora", start=str(out)))
 
 
-def test_adapters_of_another_model_are_refused(tmp_path: Path) -> None:
+def test_adapters_of_another_model_are_rejected(tmp_path: Path) -> None:
     out = folder_of(tmp_path)
     values = load_file(out / "adapter_model.safetensors")
     name = next(name for name in values if name.endswith("up_proj.lora_A.weight"))
     save_file({**values, name: torch.zeros(4, 99)}, out / "adapter_model.safetensors")
-    with pytest.raises(UserError, match=r"expected adapters of this model, in .* is \(4, 99\) instead of \(4, 16\)"):
+    with pytest.raises(UserError, match=r"expected adapters of this model, but .* is \(4, 99\) instead of \(4, 16\)"):
         adapted("llama", lora_of("llama", "dora", start=str(out)))
 
 
@@ -382,13 +386,13 @@ def test_adapters_of_another_model_are_refused(tmp_path: Path) -> None:
             "tied",
             {"target_modules": ["lm_head"]},
             "model.lora.target_modules: expected no lm_head, which is tied to the embeddings and would be untied by "
-            "adapters; model.lora.modules_to_save trains both whole; got ['lm_head']",
+            "adapters; model.lora.modules_to_save trains both in full; got ['lm_head']",
         ),
         (
             "llama",
             {"target_modules": ["lm_head"], "dropout": 0.1},
-            "model.lora.dropout: expected 0 with adapters of the output layer (lm_head), whose effective weight the "
-            "objective is computed with, got 0.1",
+            "model.lora.dropout: expected 0 with adapters of the output layer (lm_head), because the objective is "
+            "computed with its effective weight, got 0.1",
         ),
         (
             "llama",
@@ -404,36 +408,36 @@ def test_adapters_of_another_model_are_refused(tmp_path: Path) -> None:
         (
             "llama",
             {"modules_to_save": ["q_proj"], "target_modules": ["q_proj"]},
-            "model.lora.modules_to_save: expected modules that are not among model.lora.target_modules, got 'q_proj' "
+            "model.lora.modules_to_save: expected modules that are not in model.lora.target_modules, got 'q_proj' "
             "in both",
         ),
         ("llama", {"export": "both"}, "model.lora.export: expected merged or adapter, got 'both'"),
     ],
 )
-def test_what_cannot_be_adapted_is_refused(name: str, options: dict[str, Any], message: str) -> None:
+def test_modules_that_cannot_be_adapted_are_rejected(name: str, options: dict[str, Any], message: str) -> None:
     with pytest.raises(UserError) as caught:
         adapted(name, LoRA(**options))
     assert str(caught.value) == message
 
 
-def test_adapters_alone_need_a_base_that_is_a_model(tmp_path: Path) -> None:
+def test_adapters_cannot_be_exported_alone_if_their_base_is_adapters_itself(tmp_path: Path) -> None:
     with pytest.raises(UserError) as caught:
         ProbSFTModule(str(folder_of(tmp_path)), lora=LoRA(export="adapter"))
     assert str(caught.value) == (
-        "model.lora.export: expected merged beside a base that is a folder of adapters itself, got adapter; to train "
-        "those on, name their base and model.lora.start"
+        "model.lora.export: expected merged, because the base is a folder of adapters itself, got adapter; to continue "
+        "training those adapters, name their base as the model and their folder as model.lora.start"
     )
 
 
-def test_adapters_alone_need_a_base_with_a_name() -> None:
+def test_adapters_cannot_be_exported_alone_if_their_base_has_random_weights() -> None:
     with pytest.raises(UserError) as caught:
         ProbSFTModule(tiny.source(), lora=LoRA(export="adapter"))
     assert str(caught.value) == (
-        "model.lora.export: expected merged beside a base of random weights, which no name stands for, got adapter"
+        "model.lora.export: expected merged, because the base has random weights and no name to load it by, got adapter"
     )
 
 
-def test_a_checkpoint_of_adapters_is_validated_beside_its_base_alone(tmp_path: Path) -> None:
+def test_a_checkpoint_of_adapters_is_validated_only_with_its_own_base(tmp_path: Path) -> None:
     rows, lora = tiny.write_rows(tmp_path / "rows.jsonl"), lora_of("llama", "plain")
     saved = Checkpoints(tmp_path, CheckpointOptions(save_every=3))
     whole = fit(rows, lora, callbacks=[saved], enable_checkpointing=True)
@@ -454,25 +458,25 @@ def test_a_checkpoint_of_adapters_is_validated_beside_its_base_alone(tmp_path: P
 
 @pytest.mark.slow
 @pytest.mark.parametrize("grown", [False, True])
-def test_adapters_alone_are_not_exported_where_nothing_could_load_them(
+def test_adapters_that_nothing_could_load_are_not_exported(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, grown: bool
 ) -> None:
     monkeypatch.chdir(tmp_path)
     path, flags = run_config(tmp_path), ["--model.lora", "LoRA", "--model.lora.r", "2"]
     if grown:
         flags += ["--model.lora.modules_to_save", "[embed_tokens,lm_head]", "--data.add_tokens", "['<think>']"]
-        message = "since the model that the adapters belong to has no rows for them, got adapter"
+        message = "because the base of the adapters has no rows for new tokens, got adapter"
     else:
         flags += ["--model.model.init_args.model_name_or_path", str(folder_of(tmp_path))]
-        message = "a base that is a folder of adapters itself, got adapter"
+        message = "because the base is a folder of adapters itself, got adapter"
     main(["fit", "--config", path, "--trainer.max_steps", "1", *flags])
-    with pytest.raises(UserError, match=f"^--adapter: expected merged beside .*{message}"):
+    with pytest.raises(UserError, match=f"^--adapter: expected merged.*{message}"):
         main(["export", "runs/tiny/checkpoints/last.ckpt", "out", "--adapter"])
     assert not Path("out").exists()
     main(["export", "runs/tiny/checkpoints/last.ckpt", "out", "--merged"])
 
 
-def test_adapters_without_a_tokenizer_have_that_of_their_base(tmp_path: Path) -> None:
+def test_adapters_without_a_tokenizer_use_that_of_their_base(tmp_path: Path) -> None:
     out = folder_of(tmp_path)
     for file in [*out.glob("tokenizer*"), *out.glob("*.jinja")]:
         file.unlink()
@@ -484,7 +488,7 @@ def test_adapters_without_a_tokenizer_have_that_of_their_base(tmp_path: Path) ->
 
 
 @pytest.mark.slow
-def test_adapters_beside_another_base_are_named(
+def test_adapters_with_another_base_give_a_warning(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, recwarn: pytest.WarningsRecorder
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -492,9 +496,9 @@ def test_adapters_beside_another_base_are_named(
     (tmp_path / "link").symlink_to("base")
     same, other = (["--model.model.init_args.model_name_or_path", name] for name in ("link", "other"))
     shutil.copytree("base", "other")
-    told = []
+    warned = []
     for flags in (same, other):
         recwarn.clear()
         main(["validate", "--config", path, "--weights", str(out), *flags])
-        told.append([str(w.message) for w in recwarn if str(w.message).startswith("--weights")])
-    assert told == [[], [f"--weights: the adapters in {out} are of {tmp_path / 'base'}, model.model is other"]]
+        warned.append([str(w.message) for w in recwarn if str(w.message).startswith("--weights")])
+    assert warned == [[], [f"--weights: the adapters in {out} are of {tmp_path / 'base'}, model.model is other"]]

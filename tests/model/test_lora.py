@@ -1,4 +1,4 @@
-"""Adapters: where training starts, what it changes, and the model that comes out of it."""
+"""LoRA: the start of training, the trained parameters, checkpoints and the exported model."""
 
 from __future__ import annotations
 
@@ -14,9 +14,10 @@ from lit_probsft.cli.commands import main
 from lit_probsft.data import ByteTokenizer
 from lit_probsft.errors import UserError
 from lit_probsft.head.layer import HeadRequest
+from lit_probsft.model import RandomCausalLM
 from lit_probsft.model.forward import forward_with_objective
 from lit_probsft.model.lora import LoRA
-from lit_probsft.model.sources import RandomCausalLM
+from lit_probsft.model.lora_injection import inject_adapters
 from lit_probsft.objectives import NLL
 from lit_probsft.run.export import export_model
 from lit_probsft.training.checkpoints import CheckpointOptions, Checkpoints
@@ -28,7 +29,7 @@ from tests.parallel.worker import CONFIGS
 
 MODELS: dict[str, dict[str, Any]] = {
     **CONFIGS,
-    **{f"{name} of test_model": {"model_type": "llama", **fields} for name, fields in ARCHITECTURES.items()},
+    **{f"{name} of test_sources": {"model_type": "llama", **fields} for name, fields in ARCHITECTURES.items()},
 }
 IDS = torch.tensor([[5, 6, 7, 8, 9], [20, 3, 44, 60, 1]])
 
@@ -41,17 +42,17 @@ def plain(name: str, dtype: torch.dtype = torch.float32) -> Any:
 
 def adapted(name: str, lora: LoRA = LoRA(r=4), dtype: torch.dtype = torch.float32) -> Any:  # noqa: B008  frozen
     model = plain(name, dtype)
-    lora.inject(model)
+    inject_adapters(model, lora)
     return model
 
 
 def adapters(model: Any) -> dict[str, nn.Parameter]:
-    """By what they are called, not by what is trained."""
+    """The parameters of adapters by their names, trained or not."""
     return {name: p for name, p in model.named_parameters() if ".lora_A." in name or ".lora_B." in name}
 
 
 def disturb(model: Any) -> None:
-    """Give all adapters values, as if they had been trained: none of them is zero."""
+    """Set all adapters to random values, so that none of them is zero."""
     for parameter in adapters(model).values():
         nn.init.normal_(parameter, std=0.2)
 
@@ -79,7 +80,7 @@ def test_only_adapters_have_gradients(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", MODELS)
-def test_merged_weights_compute_what_the_adapters_do(name: str, tmp_path: Path) -> None:
+def test_merged_weights_compute_the_same_as_the_adapters(name: str, tmp_path: Path) -> None:
     lora = LoRA(r=4, alpha=3.0)
     model = adapted(name, lora)
     disturb(model)
@@ -93,8 +94,8 @@ def test_merged_weights_compute_what_the_adapters_do(name: str, tmp_path: Path) 
     assert tied[0] == tied[1]
 
 
-def test_a_square_matrix_that_is_stored_transposed_is_merged_as_it_is_used(tmp_path: Path) -> None:
-    """Where a wrong orientation has the right shape."""
+def test_a_square_transposed_matrix_is_merged_in_its_orientation(tmp_path: Path) -> None:
+    """A wrong orientation would have the right shape too."""
     lora = LoRA(r=4, target_modules=["attn.c_proj"])
     model = adapted("gpt2", lora)
     assert len(adapters(model)) == 4
@@ -116,11 +117,11 @@ def test_merging_rounds_once_to_the_dtype_of_the_weights(tmp_path: Path) -> None
     w, a, b = (m.weight.double() for m in (layer.base_layer, layer.lora_A["default"], layer.lora_B["default"]))
     exact = (w + lora.scaling * (b @ a)).detach()
     found = exported.model.layers[0].self_attn.q_proj.weight.double()
-    # Half a unit in the last of eight places, and what fp32 adds.
+    # Half a unit in the last of bf16's eight digits, and the rounding of fp32.
     torch.testing.assert_close(found, exact, rtol=2.0**-8 * 1.01, atol=1e-6)
 
 
-def test_the_seed_decides_where_a_starts_and_nothing_else_does() -> None:
+def test_the_initial_values_of_a_depend_on_the_seed_only() -> None:
     state = torch.get_rng_state()
     one = adapters(adapted("llama", LoRA(seed=3)))
     assert torch.equal(torch.get_rng_state(), state)
@@ -133,7 +134,7 @@ def test_the_seed_decides_where_a_starts_and_nothing_else_does() -> None:
 
 
 @pytest.mark.parametrize("dropout", [0.0, 0.5])
-def test_dropout_is_drawn_in_training_alone(dropout: float) -> None:
+def test_dropout_is_random_in_training_only(dropout: float) -> None:
     model = adapted("llama", LoRA(dropout=dropout))
     disturb(model)
     expected = logits(model)
@@ -152,7 +153,7 @@ def test_dropout_is_drawn_in_training_alone(dropout: float) -> None:
         (["mlp.up_proj"], {"up_proj"}),
     ],
 )
-def test_the_named_matrices_of_all_layers_are_adapted_and_no_other(targets: Any, ends: set[str]) -> None:
+def test_only_the_target_modules_of_all_layers_are_adapted(targets: Any, ends: set[str]) -> None:
     found = {name.partition(".lora_")[0] for name in adapters(adapted("llama", LoRA(target_modules=targets)))}
     assert {name.rsplit(".", 1)[-1] for name in found} == ends
     assert len(found) == 2 * len(ends)
@@ -170,24 +171,24 @@ def fit(rows: Path, *, lora: LoRA = LoRA(r=4), ckpt_path: Path | None = None, **
     return module
 
 
-def test_a_fit_trains_all_adapters_and_only_them(tmp_path: Path) -> None:
+def test_fit_trains_all_adapters_and_nothing_else(tmp_path: Path) -> None:
     module = fit(tiny.write_rows(tmp_path / "rows.jsonl"), max_steps=2)
     optimizer = module.trainer.optimizers[0]
     held = {id(p) for group in optimizer.param_groups for p in group["params"]}
     assert held == {id(p) for p in adapters(module.model).values()} == {id(p) for p in optimizer.state}
     start = tiny.model()
-    LoRA(r=4).inject(start)
+    inject_adapters(start, LoRA(r=4))
     trained = adapters(module.model)
     for name, value in start.named_parameters():
         name = name.replace("lm_head.base_layer", "lm_head")
         assert torch.equal(value, module.model.get_parameter(name)) == (name not in trained), name
 
 
-def test_a_checkpoint_holds_all_that_adapters_need_to_go_on(tmp_path: Path) -> None:
+def test_a_run_with_adapters_resumes_bit_for_bit(tmp_path: Path) -> None:
     rows, lora = tiny.write_rows(tmp_path / "rows.jsonl"), LoRA(r=4, dropout=0.2)
     saved = Checkpoints(tmp_path, CheckpointOptions(save_every=2, keep_last=9))
     whole = fit(rows, lora=lora, max_epochs=2, callbacks=[saved], enable_checkpointing=True)
-    middle = tmp_path / "step-00000002.ckpt"  # of an epoch of three steps
+    middle = tmp_path / "step-00000002.ckpt"  # in an epoch of three steps
     resumed = fit(rows, lora=lora, max_epochs=2, ckpt_path=middle)
     assert whole.trainer.global_step == resumed.trainer.global_step == 6
     assert resumed.losses == whole.losses[2:]
@@ -202,7 +203,7 @@ LORA = ["--model.lora", "LoRA", "--model.lora.r", "4", "--model.lora.alpha", "8"
 
 
 @pytest.mark.parametrize("model", ["tied", slow("gpt2")])
-def test_a_run_leaves_a_plain_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model: str) -> None:
+def test_a_run_exports_a_plain_model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, model: str) -> None:
     monkeypatch.chdir(tmp_path)
     source = {"class_path": "RandomCausalLM", "init_args": {"config": MODELS[model]}}
     path = str(config(tmp_path, model__model=source))
@@ -217,14 +218,14 @@ def test_a_run_leaves_a_plain_model(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         assert type(exported) is type(plain(model))
         assert not adapters(exported)
         torch.testing.assert_close(logits(exported), expected, rtol=1e-5, atol=1e-5)
-    # The configuration still asks for adapters, which start at zero beside the merged weights.
+    # The configuration still has adapters. They start at zero, so the merged weights decide.
     trained = cli.trainer.callback_metrics["val/nll"]
     again = main(["validate", "--config", path, *LORA]).trainer.callback_metrics["val/nll"]
     assert float(again) == pytest.approx(float(trained), rel=1e-5)
 
 
 @pytest.mark.slow
-def test_a_run_that_stopped_goes_on_with_its_adapters(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupted_run_with_adapters_resumes(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "stopper_of_test_lora.py").write_text(STOPPER)
     monkeypatch.syspath_prepend(tmp_path)
@@ -242,8 +243,8 @@ def test_a_run_that_stopped_goes_on_with_its_adapters(tmp_path: Path, monkeypatc
 
 
 def test_adapters_of_a_model_in_bf16_are_fp32() -> None:
-    """A step of 2e-5 on a weight of .01 is nothing in bf16."""
+    """A step of 2e-5 on a weight of 0.01 rounds to nothing in bf16."""
     model = tiny.model(torch.bfloat16)
-    LoRA(r=2).inject(model)
+    inject_adapters(model, LoRA(r=2))
     dtypes = {parameter.requires_grad: parameter.dtype for parameter in model.parameters()}
     assert dtypes == {True: torch.float32, False: torch.bfloat16}

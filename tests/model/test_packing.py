@@ -1,5 +1,5 @@
-"""A packed document never sees its neighbour: logits, losses and gradients are those of documents in rows of their
-own; a model that cannot keep them apart is refused."""
+"""A packed document never attends to its neighbour: logits, losses and gradients equal those of unpacked documents. A
+model that mixes documents is rejected."""
 
 from __future__ import annotations
 
@@ -16,10 +16,10 @@ from lit_probsft.data.batches.collate import collate
 from lit_probsft.data.batches.plan import MicroBatch
 from lit_probsft.errors import UserError
 from lit_probsft.head.layer import HeadRequest
+from lit_probsft.model import RandomCausalLM
 from lit_probsft.model.forward import forward_with_objective, install_head
 from lit_probsft.model.lora import LoRA
 from lit_probsft.model.packing import Packs, check_packing
-from lit_probsft.model.sources import RandomCausalLM
 from lit_probsft.objectives import NLL, Objective, Threshold
 from lit_probsft.training.module import ProbSFTModule
 from lit_probsft.training.optim import Schedule
@@ -40,7 +40,7 @@ PACKS = ((9, 3, 6), (11, 1, 2))  # lengths; the second row is padded
 
 
 def documents(teacher: Any = None) -> list[tuple[np.ndarray, np.ndarray]]:
-    """Ids and labels; every other label is what `teacher` finds most probable, so that some p are large."""
+    """Ids and labels; every other label is the most probable one under `teacher`, so that some p are large."""
     generator = np.random.default_rng(0)
     found = []
     for length in sum(PACKS, ()):
@@ -64,7 +64,7 @@ def batches(teacher: Any = None) -> tuple[dict[str, Any], dict[str, Any]]:
 
 def built(name: str, dtype: torch.dtype = torch.float32, scale: float = 8, **options: Any) -> Any:
     model = RandomCausalLM(KEEP_APART[name], seed=1, **options).load(None, dtype)
-    with torch.no_grad():  # the usual small weights would hide a small leak
+    with torch.no_grad():  # with the usual small weights a small leak would be invisible
         for parameter in model.parameters():
             if parameter.ndim > 1:
                 parameter *= scale
@@ -74,17 +74,17 @@ def built(name: str, dtype: torch.dtype = torch.float32, scale: float = 8, **opt
 @pytest.mark.parametrize("name", KEEP_APART)
 @pytest.mark.parametrize("checkpointing", [False, True])
 @pytest.mark.parametrize("use_cache", [False, True])
-def test_logits_of_a_packed_document_are_those_of_the_document_alone(
+def test_a_packed_document_has_the_logits_of_the_document_alone(
     name: str, checkpointing: bool, use_cache: bool
 ) -> None:
-    attention = "eager" if name.startswith("gemma2") else "sdpa"  # only the former honours the cap of the attention
+    attention = "eager" if name.startswith("gemma2") else "sdpa"  # sdpa ignores attention's soft cap
     model = built(name, attn_implementation=attention, gradient_checkpointing=checkpointing)
-    for module in model.modules():  # dropout would make two passes differ
+    for module in model.modules():  # with dropout two passes would differ
         if isinstance(module, torch.nn.Dropout):
             module.p = 0.0
     model.config.use_cache = use_cache
     batch = batches()[0]
-    packs = Packs.of(batch)
+    packs = Packs.from_batch(batch)
     assert packs is not None
     logits = model(input_ids=batch["input_ids"], **packs.arguments(model.config)).logits
     ids, logits = batch["input_ids"].flatten(), logits.flatten(0, 1)
@@ -95,14 +95,14 @@ def test_logits_of_a_packed_document_are_those_of_the_document_alone(
 
 
 class Alone(ProbSFTModule):
-    """Computes without a trainer."""
+    """A module without a trainer."""
 
     total_steps = 10
 
 
 @pytest.mark.parametrize("normalize", ["tokens", "sequence"])
 @pytest.mark.parametrize("objective", ALL, ids=repr)
-def test_loss_and_gradients_of_packs_are_those_of_rows_of_their_own(objective: Objective, normalize: Any) -> None:
+def test_packs_have_the_loss_and_gradients_of_unpacked_rows(objective: Objective, normalize: Any) -> None:
     results = []
     model = built("gpt2 (learned positions)", torch.float64, scale=30).eval()
     for batch in batches(model):
@@ -114,7 +114,7 @@ def test_loss_and_gradients_of_packs_are_those_of_rows_of_their_own(objective: O
     torch.testing.assert_close(packed.log_probs, padded.log_probs, rtol=1e-9, atol=1e-9)
     largest = max(float(gradient.abs().max()) for gradient in wanted)
     assert largest > 0
-    for got, gradient in zip(gradients, wanted, strict=True):  # those of keys' biases are nothing but rounding
+    for got, gradient in zip(gradients, wanted, strict=True):  # keys' biases have rounding errors only
         torch.testing.assert_close(got, gradient, rtol=1e-9, atol=1e-11 * max(largest, 1))
 
 
@@ -129,7 +129,7 @@ def one_step(
     model = tiny.model(torch.float64)
     if lora is not None:
         model.gradient_checkpointing_enable(gradient_checkpointing_kwargs={"use_reentrant": False})
-    torch.manual_seed(0)  # of the adapters
+    torch.manual_seed(0)  # for the adapters
     module = ProbSFTModule(model, Threshold(NLL(), 0.004), tiny.sgd, Schedule("constant", 0), normalize, lora)
     datamodule = tiny.data(rows, **options)
     run = tiny.trainer(max_steps=1, max_epochs=-1, accumulate_grad_batches=accumulate)
@@ -141,7 +141,7 @@ def one_step(
 @pytest.mark.parametrize(
     ("normalize", "lora"), [("tokens", None), ("sequence", None), ("kept", None), ("tokens", LoRA(r=2))]
 )
-def test_a_step_on_packs_is_the_step_on_the_same_documents(rows: Path, normalize: Any, lora: LoRA | None) -> None:
+def test_a_step_on_packs_equals_the_step_on_unpacked_documents(rows: Path, normalize: Any, lora: LoRA | None) -> None:
     module, metrics = one_step(rows, normalize, 1, lora, batch_size=20, length_pool=0)
     expected = tiny.weights(module)
     assert float(metrics["train/grad_norm"]) > 1e-3
@@ -155,7 +155,7 @@ def test_a_step_on_packs_is_the_step_on_the_same_documents(rows: Path, normalize
 
 
 def test_the_first_token_of_a_document_is_not_predicted_from_its_neighbour() -> None:
-    """Whatever the neighbours' last tokens are, the loss of the others stays."""
+    """Changing the last tokens of the neighbours leaves the loss unchanged."""
     found, packed = documents(), []
     for changed in (False, True):
         ids = [ids.copy() for ids, _ in found]
@@ -169,22 +169,26 @@ def test_the_first_token_of_a_document_is_not_predicted_from_its_neighbour() -> 
     torch.testing.assert_close(packed[0].log_probs, packed[1].log_probs, rtol=1e-9, atol=1e-9)
 
 
-def test_a_mixture_of_experts_balances_the_packed_tokens_and_no_padding() -> None:
+def test_the_auxiliary_loss_of_packs_counts_no_padding() -> None:
     fields = {**SMALL, "model_type": "mixtral", "num_local_experts": 4, "output_router_logits": True}
     model = RandomCausalLM({**fields, "router_aux_loss_coef": 0.5}, seed=1).load(None, torch.float32).eval()
     install_head(model)
     results = []
     for batch in batches():
         request = HeadRequest(batch["labels"], NLL(), 1.0, torch.ones(batch["labels"].shape))
-        results.append(
-            forward_with_objective(model, batch["input_ids"], request, batch["attention_mask"], Packs.of(batch))[1:]
-        )
+        packs = Packs.from_batch(batch)
+        results.append(forward_with_objective(model, batch["input_ids"], request, batch["attention_mask"], packs)[1:])
     for packed, padded in zip(*results, strict=True):
         torch.testing.assert_close(packed, padded, rtol=1e-5, atol=1e-5)
 
 
-def test_kernels_for_unequal_lengths_are_given_the_boundaries() -> None:
-    """A stand-in for flash attention that knows the documents from what it is given only, one call per layer."""
+def test_transformers_still_names_the_attention_of_a_model() -> None:
+    found = getattr(built("llama", attn_implementation="eager").config, "_attn_implementation", None)
+    assert found == "eager", "transformers has renamed config._attn_implementation, which model/packing.py reads"
+
+
+def test_kernels_for_unequal_lengths_get_the_boundaries() -> None:
+    """A substitute for flash attention that knows the documents only from its arguments, called once per layer."""
     from transformers.modeling_utils import ALL_ATTENTION_FUNCTIONS
 
     given: list[tuple[Any, ...]] = []
@@ -207,7 +211,7 @@ def test_kernels_for_unequal_lengths_are_given_the_boundaries() -> None:
 
     ALL_ATTENTION_FUNCTIONS.register("flash_stand_in", by_document)
     model, batch = built("llama"), batches()[0]
-    packs = Packs.of(batch)
+    packs = Packs.from_batch(batch)
     assert packs is not None
     expected = model(input_ids=batch["input_ids"], **packs.arguments(model.config)).logits
     assert "cu_seq_lens_q" not in packs.arguments(model.config)
@@ -234,9 +238,9 @@ SEE_OTHERS: dict[str, dict[str, Any]] = {
 
 
 @pytest.mark.parametrize("name", SEE_OTHERS)
-def test_a_model_in_which_documents_see_each_other_is_refused_by_name(name: str) -> None:
+def test_a_model_in_which_documents_affect_each_other_is_rejected(name: str) -> None:
     model = RandomCausalLM(SEE_OTHERS[name], seed=1).load(None, torch.float32)
-    with pytest.raises(UserError, match=f"data.packing: expected .* in {name} one sees another"):
+    with pytest.raises(UserError, match=f"data.packing: expected .* but in {name} one affects another"):
         check_packing(model)
     assert model.training
 
@@ -247,7 +251,7 @@ def test_a_model_that_keeps_documents_apart_is_accepted(name: str, dtype: torch.
     check_packing(built(name, dtype))
 
 
-def test_a_model_that_takes_places_for_positions_or_none_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_model_that_uses_places_in_the_pack_or_no_positions_is_rejected(monkeypatch: pytest.MonkeyPatch) -> None:
     model = built("gpt2 (learned positions)")
     forward = type(model).forward
 
@@ -259,7 +263,7 @@ def test_a_model_that_takes_places_for_positions_or_none_is_refused(monkeypatch:
             count_on.remove()
 
     monkeypatch.setattr(type(model), "forward", counting_on)
-    with pytest.raises(UserError, match="GPT2LMHeadModel takes their places in the pack"):
+    with pytest.raises(UserError, match="GPT2LMHeadModel uses their places in the pack"):
         check_packing(model)
 
     def without(self: Any, input_ids: torch.Tensor, attention_mask: Any = None, use_cache: bool = False) -> Any:
@@ -270,7 +274,7 @@ def test_a_model_that_takes_places_for_positions_or_none_is_refused(monkeypatch:
         check_packing(model)
 
 
-def test_a_run_with_such_a_model_ends_before_its_first_step(rows: Path) -> None:
+def test_a_run_with_a_model_that_mixes_documents_stops_before_its_first_step(rows: Path) -> None:
     module = ProbSFTModule(RandomCausalLM({"model_type": "mamba", "hidden_size": 16, "num_hidden_layers": 1}), NLL())
     run = tiny.trainer()
     with pytest.raises(UserError, match="data.packing: .*MambaForCausalLM"):
@@ -279,7 +283,7 @@ def test_a_run_with_such_a_model_ends_before_its_first_step(rows: Path) -> None:
 
 
 def gpt2() -> Any:
-    """With fewer positions than a pack has tokens, and more than a document has."""
+    """A model with fewer positions than a pack has tokens, but more than a document has."""
     fields = {"model_type": "gpt2", "n_embd": 16, "n_layer": 1, "n_head": 2, "n_positions": 96}
     return RandomCausalLM({**fields, "resid_pdrop": 0.0, "embd_pdrop": 0.0, "attn_pdrop": 0.0})
 
@@ -301,7 +305,7 @@ def packed_fit(rows: Path, ckpt_path: Path | None = None, save: Path | None = No
     return module
 
 
-def test_a_packed_run_that_is_resumed_ends_with_the_same_bits(rows: Path, tmp_path: Path) -> None:
+def test_a_packed_run_resumes_bit_for_bit(rows: Path, tmp_path: Path) -> None:
     whole = packed_fit(rows)
     packed_fit(rows, save=tmp_path / "five.ckpt")
     resumed = packed_fit(rows, ckpt_path=tmp_path / "five.ckpt")
@@ -319,7 +323,7 @@ def test_a_packed_run_that_is_resumed_ends_with_the_same_bits(rows: Path, tmp_pa
         ({}, {"batch_size": 2}, "the plan's window_size as in the checkpoint, 3, got 2"),
     ],
 )
-def test_a_run_resumed_with_other_packs_is_refused(
+def test_resuming_with_other_packs_is_rejected(
     rows: Path, tmp_path: Path, before: dict[str, Any], after: dict[str, Any], words: str
 ) -> None:
     packed_fit(rows, save=tmp_path / "five.ckpt", **before)

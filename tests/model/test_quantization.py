@@ -1,4 +1,4 @@
-"""A base in 4 or 8 bits, adapters beside it, and the plain model that comes out of both."""
+"""Adapters on a base in 4 or 8 bits, and the plain model that they are merged into."""
 
 from __future__ import annotations
 
@@ -13,9 +13,11 @@ from transformers import AutoModelForCausalLM
 
 from lit_probsft.cli.commands import main
 from lit_probsft.errors import UserError
+from lit_probsft.model import PretrainedCausalLM
 from lit_probsft.model.lora import LoRA
-from lit_probsft.model.quantization import dequantized, quantized_layer
-from lit_probsft.model.sources import PretrainedCausalLM, describe
+from lit_probsft.model.lora_injection import inject_adapters
+from lit_probsft.model.quantization import dequantized, is_quantized_layer
+from lit_probsft.model.source import describe
 from lit_probsft.objectives import ASFT, NLL
 from lit_probsft.parallel.strategies import FSDP2
 from lit_probsft.training.checkpoints import CheckpointOptions, Checkpoints
@@ -55,7 +57,7 @@ def fit(
 @pytest.mark.parametrize("quantization", ["nf4", "int8"])
 def test_layers_are_quantized_and_the_output_layer_is_not(base: Path, quantization: Any) -> None:
     model = source(base, quantization).load(None, torch.float32)
-    names = {name.rsplit(".", 1)[-1] for name, module in model.named_modules() if quantized_layer(module)}
+    names = {name.rsplit(".", 1)[-1] for name, module in model.named_modules() if is_quantized_layer(module)}
     assert names == {"q_proj", "k_proj", "v_proj", "o_proj", "gate_proj", "up_proj", "down_proj"}
     assert model.get_output_embeddings().weight.dtype == torch.float32
     assert describe(model)["parameters"] == describe(tiny.model(**WIDE))["parameters"]
@@ -67,7 +69,7 @@ def test_layers_are_quantized_and_the_output_layer_is_not(base: Path, quantizati
 
 
 @pytest.mark.parametrize("quantization", ["nf4", "int8"])
-def test_dequantized_weights_are_near_those_that_were_read(base: Path, quantization: Any) -> None:
+def test_dequantized_weights_are_close_to_the_original_ones(base: Path, quantization: Any) -> None:
     model = source(base, quantization).load(None, torch.float32)
     found, exact = dequantized(model, model.state_dict()), tiny.model(**WIDE).state_dict()
     assert found.keys() == exact.keys()
@@ -80,14 +82,14 @@ def test_dequantized_weights_are_near_those_that_were_read(base: Path, quantizat
 
 @pytest.mark.parametrize(
     ("quantization", "options", "tolerance"),
-    # Layers of 8 bits round what comes in, too.
+    # 8-bit layers round their inputs as well.
     [
         ("nf4", {"dora": True}, 1e-4),
         pytest.param("nf4", {}, 1e-4, marks=pytest.mark.slow),
         pytest.param("int8", {}, 2e-2, marks=pytest.mark.slow),
     ],
 )
-def test_training_learns_and_leaves_a_plain_model(
+def test_training_reduces_the_loss_and_exports_a_plain_model(
     base: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, quantization: Any, options: Any, tolerance: float
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -118,7 +120,7 @@ def test_training_learns_and_leaves_a_plain_model(
 
 
 @pytest.mark.parametrize("quantization", ["nf4", pytest.param("int8", marks=pytest.mark.slow)])
-def test_a_run_goes_on_to_the_bit_and_its_base_stays(base: Path, tmp_path: Path, quantization: Any) -> None:
+def test_a_run_resumes_bit_for_bit_and_its_base_stays_unchanged(base: Path, tmp_path: Path, quantization: Any) -> None:
     rows, lora = tiny.write_rows(tmp_path / "rows.jsonl"), LoRA(r=4, modules_to_save=["norm"])
     saved = Checkpoints(tmp_path, CheckpointOptions(save_every=1, keep_last=9))
     chosen = source(base, quantization)
@@ -147,7 +149,7 @@ def test_the_reference_is_the_quantized_base_with_its_adapters_off(base: Path, t
         assert torch.equal(logits(module.model), logits(plain))
 
 
-def test_nothing_is_said_that_nobody_can_act_on(
+def test_messages_that_users_cannot_act_on_are_hidden(
     base: Path, caplog: pytest.LogCaptureFixture, capsys: pytest.CaptureFixture[str]
 ) -> None:
     model = source(base, "int8").load(None, torch.float32)
@@ -157,7 +159,7 @@ def test_nothing_is_said_that_nobody_can_act_on(
     assert [record.getMessage() for record in caplog.records if "bitsandbytes" in record.name] == ["something new"]
 
 
-# --- what is refused
+# --- rejected combinations
 
 
 def test_quantized_matrices_cannot_be_trained(base: Path) -> None:
@@ -168,26 +170,26 @@ def test_quantized_matrices_cannot_be_trained(base: Path) -> None:
     )
     model = source(base).load(None, torch.float32)
     with pytest.raises(UserError) as caught:
-        LoRA(modules_to_save=["q_proj"]).inject(model)
+        inject_adapters(model, LoRA(modules_to_save=["q_proj"]))
     assert str(caught.value) == (
-        "model.lora.modules_to_save: expected modules that are not quantized, since those cannot be trained whole, "
+        "model.lora.modules_to_save: expected modules that are not quantized, because those cannot be trained in full, "
         "got 'q_proj'; name it in target_modules"
     )
 
 
-def test_rows_of_8_bits_are_not_measured(base: Path) -> None:
+def test_dora_is_rejected_with_8_bits(base: Path) -> None:
     with pytest.raises(UserError) as caught:
         ProbSFTModule(source(base, "int8"), lora=LoRA(dora=True))
     assert str(caught.value) == "model.lora.dora: expected nf4 or no quantization beside it, got int8"
 
 
-def test_another_quantization_is_refused(base: Path) -> None:
+def test_an_unknown_quantization_is_rejected(base: Path) -> None:
     with pytest.raises(UserError) as caught:
         source(base, "fp4")
     assert str(caught.value) == "model.model.quantization: expected none, nf4 or int8, got 'fp4'"
 
 
-def test_without_bitsandbytes_it_is_refused(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_quantization_is_rejected_without_bitsandbytes(base: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "bitsandbytes", None)
     with pytest.raises(UserError) as caught:
         source(base)
@@ -196,7 +198,7 @@ def test_without_bitsandbytes_it_is_refused(base: Path, monkeypatch: pytest.Monk
     )
 
 
-def test_fsdp2_cannot_cut_it(base: Path) -> None:
+def test_fsdp2_rejects_a_quantized_model(base: Path) -> None:
     module = ProbSFTModule(source(base), lora=LoRA())
     module.trainer = tiny.trainer(strategy=FSDP2(), devices=1)
     with pytest.raises(UserError) as caught:

@@ -1,4 +1,4 @@
-"""The frozen model of anchored objectives: what it is, where it is not, and that it stays what it was."""
+"""The frozen reference of anchored objectives: its weights, that they never change, and what does not contain it."""
 
 from __future__ import annotations
 
@@ -15,9 +15,10 @@ from transformers import AutoModelForCausalLM
 from lit_probsft.cli.commands import main
 from lit_probsft.data import ByteTokenizer
 from lit_probsft.errors import UserError
+from lit_probsft.model import ModelSource, PretrainedCausalLM
 from lit_probsft.model.lora import LoRA
+from lit_probsft.model.lora_injection import inject_adapters
 from lit_probsft.model.reference import FrozenModel, Reference, load_reference
-from lit_probsft.model.sources import ModelSource, PretrainedCausalLM
 from lit_probsft.objectives import ASFT, NLL, PSFT, Anchored, NegP, Objective
 from lit_probsft.parallel.strategies import DeepSpeed
 from lit_probsft.run.export import export_model
@@ -41,7 +42,7 @@ def rows(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def disturb(model: Any) -> None:
-    """As if it had been trained."""
+    """Change all parameters a little."""
     torch.manual_seed(1)
     for parameter in model.parameters():
         if parameter.requires_grad:
@@ -58,7 +59,7 @@ def fitted(rows: Path, objective: Objective, model: Any = None, **options: Any) 
 
 
 class Watched(ProbSFTModule):
-    """Remembers its losses, and the frozen model beyond the end of the fit."""
+    """Keeps its losses, and the frozen model after the end of the fit."""
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
@@ -76,7 +77,7 @@ def full_logits(model: Any) -> Tensor:
 
 
 def obvious(model: Any, reference: Any, direction: str) -> Tensor:
-    """DFT with 0.3 of a divergence, from all logits of both models."""
+    """DFT plus 0.3 times a divergence, from all logits of both models."""
     log_p, log_q = full_logits(model).log_softmax(-1), full_logits(reference).log_softmax(-1).detach()
     log_target = log_p.gather(-1, LABELS[:, 1:][LABELS[:, 1:] != -100][:, None])[:, 0]
     kl = (log_q.exp() * (log_q - log_p)) if direction == "forward" else (log_p.exp() * (log_p - log_q))
@@ -85,7 +86,7 @@ def obvious(model: Any, reference: Any, direction: str) -> Tensor:
 
 @pytest.mark.parametrize("name", ["llama", "gemma2"])
 @pytest.mark.parametrize("direction", ["forward", "reverse"])
-def test_gradient_is_that_through_all_logits_of_both_models(name: str, direction: Any) -> None:
+def test_gradients_equal_those_through_all_logits_of_both_models(name: str, direction: Any) -> None:
     fields: dict[str, Any] = (
         {} if name == "llama" else {"model_type": name, "head_dim": 8, "final_logit_softcapping": 2.0}
     )
@@ -106,8 +107,8 @@ def test_gradient_is_that_through_all_logits_of_both_models(name: str, direction
 
 @pytest.mark.parametrize("direction", ["forward", "reverse"])
 @pytest.mark.parametrize("lora", [None, LoRA(r=2, dropout=0.5)])
-def test_training_begins_at_the_reference(direction: Any, lora: LoRA | None) -> None:
-    """Dropout, of the adapters too, is the trained model's alone."""
+def test_training_starts_at_the_reference(direction: Any, lora: LoRA | None) -> None:
+    """Only the trained model has dropout, in its adapters as well."""
     gradients = []
     for objective in (NegP(), Anchored(NegP(), 5.0, direction)):
         torch.manual_seed(0)
@@ -143,24 +144,24 @@ def test_the_reference_of_adapters_is_the_model_without_them() -> None:
 
 
 def started(folder: Path, **options: Any) -> LoRA:
-    """Adapters to start with, far from zero, of the tiny model."""
+    """A folder of adapters of the tiny model, far from zero, from which training starts."""
     lora = LoRA(r=2, export="adapter", **options)
     model = tiny.model()
-    lora.inject(model)
+    inject_adapters(model, lora)
     disturb(model)
     export_model(model, ByteTokenizer().load(list), folder, lora=lora, base=PretrainedCausalLM("base"))
     return replace(lora, start=str(folder), export="merged")
 
 
 @pytest.mark.parametrize("whole", [[], ["embed_tokens", "lm_head"]])
-@pytest.mark.parametrize("handed", [False, True])
-def test_training_begins_at_the_reference_where_it_begins_with_adapters(
-    rows: Path, tmp_path: Path, whole: list[str], handed: bool
+@pytest.mark.parametrize("as_module", [False, True])
+def test_training_from_adapters_starts_at_the_reference(
+    rows: Path, tmp_path: Path, whole: list[str], as_module: bool
 ) -> None:
     lora, exact = started(tmp_path / "start", modules_to_save=whole), Reference(dtype="float32")
     first = []
     for objective in (NLL(), Anchored(NLL(), 1000.0)):
-        model = tiny.model() if handed else None
+        model = tiny.model() if as_module else None
         module = fitted(rows, objective, model, lora=lora, reference=exact, max_steps=1)
         first.append(module.losses[0])
     assert first[1] == pytest.approx(first[0], abs=1e-3)  # a divergence of 1e-6 at most
@@ -168,7 +169,7 @@ def test_training_begins_at_the_reference_where_it_begins_with_adapters(
     assert abs(without.losses[0] - first[0]) > 1e-4
 
 
-def test_a_weight_of_zero_is_the_base_to_the_bit(rows: Path) -> None:
+def test_an_anchor_of_weight_zero_equals_its_base_bit_for_bit(rows: Path) -> None:
     one, other = fitted(rows, NegP()), fitted(rows, Anchored(NegP(), 0.0))
     assert other.seen is None
     assert one.losses == other.losses
@@ -177,7 +178,7 @@ def test_a_weight_of_zero_is_the_base_to_the_bit(rows: Path) -> None:
         assert torch.equal(value, expected[name]), name
 
 
-def test_an_anchor_holds_the_model_back(rows: Path) -> None:
+def test_an_anchor_keeps_the_model_near_the_reference(rows: Path) -> None:
     log_q = full_logits(tiny.model()).log_softmax(-1)
     left = []
     for objective in (NLL(), Anchored(NLL(), 100.0)):
@@ -187,14 +188,14 @@ def test_an_anchor_holds_the_model_back(rows: Path) -> None:
 
 
 @pytest.mark.parametrize("objective", [ASFT(), PSFT()], ids=repr)
-def test_the_reference_is_frozen_in_bf16_and_part_of_nothing(rows: Path, objective: Objective, tmp_path: Path) -> None:
+def test_the_reference_is_frozen_in_bf16_and_in_no_checkpoint(rows: Path, objective: Objective, tmp_path: Path) -> None:
     saved = Checkpoints(tmp_path, CheckpointOptions(save_every=1, keep_last=9))
     module = fitted(rows, objective, callbacks=[saved], enable_checkpointing=True)
     assert module.seen is not None
     reference = module.seen.model
     assert {(p.dtype, p.requires_grad) for p in reference.parameters()} == {(torch.bfloat16, False)}
     start = tiny.model()
-    for name, value in reference.named_parameters():  # never moved
+    for name, value in reference.named_parameters():  # unchanged by training
         assert torch.equal(value, start.get_parameter(name).bfloat16()), name
     assert not {id(p) for p in reference.parameters()} & {id(p) for p in module.parameters()}
     held = {id(p) for group in module.trainer.optimizers[0].param_groups for p in group["params"]}
@@ -202,10 +203,10 @@ def test_the_reference_is_frozen_in_bf16_and_part_of_nothing(rows: Path, objecti
     content = torch.load(tmp_path / "last.ckpt", weights_only=True)
     plain = ProbSFTModule(tiny.model())
     assert content["state_dict"].keys() == plain.state_dict().keys()
-    assert module._frozen is None  # and gone with the fit
+    assert module._frozen is None  # released at the end of the fit
 
 
-def test_a_run_that_goes_on_is_the_run_that_was_not_interrupted(rows: Path, tmp_path: Path) -> None:
+def test_a_resumed_run_equals_the_uninterrupted_run(rows: Path, tmp_path: Path) -> None:
     saved = Checkpoints(tmp_path, CheckpointOptions(save_every=2, keep_last=9))
     objective = Anchored(NLL(), 0.5)
     whole = fitted(rows, objective, callbacks=[saved], enable_checkpointing=True)
@@ -220,14 +221,14 @@ def test_a_run_that_goes_on_is_the_run_that_was_not_interrupted(rows: Path, tmp_
 @pytest.mark.parametrize(
     "change", [{"model": tiny.source(seed=1)}, {"reference": Reference(tiny.source(seed=1))}, {"reference": EXACT}]
 )
-def test_a_run_whose_reference_has_changed_is_not_continued(rows: Path, tmp_path: Path, change: Any) -> None:
+def test_a_run_whose_reference_has_changed_does_not_resume(rows: Path, tmp_path: Path, change: Any) -> None:
     saved = Checkpoints(tmp_path, CheckpointOptions(save_every=2, keep_last=9))
     fitted(rows, PSFT(), callbacks=[saved], enable_checkpointing=True, max_epochs=1)
     with pytest.raises(UserError, match="--resume: expected the reference's weights as in the checkpoint"):
         fitted(rows, PSFT(), ckpt_path=tmp_path / "step-00000002.ckpt", **change)
 
 
-def test_the_fingerprint_sees_every_weight() -> None:
+def test_the_fingerprint_depends_on_every_weight() -> None:
     def fingerprint(model: Any) -> str:
         return FrozenModel(model).fingerprint(torch.device("cpu"))
 
@@ -241,7 +242,7 @@ def test_the_fingerprint_sees_every_weight() -> None:
         assert fingerprint(changed) != base, name
 
 
-def test_a_reference_from_a_folder_is_read_in_its_own_dtype(tmp_path: Path) -> None:
+def test_a_reference_from_a_folder_is_loaded_in_its_own_dtype(tmp_path: Path) -> None:
     model = tiny.model()
     model.save_pretrained(tmp_path)
     read = PretrainedCausalLM(str(tmp_path), gradient_checkpointing=True, compile=True)
@@ -250,7 +251,7 @@ def test_a_reference_from_a_folder_is_read_in_its_own_dtype(tmp_path: Path) -> N
         assert torch.equal(value, model.get_parameter(name).bfloat16()), name
     assert not frozen.model.training
     assert not frozen.model.is_gradient_checkpointing
-    assert "forward" not in vars(frozen.model.model.layers[0])  # compiled it would be an attribute
+    assert "forward" not in vars(frozen.model.model.layers[0])  # a compiled forward would be an attribute of the layer
 
 
 class NeverLoaded(ModelSource):
@@ -260,19 +261,19 @@ class NeverLoaded(ModelSource):
         raise AssertionError("it was loaded")
 
 
-def test_zero_3_is_refused_before_the_model_loads(rows: Path) -> None:
+def test_zero_3_is_rejected_before_the_model_is_loaded(rows: Path) -> None:
     pytest.importorskip("deepspeed")
     module = ProbSFTModule(NeverLoaded(), ASFT())
     trainer = tiny.trainer(strategy=DeepSpeed(stage=3))
-    module._trainer = trainer  # type: ignore[assignment]  # no process group is needed to be told so
+    module._trainer = trainer  # type: ignore[assignment]  # this check needs no process group
     with pytest.raises(UserError, match="model.objective: ASFT needs reference_logits of a second model, which ZeRO-3"):
         module.setup("fit")
 
 
-def test_another_vocabulary_is_refused(rows: Path) -> None:
+def test_a_reference_with_another_vocabulary_is_rejected(rows: Path) -> None:
     other = Reference(tiny.source(vocab_size=1000))
     with pytest.raises(
-        UserError, match=r"model.reference.model: expected .* vocabulary of \d+ tokens, got one over 1000"
+        UserError, match=r"model.reference.model: expected .* vocabulary of \d+ tokens, got one with 1000"
     ):
         fitted(rows, ASFT(), reference=other)
     with pytest.raises(UserError, match="model.reference.dtype: expected auto, bfloat16, .* got 'int8'"):
@@ -280,7 +281,7 @@ def test_another_vocabulary_is_refused(rows: Path) -> None:
 
 
 @pytest.mark.parametrize("lora", [(), pytest.param(("--model.lora", "LoRA"), marks=pytest.mark.slow)])
-def test_what_was_trained_is_validated_against_what_it_began_as(
+def test_validation_compares_with_the_model_before_training(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lora: tuple[str, ...]
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -295,7 +296,7 @@ def test_what_was_trained_is_validated_against_what_it_began_as(
     assert float(again["val/loss"]) == pytest.approx(float(after["val/loss"]), rel=1e-5)
 
 
-def test_the_head_alone_says_what_it_misses() -> None:
+def test_the_head_alone_reports_a_missing_reference() -> None:
     from lit_probsft.head.loss import objective_loss
 
     hidden, weight, labels = torch.randn(3, 2), torch.randn(5, 2), torch.tensor([0, 1, 2])
@@ -305,20 +306,20 @@ def test_the_head_alone_says_what_it_misses() -> None:
         objective_loss(hidden, weight, labels, PSFT())
 
 
-def test_a_bf16_reference_is_close(rows: Path) -> None:
+def test_a_bf16_reference_is_close_to_fp32(rows: Path) -> None:
     exact, rounded = (fitted(rows, Anchored(NLL(), 1.0), reference=Reference(dtype=d)) for d in ("float32", "bfloat16"))
     assert exact.losses != rounded.losses
     assert rounded.losses == pytest.approx(exact.losses, rel=1e-3)
 
 
-def test_random_weights_are_those_of_the_trained_model_whatever_the_dtype() -> None:
+def test_a_random_reference_has_the_trained_models_weights_in_any_dtype() -> None:
     frozen = load_reference(tiny.source(), ByteTokenizer().load(list), torch.float32, torch.float64, None)
     assert torch.equal(frozen.model.lm_head.weight, tiny.model().lm_head.weight.double())
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("form", ["merged", "adapter"])
-def test_what_began_with_adapters_is_validated_against_them(
+def test_validation_compares_with_the_adapters_at_the_start(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, form: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -338,10 +339,8 @@ def test_what_began_with_adapters_is_validated_against_them(
 
 
 @pytest.mark.slow
-def test_slices_of_a_reference_have_the_fingerprint_of_the_whole(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A run under FSDP2 goes on in another number of processes; and is refused from another model."""
+def test_a_sharded_reference_has_the_fingerprint_of_the_whole(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A run under FSDP2 resumes with another number of processes, and not from another model."""
     monkeypatch.chdir(tmp_path)
     anchored = {"class_path": "ASFT", "init_args": {"weight": 0.5}}
     path = config(tmp_path, model__objective=anchored, checkpoints={"save_every": 1, "keep_last": 9})

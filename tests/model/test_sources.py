@@ -1,4 +1,4 @@
-"""The head in place of the output layer, for architectures that treat their logits differently; sources of models."""
+"""Model sources, and the head in architectures that change their logits in different ways."""
 
 from __future__ import annotations
 
@@ -13,8 +13,8 @@ from benchmarks import architectures
 from benchmarks.architectures import SMALL
 from lit_probsft.errors import UserError
 from lit_probsft.head.layer import HeadRequest, ObjectiveHead
+from lit_probsft.model import PretrainedCausalLM, RandomCausalLM
 from lit_probsft.model.forward import forward_with_objective, install_head
-from lit_probsft.model.sources import PretrainedCausalLM, RandomCausalLM
 from lit_probsft.objectives import NLL, LabelSmoothing, Objective
 from tests import tiny
 
@@ -51,7 +51,7 @@ def batch() -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def plain(model: Any, ids: torch.Tensor, labels: torch.Tensor, objective: Objective) -> torch.Tensor:
-    """transformers' own logits and torch's own loss."""
+    """The loss from transformers' own logits, by torch."""
     logits, target = model(input_ids=ids).logits[:, :-1], labels[:, 1:]
     smoothing = getattr(objective, "epsilon", 0.0)
     return nn.functional.cross_entropy(logits[target != -100], target[target != -100], label_smoothing=smoothing)
@@ -59,7 +59,7 @@ def plain(model: Any, ids: torch.Tensor, labels: torch.Tensor, objective: Object
 
 @pytest.mark.parametrize("name", ARCHITECTURES)
 @pytest.mark.parametrize("objective", [NLL(), LabelSmoothing(0.2)], ids=repr)
-def test_loss_and_gradients_are_those_of_the_models_own_logits(name: str, objective: Objective) -> None:
+def test_loss_and_gradients_equal_those_of_the_models_own_logits(name: str, objective: Objective) -> None:
     model, (ids, labels) = built(name), batch()
     expected = plain(model, ids, labels, objective)
     gradients = torch.autograd.grad(expected, list(model.parameters()))
@@ -71,7 +71,7 @@ def test_loss_and_gradients_are_those_of_the_models_own_logits(name: str, object
     for got, wanted in zip(torch.autograd.grad(loss, list(model.parameters())), gradients, strict=True):
         torch.testing.assert_close(got, wanted, rtol=1e-9, atol=1e-12)
     assert model.get_output_embeddings() is head
-    # and outside of a request it is the model that it was, soft cap included
+    # Outside a request the model is unchanged, soft cap included.
     torch.testing.assert_close(plain(model, ids, labels, objective), expected, rtol=0, atol=0)
 
 
@@ -131,15 +131,15 @@ def test_gradient_checkpointing_is_switched_on() -> None:
     assert source.load(None, torch.float32).is_gradient_checkpointing
 
 
-def test_a_model_that_sees_later_tokens_is_refused_by_name() -> None:
+def test_a_model_that_attends_to_later_tokens_is_rejected() -> None:
     bert = {k: v for k, v in SMALL.items() if k != "num_key_value_heads"}
     model = RandomCausalLM({"model_type": "bert", **bert}).load(None, torch.float32)
-    with pytest.raises(UserError, match="causal language model, in BertLMHeadModel a token sees those after it"):
+    with pytest.raises(UserError, match="but in BertLMHeadModel a token attends to later tokens"):
         install_head(model)
     assert model.training
 
 
-def test_installing_twice_is_once() -> None:
+def test_installing_the_head_twice_changes_nothing() -> None:
     model = built("llama")
     assert install_head(model) is install_head(model)
 
@@ -151,7 +151,7 @@ def test_tied_weights_stay_tied() -> None:
     assert head.weight is model.get_input_embeddings().weight
 
 
-def test_an_unknown_change_of_the_logits_is_refused_by_name(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_unknown_change_of_the_logits_is_rejected(monkeypatch: pytest.MonkeyPatch) -> None:
     model = built("llama")
     forward = type(model).forward
 
@@ -165,8 +165,8 @@ def test_an_unknown_change_of_the_logits_is_refused_by_name(monkeypatch: pytest.
         install_head(model)
 
 
-def test_a_model_without_an_output_layer_is_refused_by_name() -> None:
-    with pytest.raises(UserError, match="LlamaModel, which has none"):
+def test_a_model_without_an_output_layer_is_rejected() -> None:
+    with pytest.raises(UserError, match="LlamaModel has none"):
         install_head(built("llama").model)
     model = built("llama")
     model.set_output_embeddings(nn.Sequential(nn.Linear(16, 61)))
@@ -174,7 +174,7 @@ def test_a_model_without_an_output_layer_is_refused_by_name() -> None:
         install_head(model)
 
 
-def test_a_saved_model_is_loaded_as_it_was(tmp_path: Path) -> None:
+def test_a_saved_model_is_loaded_unchanged(tmp_path: Path) -> None:
     model = built("llama", torch.float32)
     model.save_pretrained(tmp_path / "model")
     loaded = PretrainedCausalLM(str(tmp_path / "model"), attn_implementation="eager").load(None, torch.float32)
@@ -205,7 +205,7 @@ def test_the_same_seed_gives_the_same_weights_whatever_else_is_random() -> None:
         (RandomCausalLM({"model_type": "llama", **SMALL}, attn_implementation="sdpaa"), "sdpaa"),
     ],
 )
-def test_a_model_that_cannot_be_had_is_one_message(source: Any, words: str) -> None:
+def test_a_model_that_cannot_be_loaded_gives_a_message_of_one_line(source: Any, words: str) -> None:
     with pytest.raises(UserError, match=words) as caught:
         source.load(None, torch.float32)
     assert "\n" not in str(caught.value)

@@ -1,4 +1,4 @@
-"""New tokens in a trained model: each begins as the mean of the old ones, is trained, exported and loaded again."""
+"""New tokens in a trained model: each starts as the mean of the old ones, is trained, exported and loaded again."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from lit_probsft.cli.commands import main
 from lit_probsft.data import ByteTokenizer
 from lit_probsft.data.tokens.added_tokens import with_added_tokens
 from lit_probsft.errors import UserError
+from lit_probsft.model import PretrainedCausalLM, RandomCausalLM
 from lit_probsft.model.forward import install_head
 from lit_probsft.model.lora import LoRA
 from lit_probsft.model.reference import Reference
-from lit_probsft.model.sources import PretrainedCausalLM, RandomCausalLM
 from lit_probsft.objectives import ASFT, NLL
 from lit_probsft.training.module import ProbSFTModule
 from tests import tiny
@@ -50,7 +50,7 @@ def saved(folder: Path, config: dict[str, Any]) -> Any:
 
 
 @pytest.mark.parametrize("name", CONFIGS)
-def test_a_new_tokens_logit_is_the_mean_of_the_old_tokens_and_nothing_else_moves(tmp_path: Path, name: str) -> None:
+def test_a_new_tokens_logit_is_the_mean_of_the_old_ones_and_no_other_changes(tmp_path: Path, name: str) -> None:
     before = saved(tmp_path, CONFIGS[name])
     model = PretrainedCausalLM(str(tmp_path)).load(with_added_tokens(tokenizer(), NEW), torch.float32).eval()
     inputs, outputs = model.get_input_embeddings(), model.get_output_embeddings()
@@ -65,17 +65,15 @@ def test_a_new_tokens_logit_is_the_mean_of_the_old_tokens_and_nothing_else_moves
         torch.testing.assert_close(now[..., new], was[..., :259].mean(-1), rtol=1e-5, atol=1e-6)
         mean = before.get_input_embeddings().weight[:259].double().mean(0).float()
         torch.testing.assert_close(inputs.weight[new], mean, rtol=0, atol=0)
-    # rows that are nobody's stay as they are
+    # rows of no token stay unchanged
     torch.testing.assert_close(now[..., 261:], was[..., 261:], rtol=0, atol=0)
     assert install_head(model).out_features == rows
 
 
-def test_a_model_whose_own_tokenizer_knows_a_token_keeps_its_row(tmp_path: Path) -> None:
-    """Another model that has been trained with it: as a reference, or to compare with."""
-    model, extended = (
-        RandomCausalLM(tiny.LLAMA, seed=3).load(tokenizer(), torch.float32),
-        with_added_tokens(tokenizer(), NEW),
-    )
+def test_a_model_that_knows_a_token_keeps_its_row(tmp_path: Path) -> None:
+    """A model that has been trained with the token, used as a reference or for a comparison."""
+    model = RandomCausalLM(tiny.LLAMA, seed=3).load(tokenizer(), torch.float32)
+    extended = with_added_tokens(tokenizer(), NEW)
     model.resize_token_embeddings(261, mean_resizing=False)
     row = model.get_input_embeddings().weight[259].detach().clone()
     model.save_pretrained(tmp_path)
@@ -85,7 +83,7 @@ def test_a_model_whose_own_tokenizer_knows_a_token_keeps_its_row(tmp_path: Path)
     assert torch.equal(source.load(extended, torch.float32).get_input_embeddings().weight[259], row)
 
 
-def test_a_model_that_is_handed_in_is_given_rows_once(tmp_path: Path) -> None:
+def test_a_model_passed_as_a_module_gets_new_rows_once(tmp_path: Path) -> None:
     rows = tiny.write_rows(tmp_path / "rows.jsonl", 8)
     module = ProbSFTModule(tiny.model(), NLL(), optimizer=tiny.sgd)
     data = tiny.data(rows, validation=str(rows), add_tokens=["+"], add_special_tokens=["<|go|>"])
@@ -133,7 +131,7 @@ WHOLE_ENDS = {"class_path": "LoRA", "init_args": {"modules_to_save": ["embed_tok
 
 
 @pytest.mark.parametrize("lora", [None, pytest.param(WHOLE_ENDS, marks=pytest.mark.slow)])
-def test_a_run_with_new_tokens_is_resumed_exported_validated_and_asked(
+def test_a_run_with_new_tokens_resumes_exports_validates_and_predicts(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, lora: dict[str, Any] | None
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -152,7 +150,7 @@ def test_a_run_with_new_tokens_is_resumed_exported_validated_and_asked(
     model, own = AutoModelForCausalLM.from_pretrained(hf), AutoTokenizer.from_pretrained(hf)
     assert (model.config.vocab_size, len(own), len(model.lm_head.weight)) == (261, 261, 261)
     assert own.convert_tokens_to_ids(NEW) == [259, 260]
-    # they are learnt: no longer alike, in and out
+    # training makes their rows differ, in the embeddings and in the output layer
     for weight in (model.get_input_embeddings().weight, model.lm_head.weight):
         assert (weight[259] - weight[260]).abs().max() > 1e-3
 
@@ -171,28 +169,28 @@ def test_a_run_with_new_tokens_is_resumed_exported_validated_and_asked(
         main(["fit", "--config", path, "--name", "parts", "--resume", "--data.add_tokens", '["<think>"]'])
 
 
-def test_adapters_alone_would_not_train_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_new_tokens_are_rejected_if_only_adapters_are_trained(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     path = str(config(tmp_path))
     with pytest.raises(UserError) as caught:
         main(["fit", "--config", path, "--model.lora", "LoRA"])
     assert str(caught.value) == (
-        "data.add_tokens: expected the rows of new tokens to be trained, but model.lora freezes all of the model but "
-        "its adapters: '<think>', '</think>' would stay the mean of the others; name the embeddings and the output "
+        "data.add_tokens: expected the rows of new tokens to be trained, but model.lora freezes everything except the "
+        "adapters: '<think>', '</think>' would stay the mean of the other tokens; name the embeddings and the output "
         "layer in model.lora.modules_to_save, or train without model.lora"
     )
     with pytest.raises(UserError) as caught:
         main(["fit", "--config", path, "--model.lora", "LoRA", "--model.lora.modules_to_save", "[embed_tokens]"])
     assert str(caught.value) == (
-        "model.lora.modules_to_save: expected it to name embeddings and output layer beside data.add_tokens, the "
-        "output layer would not be trained"
+        "model.lora.modules_to_save: expected embeddings and output layer with data.add_tokens, but the output layer "
+        "would not be trained"
     )
     ends = ["--model.lora.modules_to_save", "[embed_tokens, lm_head]", "--model.lora.export", "adapter"]
     with pytest.raises(UserError) as caught:
         main(["fit", "--config", path, "--model.lora", "LoRA", *ends])
     assert str(caught.value) == (
-        "model.lora.export: expected merged beside data.add_tokens, since the model that the adapters belong to has no "
-        "rows for them, got adapter"
+        "model.lora.export: expected merged with data.add_tokens, because the base of the adapters has no rows for new "
+        "tokens, got adapter"
     )
     assert not (tmp_path / "runs").exists()
     rows = tiny.write_rows(tmp_path / "rows.jsonl", 8)
@@ -202,14 +200,14 @@ def test_adapters_alone_would_not_train_them(tmp_path: Path, monkeypatch: pytest
 
 
 @pytest.mark.parametrize("named", [False, True], ids=["its own", "another"])
-def test_a_reference_has_the_same_rows(tmp_path: Path, named: bool) -> None:
-    """As the model before training: its own folder, or one named as the reference."""
+def test_a_reference_has_the_same_new_rows(tmp_path: Path, named: bool) -> None:
+    """The reference is the model before training, or is named by the same folder."""
     saved(tmp_path / "base", CONFIGS["tied"])
     saved(tmp_path / "other", CONFIGS["tied"])
     reference = Reference(str(tmp_path / "other")) if named else Reference()
     source = PretrainedCausalLM(str(tmp_path / "base"))
     module = ProbSFTModule(source, ASFT(), optimizer=tiny.sgd, reference=reference)
-    module.teardown = lambda stage: None  # type: ignore[method-assign]  # which lets go of the reference
+    module.teardown = lambda stage: None  # type: ignore[method-assign]  # teardown would release the reference
     rows = tiny.write_rows(tmp_path / "rows.jsonl", 8)
     data = tiny.data(rows, add_tokens=["1 "])
     tiny.trainer(max_steps=1).fit(module, datamodule=data)

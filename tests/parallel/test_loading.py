@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from lit_probsft.data import ByteTokenizer
-from lit_probsft.model.sources import PretrainedCausalLM, RandomCausalLM
+from lit_probsft.model import PretrainedCausalLM, RandomCausalLM
 from tests import tiny
 from tests.parallel.worker import Load, digest, do_jobs
 

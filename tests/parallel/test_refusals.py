@@ -24,8 +24,9 @@ from torch import nn
 
 from lit_probsft.cli.commands import main
 from lit_probsft.errors import UserError
+from lit_probsft.model import RandomCausalLM
 from lit_probsft.model.lora import LoRA
-from lit_probsft.model.sources import RandomCausalLM
+from lit_probsft.model.lora_injection import inject_adapters
 from lit_probsft.parallel import FSDP2, DeepSpeed
 from lit_probsft.parallel.sharding import FullySharded, Sharding
 from lit_probsft.parallel.strategies import check_supported, resolve_strategy
@@ -120,7 +121,7 @@ LLAMAS = "down_proj, gate_proj, k_proj, o_proj, q_proj, up_proj, v_proj"
 def test_only_linear_layers_can_be_adapted(model: str, targets: Any) -> None:
     whole = tiny.model(**CONFIGS[model])
     refused(
-        lambda: LoRA(target_modules=targets).inject(whole),
+        lambda: inject_adapters(whole, LoRA(target_modules=targets)),
         f"model.lora.target_modules: expected all-linear or a list of names among {LLAMAS}, got ",
     )
 
@@ -128,7 +129,7 @@ def test_only_linear_layers_can_be_adapted(model: str, targets: Any) -> None:
 def test_the_error_lists_the_linear_layers_of_the_model() -> None:
     gpt2 = RandomCausalLM(CONFIGS["gpt2"]).load(tiny.ByteTokenizer().load(list), torch.float32)
     refused(
-        lambda: LoRA(target_modules=["q_proj"]).inject(gpt2),
+        lambda: inject_adapters(gpt2, LoRA(target_modules=["q_proj"])),
         r"model.lora.target_modules: .* among c_attn, c_fc, c_proj, got \['q_proj'\]",
     )
 
@@ -137,7 +138,7 @@ def test_the_error_lists_the_linear_layers_of_the_model() -> None:
 def test_a_pattern_cannot_select_the_output_layer(model: str) -> None:
     whole = tiny.model(**CONFIGS[model])
     refused(
-        lambda: LoRA(target_modules=r".*(q_proj|lm_head)").inject(whole),
+        lambda: inject_adapters(whole, LoRA(target_modules=r".*(q_proj|lm_head)")),
         "model.lora.target_modules: expected the output layer in a list of names, got",
     )
 
@@ -158,7 +159,7 @@ def test_fsdp2_refuses_adapters_outside_the_decoder_layers(mesh: Any, targets: l
     model = RandomCausalLM({**opt, "num_attention_heads": 2, "vocab_size": 64}).load(None, torch.float32)
     sharding = FullySharded(mesh, compute_bf16=False, cpu_offload=False)
     sharding.shard(model)
-    LoRA(target_modules=targets).inject(model)
+    inject_adapters(model, LoRA(target_modules=targets))
     refused(
         lambda: sharding.shard_adapters(model),
         r"model.lora: expected adapters inside the decoder layers, got model.decoder.project_in\.lora_A",

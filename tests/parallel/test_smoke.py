@@ -12,7 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from lit_probsft.analysis.tokens import Tokens
 from lit_probsft.data import ByteTokenizer
-from lit_probsft.model.sources import RandomCausalLM
+from lit_probsft.model import RandomCausalLM
 from lit_probsft.storage.checkpoint_files import damage, format_of, steps
 from tests import tiny
 from tests.crash.scene import Scene, exported, metrics
@@ -87,6 +87,5 @@ def test_a_model_that_lacks_weights_is_refused_under_sharding(single: Scene, tmp
     save_file(weights, tmp_path / "model.safetensors", metadata={"format": "pt"})
     flags = ["--trainer.strategy", strategy, "--trainer.devices=2", "--model.model", str(tmp_path)]
     run = single.fit(f"lacks-{strategy}", *flags, status=2)
-    assert (
-        f"expected all weights of the model, {str(tmp_path)!r} lacks model.layers.0.self_attn.q_proj.weight" in run.said
-    )
+    weight = "model.layers.0.self_attn.q_proj.weight"
+    assert f"expected all weights of the model, but {str(tmp_path)!r} lacks {weight}" in run.said

@@ -9,7 +9,7 @@ import torch
 
 from lit_probsft.data import ByteTokenizer
 from lit_probsft.data.tokens.added_tokens import with_added_tokens
-from lit_probsft.model.sources import PretrainedCausalLM, RandomCausalLM
+from lit_probsft.model import PretrainedCausalLM, RandomCausalLM
 from tests import tiny
 from tests.parallel.test_loading import LLAMA
 from tests.parallel.worker import Fit, Load, digest, do_jobs

@@ -24,9 +24,9 @@ import torch
 import transformers
 
 from lit_probsft.errors import UserError
+from lit_probsft.model import ModelSource, PretrainedCausalLM, RandomCausalLM
 from lit_probsft.model.lora import LoRA
 from lit_probsft.model.reference import Reference
-from lit_probsft.model.sources import ModelSource, PretrainedCausalLM, RandomCausalLM
 from lit_probsft.objectives import TokenStats
 from lit_probsft.parallel import FSDP2, DeepSpeed
 from lit_probsft.parallel.sharding import global_numel, is_partitioned

@@ -18,8 +18,9 @@ from safetensors.torch import load
 from lit_probsft.cli.commands import main
 from lit_probsft.data import ByteTokenizer, InstructionDataModule, Mixture, PretrainedTokenizer, Rows
 from lit_probsft.errors import UserError
+from lit_probsft.model import PretrainedCausalLM
 from lit_probsft.model.lora import LoRA
-from lit_probsft.model.sources import PretrainedCausalLM
+from lit_probsft.model.lora_injection import inject_adapters
 from lit_probsft.run.export import export_model
 from lit_probsft.run.upload import HubOptions, ensure_repo, upload
 from lit_probsft.training.module import ProbSFTModule
@@ -84,7 +85,7 @@ def adapters_of(base: PretrainedCausalLM, out: Path) -> Any:
     """A folder of adapters of that base, and the model that computes with them."""
     lora = LoRA(r=2, export="adapter")
     model = base.load(None, torch.float32)
-    lora.inject(model)
+    inject_adapters(model, lora)
     for name, parameter in model.named_parameters():
         if ".lora_B." in name:
             torch.nn.init.normal_(parameter, std=0.5)
@@ -109,14 +110,14 @@ def test_a_repository_of_adapters_is_its_base_with_them(hub: Hub, shelf: Any) ->
     read = source.load(None, torch.float32)
     assert same_answers(read, adapted)
     assert read.state_dict().keys() == base.load(None, torch.float32).state_dict().keys()
-    with pytest.raises(UserError, match=r"model.lora.export: expected merged beside a base that is a folder of adap"):
+    with pytest.raises(UserError, match=r"model.lora.export: expected merged, because the base is a"):
         ProbSFTModule(source, lora=LoRA(export="adapter"))
 
 
 def test_adapters_are_read_beside_the_revision_of_their_base(hub: Hub, shelf: Any) -> None:
     adapted = adapters_of(PretrainedCausalLM("you/tiny", revision="v1"), Path("adapters"))
     assert same_answers(PretrainedCausalLM("adapters").load(None, torch.float32), adapted)
-    with pytest.raises(UserError, match=r"model.model.revision: expected none beside a folder of adapters, .* 'main'"):
+    with pytest.raises(UserError, match=r"model.model.revision: expected no revision with a folder of a.* 'main'"):
         PretrainedCausalLM("adapters", revision="main")
 
 

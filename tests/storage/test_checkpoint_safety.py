@@ -18,7 +18,7 @@ from torch.distributed.checkpoint.state_dict_saver import save
 
 from lit_probsft.cli.config.checks import read_checkpoint
 from lit_probsft.errors import UserError
-from lit_probsft.model.sources import PretrainedCausalLM
+from lit_probsft.model import PretrainedCausalLM
 from lit_probsft.run.checkpoint_export import export_checkpoint
 from lit_probsft.storage.checkpoint_files import MANIFEST, damage, format_of
 from lit_probsft.storage.checkpoint_safety import check_harmless

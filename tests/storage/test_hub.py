@@ -14,7 +14,7 @@ import torch
 from lit_probsft.cli.commands import main
 from lit_probsft.data import ByteTokenizer, PretrainedTokenizer
 from lit_probsft.errors import UserError
-from lit_probsft.model.sources import PretrainedCausalLM
+from lit_probsft.model import PretrainedCausalLM
 from lit_probsft.storage import hub as remote
 from tests import tiny
 

@@ -21,8 +21,8 @@ def family_at(place: str) -> type | None:
     import torch
 
     from lit_probsft.data import InstructionDataModule, Source, TokenizerSource
+    from lit_probsft.model import ModelSource
     from lit_probsft.model.lora import LoRA
-    from lit_probsft.model.sources import ModelSource
     from lit_probsft.objectives import Objective
     from lit_probsft.training.module import ProbSFTModule
 
@@ -78,8 +78,8 @@ def _options() -> tuple[str, ...]:
     import torch
 
     from lit_probsft.data import InstructionDataModule, Rows
+    from lit_probsft.model import PretrainedCausalLM, RandomCausalLM
     from lit_probsft.model.lora import LoRA
-    from lit_probsft.model.sources import PretrainedCausalLM, RandomCausalLM
     from lit_probsft.training.module import ProbSFTModule
 
     owners: dict[str, tuple[Any, ...]] = {
