@@ -30,7 +30,7 @@ from lit_probsft.training.callbacks import ProgressBar
 from lit_probsft.training.fitting import unread
 from lit_probsft.training.metrics import Calibration, ProbHistogram
 from lit_probsft.training.module import ProbSFTModule
-from lit_probsft.training.probing import Recorder, look, training_documents
+from lit_probsft.training.probing import token_statistics, training_documents
 
 
 class TrainingRows(LightningDataModule):
@@ -103,11 +103,10 @@ class Probe(ProbSFTModule):
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int, dataloader_idx: int = 0) -> dict[str, Tensor]:
         """Add a micro-batch."""
-        recorder = Recorder("log_complement", "entropy")
-        output = look(self.model, batch, recorder)
+        output = token_statistics(self.model, batch, {"log_complement", "entropy"})
         self.survey.update(batch, output)
         self.calibrated.update(output)
-        self.histogram.update(output.log_probs, recorder.seen("log_complement", output.log_probs))
+        self.histogram.update(output.log_probs, output.log_complement)
         return {"log_probs": output.log_probs}
 
     def on_validation_epoch_end(self) -> None:

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from lit_probsft.head.adapted import head_weight
 from lit_probsft.head.logits import Outputs
 from lit_probsft.head.loss import IGNORE_INDEX, HeadOutput, objective_loss
+from lit_probsft.head.token_loss import TokenLoss
 from lit_probsft.objectives.base import Objective
 
 
@@ -31,7 +32,7 @@ class HeadRequest:
 
     labels: Tensor
     """(B, T), unshifted: position t predicts labels[:, t + 1]; -100 is ignored."""
-    objective: Objective
+    objective: Objective | TokenLoss
     normalizer: float | Tensor | None = None
     token_weight: Tensor | None = None
     """(B, T), at the place of the label that it weighs."""

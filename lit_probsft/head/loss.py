@@ -22,9 +22,13 @@ from torch.autograd.function import once_differentiable
 from lit_probsft.errors import UserError
 from lit_probsft.head.logits import Outputs, chunk_rows, operand_dtype, result_dtype
 from lit_probsft.head.logits import multiply as _multiply
+from lit_probsft.head.token_loss import TokenLoss
 from lit_probsft.objectives.base import HANDED_IN, NEEDS, REFERENCE, Objective, TokenStats, derivative
 
 IGNORE_INDEX = -100
+
+_RETURNED = ("entropy", "log_complement")
+"""Statistics that the head returns for each token where they are needed."""
 
 
 @dataclass(frozen=True)
@@ -44,13 +48,15 @@ class HeadOutput:
     """(N,), p of the most probable token."""
     entropy: Tensor | None = None
     """(N,), entropy of the model's distribution in nats, where the objective needs it."""
+    log_complement: Tensor | None = None
+    """(N,), log(1 - p) in nats, where the objective needs it."""
 
 
 def objective_loss(
     hidden: Tensor,
     weight: Tensor,
     labels: Tensor,
-    objective: Objective,
+    objective: Objective | TokenLoss,
     *,
     bias: Tensor | None = None,
     logit_scale: float = 1.0,
@@ -94,8 +100,9 @@ def objective_loss(
     for name, value in (("chunk_size", chunk_size), ("soft_cap", soft_cap)):
         if value is not None and value <= 0:
             raise ValueError(f"objective_loss: expected {name} above 0, got {value}")
-    context = _checked_context(objective, context)
-    reference = _checked_reference(objective, reference, hidden, weight)
+    asked = TokenLoss.of(objective)
+    context = _checked_context(asked, context)
+    reference = _checked_reference(asked, reference, hidden, weight)
     count = labels.shape[0]
     kept = (labels != IGNORE_INDEX).nonzero().squeeze(-1)
     all_kept = kept.numel() == count
@@ -107,23 +114,24 @@ def objective_loss(
     if normalizer is None:
         normalizer = max(kept.numel(), 1)
 
-    chunk = chunk_size or _chunk_rows(weight.shape[0], hidden.device.type, objective)
+    chunk = chunk_size or _chunk_rows(weight.shape[0], hidden.device.type, asked.needs)
     if token_weight is not None:
         token_weight = token_weight.to(torch.float64 if hidden.dtype == torch.float64 else torch.float32)
     reference = None if reference is None else reference.ready()
-    work = _Work(objective, labels, token_weight, context, logit_scale, soft_cap, chunk, reference)
+    work = _Work(asked, labels, token_weight, context, logit_scale, soft_cap, chunk, reference)
     wanted = torch.is_grad_enabled()
-    total, *stats = _HeadFunction.apply(hidden, weight, bias, normalizer, work, wanted)  # type: ignore[no-untyped-call]
+    total, *of_tokens = _HeadFunction.apply(hidden, weight, bias, normalizer, work, wanted)  # type: ignore[no-untyped-call]
     if not all_kept:
-        stats = [values.new_zeros(count).index_copy(0, kept, values) for values in stats]
-    return HeadOutput(total, *stats)
+        of_tokens = [values.new_zeros(count).index_copy(0, kept, values) for values in of_tokens]
+    returned = [name for name in _RETURNED if name in asked.needs]
+    return HeadOutput(total, *of_tokens[:4], **dict(zip(returned, of_tokens[4:], strict=True)))
 
 
 @dataclass(frozen=True)
 class _Work:
     """What the head has to do, beside the tensors that take a gradient."""
 
-    objective: Objective
+    asked: TokenLoss
     labels: Tensor
     token_weight: Tensor | None
     context: Mapping[str, Any]
@@ -153,8 +161,7 @@ class _HeadFunction(torch.autograd.Function):
 
         losses = empty(n)
         of_tokens = [empty(n), losses, empty(n, dtype=torch.bool), empty(n)]
-        if "entropy" in work.objective.needs:
-            of_tokens.append(empty(n))
+        of_tokens += [empty(n) for name in _RETURNED if name in work.asked.needs]
         d_hidden = empty(n, size) if need_hidden else None
         d_weight = empty(vocabulary, size).zero_() if need_weight else None
         d_bias = empty(vocabulary).zero_() if need_bias else None
@@ -174,7 +181,7 @@ class _HeadFunction(torch.autograd.Function):
                     logits.div_(work.soft_cap).tanh_()
                     slope = 1 - logits.square() if need_hidden or need_weight or need_bias else None
                     logits *= work.soft_cap
-                through_logits = "logits" in work.objective.needs
+                through_logits = "logits" in work.asked.needs
                 gradient = _gradient_through_logits if through_logits else _gradient_through_log_probs
                 d_logits, scale, *stats = gradient(logits, rows, work, need_hidden or need_weight or need_bias)
                 for target, value in zip(of_tokens, stats, strict=True):
@@ -228,9 +235,9 @@ def _gradient_through_log_probs(logits: Tensor, rows: slice, work: _Work, wanted
     labels = work.labels[rows].unsqueeze(-1)
     others = logits.new_empty(logits.shape[0])
     gap = torch.empty_like(others)
-    needs = work.objective.needs
+    needs = work.asked.needs
     sums = {name: torch.empty_like(others) for name in needs & {"entropy", "collision", "top_entropy"}}
-    top_k = min(work.objective.top_k, logits.shape[1])
+    top_k = min(work.asked.top_k, logits.shape[1])
     # On a CPU a few rows at a time stay in its cache through all the passes.
     step = logits.shape[0] if logits.device.type != "cpu" else max(1, 2**18 // logits.shape[1])
     for start in range(0, logits.shape[0], step):
@@ -264,7 +271,7 @@ def _gradient_through_log_probs(logits: Tensor, rows: slice, work: _Work, wanted
         fields["reference_log_probs"] = _reference_log_probs(work.reference.logits(rows), labels).to(log_probs.dtype)
     if not wanted:  # inside inference mode nothing could be differentiated
         losses = _losses(work, log_probs=log_probs, **fields)
-        return logits, log_probs, log_probs, losses, gap == 0, *_top_prob_and_entropy(total.reciprocal(), fields)
+        return logits, log_probs, log_probs, losses, gap == 0, total.reciprocal(), *_returned(fields)
     with torch.enable_grad():
         log_probs = log_probs.requires_grad_()
         losses = _losses(work, log_probs=log_probs, **fields)
@@ -274,7 +281,7 @@ def _gradient_through_log_probs(logits: Tensor, rows: slice, work: _Work, wanted
     logits.scatter_(-1, labels, -others.unsqueeze(-1))
     of_tokens = log_probs.detach(), losses.detach(), gap == 0
     # The largest term of the sum is 1.
-    return logits, steepness / total, *of_tokens, *_top_prob_and_entropy(total.reciprocal(), fields)
+    return logits, steepness / total, *of_tokens, total.reciprocal(), *_returned(fields)
 
 
 def _gradient_through_logits(logits: Tensor, rows: slice, work: _Work, wanted: bool) -> tuple[Tensor, ...]:
@@ -285,13 +292,13 @@ def _gradient_through_logits(logits: Tensor, rows: slice, work: _Work, wanted: b
         log_softmax = logits.log_softmax(-1)
         log_probs = log_softmax.gather(-1, labels).squeeze(-1)
         fields: dict[str, Any] = {}
-        needs, constant = work.objective.needs, log_softmax.detach()
+        needs, constant = work.asked.needs, log_softmax.detach()
         if "entropy" in needs:
             fields["entropy"] = -(constant.exp() * constant).sum(-1)
         if "collision" in needs:
             fields["collision"] = (2 * constant).exp().sum(-1)
         if "top_entropy" in needs:
-            fields["top_entropy"] = _entropy(constant.topk(min(work.objective.top_k, constant.shape[1])).values.exp())
+            fields["top_entropy"] = _entropy(constant.topk(min(work.asked.top_k, constant.shape[1])).values.exp())
         if "log_complement" in needs:
             fields["log_complement"] = constant.scatter(-1, labels, -torch.inf).logsumexp(-1)
         if work.reference is not None:
@@ -304,11 +311,11 @@ def _gradient_through_logits(logits: Tensor, rows: slice, work: _Work, wanted: b
     log_probs, target, peak = log_probs.detach(), logits.gather(-1, labels).squeeze(-1), logits.amax(-1)
     of_tokens = log_probs, losses.detach(), target >= peak
     top_prob = (log_probs + (peak - target)).exp()
-    return d_logits, logits.new_ones(logits.shape[0]), *of_tokens, *_top_prob_and_entropy(top_prob, fields)
+    return d_logits, logits.new_ones(logits.shape[0]), *of_tokens, top_prob, *_returned(fields)
 
 
-def _top_prob_and_entropy(top_prob: Tensor, fields: Mapping[str, Any]) -> tuple[Tensor, ...]:
-    return (top_prob, fields["entropy"]) if "entropy" in fields else (top_prob,)
+def _returned(fields: Mapping[str, Any]) -> list[Tensor]:
+    return [fields[name] for name in _RETURNED if name in fields]
 
 
 def _reference_log_probs(logits: Tensor, labels: Tensor) -> Tensor:
@@ -324,12 +331,11 @@ def _entropy(mass: Tensor) -> Tensor:
 
 
 def _losses(work: _Work, **fields: Any) -> Tensor:
-    losses = work.objective.loss(TokenStats(**fields, **work.context))
+    losses = work.asked.loss(TokenStats(**fields, **work.context))
     if not isinstance(losses, Tensor) or losses.shape != fields["log_probs"].shape:
         got = tuple(losses.shape) if isinstance(losses, Tensor) else losses
-        name = getattr(work.objective, "_label", type(work.objective).__name__)
         raise UserError(
-            f"{name}.loss",
+            f"{work.asked.name}.loss",
             f"expected a loss of each token, {tuple(fields['log_probs'].shape)}, got {got}; summing and "
             "dividing is the head's business",
         )
@@ -343,11 +349,11 @@ def _add_product(total: Tensor, left: Tensor, right: Tensor) -> None:
         total += torch.mm(left, right, out_dtype=total.dtype)
 
 
-def _chunk_rows(vocabulary: int, device: str, objective: Objective) -> int:
+def _chunk_rows(vocabulary: int, device: str, needs: frozenset[str]) -> int:
     # Autograd on the logits keeps the log-softmax, its gradient and what the objective makes of them.
-    copies = 4 if "logits" in objective.needs else 1
-    if objective.needs & REFERENCE:  # the reference's, and what is made of both
-        copies += 4 if "reference_logits" in objective.needs else 1
+    copies = 4 if "logits" in needs else 1
+    if needs & REFERENCE:  # the reference's, and what is made of both
+        copies += 4 if "reference_logits" in needs else 1
     return chunk_rows(vocabulary, device, copies)
 
 
@@ -379,31 +385,26 @@ def _check_labels(labels: Tensor, vocabulary: int) -> None:
         )
 
 
-def _checked_context(objective: Objective, context: Mapping[str, Any] | None) -> Mapping[str, Any]:
+def _checked_context(asked: TokenLoss, context: Mapping[str, Any] | None) -> Mapping[str, Any]:
     context = context or {}
-    if unknown := sorted(objective.needs - NEEDS):
-        raise ValueError(f"{type(objective).__name__}.needs: expected names of {sorted(NEEDS)}, got {unknown}")
+    if unknown := sorted(asked.needs - NEEDS):
+        raise ValueError(f"{asked.name}.needs: expected names of {sorted(NEEDS)}, got {unknown}")
     if unknown := sorted(context.keys() - HANDED_IN):
         raise ValueError(f"objective_loss: expected context of {sorted(HANDED_IN)}, got {unknown}")
-    if missing := sorted((objective.needs & HANDED_IN) - context.keys()):
-        raise ValueError(
-            f"{type(objective).__name__} needs {', '.join(missing)}, which objective_loss takes in `context`"
-        )
+    if missing := sorted((asked.needs & HANDED_IN) - context.keys()):
+        raise ValueError(f"{asked.name} needs {', '.join(missing)}, which objective_loss takes in `context`")
     return context
 
 
-def _checked_reference(
-    objective: Objective, reference: Outputs | None, hidden: Tensor, weight: Tensor
-) -> Outputs | None:
+def _checked_reference(asked: TokenLoss, reference: Outputs | None, hidden: Tensor, weight: Tensor) -> Outputs | None:
     """The reference where the objective reads it, else none: nothing is computed that nobody asked for."""
-    needs = objective.needs & REFERENCE
+    needs, name = asked.needs & REFERENCE, asked.name
     if not needs:
         return None
-    name = type(objective).__name__
     if reference is None:
         raise ValueError(f"{name} needs {', '.join(sorted(needs))}, for which objective_loss takes a `reference`")
-    if "reference_logits" in needs and "logits" not in objective.needs:
-        raise ValueError(f"{name}.needs: expected `logits` beside `reference_logits`, got {sorted(objective.needs)}")
+    if "reference_logits" in needs and "logits" not in asked.needs:
+        raise ValueError(f"{name}.needs: expected `logits` beside `reference_logits`, got {sorted(asked.needs)}")
     if (len(reference.hidden), reference.vocabulary) != (hidden.shape[0], weight.shape[0]):
         raise ValueError(
             f"objective_loss: expected a reference of {hidden.shape[0]} tokens over a vocabulary of {weight.shape[0]}, "

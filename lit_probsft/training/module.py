@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import math
 import os
 from collections.abc import Mapping
@@ -18,6 +19,7 @@ from lit_probsft.data.tokens.added_tokens import added_token_ids
 from lit_probsft.errors import UserError
 from lit_probsft.head.layer import HeadRequest
 from lit_probsft.head.loss import IGNORE_INDEX, HeadOutput
+from lit_probsft.head.token_loss import TokenLoss
 from lit_probsft.model.base import check_named, describe_base
 from lit_probsft.model.fingerprint import fingerprint
 from lit_probsft.model.forward import check_head, forward_with_objective, install_head, stop_generation_at
@@ -28,7 +30,7 @@ from lit_probsft.model.reference import FrozenModel, Reference, check_reference,
 from lit_probsft.model.sources import ModelSource, source_of
 from lit_probsft.model.vocabulary import check_rows_trained, check_trained, extend
 from lit_probsft.objectives import NLL, Objective, TokenStats
-from lit_probsft.objectives.base import NEEDS, REFERENCE
+from lit_probsft.objectives.base import NEEDS, REFERENCE, gradient_weight
 from lit_probsft.parallel.sharding import Sharding
 from lit_probsft.parallel.strategies import DeepSpeed, check_supported, sharding_of
 from lit_probsft.training.callbacks import NonFiniteGuard
@@ -257,7 +259,15 @@ class ProbSFTModule(L.LightningModule):
 
     def gradient_weight(self, tokens: TokenStats) -> Tensor:
         """(N,), the pull W of `token_loss` on each target's logit (see `Objective.gradient_weight`)."""
-        return _TokenLoss(self, measures=False).gradient_weight(tokens)
+        return gradient_weight(self.token_loss, self.objective.needs, tokens, type(self.objective).__name__)
+
+    def asked(self) -> TokenLoss:
+        """What the head is asked for: `token_loss`, and in evaluation the entropy, a pass over the logits that training
+        does not pay for. Without the capability that the objective reads, in `validate`, the loss is NLL."""
+        if self.objective_state.missing:
+            return TokenLoss.of(NLL(), () if self.training else {"entropy"})
+        asked = TokenLoss.of(self.objective, () if self.training else {"entropy"})
+        return dataclasses.replace(asked, loss=self.token_loss)
 
     def compute(
         self, batch: dict[str, Any], normalizer: float | None = None
@@ -267,7 +277,6 @@ class ProbSFTModule(L.LightningModule):
         context = self.objective_state.context()
         if "progress" in self.objective.needs:
             context["progress"] = self.global_step / max(self.total_steps, 1)
-        objective = _TokenLoss(self)
         if self.training and not self.objective_state.missing:
             self._logged_values = self.objective.logged_values(TokenStats(torch.zeros(0), **context))
         weight, packs = None, Packs.of(batch)
@@ -278,7 +287,7 @@ class ProbSFTModule(L.LightningModule):
             weight = (1 / counts.clamp(min=1)).expand_as(batch["labels"])
         if (of_rows := batch.get("token_weight")) is not None:
             weight = of_rows if weight is None else weight * of_rows
-        request = HeadRequest(batch["labels"], objective, normalizer, weight, context)
+        request = HeadRequest(batch["labels"], self.asked(), normalizer, weight, context)
         ids, mask = batch["input_ids"], batch.get("attention_mask")
         self._load_reference()  # without a trainer
         with (
@@ -532,32 +541,6 @@ class ProbSFTModule(L.LightningModule):
         """Let go of a reference that can be loaded again."""
         if self.source is not None or self.reference.model is not None:
             self._frozen = None
-
-
-class _TokenLoss(Objective):
-    """The module's `token_loss` as the head sees it: an override there reaches the head, needs and interval stay."""
-
-    def __init__(self, module: ProbSFTModule, measures: bool = True) -> None:
-        self._module = module
-        # A model that is validated alone was not probed: what is asked of it, all but the loss, is known without.
-        self._known = not module.objective_state.missing
-        # A pass over the logits that training does not pay for.
-        self._measured = frozenset({"entropy"} if measures and not module.training else ())
-
-    @property
-    def needs(self) -> frozenset[str]:
-        return (self._module.objective.needs if self._known else frozenset()) | self._measured
-
-    @property
-    def top_k(self) -> int:
-        return self._module.objective.top_k
-
-    @property
-    def _label(self) -> str:
-        return type(self._module.objective).__name__  # in what is said of a loss that is none
-
-    def loss(self, tokens: TokenStats) -> Tensor:
-        return self._module.token_loss(tokens) if self._known else -tokens.log_probs
 
 
 def _sources(batch: dict[str, Any]) -> Tensor | None:

@@ -9,16 +9,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from lightning.pytorch.utilities import rank_zero_info
-from torch import Tensor
 
 from lit_probsft.data.batches.store import Documents, InMemory
 from lit_probsft.errors import UserError
 from lit_probsft.head.layer import HeadRequest
 from lit_probsft.head.loss import HeadOutput
+from lit_probsft.head.token_loss import TokenLoss
 from lit_probsft.model.forward import forward_with_objective
 from lit_probsft.model.modes import evaluation_mode
 from lit_probsft.model.packing import Packs
-from lit_probsft.objectives import NLL, Objective, TokenStats
+from lit_probsft.objectives import NLL
 from lit_probsft.training.fitting import Capability
 from lit_probsft.training.metrics import ProbHistogram, TokenMeans
 
@@ -27,36 +27,9 @@ if TYPE_CHECKING:
     from lit_probsft.training.module import ProbSFTModule
 
 
-class Recorder(Objective):
-    """No objective but a witness in its place: keeps the statistics of the tokens that the head shows it.
-
-    Args:
-        needs: names of `TokenStats` fields.
-    """
-
-    def __init__(self, *needs: str) -> None:
-        self._needs = frozenset(needs)
-        self._chunks: list[TokenStats] = []
-
-    @property
-    def needs(self) -> frozenset[str]:
-        """As asked for."""
-        return self._needs
-
-    def loss(self, tokens: TokenStats) -> Tensor:
-        """(N,), -log p."""
-        self._chunks.append(tokens)
-        return -tokens.log_probs
-
-    def seen(self, name: str, like: Tensor) -> Tensor:
-        """(N,), one field of all tokens so far, in the head's order."""
-        values: list[Tensor] = [getattr(chunk, name) for chunk in self._chunks]
-        return torch.cat(values) if values else torch.zeros_like(like)
-
-
-def look(model: Any, batch: dict[str, Any], recorder: Recorder) -> HeadOutput:
-    """One forward pass over a micro-batch, whose supervised tokens `recorder` is shown."""
-    request = HeadRequest(batch["labels"], recorder, normalizer=1.0)
+def token_statistics(model: Any, batch: dict[str, Any], statistics: Iterable[str]) -> HeadOutput:
+    """One forward pass over a micro-batch, with the NLL of its supervised tokens and these statistics of each."""
+    request = HeadRequest(batch["labels"], TokenLoss.of(NLL(), statistics), normalizer=1.0)
     return forward_with_objective(model, batch["input_ids"], request, batch.get("attention_mask"), Packs.of(batch))[0]
 
 
@@ -119,8 +92,7 @@ def measure(module: ProbSFTModule, most: int) -> Capability:
     with torch.no_grad(), evaluation_mode(module.model), trainer.precision_plugin.forward_context():
         for batch in batches:
             batch = trainer.strategy.batch_to_device(batch)
-            recorder = Recorder("log_complement")
-            output = look(module.model, batch, recorder)
+            output = token_statistics(module.model, batch, {"log_complement"})
             means.update(output)
-            histogram.update(output.log_probs, recorder.seen("log_complement", output.log_probs))
+            histogram.update(output.log_probs, output.log_complement)
     return Capability.of(float(means.compute()["mean_p"]), histogram.compute())

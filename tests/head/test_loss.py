@@ -13,6 +13,7 @@ from lit_probsft.errors import UserError
 from lit_probsft.head.layer import HeadRequest, ObjectiveHead
 from lit_probsft.head.logits import Outputs
 from lit_probsft.head.loss import _chunk_rows, objective_loss
+from lit_probsft.head.token_loss import TokenLoss
 from lit_probsft.objectives import (
     EAFT,
     GEM,
@@ -26,7 +27,6 @@ from lit_probsft.objectives import (
     Threshold,
     TokenStats,
 )
-from lit_probsft.training.probing import Recorder
 from tests.members import ALL, CONTEXT, OF_P_ALONE, Scheduled, reference
 
 N, H, V = 37, 12, 29
@@ -333,10 +333,10 @@ def test_gradcheck_of_the_function_itself(objective: Objective) -> None:
 
 def test_chunk_rows_keep_the_logits_within_their_budget() -> None:
     for vocabulary in (1000, 32000, 151936):
-        assert _chunk_rows(vocabulary, "cpu", NLL()) * vocabulary * 4 <= max(32 * 2**20, 16 * vocabulary * 4)
+        assert _chunk_rows(vocabulary, "cpu", NLL().needs) * vocabulary * 4 <= max(32 * 2**20, 16 * vocabulary * 4)
         assert (
-            _chunk_rows(vocabulary, "cuda", LabelSmoothing())
-            < _chunk_rows(vocabulary, "cuda", NLL())
+            _chunk_rows(vocabulary, "cuda", LabelSmoothing().needs)
+            < _chunk_rows(vocabulary, "cuda", NLL().needs)
             <= 2**28 / vocabulary
         )
 
@@ -430,9 +430,9 @@ def test_the_entropy_is_finite_where_a_token_cannot_be() -> None:
     bias = bias.detach().clone()
     labels[labels == 3] = 4
     bias[3] = -torch.inf
-    recorder = Recorder("entropy")
     with torch.no_grad():
-        objective_loss(hidden, weight, labels, recorder, bias=bias)
+        found = objective_loss(hidden, weight, labels, TokenLoss.of(NLL(), {"entropy"}), bias=bias)
     log_p = (hidden @ weight.t() + bias)[labels != -100].log_softmax(-1)
     expected = torch.special.entr(log_p.exp()).sum(-1)
-    torch.testing.assert_close(recorder.seen("entropy", labels), expected.detach())
+    assert found.entropy is not None
+    torch.testing.assert_close(found.entropy[labels != -100], expected.detach())

@@ -28,7 +28,7 @@ from lit_probsft.objectives import (
     Threshold,
     TokenStats,
 )
-from lit_probsft.training.module import ProbSFTModule, _TokenLoss
+from lit_probsft.training.module import ProbSFTModule
 from lit_probsft.training.optim import Schedule
 from tests import tiny
 from tests.members import ALL, CONTEXT, EntropyWeighted, Scheduled
@@ -337,14 +337,15 @@ def test_validation_counts_every_token_once(rows: Path, tmp_path: Path) -> None:
     assert results[0]["val/nll"] == pytest.approx(results[2]["val/nll"], rel=1e-10)
 
 
-def test_the_head_is_told_what_the_objective_reads_whatever_wraps_it() -> None:
-    for objective in ALL:
-        module = ProbSFTModule("a/model", objective)
-        if module.objective_state.missing:
-            module.objective_state.set(CONTEXT["capability"])
-        seen = _TokenLoss(module)
-        assert (seen.needs, seen.top_k) == (objective.needs, objective.top_k)
-    assert _TokenLoss(ProbSFTModule("a/model", Threshold(EAFT(k=3)))).top_k == 3
+@pytest.mark.parametrize("objective", [*ALL, Threshold(EAFT(k=3))], ids=repr)
+def test_the_head_is_asked_for_what_the_objective_reads(objective: Objective) -> None:
+    module = ProbSFTModule("a/model", objective)
+    if module.objective_state.missing:
+        assert module.asked().needs == frozenset()
+        module.objective_state.set(CONTEXT["capability"])
+    asked = module.asked()
+    assert (asked.needs, asked.top_k, asked.name) == (objective.needs, objective.top_k, type(objective).__name__)
+    assert module.eval().asked().needs == objective.needs | {"entropy"}
 
 
 def test_an_objective_may_read_the_progress_of_training(rows: Path) -> None:
