@@ -27,7 +27,7 @@ from lit_probsft.run.facts import model_name, versions
 from lit_probsft.storage.adapter_folder import is_adapter_folder
 from lit_probsft.storage.atomic import atomic_write, report_write_errors, write_json, write_text
 from lit_probsft.training.callbacks import ProgressBar
-from lit_probsft.training.fitting import unread
+from lit_probsft.training.fitting import ignore_sources
 from lit_probsft.training.metrics import Calibration, ProbHistogram
 from lit_probsft.training.module import ProbSFTModule
 from lit_probsft.training.probing import token_statistics, training_documents
@@ -145,7 +145,7 @@ class CapabilityCLI(ProbSFTCLI):
 
     def instantiate_classes(self) -> None:
         """What the configuration names, and ours around it."""
-        with unread():
+        with ignore_sources():
             super().instantiate_classes()
         self.model = Probe(self.model)
         self.datamodule = TrainingRows(self.datamodule, self.sample)

@@ -1,5 +1,4 @@
-"""Running a model over its training rows without training it: which rows, in which batches, and what is seen of each
-token."""
+"""Running a model over its training rows without training it."""
 
 from __future__ import annotations
 
@@ -33,12 +32,12 @@ def token_statistics(model: Any, batch: dict[str, Any], statistics: Iterable[str
     return forward_with_objective(model, batch["input_ids"], request, batch.get("attention_mask"), Packs.of(batch))[0]
 
 
-class Chosen(Documents):
+class Subset(Documents):
     """Some of a store's documents.
 
     Args:
-        store: all of them.
-        indices: which, in their new order.
+        store: all documents.
+        indices: of the subset, in its order.
     """
 
     def __init__(self, store: Documents, indices: Sequence[int]) -> None:
@@ -53,22 +52,21 @@ class Chosen(Documents):
 
 
 def training_documents(datamodule: InstructionDataModule, most: int | None) -> Documents:
-    """Training documents, each once: all of them, or a random sample drawn from the data's seed; of a stream the first
-    ones.
+    """The training documents, each once, or a random sample drawn with the data's seed; the first ones of a stream.
 
     Args:
         datamodule: set up.
-        most: so many at most; None for all.
+        most: number of documents at most; None for all.
 
     Raises:
-        UserError: no row can be used, or the stream has one that cannot while the data's `on_bad_row` is `error`.
+        UserError: no row can be used, or a row of a stream cannot and the data's `on_bad_row` is `error`.
     """
     if not datamodule.streaming:
         store = datamodule.documents("train")
         if most is None or most >= len(store):
             return store
         chosen = np.random.default_rng([datamodule.seed, 1]).choice(len(store), most, replace=False)
-        return Chosen(store, np.sort(chosen).tolist())
+        return Subset(store, np.sort(chosen).tolist())
     assert most is not None
     found = []
     for outcome in datamodule.inspect("train", most)[2]:
@@ -77,12 +75,12 @@ def training_documents(datamodule: InstructionDataModule, most: int | None) -> D
         if outcome.document is not None:
             found.append(outcome.document)
     if not found:
-        raise UserError("data.train", f"expected rows that can be used, none of the first {most} can")
+        raise UserError("data.train", f"expected usable rows, but none of the first {most} can be used")
     return InMemory(found, parts=bool(datamodule.sources_of("train")))
 
 
-def measure(module: ProbSFTModule, most: int) -> Capability:
-    """What the module's model makes of (a sample of) the training rows; all ranks together, inside `fit`."""
+def measure_capability(module: ProbSFTModule, most: int) -> Capability:
+    """Run the module's model over (a sample of) the training rows; inside `fit`, all ranks together."""
     trainer = module.trainer
     datamodule: Any = trainer.datamodule  # type: ignore[attr-defined]
     documents = training_documents(datamodule, most)

@@ -242,9 +242,9 @@ def test_beside_modules_that_are_trained_whole_the_reference_is_a_copy(tmp_path:
 
     class Watching(ProbSFTModule):
         def on_train_end(self) -> None:
-            assert self._frozen is not None
-            assert self._frozen.model is not self.model
-            seen.append(logits(self._frozen.model))
+            assert self.frozen_reference.loaded is not None
+            assert self.frozen_reference.loaded.model is not self.model
+            seen.append(logits(self.frozen_reference.loaded.model))
 
     module = Watching(tiny.source(), ASFT(), tiny.adamw, lora=lora_of("llama", "whole"))
     tiny.trainer(max_steps=2).fit(module, datamodule=tiny.data(rows))

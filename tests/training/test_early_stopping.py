@@ -141,13 +141,13 @@ def test_what_was_asked_to_be_exported_is(tmp_path: Path) -> None:
         ),
         (
             ["--early_stopping.patience", "1", "--data.validation", "null"],
-            "early_stopping.patience: expected data.validation or data.validation_fraction with it, whose val/nll is "
-            "watched, got no validation",
+            "early_stopping.patience: expected data.validation or data.validation_fraction with it, to watch "
+            "val/nll, got no validation",
         ),
         (
             ["--early_stopping.patience", "1", "--trainer.limit_val_batches", "0"],
-            "early_stopping.patience: expected data.validation or data.validation_fraction with it, whose val/nll is "
-            "watched, got no validation",
+            "early_stopping.patience: expected data.validation or data.validation_fraction with it, to watch "
+            "val/nll, got no validation",
         ),
     ],
 )

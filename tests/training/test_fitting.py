@@ -105,7 +105,7 @@ def test_a_quantile_keeps_its_share_at_the_start_and_stays_where_it_is(rows: Pat
 
 
 def test_a_source_stands_for_the_measurement(rows: Path, source: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lit_probsft.training.module.measure", lambda *args: pytest.fail("measured"))
+    monkeypatch.setattr("lit_probsft.training.module.measure_capability", lambda *args: pytest.fail("measured"))
     module = fit(rows, CapabilityPower(source=source), max_steps=1)
     assert module.logged[0]["train/alpha"] == pytest.approx(1 / 3)
     same = fit(rows, Power(1 / 3), max_steps=1)
@@ -174,7 +174,7 @@ def test_validation_without_a_capability_says_everything_but_the_loss(rows: Path
     ("build", "message"),
     [
         (lambda path: CapabilityPower(source="no/where"), "model.objective.source: .* got 'no/where'"),
-        (lambda path: RunningPower(source=str(path / "other.json")), "model.objective.source: .* which is none"),
+        (lambda path: RunningPower(source=str(path / "other.json")), "model.objective.source: .* with other content"),
         (
             lambda path: QuantileThreshold(CapabilityPower(source=str(path)), source=str(path / "capability.json")),
             "model.objective.source: expected the same",
@@ -217,5 +217,5 @@ def test_the_numbers_are_put_in_wherever_they_belong() -> None:
 def test_a_step_without_tokens_leaves_the_running_mean_alone() -> None:
     fitted = ObjectiveState(RunningPower())
     fitted.set(Capability(0.2, QUANTILES))
-    fitted.follow(math.nan, math.nan)
+    fitted.add_step(math.nan, math.nan)
     assert fitted.running_mean_p == 0.2

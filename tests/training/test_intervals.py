@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from lit_probsft.errors import UserError
 from lit_probsft.training.checkpoints import CheckpointOptions
 from lit_probsft.training.intervals import Every, ValidateEvery
+from lit_probsft.training.lightning_internals import between_steps
 from lit_probsft.training.module import ProbSFTModule
 from tests import tiny
 from tests.cli.test_fit import config, fit, rows_of, slow
@@ -106,7 +107,7 @@ class Validated(L.Callback):
         self.steps: list[int] = []
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        assert not trainer.fit_loop._should_accumulate()
+        assert between_steps(trainer)
         self.steps.append(trainer.global_step)
 
 

@@ -223,7 +223,7 @@ def test_gradients_are_clipped(rows: Path, algorithm: str) -> None:
 
 
 def test_the_gradients_norm_survives_what_fp32_cannot_square() -> None:
-    from lit_probsft.training.optim import total_norm
+    from lit_probsft.training.gradients import total_norm
 
     huge = [torch.full((3,), 1e30), torch.full((4,), 1e30)]
     assert total_norm(huge).item() == pytest.approx(math.sqrt(7) * 1e30)
@@ -284,8 +284,8 @@ def test_validation_and_so_saving_waits_for_the_end_of_a_window(rows: Path, tmp_
 
 def test_metrics_are_summed_in_double_whatever_the_models_dtype(rows: Path) -> None:
     module = ProbSFTModule(tiny.source(), NLL(), optimizer=tiny.sgd)
-    tiny.trainer(precision="bf16-true").fit(module, datamodule=tiny.data(rows))
-    for means in (module.train_means, module.evaluations[0].means):
+    tiny.trainer(precision="bf16-true").fit(module, datamodule=tiny.data(rows, validation=tiny.rows(rows)))
+    for means in (module.step_metrics, module.evaluation_metrics.sets[0].means):
         assert means.sums.dtype == torch.float64
         means.reset()
         assert means.sums.dtype == torch.float64

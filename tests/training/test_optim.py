@@ -127,8 +127,8 @@ def test_moments_of_8_bits_are_not_cut_by_fsdp2(tmp_path: Path, monkeypatch: pyt
     with pytest.raises(UserError) as caught:
         main(["fit", "--config", str(config(tmp_path)), *EIGHT, "--trainer.strategy", "fsdp2"])
     assert str(caught.value) == (
-        "model.optimizer: expected an optimizer that steps the slices of fsdp2, such as torch.optim.AdamW, got "
-        "AdamW8bit of bitsandbytes, which goes with ddp and DeepSpeed"
+        "model.optimizer: expected an optimizer that supports fsdp2, such as torch.optim.AdamW, got "
+        "AdamW8bit of bitsandbytes, which supports ddp and DeepSpeed"
     )
 
 
