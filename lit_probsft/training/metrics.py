@@ -47,8 +47,12 @@ class TokenSums(Metric):
 
     def keep_double(self) -> None:
         """Undo a cast of the sums."""
-        if any(state.dtype != self._double for state in self.metric_state.values() if isinstance(state, Tensor)):
+        if any(state.dtype != self._double for state in self.states().values()):
             self.set_dtype(self._double)
+
+    def states(self) -> dict[str, Tensor]:
+        """The sums by name."""
+        return {name: state for name, state in self.metric_state.items() if isinstance(state, Tensor)}
 
 
 class Calibration(Metric):
