@@ -71,7 +71,7 @@ class Capability:
         path = Path(source).expanduser()
         path = path / "capability.json" if path.is_dir() else path
         argument = "model.objective.source"
-        expected = "expected a capability.json of `python -m lit_probsft capability`"
+        expected = "expected a capability.json written by `lit_probsft capability`"
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
             origin = {name: content.get(name) for name in ("model", "data_fingerprint")}

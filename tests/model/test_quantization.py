@@ -164,7 +164,7 @@ def test_quantized_matrices_cannot_be_trained(base: Path) -> None:
     with pytest.raises(UserError) as caught:
         ProbSFTModule(source(base))
     assert str(caught.value) == (
-        "model.model.quantization: expected model.lora beside nf4, since quantized matrices cannot be trained, got none"
+        "model.model.quantization: expected model.lora with nf4, because quantized matrices cannot be trained, got none"
     )
     model = source(base).load(None, torch.float32)
     with pytest.raises(UserError) as caught:
@@ -178,7 +178,7 @@ def test_quantized_matrices_cannot_be_trained(base: Path) -> None:
 def test_rows_of_8_bits_are_not_measured(base: Path) -> None:
     with pytest.raises(UserError) as caught:
         ProbSFTModule(source(base, "int8"), lora=LoRA(dora=True))
-    assert str(caught.value) == "model.lora.dora: expected nf4 or no quantization beside it, got int8"
+    assert str(caught.value) == "model.lora.dora: expected nf4 or no quantization with it, got int8"
 
 
 def test_another_quantization_is_refused(base: Path) -> None:
@@ -202,6 +202,6 @@ def test_fsdp2_cannot_cut_it(base: Path) -> None:
     with pytest.raises(UserError) as caught:
         check_adapters(module)
     assert str(caught.value) == (
-        "model.model.quantization: expected none with FSDP2, which cannot cut quantized matrices; use ddp, which holds "
-        "them whole on each device"
+        "model.model.quantization: expected none with FSDP2, which cannot shard quantized matrices; use ddp, where "
+        "each device holds all of them"
     )
