@@ -271,7 +271,8 @@ def test_fsdp2_on_a_cpu_needs_a_machine_without_accelerators_and_no_offload(
 
 
 def under(monkeypatch: pytest.MonkeyPatch, chosen: Any) -> None:
-    monkeypatch.setattr(ProbSFTModule, "trainer", SimpleNamespace(strategy=chosen, precision="32-true"))
+    trainer = SimpleNamespace(strategy=chosen, precision="32-true", _val_check_time_interval=None)
+    monkeypatch.setattr(ProbSFTModule, "trainer", trainer)
 
 
 @pytest.mark.parametrize("stage", [1, 2, 3])
