@@ -13,8 +13,8 @@ import torch
 
 from lit_probsft.model.sources import describe
 from lit_probsft.training.callbacks import datamodule_of
-from lit_probsft.training.run_length import steps_in_epoch
 from lit_probsft.training.module import ProbSFTModule
+from lit_probsft.training.run_length import steps_in_epoch
 
 
 def describe_run(trainer: L.Trainer, module: ProbSFTModule) -> dict[str, Any]:
