@@ -113,3 +113,11 @@ class Counted(ProbSFTModule):
     def on_train_batch_end(self, *args: Any) -> None:
         super().on_train_batch_end(*args)
         self.losses.append(float(self.trainer.callback_metrics["train/loss"]))
+
+
+def assert_close(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor], tolerance: float) -> None:
+    """Compare two state dicts."""
+    for name, value in one.items():
+        torch.testing.assert_close(
+            other[name], value, rtol=tolerance, atol=tolerance, msg=lambda m, n=name: f"{n}: {m}"
+        )

@@ -10,22 +10,21 @@ import numpy as np
 import torch
 from numpy.typing import NDArray
 from torch import Tensor
-from torchmetrics import Metric
 
 from lit_probsft.head.loss import IGNORE_INDEX, HeadOutput
+from lit_probsft.training.metrics import TokenSums
 
 POSITION_GROUPS, TENTHS = 24, 10
 """Numbers of groups of tokens: by position in the answer, each group twice as wide as the one before; by tenth."""
 
 
-class Survey(Metric):
+class Survey(TokenSums):
     """Sums by example and by position in the answer, in fp64 (fp32 on Apple GPUs).
 
     Args:
         examples: number of examples.
     """
 
-    full_state_update = False
     by_example: Tensor
     """(examples, 5): number of tokens, and sums of p, -log p, correct and entropy over them."""
     by_position: Tensor
@@ -35,9 +34,9 @@ class Survey(Metric):
 
     def __init__(self, examples: int, **kwargs: Any) -> None:
         super().__init__(**kwargs)
-        sizes = {"by_example": (examples, 5), "by_position": (POSITION_GROUPS, 3), "by_tenth": (TENTHS, 3)}
-        for name, size in sizes.items():
-            self.add_state(name, torch.zeros(size), dist_reduce_fx="sum")
+        self.add_sum("by_example", examples, 5)
+        self.add_sum("by_position", POSITION_GROUPS, 3)
+        self.add_sum("by_tenth", TENTHS, 3)
 
     def update(self, batch: dict[str, Any], output: HeadOutput) -> None:
         """Add a micro-batch.
@@ -47,10 +46,7 @@ class Survey(Metric):
             output: the head's output for its N supervised tokens, with entropy.
         """
         assert output.entropy is not None
-        # Here and not in the constructor: Lightning casts the metric with the module, while the sums are still 0.
-        wide = torch.float32 if output.entropy.device.type == "mps" else torch.float64
-        if self.by_example.dtype != wide:
-            self.set_dtype(wide)
+        self.keep_double()
         supervised = batch["labels"][:, 1:] != IGNORE_INDEX
         rows, _ = supervised.nonzero(as_tuple=True)
         position = (supervised.cumsum(-1) - 1)[supervised]

@@ -27,10 +27,10 @@ from lit_probsft.run.facts import model_name, versions
 from lit_probsft.storage.adapter_folder import is_adapter_folder
 from lit_probsft.storage.atomic import atomic_write, report_write_errors, write_json, write_text
 from lit_probsft.training.callbacks import ProgressBar
-from lit_probsft.training.fitting import unread
+from lit_probsft.training.fitting import ignore_sources
 from lit_probsft.training.metrics import Calibration, ProbHistogram
 from lit_probsft.training.module import ProbSFTModule
-from lit_probsft.training.probing import Recorder, look, training_documents
+from lit_probsft.training.probing import token_statistics, training_documents
 
 
 class TrainingRows(LightningDataModule):
@@ -103,11 +103,10 @@ class Probe(ProbSFTModule):
 
     def validation_step(self, batch: dict[str, Any], batch_idx: int, dataloader_idx: int = 0) -> dict[str, Tensor]:
         """Add a micro-batch."""
-        recorder = Recorder("log_complement", "entropy")
-        output = look(self.model, batch, recorder)
+        output = token_statistics(self.model, batch, {"log_complement", "entropy"})
         self.survey.update(batch, output)
         self.calibrated.update(output)
-        self.histogram.update(output.log_probs, recorder.seen("log_complement", output.log_probs))
+        self.histogram.update(output.log_probs, output.log_complement)
         return {"log_probs": output.log_probs}
 
     def on_validation_epoch_end(self) -> None:
@@ -146,7 +145,7 @@ class CapabilityCLI(ProbSFTCLI):
 
     def instantiate_classes(self) -> None:
         """What the configuration names, and ours around it."""
-        with unread():
+        with ignore_sources():
             super().instantiate_classes()
         self.model = Probe(self.model)
         self.datamodule = TrainingRows(self.datamodule, self.sample)

@@ -15,7 +15,7 @@ from lit_probsft.model import ModelSource, PretrainedCausalLM
 from lit_probsft.model.reference import evaluation_source
 from lit_probsft.run.folder import RunFolder
 from lit_probsft.storage.atomic import write_json
-from lit_probsft.training.module import ProbSFTModule
+from lit_probsft.training.compatibility import check_fits
 
 if TYPE_CHECKING:
     from lit_probsft.data import InstructionDataModule
@@ -57,7 +57,7 @@ def run_divergence(options: argparse.Namespace, rest: Sequence[str]) -> dict[str
     drawn = torch.bfloat16 if str(trainer.precision) == "bf16-true" else torch.float32
     a, b = (source.load(datamodule.tokenizer, drawn).to(device, dtype) for source in sources.values())
     for model in (a, b):
-        ProbSFTModule(model).check_fits(datamodule.max_token_id, datamodule.report[options.split]["max_length"])
+        check_fits(model, datamodule.max_token_id, datamodule.report[options.split]["max_length"])
     sizes = [model.get_output_embeddings().out_features for model in (a, b)]
     if sizes[0] != sizes[1]:
         raise UserError("--model-b", f"expected a vocabulary of {sizes[0]} tokens, which --model-a has, got {sizes[1]}")

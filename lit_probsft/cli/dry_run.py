@@ -24,8 +24,9 @@ from lit_probsft.data.batches.store import Documents
 from lit_probsft.errors import UserError
 from lit_probsft.run.summary import duration
 from lit_probsft.training.early_stopping import EarlyStop
-from lit_probsft.training.intervals import at_boundary, steps_in_epoch, total_steps
-from lit_probsft.training.probing import Chosen, training_documents
+from lit_probsft.training.lightning_internals import between_steps
+from lit_probsft.training.probing import Subset, training_documents
+from lit_probsft.training.run_length import steps_in_epoch, total_steps
 
 _OF_A_STREAM = 2000
 """So many of its first rows are looked at, at most a buffer."""
@@ -93,7 +94,7 @@ class TrialRows:
         plan: Any = self.datamodule.plan
         if some is None and isinstance(plan, Plan):
             return plan
-        documents = self.documents if some is None else Chosen(self.documents, some)
+        documents = self.documents if some is None else Subset(self.documents, some)
         options = {name: getattr(plan, name) for name in ("batch_size", "accumulate", "world_size", "seed")}
         if self.datamodule.packing:
             assert self.datamodule.max_length is not None
@@ -150,7 +151,7 @@ class Trial(Callback):
 
     def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
         """Stop it with the last."""
-        if not at_boundary(trainer) or self._since is None:
+        if not between_steps(trainer) or self._since is None:
             return
         if trainer.strategy.root_device.type == "cuda":
             torch.cuda.synchronize(trainer.strategy.root_device)
@@ -277,7 +278,7 @@ class DryRunCLI(ProbSFTCLI):
 def _longest(documents: Documents, data: InstructionDataModule) -> Documents:
     """Those of the largest validation batch."""
     most = data.eval_batch_size * data.loader_over(documents).plan.world_size
-    return Chosen(documents, np.argsort(-documents.lengths, kind="stable")[:most].tolist())
+    return Subset(documents, np.argsort(-documents.lengths, kind="stable")[:most].tolist())
 
 
 def _peak(device: torch.device) -> int:

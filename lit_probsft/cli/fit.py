@@ -422,7 +422,7 @@ class ProbSFTCLI(LightningCLI):
             print(f"{self.run.path}: the run is complete already, there was nothing left to train")
             self._push()
             return
-        if self._stop.nothing_left:
+        if self._stop.already_stopped:
             print(
                 f"{self.run.path}: the run was stopped early and is complete: {self.record.content['stopped_early']}. "
                 "More patience lets it go on"

@@ -13,8 +13,8 @@ import torch
 
 from lit_probsft.model.source import describe
 from lit_probsft.training.callbacks import datamodule_of
-from lit_probsft.training.intervals import steps_in_epoch
 from lit_probsft.training.module import ProbSFTModule
+from lit_probsft.training.run_length import steps_in_epoch
 
 
 def describe_run(trainer: L.Trainer, module: ProbSFTModule) -> dict[str, Any]:
@@ -31,7 +31,7 @@ def describe_run(trainer: L.Trainer, module: ProbSFTModule) -> dict[str, Any]:
         },
         "objective": describe_objective(module),
         "model": {"name": model_name(module), **describe(module.model)},
-        **({"reference": reference} if (reference := module.describe_reference()) else {}),
+        **({"reference": reference} if (reference := module.frozen_reference.description) else {}),
         "data": dict(getattr(datamodule, "report", {})),
         "commits": hub_commits(trainer, module),
         "data_fingerprint": getattr(datamodule, "fingerprint", None),
@@ -74,7 +74,7 @@ def model_name(module: ProbSFTModule) -> str:
 
 def hub_commits(trainer: L.Trainer, module: ProbSFTModule) -> dict[str, str]:
     """The commits of everything that came from the hub, by the argument that names it."""
-    model, reference = module.source and module.source.commit, module.describe_reference().get("commit")
+    model, reference = module.source and module.source.commit, module.frozen_reference.description.get("commit")
     return {
         **({} if model is None else {"model": model}),
         **({} if reference is None else {"model.reference": reference}),

@@ -67,7 +67,7 @@ class RunRecord(Callback):
             facts["exported_step"] = self._read().get("exported_step")
         self.content.update(facts)
         if self.resume and self.run.config.exists():
-            pl_module.changes_told = True
+            pl_module.changes_reported = True
             before = self.run.config.read_text(encoding="utf-8")
             for line in describe_changes(changed_flags(before, self.config_text), self.run.config):
                 rank_zero_info(line)
@@ -135,7 +135,7 @@ class RunRecord(Callback):
             },
             initial_metrics=pl_module.initial_metrics,
             metrics=metrics,
-            forgetting=forgetting(pl_module.initial_metrics, metrics, pl_module.watched),
+            forgetting=forgetting(pl_module.initial_metrics, metrics, pl_module.evaluation_metrics.watched),
         )
         try:
             tokens = changes.write(self.run.tokens, trainer, pl_module) if changes else None

@@ -10,7 +10,7 @@ from lightning.pytorch.callbacks import Callback
 from typing_extensions import override
 
 from lit_probsft.training.checkpoints import MONITOR
-from lit_probsft.training.intervals import validation_set
+from lit_probsft.training.trainer_state import validation_set
 
 CLOCK = "clock"
 """The key of the seconds so far in a checkpoint: all that differs between two runs that did the same."""

@@ -1,1 +1,1 @@
-"""`ProbSFTModule` and what goes on around a step: metrics, schedule, checkpoints, resuming, stopping."""
+"""Training: the module, its metrics, optimizer and schedule, checkpoints, and stopping."""

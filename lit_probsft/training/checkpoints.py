@@ -1,54 +1,47 @@
-"""When checkpoints are written, which of them are kept, and where a run continues."""
+"""When checkpoints are saved, which of them are kept, and from which a run resumes."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
 
 import lightning as L
-import torch
 from lightning.pytorch.callbacks import Checkpoint
 from lightning.pytorch.utilities import rank_zero_warn
-from lightning_utilities.core.apply_func import apply_to_collection
+from typing_extensions import override
 
 from lit_probsft.errors import UserError
 from lit_probsft.parallel.strategies import FSDP2, DeepSpeed
 from lit_probsft.storage.atomic import link, remove, report_write_errors, tidy
 from lit_probsft.storage.checkpoint_files import newest_intact, steps
-from lit_probsft.storage.checkpoint_writing import WholeFileIO, not_written
-from lit_probsft.training.intervals import (
-    Every,
-    at_boundary,
-    ends_here,
-    epoch_ends,
-    validates,
-    validation_follows,
-    validation_set,
-)
+from lit_probsft.storage.checkpoint_writing import not_written
+from lit_probsft.training.checkpoint_writer import CheckpointWriter
+from lit_probsft.training.intervals import Every
+from lit_probsft.training.lightning_internals import between_steps, finish_epochs_on_resume
+from lit_probsft.training.trainer_state import epoch_ends, run_ends, validates, validation_follows, validation_set
 
 MONITOR = "val/nll"
 
 
 @dataclass(frozen=True)
 class CheckpointOptions:
-    """What a run writes down while it trains.
+    """When and what a run saves.
 
     Args:
         save_every: an integer is optimizer steps between checkpoints, a number between 0 and 1 a share of an epoch,
-            `epoch` one (see `Every`); None for a checkpoint at each validation (at the end of each epoch where there is
-            none). There is always one at the end.
-        keep_last: how many of the newest stay, at least 1; with 2 a damaged one costs an interval and not the run. The
-            best by val/nll stays too.
-        asynchronous: copy what is to be written and go on training while it is written. Not with DeepSpeed.
-        export: when the model is exported as a Hugging Face folder: `final` at the end of training into hf/; `best`
-            whenever val/nll has improved, into hf/ too; `every` with each checkpoint into hf-steps/, and at the end;
-            `none` never (the command `export` does it from a checkpoint). None is `best` with early stopping, whose
-            last steps did not help, and `final` without.
+            `epoch` one epoch (see `Every`). None saves a checkpoint at each validation, or at the end of each epoch
+            without validation data. The last step is always saved.
+        keep_last: how many of the newest checkpoints are kept, at least 1. With 2, a damaged one costs an interval and
+            not the run. The best by val/nll is kept too.
+        asynchronous: copy the state and continue training while it is written. Not with DeepSpeed.
+        export: when the model is exported as a Hugging Face folder. `final`: at the end of training, to hf/. `best`:
+            whenever val/nll improves, also to hf/. `every`: with each checkpoint, to hf-steps/, and at the end. `none`:
+            never (the command `export` does it from a checkpoint). None is `best` with early stopping, whose last
+            steps did not help, and `final` without.
     """
 
     save_every: int | float | Literal["epoch"] | None = None
@@ -65,17 +58,17 @@ class CheckpointOptions:
 
 
 class Checkpoints(Checkpoint):
-    """Writes `step-N.ckpt` between optimizer steps; `last.ckpt` and `best.ckpt` are second names of two of them.
+    """Saves `step-N.ckpt` between optimizer steps; `last.ckpt` and `best.ckpt` are links to two of them.
 
-    A name never stands for something half-written, each state is written once, and old ones go when newer ones are
-    whole.
+    A name never refers to a partial file. Each state is written once, and old checkpoints are removed when newer ones
+    are complete.
 
     Args:
-        folder: where they lie.
-        options: when, and how many.
+        folder: of the checkpoints.
+        options: when to save, and how many to keep.
         on_saved: called on all ranks after each checkpoint with its step and whether it is the best so far.
-        on_resumed: called on all ranks when a run continues, with the checkpoints that are there, by step, and the step
-            of the best one.
+        on_resumed: called on all ranks when a run resumes, with the existing checkpoints by step, and the step of the
+            best one.
     """
 
     def __init__(
@@ -90,204 +83,170 @@ class Checkpoints(Checkpoint):
         self._every = Every.of(options.save_every, "checkpoints.save_every")
         self.on_saved, self.on_resumed = on_saved, on_resumed
         self.best_nll, self.best_step = math.inf, -1
-        self._best_of: str | None = None  # which validation set
-        self._saved_at = -1
-        self._pending: int | None = None
-        self._io: FileWriter | None = None
+        self._validation_set: str | None = None
+        self._saved_step = -1
+        self._unfinished: int | None = None
+        self._writer: CheckpointWriter | None = None
 
     # --- Lightning's hooks
 
+    @override
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Let the strategy write whole files only."""
         if stage != "fit":
             return
-        # With max_steps Lightning would continue an epoch that was over when the checkpoint was written.
-        trainer.fit_loop._iteration_based_training = lambda: False  # type: ignore[method-assign]
+        finish_epochs_on_resume(trainer)
         if self.options.asynchronous and isinstance(trainer.strategy, DeepSpeed):
             raise UserError("checkpoints.asynchronous", "not possible with DeepSpeed, which writes itself; use fsdp2")
         if isinstance(trainer.strategy, FSDP2):
             trainer.strategy.asynchronous = self.options.asynchronous
         if not isinstance(trainer.strategy, DeepSpeed):
-            self._io = FileWriter(self.options.asynchronous)
-            trainer.strategy.checkpoint_io = self._io
+            self._writer = CheckpointWriter(self.options.asynchronous)
+            trainer.strategy.checkpoint_io = self._writer
 
+    @override
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Forget checkpoints of steps that will be made again."""
         if self._every is not None:
             self._every.check(trainer)
         if trainer.is_global_zero and self.folder.is_dir():
-            with self._told():
+            with self._reporting_errors():
                 tidy(self.folder)
                 for step, path in steps(self.folder):
-                    if step > trainer.global_step:
+                    if step > trainer.global_step:  # this run takes that step again
                         remove(path)
-        there: dict[int, Path] = trainer.strategy.broadcast(dict(steps(self.folder)))
-        of, self._best_of = self._best_of, validation_set(trainer)
-        if self.best_step not in there or of != self._best_of:  # of other rows or another run, or lost
+        existing: dict[int, Path] = trainer.strategy.broadcast(dict(steps(self.folder)))
+        before, self._validation_set = self._validation_set, validation_set(trainer)
+        if self.best_step not in existing or before != self._validation_set:
             self.best_nll, self.best_step = math.inf, -1
-        if trainer.is_global_zero and there:
+        if trainer.is_global_zero and existing:
             if self.best_step < 0:
-                with self._told():
+                with self._reporting_errors():
                     remove(self.folder / "best.ckpt")
-            self._tidy(trainer)
-        self._saved_at = trainer.global_step if trainer.global_step in there else -1
+            self._link_and_remove(trainer)
+        self._saved_step = trainer.global_step if trainer.global_step in existing else -1
         if trainer.ckpt_path and self.on_resumed is not None:
-            self.on_resumed(trainer, there, self.best_step)
+            self.on_resumed(trainer, existing, self.best_step)
 
+    @override
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """After the optimizer step, unless a validation or the end of the epoch follows at once and writes it then."""
-        if at_boundary(trainer):
-            self._land(trainer, wait=False)
+        if between_steps(trainer):
+            self._finish(trainer, wait=False)
+            # A validation or the end of the epoch saves this state itself.
             if self._due(trainer) and not epoch_ends(trainer) and not validation_follows(trainer):
                 self.save(trainer)
 
+    @override
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """The state that has been validated, and whether it is the best."""
         if trainer.sanity_checking or trainer.state.fn != "fit":
             return
         nll = trainer.callback_metrics.get(MONITOR)
         better = nll is not None and float(nll) < self.best_nll
         if nll is not None and better:
-            self._land(trainer, wait=True)  # what is on its way must not take the place of the best so far
+            self._finish(trainer, wait=True)  # an unfinished checkpoint must not replace the best one
             self.best_nll, self.best_step = float(nll), trainer.global_step
         if better or self._every is None or self._due(trainer):
             self.save(trainer, better)
 
+    @override
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Where nothing was validated. From a checkpoint of the last micro-batch, a hook earlier, Lightning would go on
-        with counters that make it repeat part of an epoch after the next interruption."""
+        # Saved a hook earlier, with the last micro-batch, Lightning's counters would repeat a part of the epoch after
+        # the next interruption.
         if epoch_ends(trainer) and (self._due(trainer) or (self._every is None and not validates(trainer))):
             self.save(trainer)
 
+    @override
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """The last state in any case."""
         self.flush(trainer)
 
+    @override
     def state_dict(self) -> dict[str, Any]:
-        """The best so far."""
-        return {"best_nll": self.best_nll, "best_step": self.best_step, "best_of": self._best_of}
+        return {"best_nll": self.best_nll, "best_step": self.best_step, "best_of": self._validation_set}
 
+    @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """The best so far."""
         self.best_nll, self.best_step = state_dict["best_nll"], state_dict["best_step"]
-        self._best_of = state_dict["best_of"]
+        self._validation_set = state_dict["best_of"]
 
     def _due(self, trainer: L.Trainer) -> bool:
-        """Is it time, or does training end here? Once it has ended, Lightning counts an epoch that was cut short as
-        whole, and a checkpoint would go on with the next one."""
-        stops = trainer.should_stop or getattr(trainer.lightning_module, "stop_wanted", False)
-        return ends_here(trainer) or stops or (self._every is not None and self._every.due(trainer))
+        """Whether to save now, by the interval or because training ends with this step.
 
-    # --- writing
+        After the end, Lightning counts an epoch that was cut short as complete, and a run would resume with the next.
+        """
+        postponed = getattr(trainer.lightning_module, "postponed_stop", None)
+        stops = trainer.should_stop or (postponed is not None and postponed.wanted)
+        return run_ends(trainer) or stops or (self._every is not None and self._every.due(trainer))
+
+    # --- saving
 
     def save(self, trainer: L.Trainer, best: bool = False, *, export: bool = True) -> Path:
-        """Write the state after the last optimizer step, once; all ranks together.
+        """Save the state after the last optimizer step, once; all ranks together.
 
         Args:
-            trainer: whose state.
-            best: it is the best so far.
-            export: the model too, where the run exports during training; otherwise that is done when it continues.
+            trainer: its state is saved.
+            best: whether it is the best so far.
+            export: also export the model, if the run exports during training; otherwise that happens on resume.
 
         Raises:
-            UserError: it could not be written, on all ranks alike.
+            UserError: the file could not be written; on all ranks.
         """
         step = trainer.global_step
-        path, new = self._path(step), self._saved_at != step
+        path, new = self._path(step), self._saved_step != step
         if new:
-            self._land(trainer, wait=True)
+            self._finish(trainer, wait=True)
             trainer.save_checkpoint(path, weights_only=False)
-            self._saved_at = self._pending = step
-            self._land(trainer, wait=not self.options.asynchronous)
+            self._saved_step = self._unfinished = step
+            self._finish(trainer, wait=not self.options.asynchronous)
         elif best:
-            self._tidy(trainer)
+            self._link_and_remove(trainer)
         if export and (new or best) and self.on_saved is not None:
             self.on_saved(trainer, step, best)
         return path
 
     def flush(self, trainer: L.Trainer, *, export: bool = True) -> Path:
-        """The present state, and all that was begun, on the disk; all ranks together. Arguments as `save`."""
+        """Save the present state and wait until it is written; all ranks together. Arguments as `save`."""
         path = self.save(trainer, export=export)
-        self._land(trainer, wait=True)
+        self._finish(trainer, wait=True)
         return path
 
-    def _land(self, trainer: L.Trainer, *, wait: bool) -> None:
-        """What was begun gets its names once it is on the disk, everywhere."""
-        if self._pending is None:
+    def _finish(self, trainer: L.Trainer, *, wait: bool) -> None:
+        """Link the last checkpoint once it is written on all ranks."""
+        if self._unfinished is None:
             return
         strategy = trainer.strategy
-        writer: Any = strategy if isinstance(strategy, FSDP2) and strategy.sharded_checkpoints else self._io
+        writer: Any = strategy if isinstance(strategy, FSDP2) and strategy.sharded_checkpoints else self._writer
         if not wait and not strategy.reduce_boolean_decision(writer.done(), all=True):
             return
-        step, self._pending = self._pending, None
+        step, self._unfinished = self._unfinished, None
         if writer is not None:
             failure = strategy.broadcast(writer.finish())
             if failure is not None:
                 raise not_written(self._path(step), failure)
-        self._tidy(trainer)
+        self._link_and_remove(trainer)
 
-    def _tidy(self, trainer: L.Trainer) -> None:
-        """Second names, and room on the disk."""
+    def _link_and_remove(self, trainer: L.Trainer) -> None:
+        """Link the last and the best checkpoint, and remove old ones."""
         if not trainer.is_global_zero:
             return
-        there = dict(steps(self.folder))
-        newest = sorted(there)[-self.options.keep_last :]
-        with self._told():
-            link(self.folder / "last.ckpt", there[newest[-1]])
-            if self.best_step in there:
-                link(self.folder / "best.ckpt", there[self.best_step])
-            for step, path in there.items():
+        existing = dict(steps(self.folder))
+        newest = sorted(existing)[-self.options.keep_last :]
+        with self._reporting_errors():
+            link(self.folder / "last.ckpt", existing[newest[-1]])
+            if self.best_step in existing:
+                link(self.folder / "best.ckpt", existing[self.best_step])
+            for step, path in existing.items():
                 if step not in newest and step != self.best_step:
                     remove(path)
 
-    def _told(self) -> AbstractContextManager[None]:
+    def _reporting_errors(self) -> AbstractContextManager[None]:
         return report_write_errors("checkpoint", self.folder)
 
     def _path(self, step: int) -> Path:
         return self.folder / f"step-{step:08d}.ckpt"
 
 
-class FileWriter(WholeFileIO):
-    """Single files, now or while training goes on.
-
-    Args:
-        asynchronous: take a copy and write it in a thread; one at a time.
-    """
-
-    def __init__(self, asynchronous: bool = False) -> None:
-        super().__init__()
-        self._thread = ThreadPoolExecutor(max_workers=1) if asynchronous else None
-        self._writing: Future[None] | None = None
-
-    def save_checkpoint(self, checkpoint: dict[str, Any], path: Any, storage_options: Any = None) -> None:
-        """Begin to write, or write."""
-        if self._thread is None:
-            super().save_checkpoint(checkpoint, path)
-            return
-        snapshot = apply_to_collection(checkpoint, torch.Tensor, lambda t: t.detach().to("cpu", copy=True))
-        self._writing = self._thread.submit(super().save_checkpoint, snapshot, path)
-
-    def done(self) -> bool:
-        """Is nothing being written?"""
-        return self._writing is None or self._writing.done()
-
-    def finish(self) -> str | None:
-        """Wait; what went wrong, if anything did."""
-        if self._writing is not None:
-            self._writing.result()
-            self._writing = None
-        failure, self.failure = self.failure, None
-        return failure
-
-    def teardown(self) -> None:
-        """Lightning calls it at the end."""
-        if self._thread is not None:
-            self._thread.shutdown(wait=True)
-
-
 def where_to_continue(folder: Path) -> Path:
-    """The newest whole checkpoint of a run; says so if a newer one is damaged.
+    """The newest intact checkpoint of a run; warns of newer ones that are damaged.
 
     Raises:
         UserError: there is none.
@@ -295,7 +254,7 @@ def where_to_continue(folder: Path) -> Path:
     found, complaints = newest_intact(folder)
     if found is None:
         reason = "; ".join(complaints) or "there is none"
-        raise UserError("--resume", f"expected a whole checkpoint in {folder}: {reason}")
+        raise UserError("--resume", f"expected an intact checkpoint in {folder}: {reason}")
     for complaint in complaints:
-        rank_zero_warn(f"--resume: {complaint}; continuing from {found}")
+        rank_zero_warn(f"--resume: {complaint}; resuming from {found}")
     return found

@@ -1,19 +1,23 @@
-"""Ending a run when validation no longer improves: our way by option, Lightning's by callback. Both survive a
-resume."""
+"""Early stopping on val/nll, exact over a resume."""
 
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import lightning as L
+import torch
 from lightning.pytorch.callbacks import Callback, EarlyStopping, Timer
+from typing_extensions import override
 
 from lit_probsft.errors import UserError
 from lit_probsft.training.checkpoints import MONITOR
-from lit_probsft.training.intervals import total_steps, validation_set
+from lit_probsft.training.lightning_internals import check_after_validation
+from lit_probsft.training.run_length import total_steps
+from lit_probsft.training.trainer_state import validation_set
 
 
 @dataclass(frozen=True)
@@ -21,8 +25,8 @@ class StoppingOptions:
     """When a run ends before its last step.
 
     Args:
-        patience: validations in a row in which val/nll has not fallen, at least 1; None never stops.
-        min_delta: nats by which it has to fall below the best before to count as fallen, 0 or more.
+        patience: end after so many validations in a row without an improvement of val/nll, at least 1; None never ends.
+        min_delta: nats by which val/nll has to fall below the best so far to count as an improvement, 0 or more.
     """
 
     patience: int | None = None
@@ -39,95 +43,88 @@ class StoppingOptions:
             )
 
 
-class EarlyStop(Callback):
-    """Stops at a validation, on all ranks, and knows why a run has stopped.
+class EarlyStop(EarlyStopping):
+    """Lightning's `EarlyStopping` on val/nll, which also knows why a run has stopped.
 
-    What it has counted is in the checkpoint of that validation, so that a run that goes on stops where one would that
-    never was interrupted; one that has been stopped goes on only with more patience.
+    Its counts are saved with the checkpoint of the same validation, so a resumed run stops where an uninterrupted one
+    would. The patience is that of the present configuration: more of it lets a stopped run continue. Without patience
+    the validations are counted all the same.
 
     Args:
-        options: when.
-        others: the run's other callbacks. Lightning's `EarlyStopping` among them decides after a validation, before its
-            checkpoint is written, and keeps the patience that it is given here when the run goes on.
+        options: patience and threshold.
+        others: the run's other callbacks. An `EarlyStopping` among them decides after a validation, before its
+            checkpoint is written, and takes its patience from the configuration too when the run resumes.
     """
 
     def __init__(self, options: StoppingOptions = StoppingOptions(), others: Sequence[Callback] = ()) -> None:
-        self.options = options
-        self.best, self.best_step, self.waited = math.inf, 0, 0
-        self._of: str | None = None
-        self.nothing_left = False
-        """Had it been stopped before it was to go on?"""
+        patience = sys.maxsize if options.patience is None else options.patience
+        super().__init__(
+            MONITOR, options.min_delta, patience, strict=False, check_finite=False, check_on_train_epoch_end=False
+        )
+        self.best_step = 0
+        self.already_stopped = False
+        """Whether the run had stopped before it was resumed."""
+        self._validation_set: str | None = None
         self._others = {other: other.patience for other in others if isinstance(other, EarlyStopping)}
         for other in self._others:
-            if other._check_on_train_epoch_end is None and other.monitor.startswith("val/"):
-                other._check_on_train_epoch_end = False
-
-    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Refuse, before the model is loaded, what would never stop."""
-        report = getattr(getattr(trainer, "datamodule", None), "report", None)
-        nothing = trainer.limit_val_batches == 0 or (report is not None and "validation" not in report)
-        if stage == "fit" and self.options.patience is not None and nothing:
-            raise UserError(
-                "early_stopping.patience",
-                "expected data.validation or data.validation_fraction with it, whose "
-                f"{MONITOR} is watched, got no validation",
-            )
-
-    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """This run's patience counts, not that of the checkpoint; and nothing that was counted on another set."""
-        of, self._of = self._of, validation_set(trainer)
-        if of != self._of:
-            self.best, self.best_step, self.waited = math.inf, 0, 0
-        for other, patience in self._others.items():
-            other.patience = patience
-        self.nothing_left = self._exhausted or any(other.wait_count >= other.patience for other in self._others)
-        trainer.should_stop = trainer.should_stop or self.nothing_left
-
-    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """Count."""
-        if trainer.sanity_checking or trainer.state.fn != "fit":
-            return
-        nll = float(trainer.callback_metrics.get(MONITOR, math.nan))
-        if nll < self.best - self.options.min_delta:
-            self.best, self.best_step, self.waited = nll, trainer.global_step, 0
-        else:
-            self.waited += 1
-        if self.options.patience is not None:
-            stop = trainer.strategy.reduce_boolean_decision(self._exhausted, all=False)
-            trainer.should_stop = trainer.should_stop or stop
+            check_after_validation(other)
 
     @property
-    def _exhausted(self) -> bool:
-        return self.options.patience is not None and self.waited >= self.options.patience
+    @override
+    def state_key(self) -> str:
+        return "EarlyStop"
+
+    @override
+    def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
+        report = getattr(getattr(trainer, "datamodule", None), "report", None)
+        missing = trainer.limit_val_batches == 0 or (report is not None and "validation" not in report)
+        if stage == "fit" and self.patience < sys.maxsize and missing:  # before the model is loaded
+            raise UserError(
+                "early_stopping.patience",
+                f"expected data.validation or data.validation_fraction with it, to watch {MONITOR}, got no validation",
+            )
+
+    @override
+    def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        before, self._validation_set = self._validation_set, validation_set(trainer)
+        if before != self._validation_set:
+            self.best_score, self.best_step, self.wait_count = torch.tensor(torch.inf), 0, 0
+        for other, patience in self._others.items():
+            other.patience = patience
+        self.already_stopped = any(each.wait_count >= each.patience for each in (self, *self._others))
+        trainer.should_stop = trainer.should_stop or self.already_stopped
+
+    @override
+    def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        before = self.best_score
+        super().on_validation_end(trainer, pl_module)
+        if self.best_score is not before:
+            self.best_step = trainer.global_step
 
     def reason(self, trainer: L.Trainer) -> str | None:
-        """Why a run has ended before its last step; None where it has not."""
+        """Why the run ended before its last step; None if it did not."""
         if trainer.global_step >= total_steps(trainer):
             return None
-        if self._exhausted:
-            by = f" by more than {self.options.min_delta:g} nats" if self.options.min_delta else ""
-            best = f"the last fall was to {self.best:.4g} nats after step {self.best_step}"
-            return f"{MONITOR} has not fallen{by} in {_validations(self.waited)}; {best}"
+        if self.wait_count >= self.patience:
+            by = f" by more than {-self.min_delta:g} nats" if self.min_delta else ""
+            validations = "1 validation" if self.wait_count == 1 else f"{self.wait_count} validations"
+            best = f"best {self.best_score.item():.4g} at step {self.best_step}"
+            return f"{MONITOR} has not improved{by} for {validations} ({best})"
         for other in self._others:
             if other.stopping_reason_message:
                 return other.stopping_reason_message.removesuffix(" Signaling Trainer to stop.").rstrip(".")
-        if any(isinstance(c, Timer) and (c.time_remaining() or 0) <= 0 for c in _callbacks(trainer)):
-            return "trainer.max_time was over"
-        return "a callback asked for it"
+        callbacks: list[Callback] = trainer.callbacks  # type: ignore[attr-defined]
+        if any(isinstance(callback, Timer) and (callback.time_remaining() or 0) <= 0 for callback in callbacks):
+            return "trainer.max_time is over"
+        return "a callback stopped it"
 
+    @override
     def state_dict(self) -> dict[str, Any]:
-        """What it has counted."""
-        return {"best": self.best, "best_step": self.best_step, "waited": self.waited, "of": self._of}
+        best = self.best_score.item()
+        return {"best": best, "best_step": self.best_step, "waited": self.wait_count, "of": self._validation_set}
 
+    @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        """What it has counted."""
-        self.best, self.best_step, self.waited = (state_dict[name] for name in ("best", "best_step", "waited"))
-        self._of = state_dict["of"]
-
-
-def _validations(number: int) -> str:
-    return f"{number} validations" if number > 1 else "a validation"
-
-
-def _callbacks(trainer: L.Trainer) -> list[Callback]:
-    return list(trainer.callbacks)  # type: ignore[attr-defined]
+        self.best_score = torch.tensor(state_dict["best"], dtype=torch.float64)
+        self.best_step, self.wait_count = state_dict["best_step"], state_dict["waited"]
+        self._validation_set = state_dict["of"]

@@ -1,4 +1,4 @@
-"""What a model made of the training tokens before it was trained on them, as the numbers that objectives read."""
+"""What objectives read about the model: its capability before training, and means over past steps."""
 
 from __future__ import annotations
 
@@ -11,30 +11,32 @@ from contextvars import ContextVar
 from pathlib import Path
 from typing import Any
 
+import torch
+from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor
 
 from lit_probsft.errors import UserError
-from lit_probsft.objectives import Objective
+from lit_probsft.objectives import Objective, TokenStats
 from lit_probsft.training.metrics import quantiles
 
-READ = frozenset({"capability", "running_mean_p"})
-"""What an objective needs that cannot be known before a model was run."""
+MEASURED = frozenset({"capability", "running_mean_p"})
+"""Needs that are known only after the model has run over training rows."""
 
-FOLLOWED = frozenset({"batch_mean_p", "batch_nll", "running_mean_p"})
-"""What it needs of the optimizer steps so far."""
+FROM_STEPS = frozenset({"batch_mean_p", "batch_nll", "running_mean_p"})
+"""Needs that depend on the optimizer steps so far."""
 
 
-_READS = ContextVar("_READS", default=True)
+_READ_SOURCES = ContextVar("_READ_SOURCES", default=True)
 
 
 @contextlib.contextmanager
-def unread() -> Iterator[None]:
-    """Inside, an objective's source is left alone: whoever measures a capability is about to write it."""
-    token = _READS.set(False)
+def ignore_sources() -> Iterator[None]:
+    """Do not read the objective's `source` in this block, because it is about to be written."""
+    token = _READ_SOURCES.set(False)
     try:
         yield
     finally:
-        _READS.reset(token)
+        _READ_SOURCES.reset(token)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,24 +51,27 @@ class Capability:
     mean_prob: float
     log_odds: tuple[float, ...]
     origin: dict[str, Any] = dataclasses.field(default_factory=dict, compare=False)
-    """`model` and `data_fingerprint` of what was measured, where a file says so."""
+    """`model` and `data_fingerprint` of the measurement, if it comes from a file."""
 
     @classmethod
     def of(cls, mean_prob: float, counts: Tensor) -> Capability:
-        """From a mean and the counts of a `ProbHistogram`."""
-        return cls(mean_prob, tuple(quantiles(counts, [place / 1000 for place in range(1, 1000)])))
+        """Build it from a mean and the counts of a `ProbHistogram`."""
+        return cls(mean_prob, tuple(quantiles(counts, [permille / 1000 for permille in range(1, 1000)])))
 
     @classmethod
     def read(cls, source: str) -> Capability:
-        """From the file that `capability` has written, or the run's folder that it lies in.
+        """Read the file that the command `capability` wrote.
+
+        Args:
+            source: the file, or the run's folder that contains it.
 
         Raises:
-            UserError: there is none, or it is something else.
+            UserError: the file does not exist or has other content.
         """
         path = Path(source).expanduser()
         path = path / "capability.json" if path.is_dir() else path
         argument = "model.objective.source"
-        expected = "expected a capability.json, as `python -m lit_probsft capability` writes it"
+        expected = "expected a capability.json written by `lit_probsft capability`"
         try:
             content = json.loads(path.read_text(encoding="utf-8"))
             origin = {name: content.get(name) for name in ("model", "data_fingerprint")}
@@ -74,9 +79,9 @@ class Capability:
         except OSError as error:
             raise UserError(argument, f"{expected}, got {source!r}: {error.strerror or error}") from error
         except (ValueError, KeyError, TypeError) as error:
-            raise UserError(argument, f"{expected}, got {source!r}, which is none") from error
+            raise UserError(argument, f"{expected}, got {source!r} with other content") from error
         if len(found.log_odds) != 999 or not 0 <= found.mean_prob <= 1:
-            raise UserError(argument, f"{expected}, got {source!r}, whose numbers are none")
+            raise UserError(argument, f"{expected}, got {source!r} with numbers out of range")
         return found
 
     def prob_at(self, permille: int) -> float:
@@ -86,90 +91,97 @@ class Capability:
         return min(p, math.nextafter(1.0, 0.0))
 
 
-def parts(objective: Objective) -> Iterator[Objective]:
-    """An objective and those that it wraps."""
+def nested(objective: Objective) -> Iterator[Objective]:
+    """An objective and the ones that it wraps."""
     yield objective
     kind: Any = objective
     for field in dataclasses.fields(kind) if dataclasses.is_dataclass(kind) else ():
         if isinstance(inner := getattr(objective, field.name), Objective):
-            yield from parts(inner)
+            yield from nested(inner)
 
 
 class ObjectiveState:
-    """What an objective reads of the model before training and of the steps so far: kept here, equal on all ranks, part
-    of a checkpoint.
+    """What an objective reads about the model before training and about past steps; equal on all ranks, saved in
+    checkpoints.
 
     Args:
-        objective: may name a `source` of the capability; without one (an empty one) it has to be measured.
+        objective: may name a `source` of the capability. With an empty one, the capability has to be measured.
 
     Raises:
-        UserError: the source is none, or there are two.
+        UserError: the source cannot be read, or there are two.
     """
 
     MEMORY = 0.9
-    """Of the running mean: its factor from one optimizer step to the next."""
+    """Weight of the running mean so far, at each optimizer step."""
 
     def __init__(self, objective: Objective) -> None:
         self.objective = objective
-        self.wanted = objective.needs & READ
+        self.wanted = objective.needs & MEASURED
         self.capability: Capability | None = None
         self.running_mean_p: float | None = None
         self.batch_mean_p = self.batch_nll = 0.0
-        """Means over the last optimizer step's supervised tokens on all ranks; 0 before the first."""
-        found = {part.source for part in parts(objective) if part.needs & READ and hasattr(part, "source")}
-        if len(found) > 1:
-            told = ", ".join(sorted(source or "none" for source in found))
-            raise UserError("model.objective.source", f"expected the same for all parts of the objective, got {told}")
-        self.source: str = found.pop() if found else ""
-        if self.wanted and self.source and _READS.get():
+        """Means over the supervised tokens of the last optimizer step on all ranks; 0 before the first step."""
+        sources = {part.source for part in nested(objective) if part.needs & MEASURED and hasattr(part, "source")}
+        if len(sources) > 1:
+            got = ", ".join(sorted(source or "none" for source in sources))
+            raise UserError("model.objective.source", f"expected the same for all parts of the objective, got {got}")
+        self.source: str = sources.pop() if sources else ""
+        if self.wanted and self.source and _READ_SOURCES.get():
             self.set(Capability.read(self.source))
 
     @property
     def missing(self) -> bool:
-        """Does the objective read something that is not known yet?"""
+        """Whether the objective reads a capability that is not known yet."""
         return bool(self.wanted) and self.capability is None
 
     @property
     def interval(self) -> tuple[float, float]:
-        """Of the objective, as far as it is known."""
+        """The objective's interval, with the capability if it is known."""
         return self.objective.interval if self.capability is None else self.objective.fitted(self.capability).interval
 
     def set(self, capability: Capability) -> None:
-        """From now on this is known."""
+        """Set the capability; the running mean starts at its mean."""
         self.capability, self.running_mean_p = capability, capability.mean_prob
 
     @property
-    def follows(self) -> bool:
-        """Does the objective read something of the steps so far?"""
-        return bool(self.objective.needs & FOLLOWED)
+    def reads_steps(self) -> bool:
+        """Whether the objective reads means over past steps."""
+        return bool(self.objective.needs & FROM_STEPS)
 
-    def follow(self, mean_p: float, nll: float) -> None:
-        """The means of an optimizer step's tokens; what is not finite, of a step without any, changes nothing."""
+    def add_step(self, mean_p: float, nll: float) -> None:
+        """Add the means over a step's tokens; NaN, of a step without tokens, changes nothing."""
         if math.isfinite(mean_p) and math.isfinite(nll):
             self.batch_mean_p, self.batch_nll = mean_p, nll
         if self.running_mean_p is not None and math.isfinite(mean_p):
             self.running_mean_p = self.MEMORY * self.running_mean_p + (1 - self.MEMORY) * mean_p
 
-    def mismatches(self, **now: str | None) -> list[str]:
-        """What the source was measured on, where that is not what is trained now.
+    def warn_of_mismatches(self, **now: str | None) -> None:
+        """Warn if the source was measured with another model or other data.
 
         Args:
-            now: `model` and `data_fingerprint`; None where nobody knows.
+            now: `model` and `data_fingerprint` of this run; None if unknown.
         """
         before = {} if self.capability is None else self.capability.origin
-        return [
-            f"{name} {before[name]}, now {value}"
-            for name, value in now.items()
-            if value is not None and before.get(name) not in (None, value)
-        ]
+        for name, value in now.items():
+            if value is not None and before.get(name) not in (None, value):
+                mismatch = f"{name} {before[name]}, now {value}"
+                rank_zero_warn(f"model.objective.source: {self.source} was measured with another {mismatch}")
 
-    def context(self) -> dict[str, Any]:
-        """What the objective is handed in, by name."""
-        known = {name: getattr(self, name) for name in sorted(self.objective.needs & (READ | FOLLOWED))}
-        return {name: value for name, value in known.items() if value is not None}
+    def context(self, progress: float | None = None) -> dict[str, Any]:
+        """The `TokenStats` fields that the caller of the head provides to the objective, by name.
+
+        Args:
+            progress: share of the training that is done, 0 to 1; None if the objective does not read it.
+        """
+        known = {name: getattr(self, name) for name in sorted(self.objective.needs & (MEASURED | FROM_STEPS))}
+        return {name: value for name, value in {**known, "progress": progress}.items() if value is not None}
+
+    def logged_values(self, context: dict[str, Any]) -> dict[str, float]:
+        """Numbers of the objective to log with a step, such as alpha."""
+        return {} if self.missing else self.objective.logged_values(TokenStats(torch.zeros(0), **context))
 
     def state_dict(self) -> dict[str, Any]:
-        """Plain data."""
+        """The state as plain data."""
         state: dict[str, Any] = {"batch_mean_p": self.batch_mean_p, "batch_nll": self.batch_nll}
         if self.capability is not None:
             state |= {"mean_prob": self.capability.mean_prob, "log_odds": list(self.capability.log_odds)}
@@ -177,7 +189,7 @@ class ObjectiveState:
         return state
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
-        """What was known then, whatever a source says today."""
+        """Restore the state; it wins over a source that has changed."""
         self.batch_mean_p, self.batch_nll = state["batch_mean_p"], state["batch_nll"]
         if "mean_prob" in state:
             self.set(Capability(state["mean_prob"], tuple(state["log_odds"])))

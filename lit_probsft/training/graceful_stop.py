@@ -1,4 +1,4 @@
-"""Stopping: on a signal, with a checkpoint, all ranks at the same step; and together, when one of them fails."""
+"""Stopping on a signal: with a checkpoint, and all ranks at the same step."""
 
 from __future__ import annotations
 
@@ -8,28 +8,28 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
 from typing import Any
 
 import lightning as L
 import torch
 from lightning.pytorch.callbacks import Callback
-from lightning.pytorch.trainer.connectors.signal_connector import _SignalConnector
+from typing_extensions import override
 
 from lit_probsft.errors import first_rank
 from lit_probsft.parallel.processes import INTERRUPTED, STOPPED
 from lit_probsft.training.checkpoints import Checkpoints
-from lit_probsft.training.intervals import at_boundary, epoch_ends, validation_follows
+from lit_probsft.training.lightning_internals import between_steps, handle_signals
+from lit_probsft.training.trainer_state import epoch_ends, validation_follows
 
 _SIGNALS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGUSR1", "SIGINT") if hasattr(signal, name))
 
 
 class StoppedBySignal(SystemExit):
-    """The run ends here because it was told to; its state is on the disk.
+    """The run ends because of a signal; its state is saved.
 
     Args:
         message: why, for the user.
-        together: do all ranks end at this point?
+        together: whether all ranks end at this point.
         number: of the signal.
     """
 
@@ -39,15 +39,16 @@ class StoppedBySignal(SystemExit):
 
 
 class GracefulStop(Callback):
-    """SIGTERM, SIGUSR1 or Ctrl-C to any rank, to all, or to the process that launched them: the ranks agree at the end
-    of the optimizer step, write a checkpoint, and end with exit status 143 (130 after Ctrl-C). A second Ctrl-C ends at
-    once.
+    """Stops on SIGTERM, SIGUSR1 or Ctrl-C to any rank, to all of them, or to their launcher.
 
-    It takes the place of Lightning's handlers, which run a collective inside the handler and wait for each other for
-    ever when more than one rank is signalled. Under SLURM, SIGUSR1 also puts the job back into the queue.
+    The ranks agree at the end of the optimizer step, save a checkpoint, and exit with status 143 (130 after Ctrl-C). A
+    second Ctrl-C stops at once. Under SLURM, SIGUSR1 also requeues the job.
+
+    It replaces Lightning's handlers, which run a collective inside the handler and wait for each other forever when
+    more than one rank gets the signal.
 
     Args:
-        resume: the command that continues the run.
+        resume: the command that resumes the run.
     """
 
     def __init__(self, resume: str = "--resume") -> None:
@@ -57,12 +58,12 @@ class GracefulStop(Callback):
 
     # --- the handler
 
+    @override
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        """Take Lightning's place, and the last one among the callbacks: what others do with a step is done by then."""
+        # Last among the callbacks: the others are done with a step when this one saves it.
         trainer.callbacks = sorted(trainer.callbacks, key=lambda c: isinstance(c, GracefulStop))  # type: ignore[attr-defined]
         if stage == "fit" and threading.current_thread() is threading.main_thread():
-            trainer._signal_connector = _OnlyOurs(trainer, self._handle)
-            trainer._signal_connector.register_signal_handlers()
+            handle_signals(trainer, _SIGNALS, self._handle)
 
     def _handle(self, number: int, _: Any) -> None:
         if number == signal.SIGINT:
@@ -73,54 +74,52 @@ class GracefulStop(Callback):
                     "\nlit_probsft: stopping after this optimizer step; Ctrl-C again to stop at once", file=sys.stderr
                 )
         self._received = number
-        if not self._training:  # nothing to be saved yet
+        if not self._training:  # there is nothing to save yet
             if number == getattr(signal, "SIGUSR1", None) and first_rank():
                 _requeue()
             raise StoppedBySignal(f"{signal.Signals(number).name} before training began", together=False)
 
     # --- the agreement
 
+    @override
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """From now on there is something to save."""
         self._training = True
 
+    @override
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        """At the end of an optimizer step; if a validation or the end of the epoch follows, after it."""
-        if at_boundary(trainer) and not epoch_ends(trainer) and not validation_follows(trainer):
+        if between_steps(trainer) and not epoch_ends(trainer) and not validation_follows(trainer):
             self._agree(trainer)
 
+    @override
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """After the last step of an epoch."""
         if epoch_ends(trainer):
             self._agree(trainer)
 
+    @override
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        """After the validation of a step."""
         if self._training and trainer.state.fn == "fit" and not trainer.sanity_checking:
             self._agree(trainer)
 
     def _agree(self, trainer: L.Trainer) -> None:
+        """Stop if any rank has received a signal."""
         number = self._received
         if trainer.world_size > 1:
-            number = int(trainer.strategy.reduce(_number(trainer, number), reduce_op="max"))
+            received = torch.tensor(float(number), device=trainer.strategy.root_device)
+            number = int(trainer.strategy.reduce(received, reduce_op="max"))
         if not number:
             return
-        saved = "no checkpoint was asked for"
+        saved = "no checkpoint was saved, as configured"
         for callback in trainer.callbacks:  # type: ignore[attr-defined]
             if isinstance(callback, Checkpoints):
-                # No export: there may be little time, and it is made up for when the run continues.
-                saved = f"all of it is in {callback.flush(trainer, export=False)}; to continue: {self._resume}"
+                # There may be little time: the model is exported when the run resumes.
+                saved = f"everything is saved in {callback.flush(trainer, export=False)}; to resume: {self._resume}"
         if trainer.is_global_zero and number == getattr(signal, "SIGUSR1", None):
             _requeue()
         name = signal.Signals(number).name
         message = f"stopped by {name} after optimizer step {trainer.global_step}: {saved}"
         raise StoppedBySignal(message, together=True, number=number)
-
-
-def _number(trainer: L.Trainer, value: int) -> torch.Tensor:
-    return torch.tensor(float(value), device=trainer.strategy.root_device)
 
 
 def _requeue() -> None:
@@ -129,23 +128,3 @@ def _requeue() -> None:
     if re.fullmatch(r"[0-9_]+", job):
         result = subprocess.run(["scontrol", "requeue", job], check=False, capture_output=True, text=True)
         print(f"scontrol requeue {job}: {(result.stderr or result.stdout).strip() or 'done'}", file=sys.stderr)
-
-
-class _OnlyOurs(_SignalConnector):
-    """Registers our handler where Lightning would register its own, and restores the former ones at the end."""
-
-    def __init__(self, trainer: L.Trainer, handler: Callable[[int, Any], None]) -> None:
-        super().__init__(trainer)
-        self._handler = handler
-
-    def register_signal_handlers(self) -> None:
-        if not self._original_handlers:
-            self._original_handlers = {number: signal.getsignal(number) for number in _SIGNALS}
-        for number in _SIGNALS:
-            self._register_signal(number, self._handler)
-
-
-# --- processes that end together
-
-
-# --- who says what went wrong

@@ -1,4 +1,4 @@
-"""Parameter groups and learning-rate schedules, by optimizer step."""
+"""Parameter groups, learning-rate schedules, and an optimizer's options after a resume."""
 
 from __future__ import annotations
 
@@ -7,20 +7,21 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any, Literal
 
+import lightning as L
 import torch
-from torch import Tensor, nn
+from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
+from torch import nn
 
 from lit_probsft.errors import UserError
 
 OptimizerFactory = Callable[[Iterable[Any]], torch.optim.Optimizer]
-"""Takes parameter groups, returns an optimizer; in YAML a class path with its arguments but for the parameters."""
+"""Takes parameter groups, returns an optimizer; in YAML a class path with its arguments except the parameters."""
 
 
 def parameter_groups(model: nn.Module) -> list[dict[str, Any]]:
-    """The trainable parameters in two groups: matrices as the optimizer decays them, vectors (norms, biases) without
-    decay.
+    """The trainable parameters in two groups: matrices with weight decay, vectors (norms, biases) without.
 
-    Embeddings are matrices and are decayed. A shared parameter appears once. Empty groups are left out.
+    Embeddings are matrices. A shared parameter appears once. Empty groups are omitted.
     """
     trainable = [p for p in model.parameters() if p.requires_grad]
     matrices = [p for p in trainable if _dimensions(p) >= 2]
@@ -29,23 +30,45 @@ def parameter_groups(model: nn.Module) -> list[dict[str, Any]]:
     return [group for group in groups if group["params"]]
 
 
-def check_optimizer(optimizer: torch.optim.Optimizer, strategy: object) -> None:
-    """Refuse an optimizer that cannot step what a strategy has cut.
+def build_optimizer(factory: OptimizerFactory, model: nn.Module, trainer: L.Trainer) -> torch.optim.Optimizer:
+    """The optimizer of a model's trainable parameters.
 
     Raises:
-        UserError: bitsandbytes' kernels know no slices of FSDP2. DeepSpeed hands them flat ones.
+        UserError: the strategy does not support it.
+    """
+    optimizer = factory(parameter_groups(model))
+    check_optimizer(optimizer, trainer.strategy)
+    lr = optimizer.param_groups[0]["lr"]
+    if str(trainer.precision) == "bf16-true" and lr < 1e-5:
+        rank_zero_warn(
+            f"trainer.precision bf16-true with lr {lr:g}: below 1e-5 most updates of bf16 weights round to nothing; "
+            "use bf16-mixed, which keeps fp32 master weights"
+        )
+    return optimizer
+
+
+def option_groups(optimizer: torch.optim.Optimizer) -> list[dict[str, Any]]:
+    """The options of each parameter group, without its parameters."""
+    return [{name: value for name, value in group.items() if name != "params"} for group in optimizer.param_groups]
+
+
+def check_optimizer(optimizer: torch.optim.Optimizer, strategy: object) -> None:
+    """Refuse an optimizer that cannot step the strategy's sharded parameters.
+
+    Raises:
+        UserError: bitsandbytes with FSDP2, whose shards its kernels do not support. DeepSpeed's flat ones work.
     """
     kind = type(optimizer)
     if kind.__module__.startswith("bitsandbytes.") and type(strategy).__name__ == "FSDP2":
         raise UserError(
             "model.optimizer",
-            "expected an optimizer that steps the slices of fsdp2, such as torch.optim.AdamW, got "
-            f"{kind.__name__} of bitsandbytes, which goes with ddp and DeepSpeed",
+            "expected an optimizer that supports fsdp2, such as torch.optim.AdamW, got "
+            f"{kind.__name__} of bitsandbytes, which supports ddp and DeepSpeed",
         )
 
 
 def _dimensions(parameter: nn.Parameter) -> int:
-    """Of the whole parameter: ZeRO-3 leaves an empty vector in its place."""
+    """Number of dimensions of the whole parameter; ZeRO-3 replaces it by an empty vector."""
     return len(getattr(parameter, "ds_shape", parameter.shape))
 
 
@@ -89,16 +112,31 @@ class Schedule:
         return self.final + (1 - self.final) * shape
 
     def attach(self, optimizer: torch.optim.Optimizer, total: int) -> torch.optim.lr_scheduler.LambdaLR:
-        """A scheduler that is to be stepped once per optimizer step."""
+        """A scheduler to be stepped once per optimizer step."""
         return torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: self.factor(step, total))
 
 
-def total_norm(gradients: list[Tensor]) -> Tensor:
-    """The 2-norm of all gradients together, in double: fp32 overflows when it squares what Power with a negative alpha
-    gives."""
-    if not gradients:
-        return torch.zeros(())
-    wide = torch.float32 if gradients[0].device.type == "mps" else torch.float64
-    norms = torch.stack([torch.linalg.vector_norm(gradient, dtype=wide) for gradient in gradients])
-    norm: Tensor = torch.linalg.vector_norm(norms)
-    return norm
+def reapply_options(trainer: L.Trainer, options: list[dict[str, Any]], *, quiet: bool = False) -> None:
+    """Set this run's optimizer options in an optimizer that was restored from a checkpoint, and print the changes.
+
+    The learning rate becomes that of the schedule at this step, to the bit what it would be without a checkpoint.
+
+    Args:
+        trainer: with schedulers and optimizers as restored.
+        options: of each parameter group, as this run's optimizer was built.
+        quiet: print nothing.
+    """
+    changed: dict[str, Any] = {}
+    for scheduler in (config.scheduler for config in trainer.lr_scheduler_configs):
+        if not isinstance(scheduler, torch.optim.lr_scheduler.LambdaLR) or not options:
+            continue  # of a subclass with its own optimizer
+        for index, (group, wanted) in enumerate(zip(scheduler.optimizer.param_groups, options, strict=True)):
+            before = {**group, "lr": scheduler.base_lrs[index]}
+            changed.update({f"{k} {before[k]}": v for k, v in wanted.items() if k in before and before[k] != v})
+            scheduler.base_lrs[index] = wanted["lr"]
+            lr = wanted["lr"] * scheduler.lr_lambdas[index](scheduler.last_epoch)
+            group.update({**wanted, "initial_lr": wanted["lr"], "lr": lr})
+        scheduler._last_lr = [group["lr"] for group in scheduler.optimizer.param_groups]
+    for option, value in changed.items():
+        if not quiet:
+            rank_zero_info(f"--resume: the optimizer's {option} is now {value}")

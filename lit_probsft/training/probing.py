@@ -1,5 +1,4 @@
-"""Running a model over its training rows without training it: which rows, in which batches, and what is seen of each
-token."""
+"""Running a model over its training rows without training it."""
 
 from __future__ import annotations
 
@@ -9,16 +8,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 from lightning.pytorch.utilities import rank_zero_info
-from torch import Tensor
 
 from lit_probsft.data.batches.store import Documents, InMemory
 from lit_probsft.errors import UserError
 from lit_probsft.head.layer import HeadRequest
 from lit_probsft.head.loss import HeadOutput
+from lit_probsft.head.token_loss import TokenLoss
 from lit_probsft.model.forward import forward_with_objective
 from lit_probsft.model.modes import evaluation_mode
 from lit_probsft.model.packing import Packs
-from lit_probsft.objectives import NLL, Objective, TokenStats
+from lit_probsft.objectives import NLL
 from lit_probsft.training.fitting import Capability
 from lit_probsft.training.metrics import ProbHistogram, TokenMeans
 
@@ -27,47 +26,20 @@ if TYPE_CHECKING:
     from lit_probsft.training.module import ProbSFTModule
 
 
-class Recorder(Objective):
-    """No objective but a witness in its place: keeps the statistics of the tokens that the head shows it.
-
-    Args:
-        needs: names of `TokenStats` fields.
-    """
-
-    def __init__(self, *needs: str) -> None:
-        self._needs = frozenset(needs)
-        self._chunks: list[TokenStats] = []
-
-    @property
-    def needs(self) -> frozenset[str]:
-        """As asked for."""
-        return self._needs
-
-    def loss(self, tokens: TokenStats) -> Tensor:
-        """(N,), -log p."""
-        self._chunks.append(tokens)
-        return -tokens.log_probs
-
-    def seen(self, name: str, like: Tensor) -> Tensor:
-        """(N,), one field of all tokens so far, in the head's order."""
-        values: list[Tensor] = [getattr(chunk, name) for chunk in self._chunks]
-        return torch.cat(values) if values else torch.zeros_like(like)
-
-
-def look(model: Any, batch: dict[str, Any], recorder: Recorder) -> HeadOutput:
-    """One forward pass over a micro-batch, whose supervised tokens `recorder` is shown."""
-    request = HeadRequest(batch["labels"], recorder, normalizer=1.0)
+def token_statistics(model: Any, batch: dict[str, Any], statistics: Iterable[str]) -> HeadOutput:
+    """One forward pass over a micro-batch, with the NLL of its supervised tokens and these statistics of each."""
+    request = HeadRequest(batch["labels"], TokenLoss.of(NLL(), statistics), normalizer=1.0)
     return forward_with_objective(
         model, batch["input_ids"], request, batch.get("attention_mask"), Packs.from_batch(batch)
     )[0]
 
 
-class Chosen(Documents):
+class Subset(Documents):
     """Some of a store's documents.
 
     Args:
-        store: all of them.
-        indices: which, in their new order.
+        store: all documents.
+        indices: of the subset, in its order.
     """
 
     def __init__(self, store: Documents, indices: Sequence[int]) -> None:
@@ -82,22 +54,21 @@ class Chosen(Documents):
 
 
 def training_documents(datamodule: InstructionDataModule, most: int | None) -> Documents:
-    """Training documents, each once: all of them, or a random sample drawn from the data's seed; of a stream the first
-    ones.
+    """The training documents, each once, or a random sample drawn with the data's seed; the first ones of a stream.
 
     Args:
         datamodule: set up.
-        most: so many at most; None for all.
+        most: number of documents at most; None for all.
 
     Raises:
-        UserError: no row can be used, or the stream has one that cannot while the data's `on_bad_row` is `error`.
+        UserError: no row can be used, or a row of a stream cannot and the data's `on_bad_row` is `error`.
     """
     if not datamodule.streaming:
         store = datamodule.documents("train")
         if most is None or most >= len(store):
             return store
         chosen = np.random.default_rng([datamodule.seed, 1]).choice(len(store), most, replace=False)
-        return Chosen(store, np.sort(chosen).tolist())
+        return Subset(store, np.sort(chosen).tolist())
     assert most is not None
     found = []
     for outcome in datamodule.inspect("train", most)[2]:
@@ -106,12 +77,12 @@ def training_documents(datamodule: InstructionDataModule, most: int | None) -> D
         if outcome.document is not None:
             found.append(outcome.document)
     if not found:
-        raise UserError("data.train", f"expected rows that can be used, none of the first {most} can")
+        raise UserError("data.train", f"expected usable rows, but none of the first {most} can be used")
     return InMemory(found, parts=bool(datamodule.sources_of("train")))
 
 
-def measure(module: ProbSFTModule, most: int) -> Capability:
-    """What the module's model makes of (a sample of) the training rows; all ranks together, inside `fit`."""
+def measure_capability(module: ProbSFTModule, most: int) -> Capability:
+    """Run the module's model over (a sample of) the training rows; inside `fit`, all ranks together."""
     trainer = module.trainer
     datamodule: Any = trainer.datamodule  # type: ignore[attr-defined]
     documents = training_documents(datamodule, most)
@@ -121,8 +92,7 @@ def measure(module: ProbSFTModule, most: int) -> Capability:
     with torch.no_grad(), evaluation_mode(module.model), trainer.precision_plugin.forward_context():
         for batch in batches:
             batch = trainer.strategy.batch_to_device(batch)
-            recorder = Recorder("log_complement")
-            output = look(module.model, batch, recorder)
+            output = token_statistics(module.model, batch, {"log_complement"})
             means.update(output)
-            histogram.update(output.log_probs, recorder.seen("log_complement", output.log_probs))
+            histogram.update(output.log_probs, output.log_complement)
     return Capability.of(float(means.compute()["mean_p"]), histogram.compute())

@@ -249,7 +249,7 @@ def test_resume_refuses_another_model_or_optimizer_and_touches_nothing(tmp_path:
         fit(config(tmp_path, model__model=wider), *more)
     assert [p.stat().st_mtime_ns for p in files] == before
     (tmp_path / "runs/tiny/checkpoints/last.ckpt").write_bytes(b"x")
-    with pytest.raises(UserError, match="--resume: expected a whole checkpoint"):
+    with pytest.raises(UserError, match="--resume: expected an intact checkpoint"):
         fit(config(tmp_path), *more)
 
 

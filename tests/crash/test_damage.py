@@ -110,7 +110,7 @@ def test_damage_is_noticed_and_the_newest_whole_checkpoint_found(scenes: Any, wh
     newest, before, _ = copy_of(scenes(kind), "damaged")[:3]
     harm(newest)
     assert damage(newest) is not None
-    with pytest.warns(UserWarning, match=rf"--resume: .*{newest.name} is damaged.*continuing from .*{before.name}"):
+    with pytest.warns(UserWarning, match=rf"--resume: .*{newest.name} is damaged.*resuming from .*{before.name}"):
         assert where_to_continue(newest.parent) == before
 
 
@@ -148,10 +148,10 @@ def test_when_all_are_damaged_one_message_says_so_and_nothing_is_touched(scenes:
     for path in checkpoints:
         flip(path / "meta.pt" if path.is_dir() else path, 0.5)
     before = scene.snapshot("lost")
-    with pytest.raises(UserError, match="--resume: expected a whole checkpoint") as caught:
+    with pytest.raises(UserError, match="--resume: expected an intact checkpoint") as caught:
         where_to_continue(scene.checkpoints("lost"))
     assert all(path.name in str(caught.value) for path in checkpoints)
     run = scene.fit("lost", "--resume", status=2)
-    assert run.said.count("lit_probsft: error: --resume: expected a whole checkpoint") == 1
+    assert run.said.count("lit_probsft: error: --resume: expected an intact checkpoint") == 1
     assert "Traceback" not in run.said
     assert scene.snapshot("lost") == before

@@ -33,7 +33,7 @@ def assert_stopped(scene: Scene, name: str, run: Run, number: int, ranks: int = 
     said = [line for line in run.said.splitlines() if "stopped by" in line]
     assert len(said) == 1, run.said[-3000:]
     assert signal.Signals(number).name in said[0]
-    assert said[0].endswith(f"; to continue: python -m lit_probsft fit --config runs/{name}/config.yaml --resume")
+    assert said[0].endswith(f"; to resume: python -m lit_probsft fit --config runs/{name}/config.yaml --resume")
     assert "Traceback" not in run.said, run.said[-3000:]
     step, newest = steps(scene.checkpoints(name))[-1]
     assert f"after optimizer step {step}:" in said[0]

@@ -27,7 +27,6 @@ from lit_probsft.objectives import (
     Threshold,
     TokenStats,
 )
-from lit_probsft.training.probing import Recorder
 from tests.members import ALL, CONTEXT, OF_P_ALONE, Scheduled, reference
 
 N, H, V = 37, 12, 29
@@ -428,12 +427,13 @@ def test_entropy_is_finite_if_a_logit_is_minus_infinity() -> None:
     bias = bias.detach().clone()
     labels[labels == 3] = 4
     bias[3] = -torch.inf
-    recorder = Recorder("entropy")
     with torch.no_grad():
-        objective_loss(hidden, weight, labels, recorder, bias=bias)
-    log_p = (hidden @ weight.t() + bias)[labels != -100].log_softmax(-1)
+        output = objective_loss(hidden, weight, labels, TokenLoss.of(NLL(), ["entropy"]), bias=bias)
+    kept = labels != -100
+    log_p = (hidden @ weight.t() + bias)[kept].log_softmax(-1)
     expected = torch.special.entr(log_p.exp()).sum(-1)
-    torch.testing.assert_close(recorder.seen("entropy", labels), expected.detach())
+    assert output.entropy is not None
+    torch.testing.assert_close(output.entropy[kept], expected.detach())
 
 
 def test_statistics_of_a_token_loss_are_returned() -> None:

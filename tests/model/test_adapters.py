@@ -246,9 +246,9 @@ def test_the_reference_is_a_copy_if_modules_are_trained_in_full(tmp_path: Path) 
 
     class KeepsReference(ProbSFTModule):
         def on_train_end(self) -> None:
-            assert self._frozen is not None
-            assert self._frozen.model is not self.model
-            seen.append(logits(self._frozen.model))
+            assert self.frozen_reference.loaded is not None
+            assert self.frozen_reference.loaded.model is not self.model
+            seen.append(logits(self.frozen_reference.loaded.model))
 
     module = KeepsReference(tiny.source(), ASFT(), tiny.adamw, lora=lora_of("llama", "whole"))
     tiny.trainer(max_steps=2).fit(module, datamodule=tiny.data(rows))

@@ -166,7 +166,7 @@ def test_quantized_matrices_cannot_be_trained(base: Path) -> None:
     with pytest.raises(UserError) as caught:
         ProbSFTModule(source(base))
     assert str(caught.value) == (
-        "model.model.quantization: expected model.lora beside nf4, since quantized matrices cannot be trained, got none"
+        "model.model.quantization: expected model.lora with nf4, because quantized matrices cannot be trained, got none"
     )
     model = source(base).load(None, torch.float32)
     with pytest.raises(UserError) as caught:
@@ -180,7 +180,7 @@ def test_quantized_matrices_cannot_be_trained(base: Path) -> None:
 def test_dora_is_rejected_with_8_bits(base: Path) -> None:
     with pytest.raises(UserError) as caught:
         ProbSFTModule(source(base, "int8"), lora=LoRA(dora=True))
-    assert str(caught.value) == "model.lora.dora: expected nf4 or no quantization beside it, got int8"
+    assert str(caught.value) == "model.lora.dora: expected nf4 or no quantization with it, got int8"
 
 
 def test_an_unknown_quantization_is_rejected(base: Path) -> None:
@@ -204,6 +204,6 @@ def test_fsdp2_rejects_a_quantized_model(base: Path) -> None:
     with pytest.raises(UserError) as caught:
         check_adapters(module)
     assert str(caught.value) == (
-        "model.model.quantization: expected none with FSDP2, which cannot cut quantized matrices; use ddp, which holds "
-        "them whole on each device"
+        "model.model.quantization: expected none with FSDP2, which cannot shard quantized matrices; use ddp, where "
+        "each device holds all of them"
     )

@@ -69,7 +69,7 @@ class Watched(ProbSFTModule):
     def on_train_batch_end(self, *args: Any) -> None:
         super().on_train_batch_end(*args)
         self.losses.append(float(self.trainer.callback_metrics["train/loss"]))
-        self.seen = self._frozen
+        self.seen = self.frozen_reference.loaded
 
 
 def full_logits(model: Any) -> Tensor:
@@ -92,7 +92,7 @@ def test_gradients_equal_those_through_all_logits_of_both_models(name: str, dire
     )
     model = tiny.model(torch.float64, **fields)
     module = ProbSFTModule(model, ASFT(0.3, direction), reference=EXACT, logits_budget_mb=1e-3)
-    module._load_reference()
+    module.frozen_reference.load(module)
     disturb(model)
     _, loss, _ = module.compute(BATCH)
     expected = obvious(model, tiny.model(torch.float64, **fields), direction)
@@ -133,8 +133,8 @@ def test_the_reference_of_adapters_is_the_model_without_them() -> None:
     disturb(module.model)
     changed = {name: p.requires_grad for name, p in model.named_parameters()}
     output, _, _ = module.compute(BATCH)
-    assert module._frozen is not None
-    assert module._frozen.model is model
+    assert module.frozen_reference.loaded is not None
+    assert module.frozen_reference.loaded.model is model
     log_p, log_q = full_logits(model).log_softmax(-1), full_logits(tiny.model(torch.float64)).log_softmax(-1)
     kl = (log_q.exp() * (log_q - log_p)).sum(-1)
     assert kl.min() > 1e-6
@@ -203,7 +203,7 @@ def test_the_reference_is_frozen_in_bf16_and_in_no_checkpoint(rows: Path, object
     content = torch.load(tmp_path / "last.ckpt", weights_only=True)
     plain = ProbSFTModule(tiny.model())
     assert content["state_dict"].keys() == plain.state_dict().keys()
-    assert module._frozen is None  # released at the end of the fit
+    assert module.frozen_reference.loaded is None  # and gone with the fit
 
 
 def test_a_resumed_run_equals_the_uninterrupted_run(rows: Path, tmp_path: Path) -> None:

@@ -211,7 +211,7 @@ def test_a_reference_has_the_same_new_rows(tmp_path: Path, named: bool) -> None:
     rows = tiny.write_rows(tmp_path / "rows.jsonl", 8)
     data = tiny.data(rows, add_tokens=["1 "])
     tiny.trainer(max_steps=1).fit(module, datamodule=data)
-    assert module._frozen is not None
-    frozen, fresh = module._frozen.model, source.load(data.tokenizer, torch.bfloat16)
+    assert module.frozen_reference.loaded is not None
+    frozen, fresh = module.frozen_reference.loaded.model, source.load(data.tokenizer, torch.bfloat16)
     assert frozen.get_output_embeddings().out_features == 260
     assert torch.equal(frozen.get_input_embeddings().weight, fresh.get_input_embeddings().weight)

@@ -272,7 +272,8 @@ def test_fsdp2_on_a_cpu_needs_a_machine_without_accelerators_and_no_offload(
 
 
 def under(monkeypatch: pytest.MonkeyPatch, chosen: Any) -> None:
-    monkeypatch.setattr(ProbSFTModule, "trainer", SimpleNamespace(strategy=chosen, precision="32-true"))
+    trainer = SimpleNamespace(strategy=chosen, precision="32-true", _val_check_time_interval=None)
+    monkeypatch.setattr(ProbSFTModule, "trainer", trainer)
 
 
 @pytest.mark.parametrize("stage", [1, 2, 3])
@@ -312,7 +313,9 @@ def folder(path: Path, kind: str, world_size: int = 1) -> Path:
 
 
 def test_a_run_without_checkpoints_cannot_be_resumed(tmp_path: Path) -> None:
-    refused(lambda: where_to_continue(tmp_path), f"--resume: expected a whole checkpoint in {tmp_path}: there is none")
+    refused(
+        lambda: where_to_continue(tmp_path), f"--resume: expected an intact checkpoint in {tmp_path}: there is none"
+    )
 
 
 @pytest.mark.parametrize("kind", ["fsdp2", "deepspeed"])

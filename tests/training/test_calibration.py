@@ -28,7 +28,7 @@ TOKENS = st.lists(
 
 @settings(max_examples=60, deadline=None)
 @given(TOKENS)
-def test_ece_is_that_of_a_plain_loop(tokens: list[tuple[float, bool, float]]) -> None:
+def test_ece_equals_that_of_a_plain_loop(tokens: list[tuple[float, bool, float]]) -> None:
     metric = Calibration()
     metric.update(output(*map(list, zip(*tokens, strict=True))))
     ece = 0.0
@@ -50,7 +50,7 @@ def test_ece_is_that_of_a_plain_loop(tokens: list[tuple[float, bool, float]]) ->
 
 
 @pytest.mark.parametrize(("right", "ece"), [(49, 0.0), (19, 0.2)])
-def test_a_model_that_is_right_as_often_as_it_is_sure_is_calibrated(right: int, ece: float) -> None:
+def test_a_model_whose_accuracy_equals_its_confidence_is_calibrated(right: int, ece: float) -> None:
     metric = Calibration()
     metric.update(output([0.25] * 100 + [0.98] * 50, [i < 25 for i in range(100)] + [i < right for i in range(50)]))
     assert float(metric.compute()["ece"]) == pytest.approx(ece, abs=1e-6)
@@ -59,7 +59,7 @@ def test_a_model_that_is_right_as_often_as_it_is_sure_is_calibrated(right: int, 
 
 @settings(max_examples=30, deadline=None)
 @given(TOKENS, TOKENS)
-def test_sums_of_two_ranks_are_those_of_one_to_the_bit(one: list, other: list) -> None:
+def test_sums_of_two_ranks_equal_those_of_one_to_the_bit(one: list, other: list) -> None:
     metrics = [Calibration() for _ in range(3)]
     for metric, tokens in zip(metrics, (one, other, other + one), strict=True):
         metric.update(output(*map(list, zip(*tokens, strict=True))))
@@ -69,7 +69,7 @@ def test_sums_of_two_ranks_are_those_of_one_to_the_bit(one: list, other: list) -
     assert all(torch.equal(merged[name], alone[name]) for name in alone)
 
 
-def test_a_cast_of_the_module_leaves_the_sums_alone_and_no_token_is_no_number() -> None:
+def test_a_cast_does_not_change_the_sums_and_no_tokens_give_nan() -> None:
     metric = torch.nn.ModuleList([Calibration()]).to(torch.bfloat16)[0]
     assert math.isnan(float(metric.compute()["ece"]))
     metric.reset()
@@ -81,7 +81,7 @@ def test_a_cast_of_the_module_leaves_the_sums_alone_and_no_token_is_no_number() 
 
 @pytest.mark.parametrize("objective", [NLL(), EntropyWeighted(), LabelSmoothing(0.1), GEM()], ids=repr)
 @pytest.mark.parametrize("gradient", [True, False])
-def test_the_head_gives_the_largest_p_and_the_entropy_that_is_needed(objective: object, gradient: bool) -> None:
+def test_the_head_returns_the_largest_p_and_the_entropy_if_needed(objective: object, gradient: bool) -> None:
     hidden, weight = torch.randn(23, 8, dtype=torch.float64), 3 * torch.randn(17, 8, dtype=torch.float64)
     labels = torch.randint(0, 17, (23,))
     labels[::5] = -100

@@ -1,4 +1,4 @@
-"""A run that no longer improves ends there, whether it was interrupted or not, and says why."""
+"""Early stopping: when a run stops, resumed or not, and the reason that it gives."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ def _in_its_own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def overfitted(folder: Path, **changes: Any) -> Path:
-    """Twelve epochs of three steps, of which val/nll soon gets worse: a learning rate that is too large."""
+    """Twelve epochs of three steps with a learning rate so large that val/nll soon rises."""
     return config(folder, **{"trainer__max_epochs": 12, "model__optimizer": optimizer(0.3), **changes})
 
 
@@ -53,7 +53,7 @@ LIGHTNINGS = [
     "flags", [pytest.param(OURS, id="ours"), pytest.param(LIGHTNINGS, id="lightning's", marks=pytest.mark.slow)]
 )
 @pytest.mark.parametrize("every", [["--validate_every", "1"], slow([])], ids=["by steps", "by epochs"])
-def test_a_run_stops_at_the_first_validation_that_exhausts_patience_interrupted_or_not(
+def test_a_run_stops_when_patience_is_exhausted_interrupted_or_not(
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
@@ -110,7 +110,7 @@ def test_a_run_stops_at_the_first_validation_that_exhausts_patience_interrupted_
 
 
 @pytest.mark.slow
-def test_more_patience_lets_it_go_on(tmp_path: Path) -> None:
+def test_a_stopped_run_continues_with_more_patience(tmp_path: Path) -> None:
     path = overfitted(tmp_path, trainer__max_epochs=4)
     first = fit(path, "--early_stopping.patience=1", "--validate_every=1").trainer.global_step
     assert first < 12
@@ -121,7 +121,7 @@ def test_more_patience_lets_it_go_on(tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
-def test_what_was_asked_to_be_exported_is(tmp_path: Path) -> None:
+def test_checkpoints_export_is_respected(tmp_path: Path) -> None:
     cli = fit(overfitted(tmp_path), *OURS, "--validate_every=1", "--checkpoints.export=final")
     assert record_of("tiny")["exported_step"] == cli.trainer.global_step
     weights = tiny.weights(cli.model)
@@ -141,30 +141,30 @@ def test_what_was_asked_to_be_exported_is(tmp_path: Path) -> None:
         ),
         (
             ["--early_stopping.patience", "1", "--data.validation", "null"],
-            "early_stopping.patience: expected data.validation or data.validation_fraction with it, whose val/nll is "
-            "watched, got no validation",
+            "early_stopping.patience: expected data.validation or data.validation_fraction with it, to watch "
+            "val/nll, got no validation",
         ),
         (
             ["--early_stopping.patience", "1", "--trainer.limit_val_batches", "0"],
-            "early_stopping.patience: expected data.validation or data.validation_fraction with it, whose val/nll is "
-            "watched, got no validation",
+            "early_stopping.patience: expected data.validation or data.validation_fraction with it, to watch "
+            "val/nll, got no validation",
         ),
     ],
 )
-def test_what_would_never_stop_is_refused(tmp_path: Path, flags: list[str], message: str) -> None:
+def test_options_that_would_never_stop_a_run_are_refused(tmp_path: Path, flags: list[str], message: str) -> None:
     with pytest.raises(UserError) as caught:
         fit(config(tmp_path), *flags)
     assert str(caught.value) == message
     assert not Path("runs").exists()
 
 
-def test_nothing_stops_without_being_asked() -> None:
+def test_early_stopping_is_off_by_default() -> None:
     assert StoppingOptions().patience is None
 
 
 @pytest.mark.slow
 def test_all_ranks_stop_at_the_same_validation(server: Any, tmp_path: Path) -> None:
-    """Two processes stop after the step of one."""
+    """Two processes stop after the same step as one."""
     path = overfitted(tmp_path, trainer__callbacks=[{"class_path": "tests.crash.callbacks.Diary"}])
     flags = [*OURS, "--validate_every=1", "--checkpoints.save_every=1"]
     two = ["--trainer.devices=2", "--trainer.strategy=ddp", "--data.batch_size=4"]

@@ -1,4 +1,4 @@
-"""Objectives that fit themselves to the model: what they read is measured or told, kept, the same after a restart."""
+"""The capability and the means that objectives read: measured, read from a source, and resumed."""
 
 from __future__ import annotations
 
@@ -41,7 +41,7 @@ def source(tmp_path: Path) -> str:
 
 
 class Diary(ProbSFTModule):
-    """Remembers what was logged at each step."""
+    """Records the logged metrics of each step."""
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, schedule=Schedule("constant", warmup=0), **options)
@@ -87,7 +87,7 @@ def test_the_capability_is_measured_before_the_first_step(rows: Path) -> None:
         assert module.objective_state.capability.log_odds[permille - 1] == pytest.approx(expected.item(), abs=1e-3)
 
 
-def test_a_stream_is_measured_by_its_first_rows(rows: Path) -> None:
+def test_the_capability_of_a_stream_is_measured_on_its_first_rows(rows: Path) -> None:
     data = tiny.data(rows, streaming=True)
     module = Diary(tiny.model(), CapabilityPower(), optimizer=tiny.adamw, probe_rows=20)
     tiny.trainer(max_epochs=-1, max_steps=1).fit(module, datamodule=data)
@@ -95,7 +95,7 @@ def test_a_stream_is_measured_by_its_first_rows(rows: Path) -> None:
 
 
 @pytest.mark.parametrize(("side", "inside"), [("top", 0.7), ("bottom", 0.7)])
-def test_a_quantile_keeps_its_share_at_the_start_and_stays_where_it_is(rows: Path, side: Any, inside: float) -> None:
+def test_a_quantile_threshold_keeps_its_share_and_does_not_move(rows: Path, side: Any, inside: float) -> None:
     module = fit(rows, QuantileThreshold(NLL(), keep=0.7, side=side), max_epochs=1, accumulate_grad_batches=3)
     assert module.logged[-1]["train/inside"] == pytest.approx(inside, abs=0.01)  # one step, of the model measured
     capability = module.objective_state.capability
@@ -104,8 +104,8 @@ def test_a_quantile_keeps_its_share_at_the_start_and_stays_where_it_is(rows: Pat
     assert module.objective_state.interval == edges
 
 
-def test_a_source_stands_for_the_measurement(rows: Path, source: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("lit_probsft.training.module.measure", lambda *args: pytest.fail("measured"))
+def test_a_source_replaces_the_measurement(rows: Path, source: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("lit_probsft.training.module.measure_capability", lambda *args: pytest.fail("measured"))
     module = fit(rows, CapabilityPower(source=source), max_steps=1)
     assert module.logged[0]["train/alpha"] == pytest.approx(1 / 3)
     same = fit(rows, Power(1 / 3), max_steps=1)
@@ -113,7 +113,7 @@ def test_a_source_stands_for_the_measurement(rows: Path, source: str, monkeypatc
         torch.testing.assert_close(value, tiny.weights(same)[name], rtol=0, atol=1e-7)
 
 
-def test_a_source_of_another_model_or_other_rows_is_warned_of(
+def test_a_source_of_another_model_or_other_rows_raises_a_warning(
     rows: Path, source: str, recwarn: pytest.WarningsRecorder
 ) -> None:
     path, data = Path(source) / "capability.json", tiny.data(rows)
@@ -132,7 +132,7 @@ def test_a_source_of_another_model_or_other_rows_is_warned_of(
         assert all(words in text for words, text in zip(expected, said, strict=True))
 
 
-def test_the_running_mean_starts_at_the_capability_and_follows_the_steps(rows: Path, source: str) -> None:
+def test_the_running_mean_starts_at_the_capability_and_is_updated_by_each_step(rows: Path, source: str) -> None:
     module = fit(rows, RunningPower(exponent=2.0, source=source))
     expected, m = [], 0.25
     for step in module.logged:
@@ -143,7 +143,7 @@ def test_the_running_mean_starts_at_the_capability_and_follows_the_steps(rows: P
 
 
 @pytest.mark.parametrize("objective", [RunningPower(), QuantileThreshold(RunningPower(), 0.6)], ids=repr)
-def test_a_run_that_resumes_goes_on_as_if_nothing_had_happened(rows: Path, tmp_path: Path, objective: Any) -> None:
+def test_a_resumed_run_equals_an_uninterrupted_one(rows: Path, tmp_path: Path, objective: Any) -> None:
     whole = fit(rows, objective)
     fit(rows, objective, max_epochs=1, keep=tmp_path / "half.ckpt")
     rest = fit(rows, objective, ckpt_path=tmp_path / "half.ckpt")
@@ -153,14 +153,14 @@ def test_a_run_that_resumes_goes_on_as_if_nothing_had_happened(rows: Path, tmp_p
         assert torch.equal(tiny.weights(rest)[name], value), name
 
 
-def test_a_checkpoint_wins_over_a_source_that_has_changed(rows: Path, tmp_path: Path, source: str) -> None:
+def test_a_checkpoint_wins_over_a_changed_source(rows: Path, tmp_path: Path, source: str) -> None:
     objective = CapabilityPower(source=source)
     fit(rows, objective, max_epochs=1, keep=tmp_path / "half.ckpt")
     (tmp_path / "capability.json").write_text(json.dumps({"mean_prob": 0.5, "permilles": QUANTILES}))
     assert fit(rows, objective, ckpt_path=tmp_path / "half.ckpt").logged[0]["train/alpha"] == pytest.approx(1 / 3)
 
 
-def test_validation_without_a_capability_says_everything_but_the_loss(rows: Path) -> None:
+def test_validation_without_a_capability_logs_everything_except_the_loss(rows: Path) -> None:
     module = ProbSFTModule(tiny.model(), QuantileThreshold())
     data = tiny.data(rows, validation_fraction=0.5)
     (metrics,) = tiny.trainer().validate(module, datamodule=data, verbose=False)
@@ -174,7 +174,7 @@ def test_validation_without_a_capability_says_everything_but_the_loss(rows: Path
     ("build", "message"),
     [
         (lambda path: CapabilityPower(source="no/where"), "model.objective.source: .* got 'no/where'"),
-        (lambda path: RunningPower(source=str(path / "other.json")), "model.objective.source: .* which is none"),
+        (lambda path: RunningPower(source=str(path / "other.json")), "model.objective.source: .* with other content"),
         (
             lambda path: QuantileThreshold(CapabilityPower(source=str(path)), source=str(path / "capability.json")),
             "model.objective.source: expected the same",
@@ -188,14 +188,14 @@ def test_validation_without_a_capability_says_everything_but_the_loss(rows: Path
         (lambda path: Balanced(CapabilityPower()), "Balanced.mean_weight"),
     ],
 )
-def test_what_is_wrong_is_refused_before_a_model_is_loaded(source: str, build: Any, message: str) -> None:
+def test_invalid_arguments_are_refused_before_a_model_is_loaded(source: str, build: Any, message: str) -> None:
     path = Path(source)
     (path / "other.json").write_text('{"mean_prob": 0.5}')
     with pytest.raises(UserError, match=message):
         ProbSFTModule("no/such/model", build(path))
 
 
-def test_rows_that_cannot_be_probed_are_refused_before_a_model_is_loaded(rows: Path) -> None:
+def test_data_without_rows_to_probe_are_refused_before_a_model_is_loaded(rows: Path) -> None:
     data = tiny.data(rows)
     data.setup("fit")
     module = ProbSFTModule(tiny.source(), CapabilityPower())
@@ -204,7 +204,7 @@ def test_rows_that_cannot_be_probed_are_refused_before_a_model_is_loaded(rows: P
     assert module.model is None
 
 
-def test_the_numbers_are_put_in_wherever_they_belong() -> None:
+def test_a_capability_is_filled_in_at_every_level_of_an_objective() -> None:
     capability = Capability(0.2, QUANTILES)
     objective = Balanced(QuantileThreshold(Threshold(CapabilityPower(), 0.01, 1.0), keep=0.5), mean_weight=0.1)
     expected = Balanced(Threshold(Threshold(Power(0.25), 0.01, 1.0), capability.prob_at(500), 1.0), mean_weight=0.1)
@@ -214,8 +214,8 @@ def test_the_numbers_are_put_in_wherever_they_belong() -> None:
     assert capability.prob_at(999) < Capability(0.2, (40.0,) * 999).prob_at(1) < 1
 
 
-def test_a_step_without_tokens_leaves_the_running_mean_alone() -> None:
+def test_a_step_without_tokens_does_not_change_the_running_mean() -> None:
     fitted = ObjectiveState(RunningPower())
     fitted.set(Capability(0.2, QUANTILES))
-    fitted.follow(math.nan, math.nan)
+    fitted.add_step(math.nan, math.nan)
     assert fitted.running_mean_p == 0.2

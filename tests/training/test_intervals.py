@@ -1,5 +1,4 @@
-"""What happens every so often happens at those optimizer steps and at no others, however a step is cut into
-micro-batches and wherever the run was interrupted."""
+"""Intervals are exact in optimizer steps, with accumulation and over a resume."""
 
 from __future__ import annotations
 
@@ -17,13 +16,14 @@ from hypothesis import strategies as st
 from lit_probsft.errors import UserError
 from lit_probsft.training.checkpoints import CheckpointOptions
 from lit_probsft.training.intervals import Every, ValidateEvery
+from lit_probsft.training.lightning_internals import between_steps
 from lit_probsft.training.module import ProbSFTModule
 from tests import tiny
 from tests.cli.test_fit import config, fit, rows_of, slow
 
 
 @given(steps=st.integers(1, 50), share=st.integers(1, 99), in_epoch=st.integers(1, 200))
-def test_due_are_the_first_steps_at_or_past_each_multiple(steps: int, share: int, in_epoch: int) -> None:
+def test_the_first_step_at_or_past_each_multiple_is_due(steps: int, share: int, in_epoch: int) -> None:
     total = 3 * in_epoch
     for every, length in (
         (Every.of(steps, "x"), Fraction(steps)),
@@ -36,14 +36,14 @@ def test_due_are_the_first_steps_at_or_past_each_multiple(steps: int, share: int
 
 
 @given(parts=st.integers(1, 20), in_epoch=st.integers(1, 200))
-def test_a_whole_number_of_intervals_falls_on_the_end_of_each_epoch(parts: int, in_epoch: int) -> None:
+def test_an_integer_fraction_of_an_epoch_is_due_at_the_end_of_each_epoch(parts: int, in_epoch: int) -> None:
     every = Every("x", share=Fraction(1, parts))
     assert all(every.falls_on(epoch * in_epoch, in_epoch) for epoch in (1, 2, 7))
 
 
 @pytest.mark.parametrize("name", ["validate_every", "checkpoints.save_every"])
 @pytest.mark.parametrize("value", [0, -3, 0.0, 1.5, -0.5, math.nan, True, "often"])
-def test_an_interval_that_is_none_is_refused(value: Any, name: str) -> None:
+def test_an_invalid_interval_is_refused(value: Any, name: str) -> None:
     expected = "expected optimizer steps (1, 2, ...), a share of an epoch between 0 and 1, or epoch"
     with pytest.raises(UserError, match=f"^{re.escape(f'{name}: {expected}, got {value!r}')}"):
         Every.of(value, name) if name == "validate_every" else CheckpointOptions(save_every=value)
@@ -82,7 +82,7 @@ BAD = {
 
 
 @pytest.mark.parametrize("name", BAD)
-def test_what_cannot_be_meant_is_one_message_before_anything_is_built(
+def test_invalid_intervals_give_one_message_before_anything_is_built(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, name: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -93,20 +93,20 @@ def test_what_cannot_be_meant_is_one_message_before_anything_is_built(
     assert not (tmp_path / "runs").exists()
 
 
-def test_the_old_name_in_a_file_is_told_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_old_name_of_save_every_is_reported_in_a_file_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError, match="every_n_steps.*save_every"):
         fit(config(tmp_path, checkpoints__every_n_steps=3))
 
 
 class Validated(L.Callback):
-    """After which steps."""
+    """Records the steps after which the trainer validates."""
 
     def __init__(self) -> None:
         self.steps: list[int] = []
 
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        assert not trainer.fit_loop._should_accumulate()
+        assert between_steps(trainer)
         self.steps.append(trainer.global_step)
 
 
@@ -115,7 +115,7 @@ class Validated(L.Callback):
     ("value", "expected"),
     [(1, [1, 2, 3, 4, 5, 6]), (2, [2, 4, 6]), (4, [4, 6]), (9, [6]), (0.5, [2, 3, 5, 6]), ("epoch", [3, 6])],
 )
-def test_the_run_is_validated_at_those_steps_and_at_its_end(
+def test_a_run_validates_at_these_steps_and_at_its_end(
     tmp_path: Path, accumulate: int, value: Any, expected: list[int]
 ) -> None:
     """Two epochs of three steps."""
@@ -129,7 +129,7 @@ def test_the_run_is_validated_at_those_steps_and_at_its_end(
     assert seen.steps == expected
 
 
-def test_a_stream_is_validated_by_its_steps(tmp_path: Path) -> None:
+def test_a_run_on_a_stream_validates_by_steps(tmp_path: Path) -> None:
     path, seen = tiny.write_rows(tmp_path / "rows.jsonl"), Validated()
     data = tiny.data(path, batch_size=4, validation=tiny.rows(path), streaming=True, shuffle_buffer=12)
     module, length = ProbSFTModule(tiny.model(), optimizer=tiny.sgd), {"max_epochs": -1, "max_steps": 5}
@@ -147,10 +147,10 @@ def without_the_clock(path: Path) -> list[dict[str, str]]:
 
 
 @pytest.mark.parametrize("stop", [4, *(slow(stop) for stop in (2, 3, 5))])
-def test_a_run_that_goes_on_is_validated_and_saved_as_if_it_had_never_stopped(
+def test_a_resumed_run_validates_and_saves_like_an_uninterrupted_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stop: int
 ) -> None:
-    """By number of steps, under accumulation; the checkpoint is that of a step or of a validation."""
+    """With accumulation; the checkpoint was saved after a step or a validation."""
     monkeypatch.chdir(tmp_path)
     path = config(tmp_path, data__batch_size=4, trainer__accumulate_grad_batches=2, trainer__max_epochs=2)
     flags = ["--validate_every", "2", "--checkpoints.save_every", "1"]
@@ -168,7 +168,7 @@ def test_a_run_that_goes_on_is_validated_and_saved_as_if_it_had_never_stopped(
     ]
 
 
-def test_nothing_to_validate_on_is_said(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_validate_every_without_validation_data_warns(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.warns(UserWarning, match="validate_every: there is no data.validation or data.validation_fraction"):
         fit(config(tmp_path, data__validation=None), "--validate_every", "2")

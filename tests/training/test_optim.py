@@ -75,7 +75,7 @@ def test_the_scheduler_moves_by_optimizer_step() -> None:
     assert seen == pytest.approx([2.0, 1.5, 1.0, 0.5])
 
 
-def test_norms_and_biases_are_not_decayed_and_nothing_is_lost() -> None:
+def test_norms_and_biases_are_not_decayed_and_every_parameter_is_in_a_group() -> None:
     model = tiny.model(attention_bias=True, tie_word_embeddings=True)
     model.get_input_embeddings().weight.requires_grad_(True)
     model.model.layers[0].mlp.up_proj.weight.requires_grad_(False)
@@ -99,7 +99,7 @@ def test_a_value_out_of_range_is_refused_by_name(fields: dict) -> None:
 EIGHT = ["--model.optimizer", "AdamW8bit", "--model.optimizer.lr", "0.01"]
 
 
-def test_moments_of_8_bits_are_resumed_to_the_bit(tmp_path: Path) -> None:
+def test_8_bit_moments_resume_to_the_bit(tmp_path: Path) -> None:
     optim = pytest.importorskip("bitsandbytes.optim")
 
     def fit(**options: Any) -> ProbSFTModule:
@@ -121,14 +121,14 @@ def test_moments_of_8_bits_are_resumed_to_the_bit(tmp_path: Path) -> None:
         assert torch.equal(value, tiny.weights(whole)[name]), name
 
 
-def test_moments_of_8_bits_are_not_cut_by_fsdp2(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_8_bit_moments_are_refused_with_fsdp2(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     pytest.importorskip("bitsandbytes")
     monkeypatch.chdir(tmp_path)
     with pytest.raises(UserError) as caught:
         main(["fit", "--config", str(config(tmp_path)), *EIGHT, "--trainer.strategy", "fsdp2"])
     assert str(caught.value) == (
-        "model.optimizer: expected an optimizer that steps the slices of fsdp2, such as torch.optim.AdamW, got "
-        "AdamW8bit of bitsandbytes, which goes with ddp and DeepSpeed"
+        "model.optimizer: expected an optimizer that supports fsdp2, such as torch.optim.AdamW, got "
+        "AdamW8bit of bitsandbytes, which supports ddp and DeepSpeed"
     )
 
 

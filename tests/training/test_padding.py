@@ -1,4 +1,4 @@
-"""Which token pads makes no difference: padding is told by its place, also where the token that ends turns pads."""
+"""The pad token makes no difference, even if it is the end-of-turn token: padding is recognized by its position."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from tests import tiny
 
 @pytest.fixture
 def rows(tmp_path: Path) -> str:
-    """Conversations of one to three rounds: the token that ends turns stands within documents."""
+    """Conversations of one to three rounds, with the end-of-turn token inside documents."""
 
     def turn(role: str, text: str) -> dict[str, str]:
         return {"role": role, "content": text}
@@ -31,8 +31,7 @@ def rows(tmp_path: Path) -> str:
 
 
 def trained(pad: str, rows: str, **options: Any) -> tuple[ProbSFTModule, Any, dict[int, str]]:
-    """Four steps from the same weights, of a model that is told the same pad token as the data; module, tokenizer and
-    the answers to all rows."""
+    """Train four steps from the same weights with this pad token; return module, tokenizer and all answers."""
     tokenizer = ByteTokenizer().load(list)
     tokenizer.pad_token = pad
     model = tiny.source(tie_word_embeddings=options.pop("tied")).load(tokenizer, torch.float64)
@@ -55,7 +54,9 @@ def trained(pad: str, rows: str, **options: Any) -> tuple[ProbSFTModule, Any, di
 
 
 @pytest.mark.parametrize(("tied", "packing"), [(False, False), (True, False), (False, True)])
-def test_training_and_answers_are_the_same_whatever_pads(rows: str, tied: bool, packing: bool, tmp_path: Path) -> None:
+def test_the_pad_token_changes_neither_training_nor_answers(
+    rows: str, tied: bool, packing: bool, tmp_path: Path
+) -> None:
     packed = {"packing": True, "max_length": 128} if packing else {}
     special, _, answers = trained("<|pad|>", rows, tied=tied, **packed)
     ending, tokenizer, same = trained("<|im_end|>", rows, tied=tied, **packed)
@@ -73,8 +74,8 @@ def test_training_and_answers_are_the_same_whatever_pads(rows: str, tied: bool, 
     assert loaded.generation_config.eos_token_id == 258
 
 
-def test_the_token_that_ends_turns_learns_where_it_pads_too(rows: str) -> None:
-    """Torch gives the embedding of a model's pad token no gradient."""
+def test_the_end_of_turn_token_is_trained_if_it_is_also_the_pad_token(rows: str) -> None:
+    """Torch gives the embedding of the pad token no gradient."""
     after = trained("<|im_end|>", rows, tied=False)[0].model.get_input_embeddings().weight
     before = torch.empty_like(after).normal_(std=0.2, generator=torch.Generator().manual_seed(0))
     moved = (after - before).detach().abs().amax(-1)
