@@ -29,9 +29,7 @@ from lit_probsft.cli.config.checks import (
     check_trainer,
     export_of,
     in_our_words,
-    not_built,
     read_checkpoint,
-    with_prefix,
 )
 from lit_probsft.cli.config.explain import explain
 from lit_probsft.cli.config.parser import Parser, _Complaint, _import_named
@@ -253,11 +251,7 @@ class ProbSFTCLI(LightningCLI):
         return str(self._parser(self.command).dump(kept, skip_unset=False, skip_validation=True))
 
     def instantiate_classes(self) -> None:
-        """Lightning's, with a `UserError` from inside a constructor freed of what jsonargparse wraps around it."""
-        try:
-            super().instantiate_classes()
-        except ValueError as error:
-            raise cause_of(error, self.config[self.command]) from None
+        super().instantiate_classes()
         if not dataclasses.is_dataclass(self.model.objective):
             raise UserError(
                 "model.objective",
@@ -282,11 +276,7 @@ class ProbSFTCLI(LightningCLI):
 
     def _check_optimizer(self) -> None:
         """Build the optimizer once over a small matrix: its arguments are refused before any data are read."""
-        try:
-            trial = self.model.optimizer_factory([{"params": [torch.nn.Parameter(torch.zeros(2, 2))]}])
-        except (ValueError, TypeError) as error:
-            name = self.config[self.command].model.init_args.optimizer.class_path.rsplit(".", 1)[-1]
-            raise UserError("model.optimizer", f"{name} refuses its arguments: {first_line(error)}") from error
+        trial = self.model.optimizer_factory([{"params": [torch.nn.Parameter(torch.zeros(2, 2))]}])
         check_optimizer(trial, self.trainer.strategy)
         path = self.config[self.command].get("ckpt_path")
         states = self._checkpoint.get("optimizer_states") if path else None
@@ -478,21 +468,6 @@ def run_name(config: Namespace) -> str:
         if stem:
             return stem
     return "run"
-
-
-def cause_of(error: BaseException, config: Namespace) -> BaseException:
-    """The `UserError` that `error` has wrapped, with its place in the configuration; `error` itself without one."""
-    cause: BaseException | None = error
-    while cause is not None and not isinstance(cause, UserError):
-        cause = cause.__cause__ or cause.__context__
-    if cause is None and (told := re.search(r"^ *- (\w+(\.[\w-]+)*: expected .*, got .*)$", str(error), re.MULTILINE)):
-        argument, _, problem = told[1].partition(": ")
-        cause = UserError(
-            argument, problem
-        )  # of several types that a value may have, the chain knows the first one's error only
-    if cause is None:
-        return not_built(error, config) or error
-    return with_prefix(cause, config)
 
 
 def lend_tokenizer(config: Namespace) -> bool:

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from jsonargparse import Namespace
 
-from lit_probsft.cli.fit import ProbSFTCLI, cause_of, lend_tokenizer, run_name
+from lit_probsft.cli.fit import ProbSFTCLI, lend_tokenizer, run_name
 from lit_probsft.cli.quiet import quieten
 from lit_probsft.data import InstructionDataModule
 from lit_probsft.errors import UserError
@@ -24,13 +25,14 @@ class _DataOnly(ProbSFTCLI):
 
     def instantiate_classes(self) -> None:
         """The data module, with what a constructor refuses told as fit tells it."""
-        config = self.config[self.command]
-        parser = self._parser(self.command)
-        alone = Namespace(data=config.data)
-        try:
-            self.datamodule = parser.instantiate_classes(alone).data
-        except ValueError as error:
-            raise cause_of(error, config) from None
+        self.datamodule = self.built("data")
+
+    def built(self, part: str) -> Any:
+        """One part of the configuration, instantiated alone."""
+        alone = Namespace({part: self.config[self.command][part]})
+        return self.parser.instantiate_classes(Namespace(subcommand=self.command, **{self.command: alone}))[
+            self.command
+        ][part]
 
     def _set_seed(self) -> None:
         pass
@@ -53,11 +55,7 @@ class _Parts(_DataOnly):
     def instantiate_classes(self) -> None:
         """Data module and module, with what a constructor refuses told as fit tells it."""
         super().instantiate_classes()
-        config = self.config[self.command]
-        try:
-            self.model = self._parser(self.command).instantiate_classes(Namespace(model=config.model)).model
-        except ValueError as error:
-            raise cause_of(error, config) from None
+        self.model = self.built("model")
 
 
 def parts_of(args: Sequence[str]) -> tuple[ProbSFTModule, InstructionDataModule, RunFolder, Namespace]:

@@ -92,7 +92,7 @@ class ProbSFTModule(L.LightningModule):
             raise UserError("model.logits_budget_mb", f"expected more than 0 MiB, got {logits_budget_mb}")
         if unknown := sorted(objective.needs - NEEDS):
             raise UserError(
-                f"{type(objective).__name__}.needs",
+                "model.objective.needs",
                 f"expected names among {', '.join(sorted(NEEDS))}, got {', '.join(unknown)}",
             )
         if lora is None and getattr(model, "quantization", "none") != "none":

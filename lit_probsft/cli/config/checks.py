@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import re
-import traceback
 from pathlib import Path
 from typing import Any
 
@@ -185,79 +184,3 @@ def read_checkpoint(path: Path, argument: str, weights_only: bool | None) -> dic
     if not isinstance(content, dict) or "state_dict" not in content:
         raise UserError(argument, f"expected a checkpoint written by `lit_probsft fit`, {path} is none")
     return content
-
-
-def with_prefix(error: UserError, config: Namespace) -> UserError:
-    """`error` from a constructor, which knows its field but not where in the configuration it stands."""
-    field = error.argument
-    if field.startswith(("schedule.", "generation.")):
-        return error.within("model")
-    if match := re.fullmatch(r"([A-Z]\w*)(\.\w+)?", field):  # an objective, which knows its own name only
-        if (place := _class_at(config.model, match[1])) is not None:
-            return UserError(f"model{place}{match[2] or ''}", error.problem)
-        return error
-    data = config.data.init_args if "init_args" in config.data else Namespace()
-    parts = [part for part in ("train", "validation", "test", "predict", "tokenizer") if part in data]
-    for part in parts:
-        if (place := _place(data[part], field, error.problem)) is not None:
-            return error.within(f"data.{part}{place}")
-    mixtures = [part for part in parts if isinstance(data[part], Namespace) and "init_args.sources" in data[part]]
-    if len(mixtures) == 1 and re.match(r"sources\b|size$", field):
-        return error.within(f"data.{mixtures[0]}")
-    return error
-
-
-def _place(options: Any, field: str, problem: str) -> str | None:
-    """Where within `options` a class has `field` with the value that `problem` ends with: "", or a path that starts
-    with a dot."""
-    if isinstance(options, Namespace):
-        options = vars(options)
-    if not isinstance(options, dict):
-        return None
-    value = _at(options, field.split("."))
-    if re.search(rf"got ({re.escape(str(value))}|{re.escape(repr(value))})(\.( Did you mean [^?]*\?)?)?$", problem):
-        return ""
-    for name, value in options.items():
-        if (place := _place(value, field, problem)) is not None:
-            return place if name == "init_args" else f".{name}{place}"
-    return None
-
-
-def _class_at(options: Any, name: str) -> str | None:
-    """The path, with a dot in front, below which the class of that name gets its arguments."""
-    if not isinstance(options, Namespace):
-        return None
-    if str(options.get("class_path", "")).rsplit(".", 1)[-1] == name:
-        return ""
-    for key, value in vars(options).items():
-        if (place := _class_at(value, name)) is not None:
-            return place if key == "init_args" else f".{key}{place}"
-    return None
-
-
-def not_built(error: BaseException, config: Namespace) -> UserError | None:
-    """What a class of the configuration raised when it was made, as a user error; None where it cannot be told."""
-    root = error
-    while (inner := root.__cause__ or root.__context__) is not None:
-        root = inner
-    if (known := in_our_words(str(error))) is not None:
-        return known
-    makers = [frame for frame, _ in traceback.walk_tb(root.__traceback__)]
-    for frame in reversed(makers):
-        made = frame.f_locals.get("self")
-        if frame.f_code.co_name not in ("__init__", "__post_init__") or made is None:
-            continue
-        name = type(made).__name__
-        for part in ("model", "data", "trainer"):
-            if (place := _class_at(config[part], name)) is not None and place:
-                return UserError(f"{part}{place}", f"{name} refuses its arguments: {first_line(root)}")
-    return None
-
-
-def _at(options: Any, path: list[str]) -> Any:
-    """What stands at a path of names; `none` where nothing is given, and `...` where there is no such path."""
-    for name in path:
-        if not isinstance(options, dict | Namespace) or name not in options:
-            return ...
-        options = options[name]
-    return "none" if options is None else options
