@@ -8,13 +8,11 @@ import os
 import re
 import sys
 from collections.abc import Sequence
-from enum import Enum
 from pathlib import Path
 from typing import Any, Literal
 
 import lightning as L
 import torch
-import yaml
 from jsonargparse import Namespace
 from lightning.fabric.utilities.exceptions import MisconfigurationException
 from lightning.pytorch.callbacks import Callback, ModelCheckpoint
@@ -31,8 +29,9 @@ from lit_probsft.cli.config.checks import (
     in_our_words,
     read_checkpoint,
 )
-from lit_probsft.cli.config.explain import explain
-from lit_probsft.cli.config.parser import Parser, _Complaint, _import_named
+from lit_probsft.cli.config.diagnosis import Diagnosis
+from lit_probsft.cli.config.jsonargparse_internals import flags_of, place_and_reason
+from lit_probsft.cli.config.parser import Parser, Refusal, import_named_optimizer
 from lit_probsft.cli.config.yaml_files import check_config_files
 from lit_probsft.cli.quiet import quieten
 from lit_probsft.data import InstructionDataModule
@@ -72,11 +71,6 @@ OUR_DEFAULTS: dict[str, Any] = {
 itself."""
 
 
-# A default of the user's callback may be a member of an enumeration (Lightning's Timer has one): its value is what a
-# configuration says.
-yaml.SafeDumper.add_multi_representer(Enum, lambda dumper, member: dumper.represent_data(member.value))
-
-
 class ProbSFTCLI(LightningCLI):
     """LightningCLI for a `ProbSFTModule` and an `InstructionDataModule`, or subclasses of them named by class path."""
 
@@ -109,18 +103,19 @@ class ProbSFTCLI(LightningCLI):
         return parser
 
     def parse_arguments(self, parser: LightningArgumentParser, args: Any) -> None:
-        """One message in place of jsonargparse's nested one."""
-        flags = [action.dest for action in self._parser(self.command)._actions if action.dest]
-        known = dict.fromkeys(flag.split(".")[0] for flag in flags)
-        check_config_files(list(args), [*known, self.command])
-        _import_named(args)
+        """Parse the flags.
+
+        Raises:
+            UserError: a file, a flag or a value is wrong.
+        """
+        flags, switches = flags_of(self._parser(self.command))
+        check_config_files(list(args), [*dict.fromkeys(flag.split(".")[0] for flag in flags), self.command])
+        import_named_optimizer(args)
         try:
             super().parse_arguments(parser, args)
-        except SyntaxError as error:  # of a module of the user's that the configuration names
-            where = f"{error.filename} line {error.lineno}"
-            raise UserError("--config", f"a class's module cannot be imported: {where}: {error.msg}") from error
-        except _Complaint as error:
-            raise explain(str(error), flags, list(args)) from error
+        except (Refusal, SyntaxError) as error:
+            Diagnosis(self.command, flags, switches).check(list(args)[1:])
+            raise UserError(*place_and_reason(str(error))) from error
 
     def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
         """The run's own flags, and our defaults."""
