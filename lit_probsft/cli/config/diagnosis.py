@@ -158,7 +158,9 @@ class Diagnosis:
 
     def _all_classes(self) -> dict[str, type]:
         """Classes of all families that the options of the model and the data take, by name."""
-        hints = [option.hint for part in ("model", "data") for option in (options_of(self._classes[part]) or {}).values()]
+        hints = [
+            option.hint for part in ("model", "data") for option in (options_of(self._classes[part]) or {}).values()
+        ]
         families = {family for hint in hints for family in class_families(hint) if family.__module__[:4] == "lit_"}
         return {member.__name__: member for family in families for member in members(family)}
 

@@ -99,7 +99,7 @@ def choices(hint: Any) -> list[str]:
 
 def described(hint: Any) -> str:
     """The plain types of `hint` in words, such as `a number or null`; empty for classes alone."""
-    words = []
+    words: list[str] = []
     for kind in alternatives(hint):
         if get_origin(kind) is Literal:
             words.append(("one of " if not words else "") + ", ".join(str(value) for value in get_args(kind)))

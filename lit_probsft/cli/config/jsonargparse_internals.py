@@ -41,7 +41,9 @@ def flags_of(parser: ArgumentParser) -> tuple[dict[str, Any], set[str]]:
     switches = set()
     for action in parser._actions:
         name = action.dest
-        is_group = not hasattr(action, "_typehint") and any(other.dest.startswith(f"{name}.") for other in parser._actions)
+        is_group = not hasattr(action, "_typehint") and any(
+            other.dest.startswith(f"{name}.") for other in parser._actions
+        )
         hints[name] = None if is_group else getattr(action, "_typehint", None) or Any
         if action.nargs == 0:
             switches.add(name)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import re
+from typing import Any
 
 from lit_probsft.cli.config.hints import members
 from lit_probsft.cli.config.imports import import_class
@@ -61,7 +62,7 @@ def _named_first(args: list[str]) -> list[str]:
 
 def _default_flags(flag: str, name: str) -> list[str]:
     family = {member.__name__: member for member in members(Objective)}
-    objective = family.get(name) or import_class(name, flag.removeprefix("--"))
+    objective: Any = family.get(name) or import_class(name, flag.removeprefix("--"))
     if not (isinstance(objective, type) and issubclass(objective, Objective)):
         return []
     if not dataclasses.is_dataclass(objective):

@@ -42,7 +42,8 @@ class Parser(LightningArgumentParser):
 
     @override
     def dump(self, cfg: Any, *args: Any, **options: Any) -> str:
-        return str(super().dump(_without_enums(cfg.clone()), *args, **options))
+        text: str = super().dump(_without_enums(cfg.clone()), *args, **options)
+        return text
 
     def instantiate_classes(self, cfg: Any, **options: Any) -> Any:
         """Build every class of a configuration.

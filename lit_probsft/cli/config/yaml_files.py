@@ -146,7 +146,9 @@ def _reason(error: yaml.YAMLError) -> str:
 def _shown(value: Any) -> str:
     if value is None:
         return "nothing"
-    return f"the list {value}" if isinstance(value, list) else f"the text {value!r}" if isinstance(value, str) else value
+    return (
+        f"the list {value}" if isinstance(value, list) else f"the text {value!r}" if isinstance(value, str) else value
+    )
 
 
 class _Loader(yaml.SafeLoader):
