@@ -50,11 +50,13 @@ class Diagnosis:
 
     def __init__(self, command: str, flags: Mapping[str, Any], switches: Iterable[str]) -> None:
         self._command = command
-        self._flags, self._switches = flags, {*switches}
+        self._flags, self._switches = dict(flags), {*switches}
         self._classes: dict[str, Any] = {}
         """The class chosen at each place so far; a text or None where that is given in place of a class."""
         self._factories: set[str] = set()
         self._given: set[str] = set()
+        self._items: dict[str, Any] = {}
+        """Type hints of the items of lists and mappings, by their places."""
         for part in ("model", "data"):
             self._classes[part] = class_families(flags[part])[0]
 
@@ -111,7 +113,10 @@ class Diagnosis:
         read, folder = _read_value(value, typed, folder, is_part=bool(families))
         if families and isinstance(read, Mapping) and "class_path" in read:
             self._check_class(place, read["class_path"], families)
-            self._check_mapping(place, read.get("init_args") or {}, folder)
+            arguments = read.get("init_args") or {}
+            if not isinstance(arguments, Mapping):
+                raise UserError(f"{place}.init_args", f"expected a mapping of arguments, got {_shown(arguments)}")
+            self._check_mapping(place, arguments, folder)
         elif families and isinstance(read, Mapping) and not accepts(read, hint):
             self._check_mapping(place, read, folder)
         elif accepts(read, hint) or (typed and isinstance(read, str | int | float) and accepts(value, hint)):
@@ -134,9 +139,12 @@ class Diagnosis:
         kinds = [kind for kind in inner if class_families(kind)]
         for key, item in items if len(kinds) == 1 else ():
             at = f"{place}.{key}" if isinstance(value, Mapping) else f"{place}[{key}]"
+            self._items[at] = kinds[0]
             self._check_value(at, item, kinds[0], False, folder)
 
-    def _check_class(self, place: str, name: str, families: list[type]) -> None:
+    def _check_class(self, place: str, name: Any, families: list[type]) -> None:
+        if not isinstance(name, str):
+            raise UserError(f"{place}.class_path", f"expected {_A_CLASS}, got {_shown(name)}")
         known = {member.__name__: member for family in families for member in members(family)}
         found: Any = known.get(name) or import_class(name, place)
         if found is None and name in (others := self._all_classes()):
@@ -145,7 +153,7 @@ class Diagnosis:
             if place.endswith("optimizer") and "." in name:
                 known = {f"torch.optim.{other}": member for other, member in known.items()}
             shown = name.lower() if name in ("True", "False") else name
-            raise UserError(place, f"expected {_A_CLASS}, got {shown!r}{_hint(near_matches(name, known))}")
+            raise UserError(place, f"expected {_A_CLASS}, got {shown!r}{_appended(near_matches(name, known))}")
         is_class = isinstance(found, type)
         function = place in self._factories and not is_class and callable(found)
         if not function and not (is_class and issubclass(found, tuple(families))):
@@ -182,10 +190,11 @@ class Diagnosis:
         """The type hint of the option at `place`: None for a group of flags, Any if it is not known."""
         parts = place.split(".")
         heads = [".".join(parts[:length]) for length in range(len(parts), 0, -1)]
-        here = next((head for head in heads if head in self._flags), None)
-        if here is None or (self._flags[here] is None and here != place):
+        known_hints = self._flags | self._items
+        here = next((head for head in heads if head in known_hints), None)
+        if here is None or (known_hints[here] is None and here != place):
             raise self._no_option(place, here or "", self._flags_below(here or ""))
-        option = Option(self._flags[here])
+        option = Option(known_hints[here])
         for name in place[len(here) + 1 :].split(".") if here != place else ():
             owner = self._owner(here, option)
             if isinstance(owner, str):
@@ -204,8 +213,9 @@ class Diagnosis:
         if place in self._classes:
             return self._classes[place]
         families = class_families(option.hint)
-        if len(families) == 1 and is_group(families[0]):
-            return families[0]
+        groups = [family for family in families if is_group(family)]
+        if len(groups) == 1:
+            return groups[0]
         return type(option.default) if families and isinstance(option.default, tuple(families)) else None
 
     def _flags_below(self, group: str) -> list[str]:
@@ -227,7 +237,7 @@ class Diagnosis:
             hint = near_matches(name, [*known, "class_path", "init_args"] if kind else known)
         if not hint and owner and len(known) < 13:
             hint = f" It takes {', '.join(known)}." if known else " It has no options."
-        return UserError(place, f"{f'{owner} has no option {name!r}' if owner else 'no such option'}{_hint(hint)}")
+        return UserError(place, f"{f'{owner} has no option {name!r}' if owner else 'no such option'}{_appended(hint)}")
 
     def _all_options(self) -> list[str]:
         """Every option of the flags and of the classes chosen so far."""
@@ -263,12 +273,12 @@ def _wrong_value(place: str, value: Any, hint: Any) -> UserError:
     elif value == "None":
         got = "the text 'None'"
     near = near_matches(value, choices(hint)) if isinstance(value, str) and place not in _OUR_CHOICE else ""
-    return UserError(place, f"expected {words}, got {got}{_hint(near)}")
+    return UserError(place, f"expected {words}, got {got}{_appended(near)}")
 
 
-def _hint(sentence: str) -> str:
-    """A sentence that follows another."""
-    return f".{sentence}" if sentence else ""
+def _appended(hint: str) -> str:
+    """A hint, if there is one, after the end of the sentence before it."""
+    return f".{hint}" if hint else ""
 
 
 def _shown(value: Any) -> str:

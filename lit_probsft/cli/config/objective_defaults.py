@@ -63,7 +63,8 @@ def _named_first(args: list[str]) -> list[str]:
 def _default_flags(flag: str, name: str) -> list[str]:
     family = {member.__name__: member for member in members(Objective)}
     objective: Any = family.get(name) or import_class(name, flag.removeprefix("--"))
-    if not (isinstance(objective, type) and issubclass(objective, Objective)):
+    is_objective = isinstance(objective, type) and issubclass(objective, Objective)
+    if not is_objective:
         return []
     if not dataclasses.is_dataclass(objective):
         raise UserError(flag.removeprefix("--"), f"{name} must be decorated with @dataclass(frozen=True)")
