@@ -103,7 +103,11 @@ class ProbSFTCLI(OpenCLI):
             if path.exists() and config.get("weights_only") is not False and (problem := damage(path)):
                 raise UserError("--ckpt_path", f"expected a whole checkpoint, {path} is damaged: {problem}")
             self._checkpoint = read_checkpoint(path, "--ckpt_path", config.get("weights_only"))
-        super().read_hyperparameters()
+        try:
+            super().read_hyperparameters()
+        except Refusal as error:
+            reason = ": ".join(filter(None, place_and_reason(str(error))))
+            raise UserError("--ckpt_path", f"its hyperparameters do not fit this configuration: {reason}") from error
 
     # --- before anything is built
 

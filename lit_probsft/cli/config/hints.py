@@ -7,6 +7,7 @@ import inspect
 import re
 from abc import ABC
 from collections.abc import Callable, Iterable, Mapping
+from enum import Enum
 from types import NoneType, UnionType
 from typing import Any, Literal, NamedTuple, Union, get_args, get_origin, get_type_hints
 
@@ -22,6 +23,9 @@ _WORDS: dict[Any, str] = {
     **dict.fromkeys((dict, get_origin(Mapping[str, Any])), "a mapping"),
 }
 """What Python's types are called in a configuration."""
+
+_STANDARD = ("builtins", "pathlib", "datetime", "typing")
+"""Modules of types that stand for a plain value."""
 
 _NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)(e[-+]?\d+)?", re.IGNORECASE)
 
@@ -51,13 +55,11 @@ def class_families(hint: Any) -> list[type]:
     for kind in alternatives(hint):
         if get_origin(kind) is get_origin(Callable[..., Any]):
             kind = get_args(kind)[-1]
-        plain = kind in _WORDS or get_origin(kind) is not None
-        if isinstance(kind, type) and not plain and kind is not torch.Tensor and kind.__module__ not in _STANDARD:
+        if not isinstance(kind, type) or kind in _WORDS or get_origin(kind) is not None:
+            continue
+        if kind.__module__ not in _STANDARD and not issubclass(kind, torch.Tensor | Enum):
             found.append(kind)
     return found
-
-
-_STANDARD = ("builtins", "pathlib", "datetime", "typing")
 
 
 def is_factory(hint: Any) -> bool:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from http import HTTPStatus
+from pathlib import Path
 from typing import Any, Literal
 
 import pytest
@@ -53,7 +55,7 @@ def test_classes_of_a_hint() -> None:
     assert class_families(Objective | str | None) == [Objective]
     assert class_families(OptimizerFactory) == [torch.optim.Optimizer]
     assert class_families(Schedule) == [Schedule]
-    assert class_families(int | list[Objective] | torch.Tensor) == []
+    assert class_families(int | list[Objective] | torch.Tensor | HTTPStatus | Path) == []
 
 
 def test_options_of_a_class_that_passes_on_others_are_unknown() -> None:
