@@ -311,7 +311,7 @@ TRAINER = [
     Mistake("validation after the epoch's end", '--trainer.val_check_interval 1000'),
     Mistake('checkpoints every 0 steps', '--checkpoints.save_every 0'),
 ]
-"""What the trainer is told."""
+"""Flags of the trainer."""
 
 RUNS = [
     Mistake('a name with a slash', '--name a/b'),

@@ -119,7 +119,7 @@ class Diagnosis:
             self._check_mapping(place, arguments, folder)
         elif families and isinstance(read, Mapping) and not accepts(read, hint):
             self._check_mapping(place, read, folder)
-        elif accepts(read, hint) or (typed and isinstance(read, str | int | float) and accepts(value, hint)):
+        elif accepts(read, hint) or (typed and not isinstance(read, list | dict | None) and accepts(value, hint)):
             if families and (read is None or isinstance(read, str)):
                 self._classes[place] = read
             self._check_items(place, read, hint, folder)
@@ -166,11 +166,10 @@ class Diagnosis:
 
     def _all_classes(self) -> dict[str, type]:
         """Classes of all families that the options of the model and the data take, by name."""
-        hints = [
-            option.hint for part in ("model", "data") for option in (options_of(self._classes[part]) or {}).values()
-        ]
-        families = {family for hint in hints for family in class_families(hint) if family.__module__[:4] == "lit_"}
-        return {member.__name__: member for family in families for member in members(family)}
+        options = [option for part in ("model", "data") for option in (options_of(self._classes[part]) or {}).values()]
+        families = {family for option in options for family in class_families(option.hint)}
+        ours = [family for family in families if family.__module__.startswith("lit_probsft.")]
+        return {member.__name__: member for family in ours for member in members(family)}
 
     def _check_required(self) -> None:
         for part in ("model", "data"):

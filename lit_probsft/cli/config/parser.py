@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from enum import Enum
 from pathlib import Path
 from typing import Any, NoReturn
@@ -33,6 +33,7 @@ class Parser(LightningArgumentParser):
 
     def __init__(self, *args: Any, **options: Any) -> None:
         self._builder = Builder()
+        self._given_instantiators: list[tuple[Callable[..., Any], type, bool]] = []
         super().__init__(*args, **options)
 
     @override
@@ -52,17 +53,17 @@ class Parser(LightningArgumentParser):
             UserError: a constructor refuses its arguments; names the place in the configuration.
         """
         self._builder.refused.clear()
-        self.add_instantiator(call, object)  # after Lightning's own for module and data module, which come first
+        default = (self._builder.around(call), object, True)
         try:
-            return super().instantiate_classes(with_places(cfg), **options)
+            return self.instantiate(with_places(cfg), instantiators=[*self._given_instantiators, default], **options)
         except Exception:
             if not self._builder.refused:
                 raise
             raise self._builder.refused[0] from self._builder.refused[0].__cause__
 
-    @override
-    def add_instantiator(self, instantiator: Any, class_type: type, *rest: Any, **options: Any) -> None:
-        super().add_instantiator(self._builder.around(instantiator), class_type, *rest, **options)
+    def add_instantiator(self, instantiator: Any, class_type: type, subclasses: bool = True) -> None:
+        """Called by Lightning, for the module and the data module."""
+        self._given_instantiators.append((self._builder.around(instantiator), class_type, subclasses))
 
     @override
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:

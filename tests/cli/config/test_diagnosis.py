@@ -15,6 +15,7 @@ from lit_probsft.training.module import ProbSFTModule
 
 FLAGS: dict[str, Any] = {
     "config": Any,
+    "name": str | None,
     "model": ProbSFTModule | None,
     "data": InstructionDataModule | None,
     "trainer": None,
@@ -35,6 +36,8 @@ def check(*args: str) -> None:
     "args",
     [
         ["--resume", "--trainer.max_epochs=3"],
+        ["--name", "2024-01-01"],
+        ["--name", "3"],
         ["--trainer.max_epochs", "null"],
         ["--trainer.callbacks", "[{class_path: LearningRateMonitor, init_args: {logging_interval: step}}]"],
         ["--trainer.callbacks+", "LearningRateMonitor", "--trainer.callbacks.logging_interval", "step"],
