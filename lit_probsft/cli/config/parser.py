@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from enum import Enum
 from pathlib import Path
 from typing import Any, NoReturn
 
-from jsonargparse import Namespace
+import yaml
+from jsonargparse import set_dumper
 from lightning.pytorch.cli import LightningArgumentParser
 from typing_extensions import override
 
@@ -41,11 +42,6 @@ class Parser(LightningArgumentParser):
         with values_as_typed():
             return super().parse_args(None if args is None else with_own_defaults(list(args)), *rest, **options)
 
-    @override
-    def dump(self, cfg: Any, *args: Any, **options: Any) -> str:
-        text: str = super().dump(_without_enums(cfg.clone()), *args, **options)
-        return text
-
     def instantiate_classes(self, cfg: Any, **options: Any) -> Any:
         """Build every class of a configuration.
 
@@ -72,21 +68,18 @@ class Parser(LightningArgumentParser):
         raise Refusal(message) from ex
 
 
-def _without_enums(value: Any) -> Any:
-    """`value` with members of enumerations replaced by their values, which YAML can represent.
+class _Dumper(yaml.SafeDumper):
+    """Writes members of enumerations, such as the default `interval` of Lightning's Timer, as their values."""
 
-    A callback's default may be one, such as the `interval` of Lightning's Timer.
-    """
-    if isinstance(value, Enum):
-        return value.value
-    if isinstance(value, Namespace):
-        for name, inner in vars(value).items():
-            value[name] = _without_enums(inner)
-    elif isinstance(value, Mapping):
-        return {name: _without_enums(inner) for name, inner in value.items()}
-    elif isinstance(value, list):
-        return [_without_enums(inner) for inner in value]
-    return value
+
+_Dumper.add_multi_representer(Enum, lambda dumper, member: dumper.represent_data(member.value))
+
+
+def _dump(content: Any) -> str:
+    return str(yaml.dump(content, Dumper=_Dumper, default_flow_style=False, allow_unicode=True, sort_keys=False))
+
+
+set_dumper("yaml", _dump)
 
 
 def import_named_optimizer(args: Sequence[str]) -> None:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from enum import Enum
 from typing import Any
 
 import pytest
+import yaml
 from jsonargparse import ArgumentError, ArgumentParser, Namespace, _typehints
 
 from lit_probsft.cli.config.instantiation import Builder, call, with_places
@@ -89,3 +91,19 @@ def test_the_marks_of_places_are_not_left_in_the_configuration() -> None:
     config = Namespace(data=Namespace(train=Namespace(class_path="Rows", init_args=Namespace())))
     with_places(config)
     assert config.data.train == Namespace(class_path="Rows", init_args=Namespace())
+
+
+class Unit(str, Enum):
+    FIRST = "a"
+
+
+class Timer(Base):
+    def __init__(self, interval: str = Unit.FIRST, unit: Unit = Unit.FIRST) -> None:
+        pass
+
+
+def test_members_of_enumerations_are_dumped_as_they_are_parsed() -> None:
+    config = parser().parse_args([f"--rows={__name__}.Timer"])
+    arguments = yaml.safe_load(parser().dump(config))["rows"]["init_args"]
+    assert arguments == {"interval": "a", "unit": "FIRST"}
+    assert Enum not in yaml.SafeDumper.yaml_multi_representers
