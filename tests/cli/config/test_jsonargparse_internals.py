@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field
-from enum import Enum
+from enum import Enum, StrEnum
 from typing import Any
 
 import pytest
 import yaml
 from jsonargparse import ArgumentError, ArgumentParser, Namespace, _typehints
 
+import lit_probsft.cli.config.parser  # noqa: F401  sets the dumper
 from lit_probsft.cli.config.instantiation import Builder, call, with_places
 from lit_probsft.cli.config.jsonargparse_internals import flags_of, place_and_reason, values_as_typed
 from lit_probsft.errors import UserError
@@ -93,7 +94,7 @@ def test_the_marks_of_places_are_not_left_in_the_configuration() -> None:
     assert config.data.train == Namespace(class_path="Rows", init_args=Namespace())
 
 
-class Unit(str, Enum):
+class Unit(StrEnum):
     FIRST = "a"
 
 
