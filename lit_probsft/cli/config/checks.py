@@ -75,7 +75,7 @@ def export_of(config: Namespace) -> str:
         if config.checkpoints.export is None:
             raise UserError(
                 "early_stopping.patience",
-                "exports the best checkpoint: expected trainer.enable_checkpointing, or checkpoints.export: final, "
+                "expected checkpoints, since the best one is exported, or checkpoints.export: final, "
                 "got trainer.enable_checkpointing: false",
             )
         raise UserError(
