@@ -91,9 +91,13 @@ class ProbSFTCLI(OpenCLI):
         import_named_optimizer(args)
         try:
             super().parse_arguments(parser, args)
-        except (Refusal, SyntaxError) as error:
+        except UserError:
+            raise
+        except Exception as error:  # a class's module may raise anything when it is imported
             Diagnosis(self.command, flags, switches).check(list(args)[1:])
-            raise UserError(*place_and_reason(str(error))) from error
+            if isinstance(error, Refusal):
+                raise UserError(*place_and_reason(str(error))) from error
+            raise
 
     def read_hyperparameters(self) -> None:
         """Check the checkpoint before Lightning reads the module's arguments from it."""

@@ -101,7 +101,7 @@ class Diagnosis:
             self._check_value(place, value, hint, typed, folder)
 
     def _check_group(self, place: str, value: Any, typed: bool, folder: Path) -> None:
-        read, folder = _read_value(value, typed, folder, is_part=True)
+        read, folder = _read_value(place, value, typed, folder, is_part=True)
         if not isinstance(read, Mapping):
             raise UserError(place, f"expected a mapping, or a YAML file with one, got {_shown(read)}")
         self._check_mapping(place, read, folder)
@@ -110,12 +110,16 @@ class Diagnosis:
         families = class_families(hint)
         if is_factory(hint):
             self._factories.add(place)
-        read, folder = _read_value(value, typed, folder, is_part=bool(families))
+        read, folder = _read_value(place, value, typed, folder, is_part=bool(families))
         if families and isinstance(read, Mapping) and "class_path" in read:
-            self._check_class(place, read["class_path"], families)
-            arguments = read.get("init_args") or {}
+            name, arguments = read["class_path"], read.get("init_args") or {}
+            self._check_class(place, name, families)
+            if outside := ", ".join(str(key) for key in read if key not in ("class_path", "init_args", "dict_kwargs")):
+                problem = f"expected the arguments of {name} under `init_args`, got {outside} next to `class_path`"
+                raise UserError(place, problem)
             if not isinstance(arguments, Mapping):
-                raise UserError(f"{place}.init_args", f"expected a mapping of arguments, got {_shown(arguments)}")
+                problem = f"expected a mapping of the arguments of {name}, got {_shown(arguments)}"
+                raise UserError(f"{place}.init_args", problem)
             self._check_mapping(place, arguments, folder)
         elif families and isinstance(read, Mapping) and not accepts(read, hint):
             self._check_mapping(place, read, folder)
@@ -251,7 +255,7 @@ class Diagnosis:
         return sorted(found)
 
 
-def _read_value(value: Any, typed: bool, folder: Path, *, is_part: bool) -> tuple[Any, Path]:
+def _read_value(place: str, value: Any, typed: bool, folder: Path, *, is_part: bool) -> tuple[Any, Path]:
     """A flag's text as YAML, and the content of the file that a part names, with the folder of its own parts."""
     if typed and isinstance(value, str):
         try:
@@ -260,7 +264,12 @@ def _read_value(value: Any, typed: bool, folder: Path, *, is_part: bool) -> tupl
             return value, folder
     if is_part and isinstance(value, str) and value.endswith((".yaml", ".yml")):
         path = folder / Path(value).expanduser()
-        return read_yaml(path, str(path), "--config"), path.parent
+        if not path.exists():
+            raise UserError(place, f"there is no file {path}")
+        content = read_yaml(path, str(path), place)
+        if not isinstance(content, Mapping):
+            raise UserError(place, f"expected a mapping in {path}, got {_shown(content)}")
+        return content, path.parent
     return value, folder
 
 

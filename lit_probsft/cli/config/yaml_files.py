@@ -9,13 +9,10 @@ from typing import Any
 
 import yaml
 
-from lit_probsft.cli.config.imports import import_class
 from lit_probsft.errors import UserError, near_matches
 
 _FREE_TEXT = {"path", "name_or_path", "model_name_or_path", "prompt", "response", "system", "chat_template"}
 """Options whose value may end in .yaml without being the name of a part."""
-
-_CLASS_KEYS = {"class_path", "init_args", "dict_kwargs"}
 
 _YAML_ERRORS = (
     (r"found character '\\t'", "a tab; indent with spaces"),
@@ -31,9 +28,9 @@ _YAML_ERRORS = (
 
 
 def check_config_files(args: Sequence[str], known: Sequence[str]) -> None:
-    """Refuse a configuration file, or a part named by it or by a flag, that cannot be read or has a key twice.
+    """Refuse what the parser would accept or ignore: a key given twice, an unknown key without a value.
 
-    Configurations that do not exist are left for the parser.
+    Files that do not exist are left for the parser.
 
     Args:
         args: the flags as they were typed.
@@ -47,10 +44,9 @@ def check_config_files(args: Sequence[str], known: Sequence[str]) -> None:
         value = value if equals else args[index + 1] if index + 1 < len(args) else ""
         if flag in ("--config", "-c") and value and Path(value).expanduser().exists():
             _check_config(value, known)
-        elif flag.startswith(("--model", "--data", "--trainer")) and not value.startswith("--"):
-            name = flag.removeprefix("--")
-            if name.rsplit(".", 1)[-1] not in _FREE_TEXT:
-                _check(value, name, Path())
+        elif flag.startswith(("--model", "--data", "--trainer")):
+            group, _, option = flag.removeprefix("--").rpartition(".")
+            _read_parts({option: value}, group, Path())
 
 
 def read_yaml(path: Path, name: str, argument: str) -> Any:
@@ -87,48 +83,22 @@ def _check_config(name: str, known: Sequence[str]) -> None:
         if key not in known and not value:  # the parser would ignore an unknown key without a value
             hint = near_matches(str(key), known)
             raise UserError(str(key), f"no such option{f'.{hint}' if hint else ''}")
-    for part in ("model", "data", "trainer"):
-        inner = content.get(part)
-        if inner is not None and not isinstance(inner, dict | str):  # a text may name a file
-            raise UserError(part, f"expected a mapping in {name}, got {_shown(inner)}")
-        _check(inner, part, path.parent)
+    _read_parts(content, "", path.parent)
 
 
-def _check(value: Any, place: str, folder: Path, depth: int = 0) -> None:
-    """Check the files and classes in the value of an option, and below."""
+def _read_parts(value: Any, place: str, folder: Path, depth: int = 0) -> None:
+    """Read the files that the value of an option names, and those that they name."""
     if isinstance(value, str) and value.endswith((".yaml", ".yml")) and depth < 8:
         path = folder / Path(value).expanduser()
-        if not path.exists():
-            raise UserError(place, f"there is no file {path}")
-        content = read_yaml(path, str(path), place)
-        if not isinstance(content, dict):
-            raise UserError(place, f"expected a mapping in {path}, got {_shown(content)}")
-        _check(content, place, path.parent, depth + 1)
-    elif isinstance(value, Mapping):
-        if "class_path" in value:
-            _check_class(value, place)
-        for key, inner in value.items():
-            if key not in _FREE_TEXT:
-                _check(inner, place if key == "init_args" else f"{place}.{key}", folder, depth)
+        if path.exists():
+            _read_parts(read_yaml(path, str(path), place), place, path.parent, depth + 1)
     elif isinstance(value, list):
         for index, inner in enumerate(value):
-            _check(inner, f"{place}[{index}]", folder, depth)
-
-
-def _check_class(value: Mapping[Any, Any], place: str) -> None:
-    class_path, arguments = value["class_path"], value.get("init_args")
-    if not isinstance(class_path, str):
-        raise UserError(f"{place}.class_path", f"expected a class (its name or import path), got {_shown(class_path)}")
-    if outside := [str(key) for key in value if key not in _CLASS_KEYS]:
-        raise UserError(
-            place,
-            f"expected the arguments of {class_path} under `init_args`, got {', '.join(outside)} next to `class_path`",
-        )
-    if arguments is not None and not isinstance(arguments, Mapping):
-        raise UserError(
-            f"{place}.init_args", f"expected a mapping of the arguments of {class_path}, got {_shown(arguments)}"
-        )
-    import_class(class_path, place)
+            _read_parts(inner, f"{place}[{index}]", folder, depth)
+    elif isinstance(value, Mapping):
+        for key, inner in value.items():
+            if key not in _FREE_TEXT:
+                _read_parts(inner, place if key == "init_args" else f"{place}.{key}".strip("."), folder, depth)
 
 
 def _line(error: yaml.YAMLError) -> str:
