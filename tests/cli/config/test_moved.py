@@ -20,7 +20,8 @@ from tests import tiny
 def test_an_old_path_gives_the_new_modules_objects(old: str) -> None:
     register_moved_modules()
     new = import_module(f"lit_probsft.{MOVED[old]}")
-    names = [name for name, value in vars(new).items() if getattr(value, "__module__", None) == new.__name__]
+    defined = [name for name, value in vars(new).items() if getattr(value, "__module__", None) == new.__name__]
+    names = getattr(new, "__all__", defined)
     assert names
     for name in names:
         assert getattr(import_module(f"lit_probsft.{old}"), name) is getattr(new, name)
