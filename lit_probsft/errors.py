@@ -63,5 +63,7 @@ def near_matches(name: str, known: Iterable[str]) -> str:
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of an exception's message that is not empty, or the exception's name."""
+    """The first line of another library's message, or the exception's name; an OSError without number and path."""
+    if isinstance(error, OSError) and error.strerror:
+        return error.strerror
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

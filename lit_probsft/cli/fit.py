@@ -23,19 +23,20 @@ from lit_probsft.cli.config.lightning_errors import run_error, trainer_error
 from lit_probsft.cli.config.parser import Parser, Refusal, import_named_optimizer
 from lit_probsft.cli.config.yaml_files import check_config_files
 from lit_probsft.cli.flags import add_flags, run_folder
-from lit_probsft.cli.lightning_internals import OpenCLI, use_own_launcher
+from lit_probsft.cli.lightning_internals import OpenCLI
 from lit_probsft.cli.quiet import quieten
 from lit_probsft.cli.trainer import complete_flags, fit_callbacks, loggers
 from lit_probsft.cli.weights import Start, lend_tokenizer, lent_tokenizer_error, use_weights
 from lit_probsft.data import InstructionDataModule
 from lit_probsft.errors import UserError, first_rank
-from lit_probsft.parallel.processes import follow_parent
+from lit_probsft.parallel.processes import follow_parent, use_launcher
 from lit_probsft.parallel.strategies import FSDP2, DeepSpeed
 from lit_probsft.run.predictions import PredictionWriter
 from lit_probsft.run.summary import summary
 from lit_probsft.run.upload import HubOptions, ensure_repo, upload
 from lit_probsft.storage.atomic import write_json
-from lit_probsft.storage.checkpoint_files import WholeFileIO, damage
+from lit_probsft.storage.checkpoint_files import damage
+from lit_probsft.storage.checkpoint_writing import WholeFileIO
 from lit_probsft.training.callbacks import ProgressBar
 from lit_probsft.training.checkpoints import where_to_continue
 from lit_probsft.training.intervals import Every, ValidateEvery
@@ -194,7 +195,7 @@ class ProbSFTCLI(OpenCLI):
         """The configured trainer, with the run's loggers and callbacks in addition to the user's."""
         config = self.config_init[self.command]
         flags = config.trainer
-        flags.logger = loggers(flags.logger, self.run, resume=config.resume) if self.command == "fit" else False
+        flags.logger = loggers(flags.logger, self.run) if self.command == "fit" else False
         flags.default_root_dir = flags.default_root_dir or str(self.run.path)
         callbacks: Any = flags.callbacks or []
         callbacks = list(callbacks) if isinstance(callbacks, list | tuple) else [callbacks]
@@ -207,7 +208,7 @@ class ProbSFTCLI(OpenCLI):
             raise trainer_error(error, vars(flags)) from error
         if self.command != "fit" and not isinstance(trainer.strategy, FSDP2 | DeepSpeed):
             trainer.strategy.checkpoint_io = WholeFileIO("--ckpt_path")
-        use_own_launcher(trainer)
+        use_launcher(trainer.strategy)
         return trainer
 
     def _callbacks(self, config: Namespace, given: list[Callback]) -> list[Callback]:

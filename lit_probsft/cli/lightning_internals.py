@@ -5,11 +5,7 @@ tests/cli/test_lightning_internals.py fails if a version of Lightning changes on
 
 from __future__ import annotations
 
-import lightning as L
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
-from lightning.pytorch.strategies.launchers.subprocess_script import _SubprocessScriptLauncher
-
-from lit_probsft.parallel.processes import Launcher
 
 
 class OpenCLI(LightningCLI):
@@ -39,10 +35,3 @@ class OpenCLI(LightningCLI):
 
     def _run_subcommand(self, subcommand: str) -> None:
         self.run_command(subcommand)
-
-
-def use_own_launcher(trainer: L.Trainer) -> None:
-    """Replace Lightning's launcher of processes, where the strategy has one, with ours."""
-    launcher = trainer.strategy.launcher
-    if type(launcher) is _SubprocessScriptLauncher:
-        trainer.strategy._launcher = Launcher(launcher.cluster_environment, launcher.num_processes, launcher.num_nodes)

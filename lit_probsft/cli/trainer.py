@@ -10,11 +10,12 @@ from jsonargparse import Namespace
 from lightning.pytorch.callbacks import Callback
 
 from lit_probsft.cli.config.checks import check_callbacks, export_of
-from lit_probsft.parallel.strategies import settled
+from lit_probsft.parallel.strategies import resolve_strategy
 from lit_probsft.run.folder import RunFolder
 from lit_probsft.run.metrics_csv import MetricsCSV
+from lit_probsft.run.model_exports import ModelExports
 from lit_probsft.run.record import RunRecord
-from lit_probsft.run.summary import RunTimer
+from lit_probsft.run.timer import RunTimer
 from lit_probsft.run.token_changes import TokenChanges
 from lit_probsft.training.callbacks import Throughput
 from lit_probsft.training.checkpoints import Checkpoints
@@ -25,7 +26,7 @@ from lit_probsft.training.intervals import Every
 
 def complete_flags(trainer: Namespace, validate_every: Every | None) -> None:
     """Set the strategy, the precision, the length and the validation interval where the flags leave them open."""
-    trainer.strategy = settled(trainer.strategy)
+    trainer.strategy = resolve_strategy(trainer.strategy)
     if validate_every is not None:
         trainer.val_check_interval, trainer.check_val_every_n_epoch = 1, None  # `ValidateEvery` decides
     if trainer.max_epochs is None and trainer.max_steps == -1:
@@ -42,9 +43,9 @@ def _on_gpu(trainer: Namespace) -> bool:
     )
 
 
-def loggers(chosen: Any, run: RunFolder, *, resume: bool) -> Any:
+def loggers(chosen: Any, run: RunFolder) -> Any:
     """metrics.csv, and the loggers that the user has chosen."""
-    metrics = MetricsCSV(run, resume=resume)
+    metrics = MetricsCSV(run)
     if chosen in (None, True, False):
         return metrics
     return [metrics, *(chosen if isinstance(chosen, list) else [chosen])]
@@ -76,13 +77,13 @@ def fit_callbacks(config: Namespace, config_text: str, run: RunFolder, given: li
         resume=config.resume,
         config=config_text,
         context={"seed": config.seed_everything},
-        export=export_of(config),
     )
+    exports = ModelExports(record, export_of(config))
     stop = EarlyStop(config.early_stopping, given)
     resume_command = f"python -m lit_probsft fit --config {run.config} --resume"
-    callbacks = [Throughput(), RunTimer(), stop, TokenChanges(), record, GracefulStop(resume_command)]
+    callbacks = [Throughput(), RunTimer(), stop, TokenChanges(), record, exports, GracefulStop(resume_command)]
     if config.trainer.enable_checkpointing is not False:
         checkpoints = Checkpoints(run.checkpoints, config.checkpoints)
-        checkpoints.on_saved, checkpoints.on_resumed = record.on_saved, record.on_resumed
+        checkpoints.on_saved, checkpoints.on_resumed = exports.on_saved, exports.on_resumed
         callbacks.append(checkpoints)
     return FitCallbacks(record, stop, callbacks)
