@@ -1,4 +1,4 @@
-"""The one exception that a user can cause, and what makes its message useful."""
+"""The exception for errors that the user can fix, and helpers for its messages."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ from collections.abc import Iterable, Iterator
 
 
 class UserError(ValueError):
-    """Something in a config, a flag, a file or a call is wrong, and only its author can fix it.
+    """Something in a configuration, a flag, a file or a call is wrong, and its author can fix it.
 
-    The command line prints the message from rank 0, without a traceback, and exits with status 2; `main()` and the
+    The command line prints the message from rank 0, without a traceback, and exits with status 2. `main()` and the
     Python API raise it.
 
     Args:
-        argument: the flag, option or file that is wrong, as the caller named it; empty where the raiser cannot know.
+        argument: the flag, option or file that is wrong, as the caller named it; empty if it is not known.
         problem: what was expected and what came.
     """
 
@@ -28,11 +28,11 @@ class UserError(ValueError):
         return f"{self.argument}: {self.problem}" if self.argument else self.problem
 
     def within(self, prefix: str, where: str = "") -> UserError:
-        """The same error seen from one level up.
+        """The same error as the owner of the argument reports it.
 
         Args:
-            prefix: names the option that holds the argument.
-            where: added to the end of the problem, such as the number of a row.
+            prefix: the option that holds the argument, such as `data.train`.
+            where: appended to the problem, such as the number of a row.
         """
         problem = self.problem.removesuffix(".") + where if where else self.problem
         return UserError(".".join(filter(None, (prefix, self.argument))), problem)
@@ -48,13 +48,13 @@ def errors_within(prefix: str, where: str = "") -> Iterator[None]:
 
 
 def first_rank() -> bool:
-    """Is this the process that tells the user, as far as its environment knows?"""
+    """Whether this is rank 0, judging by the environment."""
     names = ("RANK", "LOCAL_RANK", "SLURM_PROCID")
     return next((os.environ[name] for name in names if name in os.environ), "0") == "0"
 
 
 def near_matches(name: str, known: Iterable[str]) -> str:
-    """` Did you mean 'a' or 'b'?`, or an empty string where nothing in `known` is close to `name`."""
+    """` Did you mean 'a' or 'b'?`, or an empty string if nothing in `known` is close to `name`."""
     wanted, by_lower = name.lower(), {candidate.lower(): candidate for candidate in known}
     longer = sorted((other for other in by_lower if len(wanted) > 2 and other.startswith(wanted)), key=len)
     close = longer or difflib.get_close_matches(wanted, by_lower, cutoff=0.6)
@@ -63,7 +63,7 @@ def near_matches(name: str, known: Iterable[str]) -> str:
 
 
 def first_line(error: BaseException) -> str:
-    """The first line of another library's exception; for an error of the system, its words without number and path."""
+    """The first line of another library's message, or the exception's name; an OSError without number and path."""
     if isinstance(error, OSError) and error.strerror:
         return error.strerror
     return next((line.strip() for line in str(error).splitlines() if line.strip()), type(error).__name__)

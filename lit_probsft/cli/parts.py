@@ -1,63 +1,60 @@
-"""What a configuration of fit names, built without a run: the data module, or the module beside it."""
+"""Builds the data module of a configuration, or the module as well, without starting a run."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
+from typing import Any
 
 from jsonargparse import Namespace
 
-from lit_probsft.cli.fit import ProbSFTCLI, cause_of, lend_tokenizer, run_name
+from lit_probsft.cli.config.checks import check_model
+from lit_probsft.cli.fit import ProbSFTCLI
+from lit_probsft.cli.flags import run_folder
 from lit_probsft.cli.quiet import quieten
+from lit_probsft.cli.weights import lend_tokenizer
 from lit_probsft.data import InstructionDataModule
-from lit_probsft.errors import UserError
 from lit_probsft.run.folder import RunFolder
 from lit_probsft.training.module import ProbSFTModule
 
 
 class _DataOnly(ProbSFTCLI):
-    """Reads a configuration as fit does, and builds its data module alone."""
+    """Parses a configuration as fit does, and builds its data module alone."""
 
     def before_instantiate_classes(self) -> None:
-        """Nothing but the tokenizer that the model lends: no run is begun."""
+        """Lend the model's tokenizer to the data."""
         lend_tokenizer(self.config[self.command])
 
     def instantiate_classes(self) -> None:
-        """The data module, with what a constructor refuses told as fit tells it."""
-        config = self.config[self.command]
-        parser = self._parser(self.command)
-        alone = Namespace(data=config.data)
-        try:
-            self.datamodule = parser.instantiate_classes(alone).data
-        except ValueError as error:
-            raise cause_of(error, config) from None
+        """Build the data module."""
+        self.datamodule = self.build("data")
 
-    def _set_seed(self) -> None:
-        pass
+    def build(self, part: str) -> Any:
+        """One part of the configuration, built alone."""
+        config = Namespace(subcommand=self.command)
+        config[self.command] = Namespace({part: self.config[self.command][part]})
+        return self.parser.instantiate_classes(config)[self.command][part]
 
-    def _run_subcommand(self, subcommand: str) -> None:
-        pass
+    def seed(self) -> None:
+        """Leave the random state of the process alone."""
+
+    def run_command(self, command: str) -> None:
+        """Run nothing."""
 
 
 class _Parts(_DataOnly):
-    """Builds the module too, whose model is not loaded, and says where the run lies."""
+    """Builds the module as well, whose model is not loaded, and finds the run's folder."""
 
     def before_instantiate_classes(self) -> None:
-        """The run's folder is looked into at most."""
+        """Find the run's folder and lend the model's tokenizer to the data."""
         config = self.config[self.command]
-        self.run = RunFolder(Path(config.runs_dir).expanduser() / run_name(config))
-        if "init_args" not in config.model or config.model.init_args.get("model") is None:
-            raise UserError("model.model", "expected a model (a hub id, a folder, or RandomCausalLM), got none")
+        self.run = run_folder(config)
+        check_model(config)
         super().before_instantiate_classes()
 
     def instantiate_classes(self) -> None:
-        """Data module and module, with what a constructor refuses told as fit tells it."""
+        """Build data module and module."""
         super().instantiate_classes()
-        config = self.config[self.command]
-        try:
-            self.model = self._parser(self.command).instantiate_classes(Namespace(model=config.model)).model
-        except ValueError as error:
-            raise cause_of(error, config) from None
+        self.model = self.build("model")
 
 
 def parts_of(args: Sequence[str]) -> tuple[ProbSFTModule, InstructionDataModule, RunFolder, Namespace]:

@@ -24,11 +24,11 @@ class Generation:
 
     def __post_init__(self) -> None:
         if self.max_new_tokens < 1:
-            raise UserError("generation.max_new_tokens", f"expected at least 1, got {self.max_new_tokens}")
+            raise UserError("model.generation.max_new_tokens", f"expected at least 1, got {self.max_new_tokens}")
         if self.temperature < 0:
-            raise UserError("generation.temperature", f"expected 0 (greedy) or more, got {self.temperature}")
+            raise UserError("model.generation.temperature", f"expected 0 (greedy) or more, got {self.temperature}")
         if not 0 < self.top_p <= 1:
-            raise UserError("generation.top_p", f"expected a number above 0 and at most 1, got {self.top_p}")
+            raise UserError("model.generation.top_p", f"expected a number above 0 and at most 1, got {self.top_p}")
 
     def as_kwargs(self) -> dict[str, Any]:
         """The arguments of transformers' `generate`."""

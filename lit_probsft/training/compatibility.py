@@ -30,7 +30,7 @@ def check_arguments(
         raise UserError("model.logits_budget_mb", f"expected more than 0 MiB, got {logits_budget_mb}")
     if unknown := sorted(objective.needs - NEEDS):
         expected = f"expected names among {', '.join(sorted(NEEDS))}"
-        raise UserError(f"{type(objective).__name__}.needs", f"{expected}, got {', '.join(unknown)}")
+        raise UserError("model.objective.needs", f"{expected}, got {', '.join(unknown)}")
     quantization = getattr(model, "quantization", "none")
     if lora is None and quantization != "none":
         raise UserError(

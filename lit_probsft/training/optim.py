@@ -91,13 +91,17 @@ class Schedule:
 
     def __post_init__(self) -> None:
         if self.decay not in ("cosine", "linear", "constant", "wsd"):
-            raise UserError("schedule.decay", f"expected cosine, linear, constant or wsd, got {self.decay!r}")
+            raise UserError("model.schedule.decay", f"expected cosine, linear, constant or wsd, got {self.decay!r}")
         if not (math.isfinite(self.warmup) and self.warmup >= 0):
-            raise UserError("schedule.warmup", f"expected a share below 1 or a number of steps, got {self.warmup}")
+            raise UserError(
+                "model.schedule.warmup", f"expected a share below 1 or a number of steps, got {self.warmup}"
+            )
         if not 0 <= self.final <= 1:
-            raise UserError("schedule.final", f"expected a factor from 0 to 1, got {self.final}")
+            raise UserError("model.schedule.final", f"expected a factor from 0 to 1, got {self.final}")
         if not 0 < self.decay_share <= 1:
-            raise UserError("schedule.decay_share", f"expected a share above 0 and at most 1, got {self.decay_share}")
+            raise UserError(
+                "model.schedule.decay_share", f"expected a share above 0 and at most 1, got {self.decay_share}"
+            )
 
     def factor(self, step: int, total: int) -> float:
         """The factor for the `step`-th optimizer step, counted from 0, out of `total`; continuous, in [0, 1]."""

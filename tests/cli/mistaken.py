@@ -1,4 +1,4 @@
-"""Where a mistake is made: a folder with a run that is about to be started, or what is left of one."""
+"""Folders for mistakes: with a run that is about to start, or with a damaged one."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ trainer: {max_epochs: 1, accelerator: cpu, enable_progress_bar: false, log_every
 
 
 def furnish(folder: Path, config: tuple[str | None, str | bytes] | None, files: dict[str, str | bytes]) -> None:
-    """Rows, c.yaml with what `config` says exchanged in it, and `files`."""
+    """Write the rows, c.yaml with the replacement of `config`, and `files`."""
     tiny.write_rows(folder / "train.jsonl", 24)
     tiny.write_rows(folder / "validation.jsonl", 6, seed=1)
     text: str | bytes = CONFIG

@@ -1,6 +1,6 @@
 """Mistakes that users make. The message of each is in messages.json, which `pytest --update-messages` rewrites.
 
-A command that starts with a flag is one of `fit --config c.yaml`. `tests.cli.mistaken` writes c.yaml and the rows.
+A command that starts with a flag is appended to `fit --config c.yaml`. `tests.cli.mistaken` writes c.yaml and the rows.
 """
 
 # ruff: noqa: E501 (one mistake per line)
@@ -14,7 +14,10 @@ from tests.cli import mistaken
 
 
 class Mistake(NamedTuple):
-    """What is typed; what is replaced in c.yaml (None: all of it), other files, and what was there before."""
+    """A command line that is wrong, with its files.
+
+    `config` is a text of c.yaml (None: all of it) and its replacement; `before` prepares the folder.
+    """
 
     name: str
     typed: str
@@ -91,6 +94,7 @@ PARSING = [
     Mistake('a flag without its group', '--batch_size 3'),
     Mistake('a flag of an optimizer without its group', '--lr 1e-3'),
     Mistake('a flag of the trainer without its group', '--max_epochs 3'),
+    Mistake('a misspelt group', '--trainr.max_epochs 3'),
     Mistake('a flag of a group that has no other like it', '--checkpoints.kep 1'),
     Mistake('a flag of an inner group', '--model.generation.temprature 1'),
     Mistake('a flag of adapters', '--model.lora LoRA --model.lora.rank 3'),
@@ -185,6 +189,7 @@ YAML = [
     Mistake('a number for the model', '', config=(None, 'model: 3\n')),
     Mistake('a list for the data', '', config=(None, 'data: [3]\n')),
     Mistake('a text for the trainer', '', config=(None, 'trainer: hello\n')),
+    Mistake('a list for the trainer', '', config=(None, 'trainer: [3]\n')),
     Mistake('a text for the data', '', config=(None, 'data: hello\n')),
     Mistake('no model', '', config=(None, 'data: {train: train.jsonl}\n')),
     Mistake('a module that is not there', '', config=(None, 'model: {class_path: my.Module}\n')),
@@ -217,7 +222,7 @@ OWN = [
     Mistake('the mean of the losses', '--model.objective mine_of_mistakes.Mean', files={'mine_of_mistakes.py': OWN_CLASSES}),
     Mistake('no loss', '--model.objective mine_of_mistakes.Nothing', files={'mine_of_mistakes.py': OWN_CLASSES}),
 ]
-"""Classes of the user's own."""
+"""Classes in a user's module."""
 
 OTHERS = [
     Mistake('export of nothing', 'export'),
@@ -272,7 +277,7 @@ OTHERS = [
     Mistake('validate with a checkpoint that is not there', 'validate --ckpt_path nope.ckpt'),
     Mistake('validate with a damaged checkpoint', 'validate --ckpt_path train.jsonl'),
 ]
-"""Commands beside fit."""
+"""Other commands than fit."""
 
 TRAINER = [
     Mistake('a negative number of epochs', '--trainer.max_epochs -3'),
@@ -306,7 +311,7 @@ TRAINER = [
     Mistake("validation after the epoch's end", '--trainer.val_check_interval 1000'),
     Mistake('checkpoints every 0 steps', '--checkpoints.save_every 0'),
 ]
-"""What the trainer is told."""
+"""Flags of the trainer."""
 
 RUNS = [
     Mistake('a name with a slash', '--name a/b'),
@@ -390,6 +395,8 @@ OPTIONS = [
     Mistake('mixture: cap and weight', '--data.train \'{"class_path": "Mixture", "init_args": {"sources": {"a": {"source": {"class_path": "Rows", "init_args": {"path": "train.jsonl", "prompt": "question", "response": "answer"}}, "weight": 1, "cap": 3}}}}\''),
     Mistake('mixture: size', '--data.train \'{"class_path": "Mixture", "init_args": {"sources": {"a": {"class_path": "Rows", "init_args": {"path": "train.jsonl", "prompt": "question", "response": "answer"}}}, "size": 3}}\''),
     Mistake('mixture: in a mixture', '--data.train \'{"class_path": "Mixture", "init_args": {"sources": {"a": {"class_path": "Mixture", "init_args": {"sources": {"b": {"class_path": "Rows", "init_args": {"path": "train.jsonl", "prompt": "question", "response": "answer"}}}}}}}}\''),
+    Mistake('mixture: limit of a source', '--data.train \'{"class_path": "Mixture", "init_args": {"sources": {"a": {"class_path": "Rows", "init_args": {"path": "train.jsonl", "limit": 0}}}}}\''),
+    Mistake('mixture: weight in the second of two', '--data.train \'{"class_path": "Mixture", "init_args": {"sources": {"a": "train.jsonl"}}}\' --data.validation \'{"class_path": "Mixture", "init_args": {"sources": {"a": {"source": "validation.jsonl", "weight": 0}}}}\''),
     Mistake('mixture: file', '--data.train \'{"class_path": "Mixture", "init_args": {"sources": {"a": "nope.jsonl"}}}\''),
     Mistake('mixture: option', '--data.train \'{"class_path": "Mixture", "init_args": {"sources": {"a": {"source": {"class_path": "Rows", "init_args": {"path": "train.jsonl", "prompt": "question", "response": "answer"}}, "wieght": 1}}}}\''),
 ]

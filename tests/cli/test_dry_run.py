@@ -158,7 +158,7 @@ def test_it_holds_under_every_kind_of_data_and_model(tmp_path: Path, batches: li
         (
             ["fit", "--early_stopping.patience=2", "--trainer.enable_checkpointing=false"],
             {},
-            "early_stopping.patience: expected checkpoints beside it, the best of which is exported, or "
+            "early_stopping.patience: expected checkpoints, since the best one is exported, or "
             "checkpoints.export: final, got trainer.enable_checkpointing: false",
         ),
     ],

@@ -1,4 +1,4 @@
-"""The commands as a user types them: what they leave behind, and what they say when something is wrong."""
+"""fit, validate, test, predict and export as a user types them, and the files that they write."""
 
 from __future__ import annotations
 
@@ -6,7 +6,6 @@ import csv
 import json
 import subprocess
 import sys
-import time
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -68,7 +67,7 @@ def rows_of(path: Path) -> list[dict[str, str]]:
         return list(csv.DictReader(file))
 
 
-def test_fit_leaves_what_it_promises(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_fit_writes_the_promised_files(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     cli = fit(config(tmp_path), "--model.objective", "Threshold", "--model.objective.min_prob", "0.001")
     run = tmp_path / "runs" / "tiny"
     names = {".lock", "config.yaml", "metrics.csv", "run.json", "tokens.npz", "checkpoints", "hf"}
@@ -110,12 +109,12 @@ def test_fit_leaves_what_it_promises(tmp_path: Path, capsys: pytest.CaptureFixtu
     card = (run / "hf" / "README.md").read_text()
     assert "Threshold" in card
     assert "min_prob: 0.001" in card
-    said = capsys.readouterr().out
-    assert "runs/tiny/hf" in said
-    assert "next:" in said
+    output = capsys.readouterr().out
+    assert "runs/tiny/hf" in output
+    assert "next:" in output
 
 
-def test_fit_lists_the_rows_it_has_not_used(tmp_path: Path) -> None:
+def test_fit_lists_the_rows_that_it_skips(tmp_path: Path) -> None:
     path = config(tmp_path, data__on_bad_row="skip")
     with (tmp_path / "train.jsonl").open("a") as file:
         file.write('{"question": \n')
@@ -137,7 +136,7 @@ def test_the_written_config_repeats_the_run(tmp_path: Path) -> None:
 
 
 def slow(*values: Any) -> Any:
-    """A case that takes longer than the default suite allows."""
+    """A case for the slow suite."""
     return pytest.param(*values, marks=pytest.mark.slow)
 
 
@@ -159,11 +158,10 @@ class Stopper(L.Callback):
     ("stop", "accumulate"),
     [(3, 2), *(slow(*case) for case in ((2, 1), (3, 1), (5, 1), (2, 2), (5, 2)))],
 )
-def test_resume_continues_as_if_it_had_never_stopped(
+def test_a_resumed_run_equals_an_uninterrupted_one(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, accumulate: int, stop: int
 ) -> None:
-    """Middle and end of an epoch of three steps; a checkpoint after every step, the last of them one before the
-    failure."""
+    """The run fails in the middle or at the end of an epoch of three steps, one step after its last checkpoint."""
     (tmp_path / "stopper_of_test_cli.py").write_text(STOPPER)
     monkeypatch.syspath_prepend(tmp_path)
     path = config(tmp_path, data__batch_size=8 // accumulate)
@@ -204,7 +202,7 @@ def test_resume_continues_as_if_it_had_never_stopped(
         slow(["--data.train.limit=20"], "fingerprint"),
     ],
 )
-def test_resume_refuses_what_would_be_another_run(tmp_path: Path, flags: list[str], words: str) -> None:
+def test_resume_refuses_settings_that_make_another_run(tmp_path: Path, flags: list[str], words: str) -> None:
     path = config(tmp_path)
     fit(path)
     before = (tmp_path / "runs/tiny/config.yaml").read_text()
@@ -214,14 +212,14 @@ def test_resume_refuses_what_would_be_another_run(tmp_path: Path, flags: list[st
 
 
 @pytest.mark.parametrize("content", [b"\xff\xfe\x00\x01", b"a: [1\nb: 2\n", b"- 1\n", b""])
-def test_a_configuration_file_that_is_none_is_named(tmp_path: Path, content: bytes) -> None:
+def test_a_file_that_is_not_a_configuration_is_named(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "broken.yaml").write_bytes(content)
     with pytest.raises(UserError, match="--config: .*broken.yaml") as caught:
         fit(tmp_path / "broken.yaml")
     assert "\n" not in str(caught.value)
 
 
-def test_export_replaces_only_what_it_has_written(tmp_path: Path) -> None:
+def test_export_replaces_only_its_own_folders(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("mine")
     (tmp_path / "c" / "d").mkdir(parents=True)
     (tmp_path / "c" / "mine").write_text("mine")
@@ -235,7 +233,7 @@ def test_export_replaces_only_what_it_has_written(tmp_path: Path) -> None:
     assert (tmp_path / "other/mine").read_text() == "mine"
 
 
-def test_resume_refuses_another_model_or_optimizer_and_touches_nothing(tmp_path: Path) -> None:
+def test_resume_refuses_another_model_or_optimizer_and_writes_nothing(tmp_path: Path) -> None:
     path = config(tmp_path, trainer__limit_val_batches=0)
     fit(path)
     files = [p for p in (tmp_path / "runs").rglob("*") if p.is_file()]
@@ -253,12 +251,12 @@ def test_resume_refuses_another_model_or_optimizer_and_touches_nothing(tmp_path:
         fit(config(tmp_path), *more)
 
 
-def test_an_argument_before_the_objectives_name_belongs_to_it(tmp_path: Path) -> None:
+def test_an_objectives_argument_may_precede_its_name(tmp_path: Path) -> None:
     cli = fit(config(tmp_path), "--model.objective.alpha", "3", "--model.objective", "Power")
     assert cli.model.objective.alpha == 3
 
 
-def test_overwrite_replaces_and_a_failed_start_destroys_nothing(tmp_path: Path) -> None:
+def test_overwrite_replaces_a_run_only_if_the_new_one_starts(tmp_path: Path) -> None:
     path = config(tmp_path)
     fit(path)
     before = sorted(p.stat().st_mtime_ns for p in (tmp_path / "runs").rglob("*") if p.is_file())
@@ -269,7 +267,7 @@ def test_overwrite_replaces_and_a_failed_start_destroys_nothing(tmp_path: Path) 
     assert "NegP" in (tmp_path / "runs/tiny/run.json").read_text()
 
 
-def test_validate_test_and_predict_use_what_fit_has_trained(tmp_path: Path) -> None:
+def test_validate_test_and_predict_use_the_trained_weights(tmp_path: Path) -> None:
     path = config(
         tmp_path,
         data__test={
@@ -295,7 +293,7 @@ def test_validate_test_and_predict_use_what_fit_has_trained(tmp_path: Path) -> N
     source = [json.loads(line) for line in (tmp_path / "validation.jsonl").read_text().splitlines()]
     assert [a["reference"] for a in answers] == [row["answer"] for row in source]
     assert [a["index"] for a in answers] == list(range(6))
-    # Padding on the left changes no answer: each equals the one to its prompt alone.
+    # Padding on the left changes no answer: each equals the answer to its prompt alone.
     tokenizer = cli.datamodule.tokenizer
     for row, answer in zip(source, answers, strict=True):
         messages = [{"role": "user", "content": row["question"]}]
@@ -313,7 +311,7 @@ def test_every_row_of_a_mixture_is_answered(tmp_path: Path) -> None:
     assert [(a["source"], a["index"]) for a in answers] == [(name, row) for name in "ab" for row in range(6)]
 
 
-def test_export_works_from_the_checkpoint_alone(tmp_path: Path) -> None:
+def test_export_needs_only_the_checkpoint(tmp_path: Path) -> None:
     fit(config(tmp_path))
     lonely = tmp_path / "elsewhere" / "some.ckpt"
     lonely.parent.mkdir()
@@ -338,7 +336,7 @@ def test_export_works_from_the_checkpoint_alone(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("tied", [True, False])
-def test_tied_and_untied_weights_survive_the_export(tmp_path: Path, tied: bool) -> None:
+def test_export_keeps_tied_and_untied_weights(tmp_path: Path, tied: bool) -> None:
     path = config(
         tmp_path,
         model__model={
@@ -375,7 +373,7 @@ class Halved(ProbSFTModule):
 """
 
 
-def test_the_exported_folder_has_the_template_of_the_training_and_stops_where_answers_end(tmp_path: Path) -> None:
+def test_the_export_has_the_chat_template_and_stops_at_the_end_of_an_answer(tmp_path: Path) -> None:
     template = (
         "{% for m in messages %}{{ '[' + m['role'] + ']' + m['content'] + '<|im_start|>' }}{% endfor %}"
         "{% if add_generation_prompt %}{{ '[assistant]' }}{% endif %}"
@@ -425,17 +423,14 @@ def test_an_objective_named_on_the_command_line_starts_from_its_own_defaults(
     assert cli.model.objective.alpha == 2.0
 
 
-@pytest.mark.parametrize("name", ["tensorboard"])
-def test_tensorboard_by_configuration_beside_the_csv(tmp_path: Path, name: str) -> None:
+def test_tensorboard_can_be_added_to_the_csv(tmp_path: Path) -> None:
     logger = {"class_path": "TensorBoardLogger", "init_args": {"save_dir": str(tmp_path / "tb")}}
     fit(config(tmp_path, trainer__logger=logger))
     assert list((tmp_path / "tb").rglob("events.*"))
     assert (tmp_path / "runs/tiny/metrics.csv").exists()
 
 
-def test_a_run_that_is_no_longer_finite_ends_with_its_last_good_weights(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_run_with_nan_losses_keeps_its_last_finite_weights(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "broken_of_test_cli.py").write_text(
         "from lit_probsft import ProbSFTModule\n\n\nclass Broken(ProbSFTModule):\n    def token_loss(self, tokens):\n"
         "        return super().token_loss(tokens) * (float('nan') if self.training and self.global_step >= 2 else 1)\n"
@@ -450,142 +445,10 @@ def test_a_run_that_is_no_longer_finite_ends_with_its_last_good_weights(
     assert all(p.isfinite().all() for p in AutoModelForCausalLM.from_pretrained("out").parameters())
 
 
-def mixture(part: Any) -> dict[str, Any]:
-    return {"class_path": "Mixture", "init_args": {"sources": {"a": part}}}
-
-
-TINY_MODEL = {"class_path": "RandomCausalLM", "init_args": {"config": tiny.LLAMA}}
-
-BAD_INPUT = {
-    "unknown command": (["ft"], {}, "COMMAND.*Did you mean 'fit'"),
-    "missing config": (["fit", "--config", "tin.yaml"], {}, "--config: expected a file"),
-    "unknown objective": (["--model.objective", "NegPP"], {}, "model.objective.*'NegPP'.*Did you mean 'NegP'"),
-    "unknown objective in the file": (
-        [],
-        {"model__objective": {"class_path": "Powr"}},
-        "model.objective.*'Powr'.*'Power'",
-    ),
-    "unknown field": (
-        ["--model.objective", "Power", "--model.objective.alhpa", "3"],
-        {},
-        "model.objective.alhpa.*'alpha'",
-    ),
-    "unknown field of the data": ([], {"data__batch_sise": 3}, "data.batch_sise.*'batch_size'"),
-    "unknown field of the trainer": (["--trainr.max_epochs", "3"], {}, "trainr.max_epochs.*'trainer.max_epochs'"),
-    "wrong type": (["--data.batch_size", "four"], {}, "data.batch_size: expected a whole number, got 'four'"),
-    "value out of range": (["--model.objective", "Threshold", "--model.objective.min_prob", "3"], {}, "min_prob = 3"),
-    "schedule out of range": (["--model.schedule.final", "2"], {}, "schedule.final"),
-    "no model": ([], {"model": {"objective": {"class_path": "NLL"}}}, "model.model"),
-    "missing model folder": (["--model.model", "./no_such_model"], {}, "model_name_or_path.*no_such_model"),
-    "unknown model type": (
-        [],
-        {"model__model": {"class_path": "RandomCausalLM", "init_args": {"config": {"model_type": "lama"}}}},
-        "model_type.*'llama'",
-    ),
-    "unknown field of the model": (
-        [],
-        {"model__model": {"class_path": "RandomCausalLM", "init_args": {"config": {**tiny.LLAMA, "hiden_size": 8}}}},
-        "hiden_size.*'hidden_size'",
-    ),
-    "vocabulary too small": (
-        [],
-        {"model__model": {"class_path": "RandomCausalLM", "init_args": {"config": {**tiny.LLAMA, "vocab_size": 50}}}},
-        "vocab_size: expected at least.*got 50",
-    ),
-    "missing file": (["--data.train.path", "trian.jsonl"], {}, "data.train.*trian.jsonl.*train.jsonl"),
-    "missing column": (["--data.train.prompt", "questoin"], {}, "data.train.*questoin.*question"),
-    "too long": (["--data.max_length", "40"], {}, "data.max_length: expected at most 40 tokens.*data.train"),
-    "all dropped": (
-        ["--data.max_length", "10", "--data.overflow", "drop"],
-        {},
-        "data.train: .*all 24 .*data.max_length",
-    ),
-    "no training data": ([], {"data": {"tokenizer": {"class_path": "ByteTokenizer"}}}, "data.train"),
-    "a logger that is none": (["--trainer.logger", "TensorBordLogger"], {}, "trainer.logger.*TensorBordLogger"),
-    "weights without a folder": (["validate", "--weights", "nowhere"], {}, "--weights"),
-    "resume without a checkpoint": (["--resume"], {}, "--resume"),
-    "resume and overwrite": (["--resume", "--overwrite"], {}, "--resume and --overwrite"),
-    "runs_dir below a file": (["--runs_dir", "train.jsonl/x"], {}, "--runs_dir: expected a folder.*is a file"),
-    "a name that leaves runs_dir": (["--name", "../esc"], {}, "--name"),
-    "cache_dir is a file": (["--data.cache_dir", "train.jsonl"], {}, "data.cache_dir: expected a folder"),
-    "trainer is a list": ([], {"trainer": [1]}, "trainer: expected a mapping"),
-    "data is a text": ([], {"data": "hello"}, "data: expected a class.*'hello'.$"),
-    "no devices": (["--trainer.devices", "0"], {}, "trainer.devices"),
-    "unknown accelerator": (["--trainer.accelerator", "gpuu"], {}, "trainer.accelerator.*gpuu"),
-    "unknown strategy": (["--trainer.strategy", "dpp"], {}, "trainer.strategy.*dpp"),
-    "unknown profiler": (["--trainer.profiler", "foo"], {}, "trainer.profiler"),
-    "unknown clipping": (["--trainer.gradient_clip_algorithm", "foo"], {}, "trainer.gradient_clip_algorithm.*'foo'"),
-    "negative clipping": (["--trainer.gradient_clip_val", "-1"], {}, "trainer.gradient_clip_val"),
-    "negative epochs": (["--trainer.max_epochs", "-3"], {}, "trainer.max_epochs"),
-    "no epochs": (["--trainer.max_epochs", "0"], {}, "trainer.max_epochs"),
-    "no steps": (["--trainer.max_steps", "0"], {}, "trainer.max_steps"),
-    "no batches": (["--trainer.limit_train_batches", "0"], {}, "trainer.limit_train_batches"),
-    "negative learning rate": (["--model.optimizer.lr", "-1"], {}, "model.optimizer: .*-1"),
-    "unknown field of the optimizer": (["--model.optimizer.lrr", "1"], {}, "model.optimizer.lrr.*AdamW.*'lr'"),
-    "unknown field of the schedule": ([], {"model__schedule": {"deca": "linear"}}, "model.schedule.deca.*'decay'"),
-    "no objective": (["--model.objective", "torch.nn.Linear"], {}, "model.objective: expected.*Objective"),
-    "limit below one": (["--data.train.limit", "0"], {}, "data.train.limit"),
-    "limit of a mixture's source": (
-        [],
-        {"data__train": mixture({"class_path": "Rows", "init_args": {"path": "train.jsonl", "limit": 0}})},
-        "^data.train.sources.a.limit: expected at least 1 row, got 0$",
-    ),
-    "a mixture of nothing": (
-        [],
-        {"data__train": {"class_path": "Mixture", "init_args": {"sources": {}}}},
-        "^data.train.sources: expected at least one named source, got none$",
-    ),
-    "a weight of a mixture": (
-        [],
-        {"data__validation": mixture({"source": "a.jsonl", "weight": 0}), "data__train": mixture("a.jsonl")},
-        "^data.validation.sources.a.weight: expected a number above 0, got 0.0$",
-    ),
-    "validate without its checkpoint": (["validate", "--ckpt_path", "none.ckpt"], {}, "--ckpt_path: expected.*none"),
-    "validate with a damaged checkpoint": (["validate", "--ckpt_path", "train.jsonl"], {}, "--ckpt_path: expected"),
-}
-
-
-# Mistakes that take the same way through the code as others above.
-ALIKE = {
-    "unknown profiler",
-    "unknown clipping",
-    "unknown strategy",
-    "negative epochs",
-    "no steps",
-    "no batches",
-    "schedule out of range",
-    "limit below one",
-    "limit of a mixture's source",
-    "a mixture of nothing",
-    "validate with a damaged checkpoint",
-    "unknown field of the data",
-}
-
-
-@pytest.mark.parametrize("name", [slow(name) if name in ALIKE else name for name in BAD_INPUT])
-def test_bad_input_is_one_message_that_names_the_argument_and_leaves_nothing(tmp_path: Path, name: str) -> None:
-    flags, changes, words = BAD_INPUT[name]
-    path = config(tmp_path, **changes)
-    command = flags[0] if flags and not flags[0].startswith("-") else "fit"
-    rest = [flag for flag in flags if flag != command]
-    given = [] if "--config" in rest or command == "ft" else ["--config", str(path)]
-    with pytest.raises(UserError, match=words) as caught:
-        main([command, *given, *rest])
-    assert "\n" not in str(caught.value).strip()
-    assert not (tmp_path / "runs").exists()
-
-
-def shell(*args: str, cwd: Path) -> tuple[subprocess.CompletedProcess[str], float]:
-    start = time.monotonic()
+def test_help_lists_every_command_without_heavy_imports(tmp_path: Path) -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "lit_probsft", *args], cwd=cwd, capture_output=True, text=True, timeout=120, check=False
+        [sys.executable, "-m", "lit_probsft", "--help"], cwd=tmp_path, capture_output=True, text=True, check=True
     )
-    return done, time.monotonic() - start
-
-
-def test_help_lists_every_command_and_imports_nothing_heavy(tmp_path: Path) -> None:
-    done, _ = shell("--help", cwd=tmp_path)
-    assert done.returncode == 0
     for command in ("fit", "validate", "test", "predict", "export"):
         assert f"  {command} " in done.stdout
     heavy = "[m for m in ('torch', 'lightning', 'transformers') if m in sys.modules]"
@@ -597,15 +460,7 @@ def test_help_lists_every_command_and_imports_nothing_heavy(tmp_path: Path) -> N
         assert out.stdout.splitlines()[-1] == "[]"
 
 
-@pytest.mark.slow
-def test_the_shell_gets_status_2_one_line_and_no_traceback(tmp_path: Path) -> None:
-    done, _ = shell("export", "nowhere.ckpt", "out", cwd=tmp_path)
-    assert done.returncode == 2
-    assert done.stderr.startswith("lit_probsft: error: CKPT")
-    assert len(done.stderr.strip().splitlines()) == 1
-
-
-def test_answers_that_are_empty_are_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+def test_empty_answers_are_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
     writer = PredictionWriter(tmp_path / "predictions.jsonl")
     writer._rows = {index: {"index": index, "answer": answer} for index, answer in enumerate(["", "a", ""])}
     with caplog.at_level("INFO"):

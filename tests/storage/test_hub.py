@@ -108,7 +108,7 @@ def test_code_does_not_run_by_default_and_the_error_names_the_flag(odd: Path) ->
     with pytest.raises(UserError) as caught:
         main(["fit", *flags(odd)])
     said = refusal("model.model.trust_remote_code", odd)
-    assert str(caught.value) == f"{said} (it names the tokenizer too, as data.tokenizer is not given)"
+    assert str(caught.value) == f"{said} (data.tokenizer is not given, so the tokenizer comes from the model)"
     with pytest.raises(UserError) as caught:
         reference = ["--model.reference.model", str(odd), "--model.objective", "ASFT"]
         main(["fit", *flags(plain(odd)), *reference])

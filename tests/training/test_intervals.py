@@ -63,11 +63,11 @@ BAD = {
     ),
     "the old name": (
         ["--checkpoints.every_n_steps", "3"],
-        "checkpoints.every_n_steps: there is no such option any more; it is called checkpoints.save_every",
+        "checkpoints.every_n_steps: this option is now called checkpoints.save_every",
     ),
     "two ways": (
         ["--validate_every", "2", "--trainer.val_check_interval", "4"],
-        "validate_every: expected it or trainer.val_check_interval, got both",
+        "validate_every: expected either validate_every or trainer.val_check_interval, got both",
     ),
     "a stream": (
         ["--validate_every", "0.25", "--data.streaming", "true", "--trainer.max_steps", "3"],

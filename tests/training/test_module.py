@@ -247,7 +247,7 @@ def test_an_override_of_token_loss_is_trained(rows: Path) -> None:
         (lambda: Generation(top_p=0), "generation.top_p"),
         (lambda: ProbSFTModule(tiny.model(), logits_budget_mb=0), "model.logits_budget_mb"),
         (lambda: ProbSFTModule(tiny.model(), normalize="token"), "model.normalize"),
-        (lambda: ProbSFTModule(tiny.model(), Curious()), "Curious.needs: expected names among .* got entropie"),
+        (lambda: ProbSFTModule(tiny.model(), Curious()), "model.objective.needs: expected names among .* got entropie"),
     ],
 )
 def test_a_value_out_of_range_is_refused_by_name(build: Any, words: str) -> None:

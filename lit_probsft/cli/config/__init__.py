@@ -1,1 +1,1 @@
-"""The configuration language: what is read from files and flags, and what is refused before anything is built."""
+"""The configuration language: parsing of files and flags, checks before anything is built, and error messages."""

@@ -1,9 +1,9 @@
-"""What is wrong with a configuration and can be told before anything is built, and where an error belongs."""
+"""Checks of a parsed configuration before anything is built."""
 
 from __future__ import annotations
 
 import re
-import traceback
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -16,8 +16,16 @@ from lit_probsft.errors import UserError, first_line, near_matches
 from lit_probsft.training.intervals import Every
 
 
+def check_model(config: Namespace) -> None:
+    """Refuse a configuration without a model or an objective."""
+    if "init_args" not in config.model or config.model.init_args.get("model") is None:
+        raise UserError("model.model", "expected a model (a hub id, a folder, or RandomCausalLM), got none")
+    if config.model.init_args.get("objective", ...) is None:
+        raise UserError("model.objective", "expected an objective, such as NLL, got none")
+
+
 def check_trainer(trainer: Namespace, command: str) -> None:
-    """Refuse values that Lightning takes but that train nothing or the wrong way."""
+    """Refuse values that Lightning accepts but that train nothing, or not as they say."""
     _check_choices(trainer)
     _check_numbers(trainer)
     clip = trainer.gradient_clip_val
@@ -35,17 +43,19 @@ def check_trainer(trainer: Namespace, command: str) -> None:
         return
     for name in ("max_epochs", "max_steps", "limit_train_batches"):
         if trainer[name] is not None and trainer[name] == 0:
-            raise UserError(
-                f"trainer.{name}", f"expected more than 0, since nothing would be trained; got {trainer[name]}"
-            )
+            raise UserError(f"trainer.{name}", f"expected more than 0, got {trainer[name]}: nothing would be trained")
 
 
 def check_intervals(config: Namespace) -> Every | None:
-    """Refuse shares of an epoch of a stream, and two ways to say when to validate; returns when that is."""
+    """When to validate, from `validate_every`; None if the trainer's flags decide.
+
+    Raises:
+        UserError: both say when to validate, or a share of an epoch is given for a stream.
+    """
     every = Every.of(config.validate_every, "validate_every")
-    for name, usual in (("val_check_interval", None), ("check_val_every_n_epoch", 1)):
-        if every is not None and config.trainer[name] != usual:
-            raise UserError("validate_every", f"expected it or trainer.{name}, got both")
+    for name, default in (("val_check_interval", None), ("check_val_every_n_epoch", 1)):
+        if every is not None and config.trainer[name] != default:
+            raise UserError("validate_every", f"expected either validate_every or trainer.{name}, got both")
     if "init_args" in config.data and config.data.init_args.get("streaming"):
         for interval in (every, Every.of(config.checkpoints.save_every, "checkpoints.save_every")):
             if interval is not None:
@@ -54,10 +64,10 @@ def check_intervals(config: Namespace) -> Every | None:
 
 
 def export_of(config: Namespace) -> str:
-    """When a run exports its model: as it says, else the best where it may stop early, whose last steps did not help.
+    """When a run exports its model: `checkpoints.export`, or by default `best` with early stopping, else `final`.
 
     Raises:
-        UserError: that takes checkpoints, and there are none.
+        UserError: the export needs checkpoints, which are disabled.
     """
     early = config.early_stopping.patience is not None
     export = config.checkpoints.export or ("best" if early else "final")
@@ -65,8 +75,8 @@ def export_of(config: Namespace) -> str:
         if config.checkpoints.export is None:
             raise UserError(
                 "early_stopping.patience",
-                "expected checkpoints beside it, the best of which is exported, or "
-                "checkpoints.export: final, got trainer.enable_checkpointing: false",
+                "expected checkpoints, since the best one is exported, or checkpoints.export: final, "
+                "got trainer.enable_checkpointing: false",
             )
         raise UserError(
             "checkpoints.export", f"expected final or none with trainer.enable_checkpointing: false, got {export}"
@@ -74,7 +84,19 @@ def export_of(config: Namespace) -> str:
     return str(export)
 
 
-_LEAST = {
+def check_callbacks(callbacks: Sequence[Any]) -> None:
+    """Refuse Lightning's ModelCheckpoint, whose job `checkpoints` does."""
+    from lightning.pytorch.callbacks import ModelCheckpoint
+
+    if any(isinstance(callback, ModelCheckpoint) for callback in callbacks):
+        raise UserError(
+            "trainer.callbacks",
+            "expected no ModelCheckpoint: --checkpoints.save_every, keep_last and export decide what is kept, "
+            "including the best by val/nll",
+        )
+
+
+_MINIMUM = {
     "accumulate_grad_batches": 1,
     "check_val_every_n_epoch": 1,
     "fast_dev_run": 0,
@@ -87,8 +109,8 @@ _SHARES = ("limit_train_batches", "limit_val_batches", "limit_test_batches", "li
 
 
 def _check_numbers(trainer: Namespace) -> None:
-    """Refuse what Lightning takes and fails at in the midst of training, or refuses in words of its own."""
-    for name, least in _LEAST.items():
+    """Refuse what Lightning would refuse in the middle of training, or with a message that names no flag."""
+    for name, least in _MINIMUM.items():
         number = trainer[name]
         if number is not None and number < least:
             raise UserError(f"trainer.{name}", f"expected at least {least}, got {number}")
@@ -109,17 +131,14 @@ def _check_numbers(trainer: Namespace) -> None:
 
 
 def _check_choices(trainer: Namespace) -> None:
-    """Refuse a device, a strategy, a precision or a profiler that is not there."""
-    accelerator, devices, strategy = trainer.accelerator, trainer.devices, trainer.strategy
-    known: list[str] = ["auto", "cpu", "gpu", "cuda", "mps"]
-    if isinstance(accelerator, str) and accelerator not in (*known, *AcceleratorRegistry):
-        hint = near_matches(accelerator, known)
-        raise UserError("trainer.accelerator", f"expected one of {', '.join(known)}, got {accelerator!r}.{hint}")
+    """Refuse a device, a strategy, a precision or a profiler that does not exist here."""
+    accelerator, devices = trainer.accelerator, trainer.devices
+    if isinstance(accelerator, str) and accelerator not in AcceleratorRegistry:
+        _check_choice("accelerator", accelerator, ["auto", "cpu", "gpu", "cuda", "mps"])
     on_cuda = accelerator == "cuda" or (accelerator == "gpu" and not torch.backends.mps.is_available())
     if on_cuda and not torch.cuda.is_available():
         raise UserError(
-            "trainer.accelerator",
-            f"expected a GPU that torch can use, found none, got {accelerator!r}; `auto` takes what is there",
+            "trainer.accelerator", f"torch finds no GPU, got {accelerator!r}; `auto` uses whatever device is available"
         )
     number = int(devices) if re.fullmatch(r"-?\d+", str(devices)) else None
     if (number is not None and (number == 0 or number < -1)) or (
@@ -130,134 +149,45 @@ def _check_choices(trainer: Namespace) -> None:
             f"expected a number of devices, at least 1, -1 for all, a list of them, or auto, got {devices!r}",
         )
     if number is not None and on_cuda and number > torch.cuda.device_count():
-        raise UserError(
-            "trainer.devices",
-            f"expected at most {torch.cuda.device_count()}, the GPUs that torch can use, got {number}",
-        )
-    if isinstance(strategy, str) and strategy != "auto" and strategy not in StrategyRegistry:
-        choices = ["auto", "ddp", "fsdp2", "deepspeed_stage_1", "deepspeed_stage_2", "deepspeed_stage_3"]
-        hint = near_matches(strategy, choices)
-        raise UserError("trainer.strategy", f"expected one of {', '.join(choices)}, got {strategy!r}.{hint}")
-    if str(trainer.precision) in ("16", "16-mixed", "16-true"):  # on a CPU Lightning would take another
+        raise UserError("trainer.devices", f"torch finds {torch.cuda.device_count()} GPUs, got {number}")
+    if isinstance(trainer.strategy, str) and trainer.strategy not in StrategyRegistry:
+        stages = [f"deepspeed_stage_{stage}" for stage in (1, 2, 3)]
+        _check_choice("strategy", trainer.strategy, ["auto", "ddp", "fsdp2", *stages])
+    if str(trainer.precision) in ("16", "16-mixed", "16-true"):  # Lightning would replace it on a CPU
         raise UserError("trainer.precision", f"expected 32-true, bf16-mixed or bf16-true, got {trainer.precision}")
-    profilers = ["simple", "advanced", "pytorch", "xla"]
-    if isinstance(trainer.profiler, str) and trainer.profiler not in profilers:
-        hint = near_matches(trainer.profiler, profilers)
-        raise UserError("trainer.profiler", f"expected one of {', '.join(profilers)}, got {trainer.profiler!r}.{hint}")
+    _check_choice("profiler", trainer.profiler, ["simple", "advanced", "pytorch", "xla"])
     if trainer.barebones:
         raise UserError("trainer.barebones", "expected false, since a run's record needs a logger, got true")
 
 
-_LIGHTNING_SAYS = (
-    (
-        r"`val_check_interval` \((\S+)\) must be less than or equal to the number of the training batches \((\d+)\)",
-        "trainer.val_check_interval",
-        "expected at most {1}, the micro-batches of an epoch (or "
-        "trainer.check_val_every_n_epoch null, to count on), got {0}",
-    ),
-    (
-        r"You requested to check (\S+) of the `(\w+)_dataloader` but \S+ \* (\d+) < 1",
-        "trainer.limit_{1}_batches",
-        "expected a share that leaves a batch of {2}, got {0}",
-    ),
-    (r"Requirement '(\S+)' not met", "trainer", "expected the package {0} to be installed, it is not"),
-)
-
-
-def in_our_words(message: str) -> UserError | None:
-    """What Lightning refuses late, as a user error; None where it is not known to be the user's."""
-    for pattern, argument, problem in _LIGHTNING_SAYS:
-        if match := re.search(pattern, message):
-            return UserError(argument.format(*match.groups()), problem.format(*match.groups()))
-    return None
+def _check_choice(flag: str, value: Any, choices: list[str]) -> None:
+    """Refuse a text that is none of the choices."""
+    if isinstance(value, str) and value not in choices:
+        hint = near_matches(value, choices)
+        raise UserError(
+            f"trainer.{flag}", f"expected one of {', '.join(choices)}, got {value!r}{f'.{hint}' if hint else ''}"
+        )
 
 
 def read_checkpoint(path: Path, argument: str, weights_only: bool | None) -> dict[str, Any]:
-    """What is in a checkpoint, the weights left on the disk; empty for one that Lightning alone knows how to read."""
+    """The content of a checkpoint, its tensors memory-mapped; empty for a folder and for a pickle.
+
+    Args:
+        path: of the checkpoint.
+        argument: the flag that names it, for errors.
+        weights_only: of Lightning: False for a checkpoint with pickled objects, which only Lightning reads.
+
+    Raises:
+        UserError: the file does not exist or is not a whole checkpoint.
+    """
     if not path.exists():
         raise UserError(argument, f"expected a checkpoint, there is none at {path}")
     if path.is_dir() or weights_only is False:
         return {}
     try:
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
-    except Exception as error:  # torch raises many kinds for a file that is cut short or no checkpoint at all
-        raise UserError(argument, f"expected a whole checkpoint, {path} cannot be read: {first_line(error)}") from error
+    except Exception as error:  # torch raises many kinds for a file that is truncated or is not a checkpoint
+        raise UserError(argument, f"expected a whole checkpoint, cannot read {path}: {first_line(error)}") from error
     if not isinstance(content, dict) or "state_dict" not in content:
-        raise UserError(argument, f"expected a checkpoint written by `lit_probsft fit`, {path} is none")
+        raise UserError(argument, f"{path} is not a checkpoint written by `lit_probsft fit`")
     return content
-
-
-def with_prefix(error: UserError, config: Namespace) -> UserError:
-    """`error` from a constructor, which knows its field but not where in the configuration it stands."""
-    field = error.argument
-    if field.startswith(("schedule.", "generation.")):
-        return error.within("model")
-    if match := re.fullmatch(r"([A-Z]\w*)(\.\w+)?", field):  # an objective, which knows its own name only
-        if (place := _class_at(config.model, match[1])) is not None:
-            return UserError(f"model{place}{match[2] or ''}", error.problem)
-        return error
-    data = config.data.init_args if "init_args" in config.data else Namespace()
-    parts = [part for part in ("train", "validation", "test", "predict", "tokenizer") if part in data]
-    for part in parts:
-        if (place := _place(data[part], field, error.problem)) is not None:
-            return error.within(f"data.{part}{place}")
-    mixtures = [part for part in parts if isinstance(data[part], Namespace) and "init_args.sources" in data[part]]
-    if len(mixtures) == 1 and re.match(r"sources\b|size$", field):
-        return error.within(f"data.{mixtures[0]}")
-    return error
-
-
-def _place(options: Any, field: str, problem: str) -> str | None:
-    """Where within `options` a class has `field` with the value that `problem` ends with: "", or a path that starts
-    with a dot."""
-    if isinstance(options, Namespace):
-        options = vars(options)
-    if not isinstance(options, dict):
-        return None
-    value = _at(options, field.split("."))
-    if re.search(rf"got ({re.escape(str(value))}|{re.escape(repr(value))})(\.( Did you mean [^?]*\?)?)?$", problem):
-        return ""
-    for name, value in options.items():
-        if (place := _place(value, field, problem)) is not None:
-            return place if name == "init_args" else f".{name}{place}"
-    return None
-
-
-def _class_at(options: Any, name: str) -> str | None:
-    """The path, with a dot in front, below which the class of that name gets its arguments."""
-    if not isinstance(options, Namespace):
-        return None
-    if str(options.get("class_path", "")).rsplit(".", 1)[-1] == name:
-        return ""
-    for key, value in vars(options).items():
-        if (place := _class_at(value, name)) is not None:
-            return place if key == "init_args" else f".{key}{place}"
-    return None
-
-
-def not_built(error: BaseException, config: Namespace) -> UserError | None:
-    """What a class of the configuration raised when it was made, as a user error; None where it cannot be told."""
-    root = error
-    while (inner := root.__cause__ or root.__context__) is not None:
-        root = inner
-    if (known := in_our_words(str(error))) is not None:
-        return known
-    makers = [frame for frame, _ in traceback.walk_tb(root.__traceback__)]
-    for frame in reversed(makers):
-        made = frame.f_locals.get("self")
-        if frame.f_code.co_name not in ("__init__", "__post_init__") or made is None:
-            continue
-        name = type(made).__name__
-        for part in ("model", "data", "trainer"):
-            if (place := _class_at(config[part], name)) is not None and place:
-                return UserError(f"{part}{place}", f"{name} refuses its arguments: {first_line(root)}")
-    return None
-
-
-def _at(options: Any, path: list[str]) -> Any:
-    """What stands at a path of names; `none` where nothing is given, and `...` where there is no such path."""
-    for name in path:
-        if not isinstance(options, dict | Namespace) or name not in options:
-            return ...
-        options = options[name]
-    return "none" if options is None else options

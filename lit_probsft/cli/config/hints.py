@@ -1,128 +1,142 @@
-"""Which options and which classes there are, and where in a configuration each belongs: for hints in messages."""
+"""What a type hint accepts, in a user's words, and which classes and options it offers."""
 
 from __future__ import annotations
 
 import dataclasses
-import functools
 import inspect
 import re
 from abc import ABC
-from collections.abc import Iterable
-from typing import Any
+from collections.abc import Callable, Iterable, Mapping
+from enum import Enum
+from types import NoneType, UnionType
+from typing import Any, Literal, NamedTuple, Union, get_args, get_origin, get_type_hints
 
-from lit_probsft.errors import near_matches
+import torch
 
-_SOURCES = ("train", "validation", "test", "predict", "source")
+_WORDS: dict[Any, str] = {
+    bool: "true or false",
+    int: "a whole number",
+    float: "a number",
+    str: "a text",
+    NoneType: "null",
+    **dict.fromkeys((list, tuple, set, get_origin(Iterable[Any])), "a list"),
+    **dict.fromkeys((dict, get_origin(Mapping[str, Any])), "a mapping"),
+}
+"""What Python's types are called in a configuration."""
 
+_STANDARD = ("builtins", "pathlib", "datetime", "typing")
+"""Modules of types that stand for a plain value."""
 
-def family_at(place: str) -> type | None:
-    """The class from which those that may stand at `place` are derived; None where any may."""
-    import lightning.pytorch as pl
-    import torch
-
-    from lit_probsft.data import InstructionDataModule, Source, TokenizerSource
-    from lit_probsft.model import ModelSource
-    from lit_probsft.model.lora import LoRA
-    from lit_probsft.objectives import Objective
-    from lit_probsft.training.module import ProbSFTModule
-
-    known: dict[str, type] = {
-        "objective": Objective,
-        "base": Objective,
-        "tokenizer": TokenizerSource,
-        "model": ProbSFTModule if place == "model" else ModelSource,
-        "data": InstructionDataModule,
-        "lora": LoRA,
-        "optimizer": torch.optim.Optimizer,
-        "logger": pl.loggers.Logger,
-        "callbacks": pl.Callback,
-        **dict.fromkeys(_SOURCES, Source),
-    }
-    if re.search(r"\.(watch|sources)\.[^.]+$", place):
-        return Source
-    return known.get(re.sub(r"\[\d+\]$", "", place).rsplit(".", 1)[-1])
+_NUMBER = re.compile(r"[-+]?(\d+\.?\d*|\.\d+)(e[-+]?\d+)?", re.IGNORECASE)
 
 
-def class_named(name: str) -> type | None:
-    """Our own class of that short name, of whatever family."""
-    places = ("model.objective", "data.tokenizer", "data.train", "model.model", "model.lora", "model", "data")
-    families = [family for place in places if (family := family_at(place)) is not None]
-    return next((member for family in families for member in members(family) if member.__name__ == name), None)
+class Option(NamedTuple):
+    """A parameter of a class."""
+
+    hint: Any
+    default: Any = inspect.Parameter.empty
+
+    @property
+    def required(self) -> bool:
+        """Whether the class cannot be built without it."""
+        return self.default is inspect.Parameter.empty
 
 
-def class_hint(name: str, place: str) -> str:
-    """Names like `name` of classes that may stand at `place`, as they work when they are typed."""
-    family = family_at(place)
-    if family is None:
-        return ""
-    known = {member.__name__ for member in members(family)}
-    if place.endswith("optimizer") and "." in name:  # torch's are known by their names too
-        known = {f"{member.__module__.split('.')[0]}.optim.{member.__name__}" for member in members(family)}
-    return near_matches(name, known)
+def alternatives(hint: Any) -> list[Any]:
+    """The members of a union, or the hint alone."""
+    if get_origin(hint) in (Union, UnionType):
+        return [kind for member in get_args(hint) for kind in alternatives(member)]
+    return [hint]
+
+
+def class_families(hint: Any) -> list[type]:
+    """Base classes of the objects that `hint` accepts; of a factory, what it returns."""
+    found = []
+    for kind in alternatives(hint):
+        if get_origin(kind) is get_origin(Callable[..., Any]):
+            kind = get_args(kind)[-1]
+        if not isinstance(kind, type) or kind in _WORDS or get_origin(kind) is not None:
+            continue
+        if kind.__module__ not in _STANDARD and not issubclass(kind, torch.Tensor | Enum):
+            found.append(kind)
+    return found
+
+
+def is_factory(hint: Any) -> bool:
+    """Whether `hint` takes a class whose first argument comes later, as an optimizer's parameters."""
+    return any(get_origin(kind) is get_origin(Callable[..., Any]) for kind in alternatives(hint))
+
+
+def is_group(hint: Any) -> bool:
+    """Whether `hint` is a dataclass, whose fields are given without a class path."""
+    return isinstance(hint, type) and dataclasses.is_dataclass(hint) and ABC not in hint.__mro__
+
+
+def accepts(value: Any, hint: Any) -> bool:
+    """Whether a value, as YAML reads it, fits one of the plain types of `hint`; true for types that are not plain."""
+    objects = [*class_families(hint), torch.Tensor]
+    return any(_fits(value, kind) for kind in alternatives(hint) if kind not in objects and not is_factory(kind))
+
+
+def _fits(value: Any, kind: Any) -> bool:
+    origin = get_origin(kind) or kind
+    if origin is Literal:
+        return value in get_args(kind)
+    if kind is bool or kind is NoneType or kind is str:
+        return isinstance(value, kind)
+    if kind is int:
+        return isinstance(value, int) and not isinstance(value, bool)
+    if kind is float:
+        number = isinstance(value, int | float) and not isinstance(value, bool)
+        return number or (isinstance(value, str) and _NUMBER.fullmatch(value) is not None)
+    if _WORDS.get(origin) == "a list":
+        return isinstance(value, list)
+    return isinstance(value, Mapping) if _WORDS.get(origin) == "a mapping" else True
+
+
+def choices(hint: Any) -> list[str]:
+    """The values of all literals of `hint`."""
+    return [str(value) for kind in alternatives(hint) if get_origin(kind) is Literal for value in get_args(kind)]
+
+
+def described(hint: Any) -> str:
+    """The plain types of `hint` in words, such as `a number or null`; empty for classes alone."""
+    words: list[str] = []
+    for kind in alternatives(hint):
+        if get_origin(kind) is Literal:
+            words.append(("one of " if not words else "") + ", ".join(str(value) for value in get_args(kind)))
+        elif (word := _WORDS.get(get_origin(kind) or kind)) is not None:
+            words.append(word)
+    if "a number" in words and "a whole number" in words:
+        words.remove("a whole number")
+    *others, last = sorted(dict.fromkeys(words), key=lambda word: word == "null") or [""]
+    return f"{', '.join(others)} or {last}" if others else last
 
 
 def members(base: type) -> set[type]:
     """`base` and all classes derived from it that can be used."""
-    found: set[type] = set() if ABC in base.__bases__ or base.__name__.startswith("_") else {base}
+    abstract = ABC in base.__bases__ or base.__name__.startswith("_") or base.__name__ in ("Optimizer", "Logger")
+    found: set[type] = set() if abstract else {base}
     member: type
-    if base.__name__ in ("Optimizer", "Logger"):
-        found = set()
     for member in base.__subclasses__():
         found |= members(member)
     return found
 
 
-@functools.cache
-def _options() -> tuple[str, ...]:
-    """Options of our classes by their places."""
-    import torch
-
-    from lit_probsft.data import InstructionDataModule, Rows
-    from lit_probsft.model import PretrainedCausalLM, RandomCausalLM
-    from lit_probsft.model.lora import LoRA
-    from lit_probsft.training.module import ProbSFTModule
-
-    owners: dict[str, tuple[Any, ...]] = {
-        "model": (ProbSFTModule,),
-        "data": (InstructionDataModule,),
-        "model.model": (PretrainedCausalLM, RandomCausalLM),
-        "model.lora": (LoRA,),
-        "model.optimizer": (torch.optim.AdamW,),
-        "data.train": (Rows,),
+def options_of(owner: Any) -> dict[str, Option] | None:
+    """The parameters of a class by name; None if it passes on others (`**kwargs`) or has no signature."""
+    try:
+        parameters = inspect.signature(owner).parameters
+    except (TypeError, ValueError):
+        return None
+    if any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters.values()):
+        return None
+    try:
+        hints = get_type_hints(owner if dataclasses.is_dataclass(owner) else owner.__init__)
+    except Exception:  # a hint that names what is imported for the type checker only
+        hints = {}
+    return {
+        name: Option(hints.get(name, Any), parameter.default)
+        for name, parameter in parameters.items()
+        if parameter.kind is not inspect.Parameter.VAR_POSITIONAL
     }
-    found: dict[str, None] = {}
-    for place, classes in owners.items():
-        for parameter in (p for owner in classes for p in inspect.signature(owner).parameters.values()):
-            found[f"{place}.{parameter.name}"] = None
-            if dataclasses.is_dataclass(parameter.default):
-                found |= {f"{place}.{parameter.name}.{f.name}": None for f in dataclasses.fields(parameter.default)}
-    return tuple(found)
-
-
-def option_hint(place: str, accepted: Iterable[str] | None, flags: Iterable[str]) -> str:
-    """What may have been meant by the option at `place`, which is not there.
-
-    Args:
-        place: the option, with its owner in front.
-        accepted: options of that owner; None where it has no class.
-        flags: all flags that the parser knows.
-    """
-    from lit_probsft.objectives import Objective
-
-    group, _, option = place.rpartition(".")
-    flags = [flag for flag in flags if not flag.endswith("help")]
-    there = [known for known in dict.fromkeys([*flags, *_options()]) if known.rsplit(".", 1)[-1] == option != known]
-    there = sorted((known for known in there if known != place), key=lambda known: known.count("."))
-    if accepted is not None:
-        accepted = [*accepted]
-        near = near_matches(option, [*accepted, "class_path", "init_args"])
-        if not near and len(accepted) < 13:
-            near = f" It takes {', '.join(accepted) or 'none'}."
-    elif group:
-        names = [flag.removeprefix(f"{group}.") for flag in flags if flag.startswith(f"{group}.")]
-        near = near_matches(option, names) or f" It takes {', '.join(names)}." * (0 < len(names) < 13)
-    else:
-        near = near_matches(option, [flag for flag in flags if "." not in flag])
-    if there and family_at(group) is not Objective:  # an objective's alpha is not an adapter's
-        return f" Did you mean {' or '.join(map(repr, there[:3]))}?"
-    return near

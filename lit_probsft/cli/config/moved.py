@@ -18,18 +18,18 @@ MOVED = {
     "data.mixture": "data.rows.mixture",
     "data.tokenizers": "data.tokens.tokenizers",
 }
-"""Modules whose classes and functions a configuration can name: the old path to the new, below the package."""
+"""Old and new paths, below the package, of modules whose classes and functions a configuration can name."""
 
 
 class _MovedModule(ModuleType):
-    """Stands in for a module that has moved; imports the new one when a name is looked up."""
+    """A module's old path; imports the new module when a name is looked up."""
 
     def __init__(self, old: str, new: str) -> None:
         super().__init__(old)
         self.__dict__["_new"] = new
 
     def __getattr__(self, name: str) -> Any:
-        if name.startswith("__"):  # asked for by the import system, which must not load the module
+        if name.startswith("__"):  # the import system asks for these and must not load the module
             raise AttributeError(name)
         return getattr(import_module(self.__dict__["_new"]), name)
 

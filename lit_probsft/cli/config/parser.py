@@ -3,51 +3,90 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from enum import Enum
 from pathlib import Path
 from typing import Any, NoReturn
 
+import yaml
+from jsonargparse import set_dumper
 from lightning.pytorch.cli import LightningArgumentParser
+from typing_extensions import override
 
 import lit_probsft.data.rows.choices
 import lit_probsft.data.rows.figlet
-import lit_probsft.data.rows.mixture  # noqa: F401  by their short names the parser finds only what is imported
-from lit_probsft.cli.config.explain import values_as_typed, with_own_defaults
+import lit_probsft.data.rows.mixture  # noqa: F401  the parser finds classes by their short names once they are imported
+from lit_probsft.cli.config.instantiation import Builder, call, with_places
+from lit_probsft.cli.config.jsonargparse_internals import values_as_typed
 from lit_probsft.cli.config.moved import register_moved_modules
+from lit_probsft.cli.config.objective_defaults import with_own_defaults
 from lit_probsft.errors import UserError
 
 register_moved_modules()
 
 
+class Refusal(ValueError):
+    """The parser's own message, for `Diagnosis` to replace."""
+
+
 class Parser(LightningArgumentParser):
-    """Raises a `UserError` with one message instead of printing hundreds of lines of usage."""
+    """LightningArgumentParser whose errors are exceptions with a short message."""
 
+    def __init__(self, *args: Any, **options: Any) -> None:
+        self._builder = Builder()
+        self._given_instantiators: list[tuple[Callable[..., Any], type, bool]] = []
+        super().__init__(*args, **options)
+
+    @override
     def parse_args(self, args: Sequence[str] | None = None, *rest: Any, **options: Any) -> Any:
-        """An objective that is named on the command line starts from its own defaults.
-
-        jsonargparse would hand it the old one's arguments of the same name: alpha = 10 of a Power in the config would
-        silently become the alpha of whatever class is named after it.
-        """
         with values_as_typed():
             return super().parse_args(None if args is None else with_own_defaults(list(args)), *rest, **options)
 
+    def instantiate_classes(self, cfg: Any, **options: Any) -> Any:
+        """Build every class of a configuration.
+
+        Raises:
+            UserError: a constructor refuses its arguments; names the place in the configuration.
+        """
+        self._builder.refused.clear()
+        default = (self._builder.around(call), object, True)
+        try:
+            return self.instantiate(with_places(cfg), instantiators=[*self._given_instantiators, default], **options)
+        except Exception:
+            if not self._builder.refused:
+                raise
+            raise self._builder.refused[0] from self._builder.refused[0].__cause__
+
+    def add_instantiator(self, instantiator: Any, class_type: type, subclasses: bool = True) -> None:
+        """Called by Lightning, for the module and the data module."""
+        self._given_instantiators.append((self._builder.around(instantiator), class_type, subclasses))
+
+    @override
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        """Raise what jsonargparse says; parsers within parsers keep its own way, and only the outermost knows the
-        argument."""
-        if not self.exit_on_error:
+        if not self.exit_on_error:  # the parser of a nested class: jsonargparse handles its error
             super().error(message, ex)
-        raise _Complaint("", message) from ex
+        raise Refusal(message) from ex
 
 
-class _Complaint(UserError):
-    """In the parser's words, which nobody has explained yet."""
+class _Dumper(yaml.SafeDumper):
+    """Writes members of enumerations, such as the default `interval` of Lightning's Timer, as their values."""
 
 
-def _import_named(args: Sequence[str]) -> None:
-    """By its short name the parser finds only what is imported: bitsandbytes, where an optimizer of it is asked for.
+_Dumper.add_multi_representer(Enum, lambda dumper, member: dumper.represent_data(member.value))
+
+
+def _dump(content: Any) -> str:
+    return str(yaml.dump(content, Dumper=_Dumper, default_flow_style=False, allow_unicode=True, sort_keys=False))
+
+
+set_dumper("yaml", _dump)
+
+
+def import_named_optimizer(args: Sequence[str]) -> None:
+    """Import bitsandbytes if a flag or a file names one of its optimizers; the parser finds only imported classes.
 
     Raises:
-        UserError: it is not installed.
+        UserError: bitsandbytes is not installed.
     """
     files = [Path(arg.partition("=")[2] or arg) for arg in args if arg.endswith((".yaml", ".yml"))]
     texts = [*args, *(path.read_text(encoding="utf-8", errors="replace") for path in files if path.is_file())]

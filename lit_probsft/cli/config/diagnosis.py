@@ -1,0 +1,296 @@
+"""Finds what is wrong with a configuration that the parser has refused.
+
+Walks over configuration files and flags in the order in which they were typed and compares every key, class and value
+with the signature that it belongs to. Nothing here decides whether a configuration is valid.
+"""
+
+from __future__ import annotations
+
+import inspect
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from typing import Any, get_args
+
+import yaml
+
+from lit_probsft.cli.config.hints import (
+    Option,
+    accepts,
+    alternatives,
+    choices,
+    class_families,
+    described,
+    is_factory,
+    is_group,
+    members,
+    options_of,
+)
+from lit_probsft.cli.config.imports import import_class
+from lit_probsft.cli.config.yaml_files import read_yaml
+from lit_probsft.errors import UserError, near_matches
+
+_RENAMED = {"checkpoints.every_n_steps": "checkpoints.save_every"}
+"""Options of earlier versions, and what does the same now."""
+
+_OUR_CHOICE = {"trainer.precision": "32-true, bf16-mixed or bf16-true"}
+"""Options of Lightning that take less here than there."""
+
+_A_CLASS = "a class (its name or import path)"
+
+
+class Diagnosis:
+    """The walk, which raises a `UserError` at the first mistake.
+
+    Args:
+        command: fit, validate, and so on, which a file may have as its only key.
+        flags: type hints of the parser's flags by name; None for a group of flags.
+        switches: the flags that take no value.
+    """
+
+    def __init__(self, command: str, flags: Mapping[str, Any], switches: Iterable[str]) -> None:
+        self._command = command
+        self._flags, self._switches = dict(flags), {*switches}
+        self._classes: dict[str, Any] = {}
+        """The class chosen at each place so far; a text or None where that is given in place of a class."""
+        self._factories: set[str] = set()
+        self._given: set[str] = set()
+        self._items: dict[str, Any] = {}
+        """Type hints of the items of lists and mappings, by their places."""
+        for part in ("model", "data"):
+            self._classes[part] = class_families(flags[part])[0]
+
+    def check(self, args: Sequence[str]) -> None:
+        """Raise what is wrong with the flags and the files that they name; returns if nothing is found."""
+        words = list(args)
+        while words:
+            word = words.pop(0)
+            flag, equals, value = word.partition("=")
+            if not word.startswith("-"):
+                raise UserError("", f"unexpected argument {word!r}; flags start with --")
+            name = "config" if flag == "-c" else flag.removeprefix("--")
+            if name in self._switches:
+                continue
+            if not equals:
+                if not words or words[0].startswith("--"):
+                    raise UserError(flag, "expected a value, got none")
+                value = words.pop(0)
+            if name == "config":
+                self._check_file(value)
+            elif not name.endswith((".help", "+")):
+                self._check_option(name.replace(".init_args", "").removesuffix(".class_path"), value, typed=True)
+        self._check_required()
+
+    def _check_file(self, name: str) -> None:
+        path = Path(name).expanduser()
+        if not path.exists():
+            raise UserError("--config", f"expected a file, there is none at {path.absolute()}")
+        content = read_yaml(path, name, "--config")
+        self._check_mapping("", content.get(self._command, content), path.parent)
+
+    def _check_mapping(self, place: str, content: Mapping[Any, Any], folder: Path) -> None:
+        for key, value in content.items():
+            self._check_option(f"{place}.{key}" if place else str(key), value, folder=folder)
+
+    def _check_option(self, place: str, value: Any, *, typed: bool = False, folder: Path = Path()) -> None:
+        hint = self._hint(place)
+        self._given.add(place)
+        if hint is None:
+            self._check_group(place, value, typed, folder)
+        elif hint is not Any:
+            self._check_value(place, value, hint, typed, folder)
+
+    def _check_group(self, place: str, value: Any, typed: bool, folder: Path) -> None:
+        read, folder = _read_value(place, value, typed, folder, is_part=True)
+        if not isinstance(read, Mapping):
+            raise UserError(place, f"expected a mapping, or a YAML file with one, got {_shown(read)}")
+        self._check_mapping(place, read, folder)
+
+    def _check_value(self, place: str, value: Any, hint: Any, typed: bool, folder: Path) -> None:
+        families = class_families(hint)
+        if is_factory(hint):
+            self._factories.add(place)
+        read, folder = _read_value(place, value, typed, folder, is_part=bool(families))
+        if families and isinstance(read, Mapping) and "class_path" in read:
+            name, arguments = read["class_path"], read.get("init_args") or {}
+            self._check_class(place, name, families)
+            if outside := ", ".join(str(key) for key in read if key not in ("class_path", "init_args", "dict_kwargs")):
+                problem = f"expected the arguments of {name} under `init_args`, got {outside} next to `class_path`"
+                raise UserError(place, problem)
+            if not isinstance(arguments, Mapping):
+                problem = f"expected a mapping of the arguments of {name}, got {_shown(arguments)}"
+                raise UserError(f"{place}.init_args", problem)
+            self._check_mapping(place, arguments, folder)
+        elif families and isinstance(read, Mapping) and not accepts(read, hint):
+            self._check_mapping(place, read, folder)
+        elif accepts(read, hint) or (typed and not isinstance(read, list | dict | None) and accepts(value, hint)):
+            if families and (read is None or isinstance(read, str)):
+                self._classes[place] = read
+            self._check_items(place, read, hint, folder)
+        elif is_group(hint):
+            raise UserError(place, f"expected a mapping, or a YAML file with one, got {_shown(read)}")
+        elif families and isinstance(read, str | bool) and read != "":
+            self._check_class(place, str(value), families)
+        else:
+            raise _wrong_value(place, value if typed and value == "" else read, hint)
+
+    def _check_items(self, place: str, value: Any, hint: Any, folder: Path) -> None:
+        """The items of a list or a mapping that may be classes."""
+        if not isinstance(value, list | Mapping):
+            return
+        items = value.items() if isinstance(value, Mapping) else enumerate(value)
+        inner = [get_args(kind)[-1] for kind in alternatives(hint) if get_args(kind) and not is_factory(kind)]
+        kinds = [kind for kind in inner if class_families(kind)]
+        for key, item in items if len(kinds) == 1 else ():
+            at = f"{place}.{key}" if isinstance(value, Mapping) else f"{place}[{key}]"
+            self._items[at] = kinds[0]
+            self._check_value(at, item, kinds[0], False, folder)
+
+    def _check_class(self, place: str, name: Any, families: list[type]) -> None:
+        if not isinstance(name, str):
+            raise UserError(f"{place}.class_path", f"expected {_A_CLASS}, got {_shown(name)}")
+        known = {member.__name__: member for family in families for member in members(family)}
+        found: Any = known.get(name) or import_class(name, place)
+        if found is None and name in (others := self._all_classes()):
+            found = others[name]
+        if found is None:
+            if place.endswith("optimizer") and "." in name:
+                known = {f"torch.optim.{other}": member for other, member in known.items()}
+            shown = name.lower() if name in ("True", "False") else name
+            raise UserError(place, f"expected {_A_CLASS}, got {shown!r}{_appended(near_matches(name, known))}")
+        is_class = isinstance(found, type)
+        function = place in self._factories and not is_class and callable(found)
+        if not function and not (is_class and issubclass(found, tuple(families))):
+            raise UserError(place, f"{name} is not a subclass of {families[0].__name__}")
+        if is_class and inspect.isabstract(found):
+            lacks = ", ".join(sorted(found.__abstractmethods__))
+            raise UserError(place, f"{name} is abstract: it does not define {lacks}")
+        self._classes = {at: kind for at, kind in self._classes.items() if not at.startswith(f"{place}.")}
+        self._classes[place] = found
+
+    def _all_classes(self) -> dict[str, type]:
+        """Classes of all families that the options of the model and the data take, by name."""
+        options = [option for part in ("model", "data") for option in (options_of(self._classes[part]) or {}).values()]
+        families = {family for option in options for family in class_families(option.hint)}
+        ours = [family for family in families if family.__module__.startswith("lit_probsft.")]
+        return {member.__name__: member for family in ours for member in members(family)}
+
+    def _check_required(self) -> None:
+        for part in ("model", "data"):
+            if self._classes[part] is None:
+                raise UserError(part, "expected a value, got none")
+        for place, owner in self._classes.items():
+            if not isinstance(owner, type) or place in self._factories:
+                continue
+            for name, option in (options_of(owner) or {}).items():
+                at = f"{place}.{name}"
+                if option.required and not any(given == at or given.startswith(f"{at}.") for given in self._given):
+                    raise UserError(at, "expected a value, got none")
+
+    # --- where an option belongs
+
+    def _hint(self, place: str) -> Any:
+        """The type hint of the option at `place`: None for a group of flags, Any if it is not known."""
+        parts = place.split(".")
+        heads = [".".join(parts[:length]) for length in range(len(parts), 0, -1)]
+        known_hints = self._flags | self._items
+        here = next((head for head in heads if head in known_hints), None)
+        if here is None or (known_hints[here] is None and here != place):
+            raise self._no_option(place, here or "", self._flags_below(here or ""))
+        option = Option(known_hints[here])
+        for name in place[len(here) + 1 :].split(".") if here != place else ():
+            owner = self._owner(here, option)
+            if isinstance(owner, str):
+                raise UserError(place, f"expected a class with arguments as {here}, got the text {owner!r}")
+            known = None if owner is None else options_of(owner)
+            if known is None:
+                return Any
+            here = f"{here}.{name}"
+            if name not in known:
+                raise self._no_option(here, owner.__name__, known, owner)
+            option = known[name]
+        return option.hint
+
+    def _owner(self, place: str, option: Option) -> Any:
+        """The class whose options stand below `place`, the text that stands for it, or None if it is not known."""
+        if place in self._classes:
+            return self._classes[place]
+        families = class_families(option.hint)
+        groups = [family for family in families if is_group(family)]
+        if len(groups) == 1:
+            return groups[0]
+        return type(option.default) if families and isinstance(option.default, tuple(families)) else None
+
+    def _flags_below(self, group: str) -> list[str]:
+        below = [flag.removeprefix(f"{group}.") for flag in self._flags if flag.startswith(f"{group}.")]
+        return [flag for flag in below or self._flags if "." not in flag and not flag.endswith("help")]
+
+    def _no_option(self, place: str, owner: str, known: Iterable[str], kind: Any = None) -> UserError:
+        from lit_probsft.objectives import Objective
+
+        if place in _RENAMED:
+            return UserError(place, f"this option is now called {_RENAMED[place]}")
+        name, known = place.rpartition(".")[2], [*known]
+        elsewhere = sorted((at for at in self._all_options() if at.endswith(f".{name}")), key=lambda at: at.count("."))
+        if isinstance(kind, type) and issubclass(kind, Objective):
+            elsewhere = []  # an objective's alpha is not an adapter's
+        if elsewhere:
+            hint = f" Did you mean {' or '.join(map(repr, elsewhere[:3]))}?"
+        else:
+            hint = near_matches(name, [*known, "class_path", "init_args"] if kind else known)
+        if not hint and owner and len(known) < 13:
+            hint = f" It takes {', '.join(known)}." if known else " It has no options."
+        return UserError(place, f"{f'{owner} has no option {name!r}' if owner else 'no such option'}{_appended(hint)}")
+
+    def _all_options(self) -> list[str]:
+        """Every option of the flags and of the classes chosen so far."""
+        found = [flag for flag in self._flags if not flag.endswith("help")]
+        places = {"model": Option(Any), "data": Option(Any)}
+        while places:
+            place, option = places.popitem()
+            owner = self._owner(place, option)
+            inner = (None if isinstance(owner, str) or owner is None else options_of(owner)) or {}
+            found += [f"{place}.{name}" for name in inner]
+            places |= {f"{place}.{name}": one for name, one in inner.items() if place.count(".") < 2}
+        return sorted(found)
+
+
+def _read_value(place: str, value: Any, typed: bool, folder: Path, *, is_part: bool) -> tuple[Any, Path]:
+    """A flag's text as YAML, and the content of the file that a part names, with the folder of its own parts."""
+    if typed and isinstance(value, str):
+        try:
+            value = yaml.safe_load(value) if value else value
+        except yaml.YAMLError:
+            return value, folder
+    if is_part and isinstance(value, str) and value.endswith((".yaml", ".yml")):
+        path = folder / Path(value).expanduser()
+        if not path.exists():
+            raise UserError(place, f"there is no file {path}")
+        content = read_yaml(path, str(path), place)
+        if not isinstance(content, Mapping):
+            raise UserError(place, f"expected a mapping in {path}, got {_shown(content)}")
+        return content, path.parent
+    return value, folder
+
+
+def _wrong_value(place: str, value: Any, hint: Any) -> UserError:
+    words = _OUR_CHOICE.get(place) or described(hint)
+    got = _shown(value)
+    if class_families(hint) and not re.search("list|true|number", words):
+        words = f"{_A_CLASS} or a mapping of its arguments"
+    elif value == "None":
+        got = "the text 'None'"
+    near = near_matches(value, choices(hint)) if isinstance(value, str) and place not in _OUR_CHOICE else ""
+    return UserError(place, f"expected {words}, got {got}{_appended(near)}")
+
+
+def _appended(hint: str) -> str:
+    """A hint, if there is one, after the end of the sentence before it."""
+    return f".{hint}" if hint else ""
+
+
+def _shown(value: Any) -> str:
+    """A value as YAML shows it: texts in quotes."""
+    if value is None:
+        return "none"
+    return str(value).lower() if isinstance(value, bool) else repr(value)

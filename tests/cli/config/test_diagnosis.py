@@ -1,0 +1,80 @@
+"""The search for a mistake. tests/cli/messages.json has its messages."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from lightning.pytorch.callbacks import Callback
+
+from lit_probsft.cli.config.diagnosis import Diagnosis
+from lit_probsft.data import InstructionDataModule
+from lit_probsft.errors import UserError
+from lit_probsft.training.module import ProbSFTModule
+
+FLAGS: dict[str, Any] = {
+    "config": Any,
+    "name": str | None,
+    "model": ProbSFTModule | None,
+    "data": InstructionDataModule | None,
+    "trainer": None,
+    "trainer.callbacks": list[Callback] | Callback | None,
+    "trainer.max_epochs": int | None,
+    "resume": Any,
+}
+
+
+MIXTURE = '{"class_path": "lit_probsft.data.rows.mixture.Mixture", "init_args": {"sources": {"a": %s}}}'
+
+
+def check(*args: str) -> None:
+    Diagnosis("fit", FLAGS, ["resume"]).check(["--model.model", "some/model", *args])
+
+
+@pytest.mark.parametrize(
+    "args",
+    [
+        ["--resume", "--trainer.max_epochs=3"],
+        ["--name", "2024-01-01"],
+        ["--name", "3"],
+        ["--trainer.max_epochs", "null"],
+        ["--trainer.callbacks", "[{class_path: LearningRateMonitor, init_args: {logging_interval: step}}]"],
+        ["--trainer.callbacks+", "LearningRateMonitor", "--trainer.callbacks.logging_interval", "step"],
+        ["--data.train", '{"class_path": "Rows", "init_args": {"path": "a.jsonl"}}', "--data.train.limit", "3"],
+        ["--model.init_args.objective.class_path", "Power", "--model.init_args.objective.init_args.alpha", "2"],
+        ["--model.optimizer", "lit_probsft.training.module.default_optimizer"],
+        ["--model.optimizer", "torch.optim.SGD", "--model.optimizer.lr", "1e-3"],
+    ],
+)
+def test_nothing_is_found_in_a_valid_configuration(args: list[str]) -> None:
+    check(*args)
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["--data.train", '{"class_path": "Rows", "init_args": [1]}'], "data.train.init_args: expected a mapping of"),
+        (["--data.train", '{"class_path": 3}'], "data.train.class_path: expected a class"),
+        (["--data.train", '{"class_path": "Rows"}'], "data.train.path: expected a value, got none"),
+        (["--trainer.max_epochs", "{"], "trainer.max_epochs: expected a whole number or null, got '{'"),
+        (["--model.objective", "Power", "--model.objective.alpha", "[1]"], r"model.objective.alpha: expected a number"),
+        (["--data.train", MIXTURE % '{"source": 3}'], r"data.train.sources.a.source: expected"),
+        (["--data.train", MIXTURE % '{"source": "a.csv", "wieght": 1}'], r"data.train.sources.a.wieght: Part has no"),
+        (
+            ["--trainer.callbacks", "[{class_path: LearningRateMonitor, init_args: {interval: step}}]"],
+            r"trainer.callbacks\[0\].interval: LearningRateMonitor has no option 'interval'",
+        ),
+    ],
+)
+def test_a_malformed_value_is_found(args: list[str], message: str) -> None:
+    with pytest.raises(UserError, match=f"^{message}"):
+        check(*args)
+
+
+def test_files_are_walked_from_their_own_folder(tmp_path: Path) -> None:
+    (tmp_path / "parts").mkdir()
+    (tmp_path / "parts" / "power.yaml").write_text("class_path: Power\ninit_args: {alhpa: 3}\n")
+    (tmp_path / "c.yaml").write_text("fit: {model: {objective: parts/power.yaml}}\n")
+    with pytest.raises(UserError, match=r"^model\.objective\.alhpa: Power has no option 'alhpa'"):
+        check("--config", str(tmp_path / "c.yaml"))
