@@ -44,11 +44,8 @@ def run(args: Sequence[str]) -> ProbeCLI:
     from lit_probsft.cli.fit import run_training_command
     from lit_probsft.cli.probe import ProbeCLI
 
-    chosen = {f"--{flag}": value for flag in ("weights", "name") if (value := getattr(options, flag)) is not None}
-    named = [word for pair in chosen.items() for word in pair]
-    cli = run_training_command(
-        ["validate", "--weights", "base", *flags, *named], lambda args: ProbeCLI(args, options.sample)
-    )
+    own = [f"--{name}={value}" for name, value in vars(options).items() if value is not None]
+    cli = run_training_command(["validate", "--weights=base", *flags, *own], ProbeCLI)
     assert isinstance(cli, ProbeCLI)
     if cli.trainer.is_global_zero:
         _write(cli, flags)

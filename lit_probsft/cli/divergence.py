@@ -55,7 +55,7 @@ def run(args: Sequence[str]) -> dict[str, Any]:
     from lit_probsft.analysis.divergence import measure_divergence
     from lit_probsft.cli.parts import parts_of
     from lit_probsft.storage.atomic import write_json
-    from lit_probsft.training.module import ProbSFTModule
+    from lit_probsft.training.compatibility import check_fits
 
     module, datamodule, folder, trainer = parts_of(flags)
     assert module.source is not None
@@ -72,7 +72,7 @@ def run(args: Sequence[str]) -> dict[str, Any]:
     a, b = (source.load(datamodule.tokenizer, drawn).to(device, dtype) for source in sources.values())
     report = datamodule.report[options.split]
     for model in (a, b):
-        ProbSFTModule(model).check_fits(datamodule.max_token_id, report["max_length"])
+        check_fits(model, datamodule.max_token_id, report["max_length"])
     sizes = [model.get_output_embeddings().out_features for model in (a, b)]
     if sizes[0] != sizes[1]:
         raise UserError("--model-b", f"expected a vocabulary of {sizes[0]} tokens, as --model-a has, got {sizes[1]}")

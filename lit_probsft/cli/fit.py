@@ -7,7 +7,7 @@ import dataclasses
 import os
 import re
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from enum import Enum
 from pathlib import Path
 from typing import Any, Literal
@@ -452,7 +452,7 @@ class ProbSFTCLI(LightningCLI):
             write_json(self.run.path / f"{command}.json", metrics)
 
 
-def run_training_command(args: Sequence[str], kind: Callable[[Sequence[str]], ProbSFTCLI] = ProbSFTCLI) -> ProbSFTCLI:
+def run_training_command(args: Sequence[str], kind: type[ProbSFTCLI] = ProbSFTCLI) -> ProbSFTCLI:
     """Run fit, validate, test or predict with its flags, or what a subclass makes of one of them."""
     follow_parent()
     quieten()

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 from lightning.pytorch.callbacks import Callback
+from lightning.pytorch.cli import LightningArgumentParser
 from torch import Tensor
 from typing_extensions import override
 
@@ -17,6 +17,7 @@ from lit_probsft.data.batches.store import Documents
 from lit_probsft.errors import UserError
 from lit_probsft.objectives import Objective
 from lit_probsft.training.callbacks import ProgressBar
+from lit_probsft.training.compatibility import check_fits
 from lit_probsft.training.fitting import unread
 from lit_probsft.training.metrics import Calibration, ProbHistogram
 from lit_probsft.training.module import ProbSFTModule
@@ -78,9 +79,11 @@ class Probe(ProbSFTModule):
         super().setup(stage)
 
     @override
-    def check_fits(self, largest: int, longest: int) -> None:
-        largest = max(largest, int(getattr(self.documents, "max_token_id", -1)))
-        super().check_fits(largest, int(self.documents.lengths.max(initial=0)))
+    def configure_model(self) -> None:
+        super().configure_model()
+        # A stream's report does not have these.
+        largest, longest = getattr(self.documents, "max_token_id", -1), self.documents.lengths.max(initial=0)
+        check_fits(self.model, int(largest), int(longest))
 
     @override
     def val_dataloader(self) -> PlanLoader:
@@ -104,10 +107,6 @@ class Probe(ProbSFTModule):
 class ProbeCLI(ProbSFTCLI):
     """Reads a configuration as `validate` does, and validates a `Probe` of its model.
 
-    Args:
-        args: `validate` and its flags.
-        sample: as of `Probe`.
-
     Attributes:
         objective: the configuration's.
         result: the content of capability.json; set by the command, on rank 0.
@@ -115,9 +114,10 @@ class ProbeCLI(ProbSFTCLI):
 
     result: dict[str, Any]
 
-    def __init__(self, args: Sequence[str], sample: int | None) -> None:
-        self.sample = sample
-        super().__init__(args)
+    @override
+    def add_arguments_to_parser(self, parser: LightningArgumentParser) -> None:
+        super().add_arguments_to_parser(parser)
+        parser.add_argument("--sample", type=int | None, default=None, help="number of rows to measure")
 
     @override
     def before_instantiate_classes(self) -> None:
@@ -133,7 +133,7 @@ class ProbeCLI(ProbSFTCLI):
         with unread():  # an objective may name the capability.json that this command is about to write
             super().instantiate_classes()
         self.objective: Objective = self.model.objective
-        self.model, self.datamodule = Probe(self.model, self.datamodule, self.sample), None
+        self.model, self.datamodule = Probe(self.model, self.datamodule, self.config[self.command].sample), None
 
     @override
     def _parse_ckpt_path(self) -> None:
