@@ -13,8 +13,8 @@ from lit_probsft.data.tokens.rendering import Renderer, chosen_template
 from lit_probsft.data.tokens.tokenization import tokenize_prompt
 from lit_probsft.data.tokens.tokenizers import read_tokenizer
 from lit_probsft.errors import UserError
+from lit_probsft.model import PretrainedCausalLM
 from lit_probsft.model.generation import Generation
-from lit_probsft.model.sources import PretrainedCausalLM
 from lit_probsft.run.folder import RunFolder
 
 

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     import torch
 
     from lit_probsft.data import InstructionDataModule
-    from lit_probsft.model.sources import ModelSource
+    from lit_probsft.model import ModelSource
     from lit_probsft.run.folder import RunFolder
 
 BASE, RUN = "base", "run"
@@ -97,8 +97,8 @@ def run(args: Sequence[str]) -> dict[str, Any]:
 
 def _source(flag: str, name: str, base: ModelSource, run: RunFolder, dtype: torch.dtype) -> ModelSource:
     """The source of model `name`: `base`, `run`, a folder or a hub id."""
+    from lit_probsft.model import PretrainedCausalLM
     from lit_probsft.model.reference import without_training
-    from lit_probsft.model.sources import PretrainedCausalLM
 
     if name == RUN:
         if not run.hf.is_dir():
