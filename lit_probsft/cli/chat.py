@@ -48,7 +48,7 @@ def run(args: Sequence[str]) -> None:
     try:
         generation = Generation(options.max_new_tokens, options.temperature, options.top_p)
     except UserError as error:
-        flag = error.argument.removeprefix("generation.").replace("_", "-")
+        flag = error.argument.rpartition(".")[2].replace("_", "-")
         raise UserError(f"--{flag}", error.problem) from error
     model, tokenizer = load_model(
         options.model,

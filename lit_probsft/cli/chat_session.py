@@ -131,17 +131,12 @@ def load_model(
         source = PretrainedCausalLM(place, revision=revision, trust_remote_code=trust_remote_code)
         model = source.load(None, getattr(torch, dtype))
     except UserError as error:
-        raise UserError(_FLAGS.get(error.argument, error.argument), error.problem) from error
+        raise UserError(_FLAGS.get(error.argument.rpartition(".")[2], error.argument), error.problem) from error
     return model.to(device).eval(), tokenizer
 
 
-_FLAGS = {
-    "name_or_path": "MODEL",
-    "trust_remote_code": "--trust-remote-code",
-    "model.model.model_name_or_path": "MODEL",
-    "model.model.trust_remote_code": "--trust-remote-code",
-}
-"""Flags of `chat`, by the argument that an error names."""
+_FLAGS = {"name_or_path": "MODEL", "model_name_or_path": "MODEL", "trust_remote_code": "--trust-remote-code"}
+"""Flags of `chat`, by the last part of the argument that an error names."""
 
 
 def device_named(name: str) -> torch.device:

@@ -145,29 +145,28 @@ def test_it_works_with_every_kind_of_data_and_model(tmp_path: Path, batches: lis
 
 
 @pytest.mark.parametrize(
-    ("args", "changes", "message"),
+    ("args", "message"),
     [
-        (["fit", "--resume"], {}, "--dry_run: cannot be combined with --resume or --ckpt_path"),
-        (["validate"], {}, "--dry_run: expected with fit only"),
-        (
-            ["fit", "--early_stopping.patience=2"],
-            {"data__validation": None},
-            "early_stopping.patience: expected data.validation or data.validation_fraction with it, whose val/nll is "
-            "watched, got no validation",
-        ),
-        (
-            ["fit", "--early_stopping.patience=2", "--trainer.enable_checkpointing=false"],
-            {},
-            "early_stopping.patience: expected checkpoints beside it, the best of which is exported, or "
-            "checkpoints.export: final, got trainer.enable_checkpointing: false",
-        ),
+        (["fit", "--resume"], "--dry_run: cannot be combined with --resume or --ckpt_path"),
+        (["validate"], "--dry_run: expected with fit only"),
     ],
 )
-def test_it_refuses_other_flags(tmp_path: Path, args: list[str], changes: dict[str, Any], message: str) -> None:
-    path = config(tmp_path, **changes)
+def test_it_refuses_other_flags_and_commands(tmp_path: Path, args: list[str], message: str) -> None:
     with pytest.raises(UserError) as caught:
-        main([args[0], "--config", str(path), "--dry_run", *args[1:]])
+        main([args[0], "--config", str(config(tmp_path)), "--dry_run", *args[1:]])
     assert str(caught.value) == message
+
+
+@pytest.mark.parametrize(
+    ("flags", "changes"), [([], {"data__validation": None}), (["--trainer.enable_checkpointing=false"], {})]
+)
+def test_it_refuses_early_stopping_that_fit_refuses(tmp_path: Path, flags: list[str], changes: dict[str, Any]) -> None:
+    path, messages = config(tmp_path, **changes), []
+    for dry_run in ([], ["--dry_run"]):
+        with pytest.raises(UserError, match="^early_stopping.patience: expected ") as caught:
+            fit(path, "--early_stopping.patience=2", *flags, *dry_run)
+        messages.append(str(caught.value))
+    assert messages[0] == messages[1]
 
 
 def test_it_is_a_flag_and_no_setting(tmp_path: Path) -> None:
