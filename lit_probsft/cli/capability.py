@@ -54,8 +54,8 @@ def run(args: Sequence[str]) -> ProbeCLI:
 
 def _write(cli: ProbeCLI, flags: Sequence[str]) -> None:
     """Write capability.json, its table and its figure, and print a summary."""
-    from lit_probsft.analysis.findings import Findings, in_words
     from lit_probsft.analysis.capability_figure import draw_capability
+    from lit_probsft.analysis.findings import Findings, in_words
     from lit_probsft.run.facts import model_name, versions
     from lit_probsft.storage.atomic import atomic_write, report_write_errors, write_json, write_text
 
