@@ -98,7 +98,7 @@ def run(args: Sequence[str]) -> dict[str, Any]:
 def _source(flag: str, name: str, base: ModelSource, run: RunFolder, dtype: torch.dtype) -> ModelSource:
     """The source of model `name`: `base`, `run`, a folder or a hub id."""
     from lit_probsft.model import PretrainedCausalLM
-    from lit_probsft.model.reference import without_training
+    from lit_probsft.model.reference import evaluation_source
 
     if name == RUN:
         if not run.hf.is_dir():
@@ -109,7 +109,7 @@ def _source(flag: str, name: str, base: ModelSource, run: RunFolder, dtype: torc
     if name != BASE:
         kept = ("attn_implementation", "trust_remote_code")
         base = PretrainedCausalLM(name, **{option: getattr(base, option) for option in kept if hasattr(base, option)})
-    return without_training(base, dtype)
+    return evaluation_source(base, dtype)
 
 
 def _check_tokens(flag: str, source: ModelSource, tokenizer: Any) -> None:
