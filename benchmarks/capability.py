@@ -24,7 +24,7 @@ import torch
 from benchmarks import harness
 from benchmarks.step import MODELS, POOL, counts, lightning_loop, make_data
 from lit_probsft import RandomCausalLM
-from lit_probsft.cli.capability import Probe, TrainingRows
+from lit_probsft.cli.probe import Probe
 from lit_probsft.training.module import ProbSFTModule
 
 PROBE, TRAINING = "probe", "training, Trainer.fit"
@@ -53,10 +53,10 @@ def probe_loop(gate: harness.Gate, options: argparse.Namespace) -> None:
     source = RandomCausalLM({"model_type": "qwen2", "vocab_size": options.vocab, **options.model})
     callback = _GateCallback(gate)
     while True:
-        rows = TrainingRows(make_data(options, POOL), None)
+        probe = Probe(ProbSFTModule(source), make_data(options, POOL))
         quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
         trainer = L.Trainer(accelerator="cpu", devices=1, use_distributed_sampler=False, callbacks=[callback], **quiet)
-        trainer.validate(Probe(ProbSFTModule(source)), datamodule=rows, verbose=False)
+        trainer.validate(probe, verbose=False)
 
 
 def run(options: argparse.Namespace) -> Path:

@@ -1,6 +1,6 @@
 """Supervised fine-tuning of causal language models with any probability-based objective f(p).
 
-The public names are loaded on first use, because what stands under them (torch, lightning, transformers) takes seconds.
+Public names load on first use, because their imports (torch, lightning, transformers) take seconds.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 __version__ = "0.1.0"
 
-_HOMES = {
+_MODULES = {
     "ProbSFTModule": "training.module",
     "InstructionDataModule": "data",
     "Objective": "objectives",
@@ -54,10 +54,10 @@ if TYPE_CHECKING:
 
 
 def __getattr__(name: str) -> Any:
-    if name not in _HOMES:
+    if name not in _MODULES:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(import_module(f"{__name__}.{_HOMES[name]}"), name)
+    return getattr(import_module(f"{__name__}.{_MODULES[name]}"), name)
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *_HOMES])
+    return sorted([*globals(), *_MODULES])

@@ -1,6 +1,6 @@
 """`python -m lit_probsft COMMAND`."""
 
-from lit_probsft.cli.commands import run
+from lit_probsft.cli.shell import run
 
 if __name__ == "__main__":
     run()

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from lit_probsft import objectives
-from lit_probsft.cli.commands import _OTHERS, TRAINING, main
+from lit_probsft.cli.commands import OTHERS, TRAINING, main
 from lit_probsft.cli.parts import data_of
 from tests import tiny
 
@@ -108,7 +108,7 @@ def test_what_a_users_own_file_may_hold_trains_as_its_page_says(
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, "mine", raising=False)
-    (tmp_path / "mine.py").write_text(python(ROOT / "CONTRIBUTING.md") + OTHERS + python(OBJECTIVES))
+    (tmp_path / "mine.py").write_text(python(ROOT / "CONTRIBUTING.md") + USERS_CLASSES + python(OBJECTIVES))
     named = re.findall(r"\| `(--[^`]*mine[^`]*)` \|", (ROOT / "CONTRIBUTING.md").read_text())
     assert len(named) == 8
     flags = [word for flag in named if "row_function" not in flag for word in shlex.split(flag)]
@@ -126,7 +126,7 @@ def test_what_a_users_own_file_may_hold_trains_as_its_page_says(
     assert datamodule.report["train"]["kept"] == 8
 
 
-OTHERS = """
+USERS_CLASSES = """
 import torch
 from lightning.pytorch import callbacks
 from lit_probsft import ProbSFTModule, RandomCausalLM
@@ -174,7 +174,7 @@ def test_every_command_of_a_page_exists(page: Path) -> None:
     overview = main(["--help"]) or ""
     for command in commands(page):
         for match in re.finditer(r"-m lit_probsft (\w+)", command):
-            assert match[1] in {*TRAINING, *_OTHERS}, overview
+            assert match[1] in {*TRAINING, *OTHERS}, overview
         for match in re.finditer(r"-m benchmarks\.(\w+)", command):
             assert (ROOT / "benchmarks" / f"{match[1]}.py").exists(), command
         for path in re.findall(r"configs/[\w./]+\.(?:yaml|sh)", command):

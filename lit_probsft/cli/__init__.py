@@ -1,4 +1,4 @@
-"""One short file per command; `main` runs the command line."""
+"""The command line: one short file per command. `main` runs a command."""
 
 from lit_probsft.cli.commands import main
 

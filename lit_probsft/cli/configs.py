@@ -1,35 +1,70 @@
-"""`configs`: the configurations that come with the package, listed, shown, and copied to where they can be changed."""
+"""`configs list | show NAME | copy NAME [OUT]`: the configurations that come with the package."""
 
 from __future__ import annotations
 
 import shutil
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import yaml
 
+from lit_probsft.cli.arguments import CommandParser
 from lit_probsft.errors import UserError, near_matches
 
 
+def run(args: Sequence[str]) -> None:
+    """List the configurations, or show or copy one.
+
+    Raises:
+        UserError: for an unknown name, or a folder that cannot be written.
+    """
+    parser = CommandParser(
+        prog="python -m lit_probsft configs",
+        description="List, show or copy the configurations that come with the package.",
+    )
+    actions = parser.add_subparsers(dest="action", required=True, metavar="list | show NAME | copy NAME [OUT]")
+    actions.add_parser("list", help="list the names and what each configuration trains")
+    show = actions.add_parser("show", help="print a configuration")
+    copy_parser = actions.add_parser("copy", help="copy a configuration, and the files it includes, to a folder")
+    for action in (show, copy_parser):
+        action.add_argument("name", metavar="NAME", help="name as printed by `configs list`")
+    copy_parser.add_argument(
+        "out", metavar="OUT", nargs="?", type=Path, default=Path("configs"), help="folder to copy to (default: configs)"
+    )
+    copy_parser.add_argument("--overwrite", action="store_true", help="replace files that differ")
+    options = parser.parse_args(args)
+    if options.action == "list":
+        found = names()
+        width = max(map(len, found))
+        print("\n".join(f"{name:<{width}}  {summary}" for name, summary in found.items()))
+    elif options.action == "show":
+        print(path_of(options.name).read_text(encoding="utf-8"), end="")
+    else:
+        written = copy(options.name, options.out, overwrite=options.overwrite)
+        print("\n".join(map(str, written)))
+        print(f"\npython -m lit_probsft fit --config {written[0]}")
+
+
 def folder() -> Path:
-    """Where they lie: within an installed package, beside it in a clone."""
+    """The folder of configurations: inside an installed package, next to the package in a clone."""
     package = Path(__file__).parents[1]
     inside = package / "configs"
     return inside if inside.is_dir() else package.parent / "configs"
 
 
 def names() -> dict[str, str]:
-    """Every recipe, by its path without `.yaml`, and the first sentence of its header."""
+    """The first sentence of each configuration's header, by name: its path without `.yaml`."""
     root = folder()
     found = [path for path in sorted(root.rglob("*.yaml")) if "parts" not in path.relative_to(root).parts]
-    return {path.relative_to(root).with_suffix("").as_posix(): _header(path) for path in found}
+    return {path.relative_to(root).with_suffix("").as_posix(): _summary(path) for path in found}
 
 
 def path_of(name: str) -> Path:
-    """The file of recipe `name`, with or without `.yaml`.
+    """The file of configuration `name`, given with or without `.yaml`.
 
     Raises:
-        UserError: there is none of this name.
+        UserError: for an unknown name.
     """
     known = names()
     short = name.removesuffix(".yaml").removeprefix("configs/")
@@ -38,52 +73,52 @@ def path_of(name: str) -> Path:
     return folder() / f"{short}.yaml"
 
 
-def parts_of(path: Path) -> list[Path]:
-    """The recipe's file and every other that it names, directly or through another."""
+def included_files(path: Path) -> list[Path]:
+    """A configuration file and every file that it includes, directly or through another."""
     found = [path]
-    for value in _texts(yaml.safe_load(path.read_text(encoding="utf-8"))):
+    for value in _strings(yaml.safe_load(path.read_text(encoding="utf-8"))):
         part = (path.parent / value).resolve() if value.endswith(".yaml") else None
         if part is not None and part.is_file():
-            found += [more for more in parts_of(part) if more not in found]
+            found += [file for file in included_files(part) if file not in found]
     return found
 
 
 def copy(name: str, out: Path, *, overwrite: bool = False) -> list[Path]:
-    """Copy a recipe and its parts into folder `out`, where it works as it does here.
+    """Copy a configuration and the files it includes into folder `out`, where it works unchanged.
+
+    Identical files that already exist are left alone.
 
     Returns:
-        What was written, the recipe first; files that are there already, and the same, are left alone.
+        The paths of the copies, the configuration first.
 
     Raises:
-        UserError: a file that is there says something else, or cannot be written.
+        UserError: if a file exists with other content, or cannot be written.
     """
     root = folder().resolve()
-    targets = {part: out / part.relative_to(root) for part in parts_of(path_of(name).resolve())}
-    for part, target in targets.items():
-        if target.exists() and target.read_bytes() != part.read_bytes() and not overwrite:
-            raise UserError("OUT", f"{target} is there and differs from the package's; --overwrite replaces it")
+    targets = {source: out / source.relative_to(root) for source in included_files(path_of(name).resolve())}
+    for source, target in targets.items():
+        if target.exists() and target.read_bytes() != source.read_bytes() and not overwrite:
+            raise UserError("OUT", f"{target} exists and differs from the package's file; --overwrite replaces it")
     try:
-        for part, target in targets.items():
+        for source, target in targets.items():
             target.parent.mkdir(parents=True, exist_ok=True)
-            if not (target.exists() and target.samefile(part)):
-                shutil.copyfile(part, target)
+            if not (target.exists() and target.samefile(source)):
+                shutil.copyfile(source, target)
     except OSError as error:
-        raise UserError(
-            "OUT", f"expected a folder that can be written to, got {str(out)!r}: {error.strerror}"
-        ) from error
+        raise UserError("OUT", f"expected a writable folder, got {str(out)!r}: {error.strerror}") from error
     return list(targets.values())
 
 
-def _header(path: Path) -> str:
+def _summary(path: Path) -> str:
     lines = path.read_text(encoding="utf-8").splitlines()
-    text = " ".join(line.removeprefix("#").strip() for line in lines if line.startswith("#")).split(" python -m ")[0]
-    return text.partition(". ")[0].rstrip(".")
+    header = " ".join(line.removeprefix("#").strip() for line in lines if line.startswith("#"))
+    return header.split(" python -m ")[0].partition(". ")[0].rstrip(".")
 
 
-def _texts(value: Any) -> list[str]:
-    """All texts in nested plain data."""
-    if isinstance(value, dict):
-        return [text for inner in value.values() for text in _texts(inner)]
-    if isinstance(value, list):
-        return [text for inner in value for text in _texts(inner)]
-    return [value] if isinstance(value, str) else []
+def _strings(value: Any) -> Iterator[str]:
+    """All strings in nested plain data."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, dict | list):
+        for inner in value.values() if isinstance(value, dict) else value:
+            yield from _strings(inner)

@@ -1,39 +1,41 @@
-"""`preview`: what is learnt of a few rows, in colour, and what is wrong with the others, without loading a model."""
+"""`preview --config C`: shows a few tokenized rows with their masks, and the problems in the data; loads no model."""
 
 from __future__ import annotations
 
-import argparse
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lit_probsft.analysis.page import escape, facts_table, page, visible, write_page
+from lit_probsft.cli.arguments import CommandParser
 from lit_probsft.errors import UserError
 
 if TYPE_CHECKING:
     from lit_probsft.data import InstructionDataModule
 
 MEASURED = 2000
-"""At most so many rows are tokenized for the counts; fewer are shown."""
+"""At most so many rows are tokenized for the counts."""
 
-_LOST = {
+_UNUSED = {
     "dropped": "dropped",
-    "skipped": "cannot be used, where fit stops unless `data.on_bad_row: skip` is set",
+    "skipped": "cannot be used; fit stops here unless `data.on_bad_row: skip` is set",
 }
-_CUT = "the end of an answer is cut off by data.max_length, so that it is not learnt to stop there"
-_STYLES = {"masked": "dim", "learnt": "bold green", "end": "black on green"}
+_TRUNCATED = "data.max_length cuts off the end of the answer, so the model does not learn to stop there"
+_STYLES = {"masked": "dim", "supervised": "bold green", "end": "black on green"}
 
 
 @dataclass(frozen=True)
-class Shown:
-    """One row.
+class ShownRow:
+    """One row as text.
 
     Attributes:
-        row: its place in the source.
-        pieces: texts, each `masked`, `learnt` or the `end` of a turn.
-        tokens, supervised: how many; supervised ones after the shift.
-        length: tokens before anything was cut off.
+        row: its index in the source.
+        pieces: (text, kind) of each stretch; the kind is `masked`, `supervised` or `end`, the end of a turn.
+        tokens: after truncation.
+        supervised: supervised tokens, counted after the shift.
+        length: tokens before truncation.
     """
 
     row: int
@@ -45,30 +47,31 @@ class Shown:
 
 @dataclass(frozen=True)
 class Problem:
-    """What is wrong with `rows` of the measured rows, of which `first` is the first."""
+    """A problem that `rows` of the measured rows have, described for the `first` of them."""
 
-    what: str
-    rows: int
+    text: str
     first: int
+    rows: int
 
     def describe(self, measured: int) -> str:
-        """In a line."""
-        return f"{self.rows} of {measured} rows, from row {self.first} on: {visible(self.what)}"
+        """One line about the problem."""
+        return f"{self.rows} of {measured} rows, the first is row {self.first}: {visible(self.text)}"
 
 
 @dataclass
 class Preview:
-    """Rows of a split, and what was found in those that were measured.
+    """Some rows of a split, and statistics over the measured ones.
 
     Attributes:
         split: its name.
-        rows: of the split; `measured` of them were tokenized, evenly spread. Of a stream, whose rows nobody has counted
-            (None), the first.
-        lengths: tokens of each measured row before anything is cut off, those that are skipped left out.
-        tokens, supervised: in what is kept of them.
-        truncated: how many are cut.
-        problems: the commonest first.
-        shown: some of the rows.
+        rows: number of rows in the split; None in a stream, whose length is unknown.
+        measured: number of rows that were tokenized, evenly spaced over the split; the first rows of a stream.
+        lengths: tokens of each measured row before truncation, skipped rows left out.
+        tokens: tokens of the documents that are kept.
+        supervised: supervised tokens of the documents that are kept.
+        truncated: number of truncated rows.
+        problems: the most common first.
+        shown: the rows to show.
     """
 
     split: str
@@ -79,19 +82,18 @@ class Preview:
     supervised: int = 0
     truncated: int = 0
     problems: list[Problem] = field(default_factory=list)
-    shown: list[Shown] = field(default_factory=list)
+    shown: list[ShownRow] = field(default_factory=list)
 
     def facts(self) -> dict[str, str]:
-        """What to say of the measured rows, by name."""
+        """The statistics in words, by name."""
         if self.rows is None:
             facts = {"rows": f"the first {self.measured} of a stream"}
         else:
-            part = f", {self.measured} of them measured" if self.measured < self.rows else ""
-            facts = {"rows": f"{self.rows}{part}"}
+            facts = {"rows": f"{self.rows}{f', {self.measured} measured' * (self.measured < self.rows)}"}
         if self.lengths:
             ordered = sorted(self.lengths)
-            middle, high = ordered[len(ordered) // 2], ordered[int(0.95 * (len(ordered) - 1))]
-            facts["tokens in a row"] = f"{ordered[0]} to {ordered[-1]}, median {middle}, 95 % have at most {high}"
+            median, high = ordered[len(ordered) // 2], ordered[int(0.95 * (len(ordered) - 1))]
+            facts["tokens per row"] = f"{ordered[0]} to {ordered[-1]}, median {median}, 95 % have at most {high}"
         if self.tokens:
             share = 100 * self.supervised / self.tokens
             facts["supervised"] = f"{self.supervised} of {self.tokens} tokens, {share:.1f} %"
@@ -99,27 +101,67 @@ class Preview:
         return facts
 
 
-def make_preview(datamodule: InstructionDataModule, split: str = "train", rows: int = 3) -> Preview:
-    """Tokenize rows of a split and look at them; nothing is cached.
-
-    Args:
-        datamodule: not set up.
-        split: train, validation, test or predict.
-        rows: how many to show.
+def run(args: Sequence[str]) -> Preview:
+    """Print a preview, and write it to a page with `--html`.
 
     Raises:
-        UserError: the source, the tokenizer or the template cannot be used at all.
+        UserError: for a wrong flag, for data that cannot be read, or if no row can be used.
+    """
+    parser = CommandParser(
+        prog="python -m lit_probsft preview",
+        description="Show tokenized rows with their masks, and the problems in the data. Loads no model.",
+        epilog="--config FILE and all other flags are those of fit.",
+    )
+    parser.add_argument("--rows", metavar="N", type=int, default=3, help="number of rows to show (default: 3)")
+    parser.add_argument(
+        "--split",
+        choices=("train", "validation", "test", "predict"),
+        default="train",
+        help="split to show (default: train)",
+    )
+    parser.add_argument("--html", metavar="FILE", type=Path, help="also write the preview to an HTML page")
+    options, flags = parser.parse_known_args(args)
+    if options.rows < 1:
+        raise UserError("--rows", f"expected at least 1, got {options.rows}")
+    if options.html is not None and not options.html.parent.is_dir():
+        raise UserError("--html", f"expected a file in an existing folder, got {str(options.html)!r}")
+    from rich.console import Console
+
+    from lit_probsft.cli.parts import data_of
+
+    preview = make_preview(data_of(flags), options.split, options.rows)
+    print_preview(preview, Console(highlight=False))
+    if options.html is not None:
+        write_page(options.html, html_page(preview), "--html")
+        print(f"{options.html}: the preview as a page")
+    if not preview.tokens:
+        raise UserError(f"data.{options.split}", "expected at least one usable row, all have the problems above")
+    return preview
+
+
+def make_preview(datamodule: InstructionDataModule, split: str = "train", rows: int = 3) -> Preview:
+    """Tokenize rows of a split, without the cache, and collect statistics and problems.
+
+    Args:
+        datamodule: before `setup`.
+        split: train, validation, test or predict.
+        rows: number of rows to show.
+
+    Raises:
+        UserError: if the source, the tokenizer or the template cannot be used at all.
     """
     count, measured, outcomes = datamodule.inspect(split, MEASURED)
     preview = Preview(split, count, len(measured))
-    wanted = max(len(measured) // rows, 1)
-    found: dict[str, list[int]] = {}
+    spacing = max(len(measured) // rows, 1)
+    problems: dict[str, list[tuple[str, int]]] = {}
     special = {*datamodule.tokenizer.all_special_ids, *_special_ids(datamodule.tokenizer)}
-    for place, (index, outcome) in enumerate(zip(measured, outcomes, strict=True)):
+    for position, (index, outcome) in enumerate(zip(measured, outcomes, strict=True)):
         if outcome.length:
             preview.lengths.append(outcome.length)
         if outcome.document is None:
-            found.setdefault(f"{_LOST[outcome.status]}: {_general(outcome.reason)}", []).append(index)
+            problem = f"{_UNUSED[outcome.status]}: {outcome.reason}"
+            # Reasons that differ in numbers only, such as that of the row, are one problem.
+            problems.setdefault(re.sub(r"\d+", "", problem), []).append((problem, index))
             continue
         ids, labels = outcome.document.ids, outcome.document.labels
         supervised = sum(label >= 0 for label in labels[1:])
@@ -127,43 +169,42 @@ def make_preview(datamodule: InstructionDataModule, split: str = "train", rows: 
         preview.supervised += supervised
         preview.truncated += outcome.status == "truncated"
         if outcome.status == "truncated" and labels[-1] >= 0 and labels[-1] not in special:
-            found.setdefault(_CUT, []).append(index)
-        if place // wanted >= len(preview.shown) and len(preview.shown) < rows:
+            problems.setdefault(_TRUNCATED, []).append((_TRUNCATED, index))
+        if position // spacing >= len(preview.shown) and len(preview.shown) < rows:
             pieces = _pieces(datamodule.tokenizer, ids, labels, special)
-            preview.shown.append(Shown(index, pieces, len(ids), supervised, outcome.length))
-    problems = [Problem(what, len(places), places[0]) for what, places in found.items()]
-    preview.problems = sorted(problems, key=lambda problem: -problem.rows)
+            preview.shown.append(ShownRow(index, pieces, len(ids), supervised, outcome.length))
+    counted = [Problem(*found[0], rows=len(found)) for found in problems.values()]
+    preview.problems = sorted(counted, key=lambda problem: -problem.rows)
     return preview
 
 
 def print_preview(preview: Preview, console: Any) -> None:
-    """Write a preview to a `rich` console: ⟦ ⟧ stand around what is learnt where there are no colours."""
+    """Print a preview to a `rich` console. Without colours, ⟦ ⟧ mark the supervised text."""
     from rich.text import Text
 
     plain = console.color_system is None
     for shown in preview.shown:
         console.rule(Text(_title(shown)), align="left", characters="-")
         text = Text()
-        for index, (piece, kind) in enumerate(shown.pieces):
-            learns = kind != "masked"
-            before = index > 0 and shown.pieces[index - 1][1] != "masked"
-            after = index + 1 < len(shown.pieces) and shown.pieces[index + 1][1] != "masked"
-            opening, closing = "⟦" * (plain and learns and not before), "⟧" * (plain and learns and not after)
+        kinds = ["masked", *(kind for _, kind in shown.pieces), "masked"]
+        for (piece, kind), before, after in zip(shown.pieces, kinds, kinds[2:], strict=False):
+            opening = "⟦" * (plain and before == "masked" != kind)
+            closing = "⟧" * (plain and after == "masked" != kind)
             text.append(opening + piece + closing, style=_STYLES[kind])
         console.print(text, soft_wrap=True)
     console.rule(Text(f"data.{preview.split}"), align="left", characters="-")
-    legend = Text("masked ", style=_STYLES["masked"]) + Text("supervised", style=_STYLES["learnt"])
+    legend = Text("masked ", style=_STYLES["masked"]) + Text("supervised", style=_STYLES["supervised"])
     console.print(Text("⟦supervised⟧") if plain else legend + Text(" ") + Text("end of turn", style=_STYLES["end"]))
     for name, value in preview.facts().items():
         console.print(Text(f"{name:<16} {value}"), soft_wrap=True)
     for problem in preview.problems:
         console.print(Text(problem.describe(preview.measured), style="red"), soft_wrap=True)
     if not preview.problems:
-        console.print(Text("nothing wrong was found"))
+        console.print(Text("no problems found"))
 
 
 def html_page(preview: Preview) -> str:
-    """A preview as one page that needs nothing else."""
+    """A preview as a self-contained page."""
     rows = []
     for shown in preview.shown:
         pieces = "".join(f'<span class="{kind}">{escape(piece)}</span>' for piece, kind in shown.pieces)
@@ -173,55 +214,27 @@ def html_page(preview: Preview) -> str:
     )
     body = [
         facts_table(preview.facts()),
-        f"<ul>{problems or '<li>nothing wrong was found</li>'}</ul>",
-        '<p><span class="masked">masked</span> <span class="learnt">supervised</span> '
+        f"<ul>{problems or '<li>no problems found</li>'}</ul>",
+        '<p><span class="masked">masked</span> <span class="supervised">supervised</span> '
         '<span class="end">end of turn</span></p>',
         *rows,
     ]
     return page(f"data.{preview.split}", body)
 
 
-def run_preview(options: argparse.Namespace, rest: Sequence[str]) -> Preview:
-    """The command.
-
-    Args:
-        options: `rows`, `split` and `html`.
-        rest: the configuration's flags, as `fit` takes them.
-
-    Raises:
-        UserError: a flag, or what `make_preview` refuses.
-    """
-    if options.rows < 1:
-        raise UserError("--rows", f"expected at least 1, got {options.rows}")
-    if options.html is not None and not options.html.parent.is_dir():
-        raise UserError("--html", f"expected a file in a folder that exists, got {str(options.html)!r}")
-    from rich.console import Console
-
-    from lit_probsft.cli.parts import data_of
-
-    preview = make_preview(data_of(rest), options.split, options.rows)
-    print_preview(preview, Console(highlight=False))
-    if options.html is not None:
-        write_page(options.html, html_page(preview), "--html")
-        print(f"{options.html}: the same as a page")
-    if not preview.tokens:
-        raise UserError(f"data.{options.split}", "expected at least one row that can be used, got none of those above")
-    return preview
-
-
 def _pieces(tokenizer: Any, ids: list[int], labels: list[int], special: set[int]) -> list[tuple[str, str]]:
-    """The text in stretches of one kind. A stretch is decoded as a whole, as one character may have several tokens."""
+    """The text in stretches of one kind, each decoded as a whole: a character can span several tokens."""
     kinds = []
-    for place, label in enumerate(labels):
-        learnt = label >= 0
-        ends = learnt and label in special and (place + 1 == len(labels) or labels[place + 1] < 0)
-        kinds.append("end" if ends else "learnt" if learnt else "masked")
+    for position, label in enumerate(labels):
+        supervised = label >= 0
+        ends_turn = label in special and (position + 1 == len(labels) or labels[position + 1] < 0)
+        kinds.append("masked" if not supervised else "end" if ends_turn else "supervised")
     pieces, start = [], 0
-    for place in range(1, len(ids) + 1):
-        if place == len(ids) or kinds[place] != kinds[start]:
-            text = tokenizer.decode(ids[start:place], skip_special_tokens=False, clean_up_tokenization_spaces=False)
+    for position in range(1, len(ids) + 1):
+        if position == len(ids) or kinds[position] != kinds[start]:
+            text = tokenizer.decode(ids[start:position], skip_special_tokens=False, clean_up_tokenization_spaces=False)
             pieces.append((visible(text), kinds[start]))
-            start = place
+            start = position
     return pieces
 
 
@@ -229,14 +242,7 @@ def _special_ids(tokenizer: Any) -> set[int]:
     return {index for index, token in tokenizer.added_tokens_decoder.items() if token.special}
 
 
-def _title(shown: Shown) -> str:
+def _title(shown: ShownRow) -> str:
     share = 100 * shown.supervised / max(shown.tokens, 1)
-    cut = f" of {shown.length}, the rest is cut off" if shown.tokens < shown.length else ""
-    return f"row {shown.row}: {shown.tokens} tokens{cut}, {shown.supervised} supervised ({share:.0f} %)"
-
-
-def _general(reason: str) -> str:
-    """A reason without the numbers of its tokens, so that equal ones are counted together; its first row stays out."""
-    first = re.sub(r" \(row \d+ of [\w.]+, counted from 0\)", "", reason)
-    first = re.sub(r"\b\d+ tokens, at most", "too many tokens, at most", first)
-    return re.sub(r"tokens, got \d+", "tokens, got more", first)
+    truncated = f" (truncated from {shown.length})" if shown.tokens < shown.length else ""
+    return f"row {shown.row}: {shown.tokens} tokens{truncated}, {shown.supervised} supervised ({share:.0f} %)"

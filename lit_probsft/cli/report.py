@@ -1,31 +1,37 @@
-"""`report RUN`: one HTML page about a run."""
+"""`report RUN`: writes an HTML report on a run."""
 
 from __future__ import annotations
 
-import argparse
+from collections.abc import Sequence
 from pathlib import Path
 
-from lit_probsft.analysis.page import write_page
-from lit_probsft.analysis.report import make_report
+from lit_probsft.cli.arguments import CommandParser
 from lit_probsft.errors import UserError
-from lit_probsft.run.folder import RunFolder
 
 
-def run_report(options: argparse.Namespace) -> Path:
-    """The command.
-
-    Args:
-        options: `run`, the folder, and `html`, where the page is written to; None for report.html in the run's folder.
+def run(args: Sequence[str]) -> Path:
+    """Write the report and return its path.
 
     Raises:
-        UserError: what `make_report` refuses, or the page cannot be written.
+        UserError: for a wrong flag, a folder that is not a run, or a page that cannot be written.
     """
-    run = RunFolder(options.run)
-    if not run.path.is_dir():
-        raise UserError("RUN", f"expected the folder of a run, such as runs/quickstart, got {str(run.path)!r}")
-    path: Path = options.html or run.report
+    parser = CommandParser(
+        prog="python -m lit_probsft report",
+        description="Write an HTML report on a run: what it learned, what it forgot, which tokens changed.",
+    )
+    parser.add_argument("run", metavar="RUN", type=Path, help="folder of a run, such as runs/quickstart")
+    parser.add_argument("--html", metavar="FILE", type=Path, help="page to write (default: RUN/report.html)")
+    options = parser.parse_args(args)
+    from lit_probsft.analysis.page import write_page
+    from lit_probsft.analysis.report import make_report
+    from lit_probsft.run.folder import RunFolder
+
+    folder = RunFolder(options.run)
+    if not folder.path.is_dir():
+        raise UserError("RUN", f"expected the folder of a run, such as runs/quickstart, got {str(folder.path)!r}")
+    path: Path = options.html or folder.report
     if not path.parent.is_dir():
-        raise UserError("--html", f"expected a file in a folder that exists, got {str(path)!r}")
-    write_page(path, make_report(run), "--html")
-    print(f"{path}: the run as a page")
+        raise UserError("--html", f"expected a file in an existing folder, got {str(path)!r}")
+    write_page(path, make_report(folder), "--html")
+    print(f"{path}: report on the run")
     return path

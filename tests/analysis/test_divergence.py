@@ -34,7 +34,7 @@ def path(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 def plain(a: Any, b: Any, datamodule: Any) -> dict[int, dict[str, torch.Tensor]]:
-    """By document, each alone, in double."""
+    """Token values of each document, one document at a time, in float64."""
     found = {}
     for batch in datamodule.val_dataloader():
         for document, ids, labels in zip(
@@ -53,8 +53,7 @@ def plain(a: Any, b: Any, datamodule: Any) -> dict[int, dict[str, torch.Tensor]]
     return found
 
 
-def test_the_trained_model_against_its_base_equals_a_plain_loop(path: Path) -> None:
-    """By default; of all rows, each of which has its values."""
+def test_by_default_the_trained_model_is_compared_with_its_base_as_by_a_plain_loop(path: Path) -> None:
     trained = main(["fit", "--config", str(path)])
     content = main(["divergence", "--config", str(path), "--dtype", "float64"])
     assert json.loads(Path("runs/tiny/divergence.json").read_text()) == content
@@ -78,7 +77,7 @@ def test_the_trained_model_against_its_base_equals_a_plain_loop(path: Path) -> N
 
 
 @pytest.mark.slow
-def test_two_folders_on_another_split_and_the_mirror_image(path: Path, tmp_path: Path) -> None:
+def test_swapping_two_models_mirrors_the_values(path: Path, tmp_path: Path) -> None:
     a, b = folder(tmp_path / "a"), folder(tmp_path / "b", seed=1)
     command = ["divergence", "--config", str(path), "--split", "train", f"--out={tmp_path / 'out.json'}"]
     one = main([*command, "--model-a", a, "--model-b", b])
@@ -91,7 +90,7 @@ def test_two_folders_on_another_split_and_the_mirror_image(path: Path, tmp_path:
     assert main([*command, "--model-a", a, "--model-b", "base"])["forward_kl"] == 0
 
 
-def test_padding_that_fills_a_batch_has_no_document() -> None:
+def test_a_batch_of_padding_has_no_document() -> None:
     empty = {"input_ids": torch.zeros(1, 1, dtype=torch.long), "labels": torch.full((1, 1), -100)}
     real = {"input_ids": torch.tensor([[1, 2, 3]]), "labels": torch.tensor([[-100, 2, 3]])}
     batches = [{**empty, "documents": torch.empty(0, dtype=torch.long)}, {**real, "documents": torch.tensor([7])}]
@@ -100,29 +99,25 @@ def test_padding_that_fills_a_batch_has_no_document() -> None:
     assert found.of_each() == [{"document": 7, "tokens": 2, **found.mean()}]
 
 
-def test_models_that_speak_of_other_tokens_are_refused(path: Path, tmp_path: Path) -> None:
+def test_models_with_other_tokens_are_refused(path: Path, tmp_path: Path) -> None:
     data = ByteTokenizer().load(list)
     other = ByteTokenizer().load(list)
     other.add_tokens(["<new>"])
     _check_tokens("--model-a", PretrainedCausalLM(folder(tmp_path / "same")), data)
-    with pytest.raises(
-        UserError, match=r"--model-a: .* numbers 1 tokens differently, the first of them '<new>' \(\d+\)"
-    ):
+    with pytest.raises(UserError, match=r"--model-a: .* differs in 1 tokens, first in '<new>' \(\d+\)"):
         _check_tokens("--model-a", PretrainedCausalLM(folder(tmp_path / "tokens", tokenizer=other)), data)
     tiny.model().save_pretrained(tmp_path / "bare")
     with pytest.raises(UserError, match="--model-b: expected a hub id or a folder with a model and its tokenizer, got"):
         _check_tokens("--model-b", PretrainedCausalLM(str(tmp_path / "bare")), data)
     wider = folder(tmp_path / "wider", vocab_size=1000)
-    with pytest.raises(
-        UserError, match=r"--model-b: expected a vocabulary of \d+ tokens, which --model-a has, got 1000"
-    ):
+    with pytest.raises(UserError, match=r"--model-b: expected a vocabulary of \d+ tokens, as --model-a has, got 1000"):
         main(["divergence", "--config", str(path), "--model-b", wider])
 
 
-def test_flags_are_refused_before_anything_is_read(path: Path) -> None:
+def test_wrong_flags_are_refused_before_anything_is_read(path: Path) -> None:
     for flags, words in (
-        ([], "--model-b: expected a trained model in runs/tiny/hf, there is none"),
-        (["--out", "no/where.json"], "--out: expected a file in a folder that exists"),
+        ([], "--model-b: runs/tiny/hf does not exist"),
+        (["--out", "no/where.json"], "--out: expected a file in an existing folder"),
         (["--split", "all"], "--split: expected one of train, validation, test, got 'all'"),
     ):
         with pytest.raises(UserError, match=words):
@@ -134,7 +129,7 @@ def test_flags_are_refused_before_anything_is_read(path: Path) -> None:
     ("flags", "words"),
     [
         (["--split", "test"], "data.test: expected a source of rows"),
-        (["--split", "train", "--data.streaming", "true"], "--split: expected validation or test with data.streaming"),
+        (["--split", "train", "--data.streaming", "true"], "--split: expected validation or test, since a stream"),
         (["--model.objectve", "NLL"], "objectve"),
     ],
 )

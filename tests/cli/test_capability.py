@@ -1,4 +1,4 @@
-"""What `capability` says of a model is what a plain loop over its tokens says, and its advice can be followed."""
+"""`capability` measures what a plain loop over the tokens measures, and its advice can be followed."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ MODEL = {"class_path": "RandomCausalLM", "init_args": {"config": {**tiny.LLAMA, 
 
 @pytest.fixture(scope="module")
 def trained(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """The folder of a model that has seen some rows: p lies everywhere between 0 and 1."""
+    """The folder of a model trained on a few rows: its p cover the whole range from 0 to 1."""
     folder = tmp_path_factory.mktemp("trained")
     rows = tiny.write_rows(folder / "rows.jsonl", 25)
     module = ProbSFTModule(
@@ -52,9 +52,8 @@ def ask(path: Path, *flags: str) -> dict[str, Any]:
 
 
 def tokens_of(cli: Any) -> list[dict[str, np.ndarray]]:
-    """By document: log p of its tokens in float64, whether it is the largest, the largest p and the entropy; one
-    document after the other, by transformers' own logits."""
-    model, store, found = cli.model.model.eval(), cli.datamodule.documents, []
+    """Statistics of each document's tokens in float64, one document at a time, from transformers' own logits."""
+    model, store, found = cli.model.model.eval(), cli.model.documents, []
     for index in range(len(store)):
         ids, labels = (torch.from_numpy(np.array(part)).long() for part in store[index])
         with torch.no_grad():
@@ -76,7 +75,7 @@ def tokens_of(cli: Any) -> list[dict[str, np.ndarray]]:
     return found
 
 
-def test_the_command_says_what_a_plain_loop_says(
+def test_the_command_measures_what_a_plain_loop_measures(
     tmp_path: Path, trained: str, capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = config(tmp_path, model__model=trained, model__objective__class_path="NegP", trainer__limit_val_batches=1)
@@ -129,7 +128,7 @@ def test_the_command_says_what_a_plain_loop_says(
     assert result["objectives"][0]["objective"] == "NegP()"
     assert result["objectives"][0]["chosen"]
 
-    # What it has written is what objectives read.
+    # Objectives can read the file.
     flags = ("--model.objective", "QuantileThreshold", "--model.objective.source", "runs/tiny")
     fit = main(["fit", "--config", str(path), "--name=fit", "--trainer.max_steps=1", *flags, "--trainer.precision=32"])
     assert fit.model.objective_state.capability.mean_prob == result["mean_prob"]
@@ -138,14 +137,14 @@ def test_the_command_says_what_a_plain_loop_says(
     assert np.log(edge / (1 - edge)) == pytest.approx(result["permilles"][99])
 
 
-def test_a_sample_is_drawn_at_random_and_says_whether_it_is_enough(tmp_path: Path) -> None:
-    objective = {"class_path": "QuantileThreshold", "init_args": {"source": "runs/other"}}  # what is written here
+def test_a_sample_is_drawn_at_random(tmp_path: Path) -> None:
+    objective = {"class_path": "QuantileThreshold", "init_args": {"source": "runs/other"}}  # written below
     path = config(tmp_path, model__model=MODEL, model__objective=objective, data__batch_size=3)
     with pytest.raises(UserError, match="model.objective.source: .* got 'runs/other'"):
         main(["fit", "--config", str(path)])
     cli = main(["capability", "--config", str(path), "--sample", "10", "--name=other"])
     result = json.loads((tmp_path / "runs" / "other" / "capability.json").read_text())
-    rows = cli.datamodule.documents.rows.tolist()
+    rows = cli.model.documents.rows.tolist()
     assert len(set(rows)) == 10
     assert rows != list(range(10))
     assert result["sample"]["rows"] == 10
@@ -155,7 +154,7 @@ def test_a_sample_is_drawn_at_random_and_says_whether_it_is_enough(tmp_path: Pat
     assert result["objectives"][0]["objective"].startswith("Threshold(base=NLL(), min_prob=0.00")
 
 
-def test_a_stream_is_measured_by_its_first_rows_and_sources_apart(tmp_path: Path) -> None:
+def test_sources_are_measured_separately_and_a_stream_by_its_first_rows(tmp_path: Path) -> None:
     tiny.write_rows(tmp_path / "b.jsonl", 8, seed=5)
     columns = {"prompt": "question", "response": "answer"}
     sources = {
@@ -184,7 +183,7 @@ def test_a_stream_is_measured_by_its_first_rows_and_sources_apart(tmp_path: Path
         (["--sample", "x"], "--sample: expected a whole number, got 'x'"),
         (["--data.streaming", "true"], "^--sample: expected a number of rows with data.streaming"),
         (["--weights", "no/where"], "^--weights: expected .* got 'no/where'"),
-        (["--ckpt_path", "x.ckpt"], "^--ckpt_path: expected none with capability"),
+        (["--ckpt_path", "x.ckpt"], "^--ckpt_path: capability takes no checkpoint"),
         (["--resume"], "--resume and --overwrite: expected only with fit"),
         (["--data.train", "null"], "^data.train: expected a source of rows"),
         (["--data.train.path", "no.jsonl"], "^data.train.*no.jsonl"),
@@ -196,14 +195,14 @@ def test_a_stream_is_measured_by_its_first_rows_and_sources_apart(tmp_path: Path
         (["--runs_dir", "train.jsonl"], "^--runs_dir: expected a folder"),
     ],
 )
-def test_what_the_command_refuses(tmp_path: Path, flags: list[str], message: str) -> None:
+def test_the_command_refuses(tmp_path: Path, flags: list[str], message: str) -> None:
     path = config(tmp_path, model__model="./no/such/model")
     with pytest.raises(UserError, match=message):
         main(["capability", "--config", str(path), *flags])
     assert not (tmp_path / "runs").exists()
 
 
-def test_its_help_names_its_flags(capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_lists_the_flags(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(["capability", "--help"])
     said = capsys.readouterr().out
@@ -242,20 +241,20 @@ def test_a_sample_is_enough_when_its_interval_lies_within_one_level() -> None:
 COMMAND = Command(["--config", "my file.yaml"], "mine", ["--trainer.max_steps", "12"], "runs/mine/capability.json")
 
 
-def test_the_advice_names_an_objective_at_the_ends_and_pilots_in_between() -> None:
+def test_the_advice_is_an_objective_at_both_ends_and_pilots_in_between() -> None:
     assert advise(0.05, 0.0, COMMAND)["objective"] == "NLL"
     assert advise(0.8, 0.8, COMMAND)["objective"] == "NegP"
     for mean_prob in (0.2, 0.5, 0.7):
-        told = advise(mean_prob, 0.5, COMMAND)
-        assert told["objective"] is None
-        assert "no single objective is best" in told["reason"]
-        assert [shlex.split(command)[:8] for command in told["commands"]] == [
+        found = advise(mean_prob, 0.5, COMMAND)
+        assert found["objective"] is None
+        assert "no single objective is best" in found["reason"]
+        assert [shlex.split(command)[:8] for command in found["commands"]] == [
             ["python", "-m", "lit_probsft", "fit", "--config", "my file.yaml", "--name", f"mine-pilot-{name}"]
             for name in ("nll", "power", "neg-p", "running")
         ]
 
 
-def test_the_pilots_can_be_run_as_they_are_printed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_pilots_run_as_printed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(advice, "level", lambda mean_prob: "intermediate")
     path = config(tmp_path, model__model=MODEL, data__validation=None)
     main(["capability", "--config", str(path), "--name", "mine", "--data.batch_size=4"])
@@ -275,7 +274,7 @@ def seen(*probabilities: float) -> torch.Tensor:
     return histogram.compute()
 
 
-def test_the_weights_mean_over_the_tokens_is_told_of_every_objective_of_p() -> None:
+def test_the_mean_weight_is_known_for_every_objective_of_p() -> None:
     p = (0.01, 0.3, 0.9, 0.99999)
     for objective in (NLL(), NegP(), Power(0.5), LogOneMinusP(), Threshold(NLL(), 0.2)):
         expected = objective.gradient_weight(torch.tensor(p, dtype=torch.float64).log()).mean().item()
@@ -284,7 +283,7 @@ def test_the_weights_mean_over_the_tokens_is_told_of_every_objective_of_p() -> N
     assert weights(QuantileThreshold(), seen(*p)) is None
 
 
-def test_an_objective_whose_weight_vanishes_where_p_lies_is_warned_of() -> None:
+def test_an_objective_whose_weight_vanishes_on_the_tokens_gets_a_warning() -> None:
     weak, strong = seen(*[0.001] * 99, 0.4), seen(*[0.9] * 90, *[0.3] * 10)
     assert any("the objective of this configuration, NegP()" in text for text in warnings(compare(NegP(), weak)))
     assert not any("NLL()" in text for text in warnings(compare(NLL(), weak)))
@@ -295,7 +294,7 @@ def test_an_objective_whose_weight_vanishes_where_p_lies_is_warned_of() -> None:
     assert len([entry for entry in compare(NLL(), weak) if entry["objective"] == "NLL()"]) == 1
 
 
-def test_the_interval_is_that_of_the_ratio_over_examples() -> None:
+def test_the_interval_is_that_of_a_ratio_over_examples() -> None:
     tokens, sums = np.array([1.0, 3.0, 2.0, 0.0]), np.array([0.5, 2.4, 0.2, 0.0])
     mean = 3.1 / 6
     deviation = math.sqrt(3 / 2 * sum((s - mean * t) ** 2 for s, t in zip(sums, tokens, strict=True))) / 6
@@ -303,7 +302,7 @@ def test_the_interval_is_that_of_the_ratio_over_examples() -> None:
     assert clustered_interval(tokens[:1], sums[:1]) is None
 
 
-def test_the_interval_covers_the_mean_in_nineteen_of_twenty_samples_although_tokens_of_an_example_agree() -> None:
+def test_the_interval_covers_the_mean_in_19_of_20_samples_although_the_tokens_of_an_example_agree() -> None:
     rng = np.random.default_rng(0)
     covered, naive = 0, 0
     for _ in range(2000):

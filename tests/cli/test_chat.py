@@ -1,4 +1,4 @@
-"""A talk with a model: the answers are those of `generate` after the prompt of training, and come as they are made."""
+"""`chat` answers as `generate` does after the prompt of training, and prints the answers while they are generated."""
 
 from __future__ import annotations
 
@@ -15,7 +15,8 @@ from typing import Any
 import pytest
 import torch
 
-from lit_probsft.cli import chat
+from lit_probsft.cli.chat import HELP
+from lit_probsft.cli.chat_session import ChatSession, _Streamer
 from lit_probsft.cli.commands import main
 from lit_probsft.data import ByteTokenizer, PretrainedTokenizer, tokenize_prompt
 from lit_probsft.errors import UserError
@@ -27,7 +28,7 @@ from tests.cli.test_fit import config, fit
 
 @pytest.fixture(scope="module")
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A model with a chat template, whose weights are large enough for answers that differ."""
+    """A model with a chat template, and with weights large enough for different answers."""
     path = tmp_path_factory.mktemp("model") / "hf"
     model = tiny.model(seed=7, initializer_range=0.5, max_position_embeddings=512)
     model.save_pretrained(path)
@@ -36,7 +37,7 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def expected(folder: Path, turns: list[str], system: str | None = None, tokens: int = 8) -> list[str]:
-    """The answers to these turns, by the template and `generate` alone."""
+    """The answers to these turns, from the template and `generate` alone."""
     model, tokenizer = PretrainedCausalLM(str(folder)).load(None, torch.float32).eval(), ByteTokenizer().load(list)
     messages = [{"role": "system", "content": system}] if system else []
     answers = []
@@ -54,7 +55,7 @@ def talk(monkeypatch: pytest.MonkeyPatch, said: str, *args: Any) -> None:
     main(["chat", *map(str, args), "--device", "cpu"])
 
 
-def test_a_line_is_a_turn_and_the_talk_goes_on_until_it_is_reset(
+def test_each_line_is_a_turn_of_one_conversation_until_reset(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     talk(monkeypatch, "hi\nwhat?\n\n/reset\nhi\n/exit\nnever\n", folder, "--max-new-tokens", 8)
@@ -65,7 +66,7 @@ def test_a_line_is_a_turn_and_the_talk_goes_on_until_it_is_reset(
     assert capsys.readouterr().out == expected(folder, ["hi"], "Be brief.")[0] + "\n"
 
 
-def test_what_is_sampled_depends_on_the_seed(
+def test_sampled_answers_depend_on_the_seed(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     said = []
@@ -75,46 +76,50 @@ def test_what_is_sampled_depends_on_the_seed(
     assert said[0] == said[1] != said[2]
 
 
-def test_an_interrupted_answer_is_kept_as_far_as_it_came(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_interrupted_answer_is_kept_as_far_as_it_came(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     model = PretrainedCausalLM(str(folder)).load(None, torch.float32).eval()
-    talk = chat.Chat(model, ByteTokenizer().load(list), Generation(50))
-    put, count = chat._Stream.put, []
+    session = ChatSession(model, ByteTokenizer().load(list), Generation(50))
+    put, calls = _Streamer.put, []
 
-    def interrupted(stream: Any, value: Any) -> None:
-        count.append(1)
-        if len(count) == 4:  # the prompt, and three tokens
+    def interrupted(streamer: Any, value: Any) -> None:
+        calls.append(1)
+        if len(calls) == 4:  # after the prompt and two tokens
             raise KeyboardInterrupt
-        put(stream, value)
+        put(streamer, value)
 
-    monkeypatch.setattr(chat._Stream, "put", interrupted)
-    out = io.StringIO()
-    said = talk.answer("hi", out)
-    assert out.getvalue() == said == expected(folder, ["hi"], tokens=2)[0]
-    assert [(m["role"], m["content"]) for m in talk.messages] == [("user", "hi"), ("assistant", said)]
-    talk.answer("and?", out)
-    assert len(talk.messages) == 4
+    monkeypatch.setattr(_Streamer, "put", interrupted)
+    answer = session.answer("hi")
+    assert answer == expected(folder, ["hi"], tokens=2)[0]
+    assert capsys.readouterr().out == f"{answer}\n"
+    assert [(m["role"], m["content"]) for m in session.messages] == [("user", "hi"), ("assistant", answer)]
+    session.answer("and?")
+    assert len(session.messages) == 4
 
 
-def test_tokens_are_written_as_they_come_and_characters_whole() -> None:
-    tokenizer, writes = ByteTokenizer().load(list), []
+def test_text_is_printed_as_it_comes_and_characters_whole(monkeypatch: pytest.MonkeyPatch) -> None:
+    writes: list[str] = []
 
     class Out(io.StringIO):
         def write(self, text: str) -> int:
             writes.append(text)
             return len(text)
 
-    stream = chat._Stream(tokenizer, Out())
-    stream.put(torch.tensor([[1, 2, 3]]))
-    for id in tokenizer("aé🎈b")["input_ids"]:
-        stream.put(torch.tensor([id]))
-    stream.put(torch.tensor([tokenizer.eos_token_id]))
-    assert [text for text in writes if text] == ["a", "é", "🎈", "b"]
-    stream.put(torch.tensor([0xC3]))  # half a character, and the end
-    stream.end()
-    assert stream.text == "aé🎈b\ufffd"
+    monkeypatch.setattr(sys, "stdout", Out())
+    tokenizer = ByteTokenizer().load(list)
+    streamer = _Streamer(tokenizer, skip_prompt=True, skip_special_tokens=True)
+    streamer.put(torch.tensor([[1, 2, 3]]))
+    for id in tokenizer("aéñ🎈 b\nc")["input_ids"]:
+        streamer.put(torch.tensor([id]))
+    streamer.put(torch.tensor([tokenizer.eos_token_id]))
+    assert [text for text in writes if text] == ["a", "é", "ñ", "🎈 ", "b", "\n", "c"]
+    streamer.put(torch.tensor([0xC3]))  # half a character at the end
+    streamer.end()
+    assert streamer.text == "".join(writes).removesuffix("\n") == "aéñ🎈 b\nc\ufffd"
 
 
-def test_at_a_terminal_there_is_a_prompt_and_both_ends_of_the_input_end_it(
+def test_a_terminal_shows_a_prompt_and_ends_at_end_of_input_or_ctrl_c(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     class Terminal(io.StringIO):
@@ -135,11 +140,11 @@ def test_at_a_terminal_there_is_a_prompt_and_both_ends_of_the_input_end_it(
         monkeypatch.setattr(sys, "stdin", Terminal())
         monkeypatch.setattr("builtins.input", typed)
         main(["chat", str(folder), "--device", "cpu", "--max-new-tokens", "8"])
-        assert capsys.readouterr().out == f"{folder} ({chat._HELP})\n{answer}\n\n"
+        assert capsys.readouterr().out == f"{folder} ({HELP})\n{answer}\n\n"
 
 
 @pytest.mark.parametrize("begin", [False, pytest.param(True, marks=pytest.mark.slow)])
-def test_a_run_of_plain_text_is_answered_as_it_was_trained(
+def test_a_run_on_plain_text_is_prompted_as_it_was_trained(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, begin: bool, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -158,10 +163,10 @@ def test_a_run_of_plain_text_is_answered_as_it_was_trained(
         {"role": "assistant", "content": "b"},
         {"role": "user", "content": "c"},
     ]
-    for asked in (turns[:1], turns):
-        wanted = tokenize_prompt(tokenizer, asked, plain_text=True)
-        assert (wanted[0] == 257) == begin
-        assert tokenize_prompt(exported, asked) == wanted
+    for messages in (turns[:1], turns):
+        prompt = tokenize_prompt(tokenizer, messages, plain_text=True)
+        assert (prompt[0] == 257) == begin
+        assert tokenize_prompt(exported, messages) == prompt
     capsys.readouterr()
     talk(monkeypatch, "1 + 1 =\n", "runs/tiny", "--max-new-tokens", 4)  # the folder of the run
     assert capsys.readouterr().out
@@ -173,42 +178,41 @@ def test_a_run_of_plain_text_is_answered_as_it_was_trained(
         (["--temperature", "-1"], "--temperature: expected 0 (greedy) or more, got -1.0"),
         (["--top-p", "0"], "--top-p: expected a number above 0 and at most 1, got 0.0"),
         (["--max-new-tokens", "0"], "--max-new-tokens: expected at least 1, got 0"),
-        (["--device", "moon"], "--device: expected one that is here, such as cpu or cuda, got 'moon'"),
-        (["--revision", "v1"], "--revision: expected it with a hub id, {folder} is a folder"),
+        (["--device", "moon"], "--device: expected an available device, such as cpu or cuda, got 'moon'"),
+        (["--revision", "v1"], "--revision: applies to a hub id, {folder} is a folder"),
     ],
 )
-def test_a_flag_that_is_wrong_is_one_message(folder: Path, args: list[str], message: str) -> None:
+def test_a_wrong_flag_is_one_message(folder: Path, args: list[str], message: str) -> None:
     with pytest.raises(UserError) as caught:
         main(["chat", str(folder), *args])
     assert str(caught.value) == message.format(folder=folder)
 
 
-def test_a_model_that_cannot_talk_is_one_message(folder: Path, tmp_path: Path) -> None:
+def test_a_model_that_cannot_chat_is_one_message(folder: Path, tmp_path: Path) -> None:
     bare = tmp_path / "bare"
     shutil.copytree(folder, bare)
     (bare / "chat_template.jinja").unlink()
-    deaf = tmp_path / "deaf"
-    shutil.copytree(folder, deaf)
-    (deaf / "chat_template.jinja").write_text("{{ messages[-1]['content'] }}")
+    partial = tmp_path / "partial"
+    shutil.copytree(folder, partial)
+    (partial / "chat_template.jinja").write_text("{{ messages[-1]['content'] }}")
     checkpoint = tmp_path / "last.ckpt"
     checkpoint.write_bytes(b"")
     for args, message in (
         (
             [bare],
-            f"MODEL: expected a model with a chat template, {str(bare)!r} has none: it has not been trained to hold a "
-            "conversation; fine-tune it first",
+            f"MODEL: {str(bare)!r} has no chat template, so it is not trained for chat; fine-tune it first",
         ),
         (
-            [deaf, "--system", "Be kind."],
-            "--system: the model's chat template leaves a system text out, or changes it: 'a'",
+            [partial, "--system", "Be kind."],
+            "--system: the model's chat template drops or changes the system message: 'a'",
         ),
         (
             [tmp_path],
-            f"MODEL: expected an exported model, the folder of a run with one, or a hub id, got {str(tmp_path)!r}",
+            f"MODEL: expected an exported model, the folder of a run that has one, or a hub id, got {str(tmp_path)!r}",
         ),
         (
             [checkpoint],
-            f"MODEL: expected a model's folder, {checkpoint} is a checkpoint; make one of it: "
+            f"MODEL: expected the folder of a model, {checkpoint} is a checkpoint; convert it with "
             f"python -m lit_probsft export {checkpoint} OUT",
         ),
         (["./nowhere"], "MODEL: no such folder: './nowhere'."),
@@ -218,13 +222,15 @@ def test_a_model_that_cannot_talk_is_one_message(folder: Path, tmp_path: Path) -
         assert str(caught.value) == message
 
 
-def test_a_talk_longer_than_the_model_is_told(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    with pytest.raises(UserError, match=r"^chat: the talk has 6\d\d tokens, the model 512 positions; /reset begins"):
+def test_a_conversation_longer_than_the_model_is_refused(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    with pytest.raises(
+        UserError, match=r"^chat: the conversation has 6\d\d tokens, the model 512 positions; /reset starts"
+    ):
         talk(monkeypatch, "a" * 600, folder)
 
 
 @pytest.mark.slow
-def test_the_shell_pipes_a_talk_and_stops_an_answer(folder: Path) -> None:
+def test_a_shell_pipes_a_conversation_and_ctrl_c_stops_an_answer(folder: Path) -> None:
     environment = {**os.environ, "PYTHONPATH": os.pathsep.join(filter(None, [os.getcwd(), *sys.path]))}
     command = [sys.executable, "-m", "lit_probsft", "chat", str(folder), "--device", "cpu"]
     done = subprocess.run(
@@ -238,7 +244,7 @@ def test_the_shell_pipes_a_talk_and_stops_an_answer(folder: Path) -> None:
     assert done.stdout.decode() == expected(folder, ["hi"])[0] + "\n"
     assert done.stderr == b""
 
-    # At a terminal: Ctrl-C in the midst of an answer, then one more turn, then the end.
+    # At a terminal: Ctrl-C during an answer, then /exit.
     import pty
 
     control, terminal = pty.openpty()

@@ -1,4 +1,4 @@
-"""The configurations that come with the package are in the wheel, and work where they are copied to."""
+"""The configurations are in the wheel, and work wherever they are copied to."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from lit_probsft.errors import UserError
 ROOT = Path(__file__).parents[2]
 
 
-def test_every_configuration_is_listed_with_what_it_trains(capsys: pytest.CaptureFixture[str]) -> None:
+def test_list_says_what_every_configuration_trains(capsys: pytest.CaptureFixture[str]) -> None:
     main(["configs", "list"])
     lines = capsys.readouterr().out.splitlines()
     files = {
@@ -34,7 +34,7 @@ def test_show_prints_the_file(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out == (ROOT / "configs" / "llama_neg_p.yaml").read_text()
 
 
-def test_a_copy_brings_its_parts_and_trains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_copy_includes_its_parts_and_trains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     main(["configs", "copy", "quickstart"])
     assert (tmp_path / "configs/quickstart.yaml").read_text() == (ROOT / "configs/quickstart.yaml").read_text()
@@ -46,21 +46,23 @@ def test_a_copy_brings_its_parts_and_trains(tmp_path: Path, monkeypatch: pytest.
     for name in recipes.names():
         written = recipes.copy(name, tmp_path / "all")
         assert {path.relative_to(tmp_path / "all") for path in written} == {
-            path.relative_to(recipes.folder()) for path in recipes.parts_of(recipes.path_of(name))
+            path.relative_to(recipes.folder()) for path in recipes.included_files(recipes.path_of(name))
         }
 
 
-def test_a_copy_never_replaces_what_differs(tmp_path: Path) -> None:
+def test_a_copy_never_replaces_files_that_differ(tmp_path: Path) -> None:
     recipes.copy("quickstart", tmp_path)
     recipes.copy("quickstart", tmp_path)
     (tmp_path / "quickstart.yaml").write_text("mine")
-    with pytest.raises(UserError, match=r"OUT: .*quickstart.yaml is there and differs from the package's; --overwrite"):
+    with pytest.raises(
+        UserError, match=r"OUT: .*quickstart.yaml exists and differs from the package's file; --overwrite"
+    ):
         recipes.copy("quickstart", tmp_path)
     assert (tmp_path / "quickstart.yaml").read_text() == "mine"
     recipes.copy("quickstart", tmp_path, overwrite=True)
     assert (tmp_path / "quickstart.yaml").read_text() != "mine"
     (tmp_path / "file").touch()
-    with pytest.raises(UserError, match=r"OUT: expected a folder that can be written to"):
+    with pytest.raises(UserError, match=r"OUT: expected a writable folder"):
         recipes.copy("quickstart", tmp_path / "file")
 
 
@@ -74,23 +76,23 @@ def test_a_copy_never_replaces_what_differs(tmp_path: Path) -> None:
         (["lsit"], "COMMAND: expected one of list, show, copy, got 'lsit'. Did you mean 'list'?"),
     ],
 )
-def test_a_name_that_is_none_is_one_message(args: list[str], message: str) -> None:
+def test_a_wrong_argument_is_one_message(args: list[str], message: str) -> None:
     with pytest.raises(UserError) as error:
         main(["configs", *args])
     assert message in str(error.value)
     assert "\n" not in str(error.value)
 
 
-def test_every_package_is_named_for_the_wheel() -> None:
+def test_pyproject_names_every_package() -> None:
     named = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["setuptools"]["packages"]
     there = {".".join(path.parent.relative_to(ROOT).parts) for path in (ROOT / "lit_probsft").rglob("__init__.py")}
     assert {*there, "lit_probsft.configs"} == {*named}
 
 
 @pytest.mark.slow
-def test_an_installed_wheel_has_all_that_the_clone_has(tmp_path: Path) -> None:
+def test_an_installed_wheel_has_every_file_of_the_clone(tmp_path: Path) -> None:
     pip = [sys.executable, "-m", "pip"]
-    tree = tmp_path / "tree"  # setuptools leaves what it builds beside what it builds from
+    tree = tmp_path / "tree"  # setuptools leaves its build next to the sources
     for name in ("lit_probsft", "configs"):
         shutil.copytree(ROOT / name, tree / name, ignore=shutil.ignore_patterns("__pycache__"))
     for name in ("pyproject.toml", "README.md", "LICENSE"):
@@ -114,7 +116,7 @@ def test_an_installed_wheel_has_all_that_the_clone_has(tmp_path: Path) -> None:
 
 
 def test_a_copy_onto_itself_changes_nothing() -> None:
-    """As in a clone, whose ./configs is the package's."""
+    """In a clone ./configs is the package's own folder."""
     before = {path: path.read_bytes() for path in recipes.folder().rglob("*.yaml")}
     written = recipes.copy("quickstart", recipes.folder())
     assert written

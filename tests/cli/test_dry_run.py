@@ -1,4 +1,4 @@
-"""A dry run makes the largest step of a run, counts rightly, and leaves nothing behind."""
+"""A dry run makes the largest step of a run, reports correct numbers, and writes nothing."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from lit_probsft.cli.commands import main
-from lit_probsft.cli.dry_run import TrialRows
+from lit_probsft.cli.trial_steps import TrialSteps
 from lit_probsft.errors import UserError
 from lit_probsft.training.module import ProbSFTModule
 from tests import tiny
@@ -24,7 +24,7 @@ def _in_its_own_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture
 def batches(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
-    """What training steps are given."""
+    """The batches of all training steps."""
     seen: list[dict[str, Any]] = []
     step = ProbSFTModule.training_step
 
@@ -36,7 +36,7 @@ def batches(monkeypatch: pytest.MonkeyPatch) -> list[dict[str, Any]]:
     return seen
 
 
-def test_it_steps_over_the_longest_documents_counts_and_writes_nothing(
+def test_it_steps_over_the_longest_documents_and_writes_nothing(
     tmp_path: Path, batches: list[dict[str, Any]], capsys: pytest.CaptureFixture[str]
 ) -> None:
     path = config(tmp_path, data__batch_size=4, trainer__accumulate_grad_batches=2, trainer__max_epochs=3)
@@ -51,7 +51,7 @@ def test_it_steps_over_the_longest_documents_counts_and_writes_nothing(
     assert batches[0]["window_length"] == sum(longest)
     assert cli.trainer.global_step == 2
 
-    found, parameters = cli.found, sum(p.numel() for p in cli.model.model.parameters())
+    found, parameters = cli.facts, sum(p.numel() for p in cli.model.model.parameters())
     expected = {
         "parameters": parameters, "trained": parameters, "documents": 24, "tokens": int(store.lengths.sum()),
         "supervised": int(store.supervised.sum()), "steps_in_epoch": 3, "steps": 9, "longest": longest[-1],
@@ -61,16 +61,16 @@ def test_it_steps_over_the_longest_documents_counts_and_writes_nothing(
     assert 8 * parameters <= found["optimizer"] < 8.1 * parameters  # Adam's moments, and a counter each
     assert found["peak"] > 50 * 2**20
     assert found["seconds"] == 9 * found["seconds_per_step"] > 0
-    plan, held = cli.rows.plan, 0
+    plan, held = cli.trial_steps.plan, 0
     for index in range(plan.num_micro_batches):
         lengths = [int(store.lengths[document]) for document in plan.micro_batch(0, index).documents]
         held += len(lengths) * max(lengths)
     assert found["padding"] == pytest.approx(1 - store.lengths.sum() / held)
     said = capsys.readouterr().out
-    assert f"model:   {parameters:,} parameters, {parameters:,} of them trained\n" in said
-    assert "steps:   3 in an epoch, 9 in all; " in said
+    assert f"model:   {parameters:,} parameters, {parameters:,} trained\n" in said
+    assert "steps:   3 per epoch, 9 in total; " in said
     assert "and a validation batch of the longest" in said
-    assert said.endswith("run:     runs/tiny; nothing was written there\n")
+    assert said.endswith("run:     runs/tiny: nothing was written\n")
 
 
 @pytest.mark.parametrize("accumulate", [1, 3])
@@ -80,27 +80,27 @@ def test_no_step_of_any_epoch_is_larger(tmp_path: Path, accumulate: int, pool: i
     trainer = tiny.trainer(accumulate_grad_batches=accumulate)
     data.trainer = trainer
     data.setup("fit")
-    rows = TrialRows(data)
+    steps = TrialSteps(data)
 
     def size(plan: Any, epoch: int, index: int) -> int:
-        lengths = [int(rows.documents.lengths[document]) for document in plan.micro_batch(epoch, index).documents]
+        lengths = [int(steps.documents.lengths[document]) for document in plan.micro_batch(epoch, index).documents]
         return len(lengths) * max(lengths, default=0)
 
-    trial = max(size(rows.windows, 0, index) for index in range(accumulate))
+    trial = max(batch["input_ids"].numel() for batch in steps.batches[:accumulate])
     sizes = [size(data.plan, epoch, index) for epoch in range(20) for index in range(data.plan.num_micro_batches)]
     assert max(sizes) <= trial
-    assert rows.windows.num_windows == 2
+    assert len(steps.batches) == 2 * accumulate
 
 
-def test_a_run_that_is_there_stays_as_it_is(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+def test_an_existing_run_is_left_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = config(tmp_path)
     fit(path)
     before = {p: p.stat().st_mtime_ns for p in (tmp_path / "runs").rglob("*")}
     capsys.readouterr()
     fit(path, "--dry_run")
     assert {p: p.stat().st_mtime_ns for p in (tmp_path / "runs").rglob("*")} == before
-    there = "runs/tiny, which exists: --resume or --overwrite will be needed; nothing was written there"
-    assert there in capsys.readouterr().out
+    said = "runs/tiny exists, use --resume or --overwrite; nothing was written"
+    assert said in capsys.readouterr().out
 
 
 LIMITS = [
@@ -126,10 +126,10 @@ CASES = {
 
 
 @pytest.mark.parametrize("name", [name if name == "packed" else slow(name) for name in CASES])
-def test_it_holds_under_every_kind_of_data_and_model(tmp_path: Path, batches: list[dict[str, Any]], name: str) -> None:
+def test_it_works_with_every_kind_of_data_and_model(tmp_path: Path, batches: list[dict[str, Any]], name: str) -> None:
     cli = main(["fit", "--config", str(config(tmp_path)), "--dry_run", *CASES[name]])
     assert not (tmp_path / "runs").exists()
-    found = cli.found
+    found = cli.facts
     steps = {"stream": 5, "packed stream": 5, "one step": 1, "packed": found["steps_in_epoch"], "limits": 1}
     assert found["steps"] == steps.get(name, 3)
     assert cli.trial.validated == (name not in ("one step", "no validation"))
@@ -138,53 +138,52 @@ def test_it_holds_under_every_kind_of_data_and_model(tmp_path: Path, batches: li
         assert found["documents"] == (12 if name == "stream" else 24)
     if name == "packed":
         longest = max(int(batch["window_length"]) for batch in batches)
-        assert longest == cli.rows.plan.window_counts(0)[:, 2].max()
+        assert longest == cli.trial_steps.plan.window_counts(0)[:, 2].max()
     if name == "adapters":
         assert found["trained"] < found["parameters"]
         assert found["gradients"] == 4 * found["trained"]
 
 
 @pytest.mark.parametrize(
-    ("args", "changes", "message"),
+    ("args", "message"),
     [
-        (["fit", "--resume"], {}, "--dry_run: expected without --resume and --ckpt_path, got them"),
-        (["validate"], {}, "--dry_run: expected with fit only"),
-        (
-            ["fit", "--early_stopping.patience=2"],
-            {"data__validation": None},
-            "early_stopping.patience: expected data.validation or data.validation_fraction with it, whose val/nll is "
-            "watched, got no validation",
-        ),
-        (
-            ["fit", "--early_stopping.patience=2", "--trainer.enable_checkpointing=false"],
-            {},
-            "early_stopping.patience: expected checkpoints, since the best one is exported, or "
-            "checkpoints.export: final, got trainer.enable_checkpointing: false",
-        ),
+        (["fit", "--resume"], "--dry_run: cannot be combined with --resume or --ckpt_path"),
+        (["validate"], "--dry_run: expected with fit only"),
     ],
 )
-def test_what_it_cannot_stand_beside(tmp_path: Path, args: list[str], changes: dict[str, Any], message: str) -> None:
-    path = config(tmp_path, **changes)
+def test_it_refuses_other_flags_and_commands(tmp_path: Path, args: list[str], message: str) -> None:
     with pytest.raises(UserError) as caught:
-        main([args[0], "--config", str(path), "--dry_run", *args[1:]])
+        main([args[0], "--config", str(config(tmp_path)), "--dry_run", *args[1:]])
     assert str(caught.value) == message
 
 
-def test_it_is_no_setting_of_a_run(tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("flags", "changes"), [([], {"data__validation": None}), (["--trainer.enable_checkpointing=false"], {})]
+)
+def test_it_refuses_early_stopping_that_fit_refuses(tmp_path: Path, flags: list[str], changes: dict[str, Any]) -> None:
+    path, messages = config(tmp_path, **changes), []
+    for dry_run in ([], ["--dry_run"]):
+        with pytest.raises(UserError, match="^early_stopping.patience: expected ") as caught:
+            fit(path, "--early_stopping.patience=2", *flags, *dry_run)
+        messages.append(str(caught.value))
+    assert messages[0] == messages[1]
+
+
+def test_it_is_a_flag_and_no_setting(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="^--dry_run: expected on the command line of fit, not in a configuration"):
         fit(config(tmp_path, dry_run=True))
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp2", "deepspeed_stage_2", "deepspeed_stage_3"])
-def test_it_holds_on_two_processes(server: Any, tmp_path: Path, strategy: str) -> None:
+def test_it_works_on_two_processes(server: Any, tmp_path: Path, strategy: str) -> None:
     if strategy.startswith("deepspeed"):
         pytest.importorskip("deepspeed")
     flags = ["--trainer.devices=2", "--trainer.strategy", strategy, "--data.batch_size=4", "--dry_run"]
     run = server.run("fit", "--config", config(tmp_path), *flags, cwd=tmp_path)
     assert run.status == 0, run.said[-4000:]
-    assert run.said.count("nothing was written there") == 1
-    assert "steps:   3 in an epoch, 3 in all" in run.said
+    assert run.said.count("nothing was written") == 1
+    assert "steps:   3 per epoch, 3 in total" in run.said
     assert not (tmp_path / "runs").exists()
     parameters = sum(p.numel() for p in tiny.model().parameters())
     assert f"model:   {parameters:,} parameters" in run.said

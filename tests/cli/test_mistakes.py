@@ -21,9 +21,9 @@ from typing import Any
 import pytest
 
 import lit_probsft
-from lit_probsft.cli import commands as cli
-from lit_probsft.cli.commands import main, run
+from lit_probsft.cli.commands import OTHERS, TRAINING, main
 from lit_probsft.cli.configs import names
+from lit_probsft.cli.shell import run
 from lit_probsft.errors import UserError
 from tests.cli import mistaken, mistakes
 from tests.cli.mistakes import Mistake
@@ -127,7 +127,7 @@ def test_a_mistake_ends_in_one_message_and_writes_nothing(
         del sys.modules[name]  # the next row's file has the same name
     assert status == 2
     assert content(tmp_path) == before
-    places = {"folder": tmp_path, "commands": ", ".join([*cli.TRAINING, *cli._OTHERS]), "configs": ", ".join(names())}
+    places = {"folder": tmp_path, "commands": ", ".join([*TRAINING, *OTHERS]), "configs": ", ".join(names())}
     for place, value in places.items():
         output = output.replace(str(value), f"{{{place}}}")
     message = output.removeprefix("lit_probsft: error: ").removesuffix("\n")

@@ -1,4 +1,4 @@
-"""What `preview` shows of a configuration, and that it needs no model for that."""
+"""`preview` shows rows with their masks and the problems in the data, and loads no model."""
 
 from __future__ import annotations
 
@@ -37,12 +37,12 @@ def printed(preview: Any, **options: Any) -> str:
     return console.file.getvalue()  # type: ignore[attr-defined]
 
 
-def test_a_row_is_shown_as_it_is_learnt(make: Any) -> None:
+def test_a_row_is_shown_with_its_mask(make: Any) -> None:
     preview = make_preview(make(GOOD), rows=2)
     (shown,) = preview.shown
     assert shown.pieces == [
         ("<|im_start|>user\nSay ␛[31mhi <b><|im_end|>\n<|im_start|>assistant\n", "masked"),
-        ("hi", "learnt"),
+        ("hi", "supervised"),
         ("<|im_end|>", "end"),
         ("\n", "masked"),
     ]
@@ -50,45 +50,45 @@ def test_a_row_is_shown_as_it_is_learnt(make: Any) -> None:
     assert preview.facts()["supervised"] == "3 of 38 tokens, 7.9 %"
     assert preview.problems == []
     assert "⟦hi<|im_end|>⟧" in printed(preview)
-    assert "nothing wrong" in printed(preview)
+    assert "no problems found" in printed(preview)
     coloured = printed(preview, force_terminal=True, color_system="standard")
     assert "⟦" not in coloured
     assert "\x1b[1;32mhi\x1b[0m\x1b[30;42m<|im_end|>\x1b[0m" in coloured
     assert "\x1b[31mhi" not in coloured  # which the row itself has
 
 
-def test_what_is_wrong_is_counted_and_located_whatever_the_policy(make: Any) -> None:
+def test_problems_are_counted_and_located_under_any_policy(make: Any) -> None:
     content = GOOD * 3 + b'{"prompt": \n' + b'{"prompt": "a", "response": ""}\n' * 2 + GOOD
     preview = make_preview(make(content), rows=10)
     assert [(problem.rows, problem.first) for problem in preview.problems] == [(2, 4), (1, 3)]
-    assert "expected non-empty text" in preview.problems[0].what
-    assert "line 4: not valid JSON" in preview.problems[1].what
+    assert "expected non-empty text" in preview.problems[0].text
+    assert "line 4: not valid JSON" in preview.problems[1].text
     assert [shown.row for shown in preview.shown] == [0, 1, 2, 6]
-    assert "2 of 7 rows, from row 4 on: cannot be used" in printed(preview)
+    assert "2 of 7 rows, the first is row 4: cannot be used" in printed(preview)
 
 
-def test_long_rows_are_counted_as_what_becomes_of_them(make: Any) -> None:
+def test_long_rows_are_counted_by_what_happens_to_them(make: Any) -> None:
     content = GOOD + b'{"prompt": "a", "response": "' + b"b" * 90 + b'"}\n'
-    cut = make_preview(make(content, max_length=60, overflow="truncate"), rows=2)
-    assert cut.truncated == 1
-    assert (cut.shown[1].tokens, cut.shown[1].length) == (60, 112)
-    assert "cut off by data.max_length" in cut.problems[0].what
+    truncated = make_preview(make(content, max_length=60, overflow="truncate"), rows=2)
+    assert truncated.truncated == 1
+    assert (truncated.shown[1].tokens, truncated.shown[1].length) == (60, 112)
+    assert "data.max_length cuts off the end of the answer" in truncated.problems[0].text
     dropped = make_preview(make(content, max_length=60, overflow="drop"))
-    assert dropped.problems[0].what == "dropped: data.max_length: too many tokens, at most 60 are kept"
+    assert dropped.problems[0].text == "dropped: data.max_length: 112 tokens, at most 60 are kept"
     assert max(dropped.lengths) == 112
 
 
-def test_many_rows_are_measured_in_part_and_shown_from_all_over(make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_of_many_rows_an_even_part_is_measured_and_shown(make: Any, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("lit_probsft.cli.preview.MEASURED", 10)
     preview = make_preview(make(GOOD * 40), rows=2)
-    assert preview.facts()["rows"] == "40, 10 of them measured"
+    assert preview.facts()["rows"] == "40, 10 measured"
     assert [shown.row for shown in preview.shown] == [0, 20]
 
 
-def test_the_page_needs_nothing_else_and_runs_nothing_of_the_rows(make: Any) -> None:
+def test_the_page_is_self_contained_and_escapes_the_rows(make: Any) -> None:
     page = html_page(make_preview(make(GOOD)))
     assert not re.search(r"(src|href)=|<script|<b>", page)
-    assert '<span class="learnt">hi</span><span class="end">&lt;|im_end|&gt;</span>' in page
+    assert '<span class="supervised">hi</span><span class="end">&lt;|im_end|&gt;</span>' in page
 
 
 def config(folder: Path, rows: bytes) -> Path:
@@ -102,7 +102,7 @@ def config(folder: Path, rows: bytes) -> Path:
     return path
 
 
-def test_the_command_reads_a_run_s_configuration_and_loads_no_model(
+def test_the_command_reads_the_configuration_of_a_run_and_loads_no_model(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -122,12 +122,12 @@ def test_the_command_reads_a_run_s_configuration_and_loads_no_model(
         (GOOD, ["--rows", "x"], "--rows: expected a whole number, got 'x'"),
         (GOOD, ["--split", "tset"], "--split: expected one of train, validation, test, predict, got"),
         (GOOD, ["--split", "test"], "^data.test: expected a source of rows"),
-        (GOOD, ["--html", "no/where.html"], "^--html: expected a file in a folder that exists"),
+        (GOOD, ["--html", "no/where.html"], "^--html: expected a file in an existing folder"),
         (GOOD, ["--data.turns", "frist"], "turns"),
-        (b'{"prompt": "a"}\n', [], "^data.train: expected at least one row that can be used"),
+        (b'{"prompt": "a"}\n', [], "^data.train: expected at least one usable row"),
     ],
 )
-def test_what_the_command_refuses(
+def test_the_command_refuses(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, rows: bytes, flags: list[str], message: str
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -136,12 +136,12 @@ def test_what_the_command_refuses(
 
 
 @pytest.mark.parametrize("name", ["quickstart", "llama_neg_p"])
-def test_the_training_configurations_give_their_data_module(name: str) -> None:
+def test_training_configurations_build_their_data_module(name: str) -> None:
     datamodule = data_of(["--config", str(ROOT / "configs" / f"{name}.yaml")])
     assert isinstance(datamodule, InstructionDataModule)
 
 
-def test_its_help_names_its_flags(capsys: pytest.CaptureFixture[str]) -> None:
+def test_help_lists_the_flags(capsys: pytest.CaptureFixture[str]) -> None:
     with pytest.raises(SystemExit):
         main(["preview", "--help"])
     said = capsys.readouterr().out

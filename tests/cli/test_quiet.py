@@ -1,4 +1,4 @@
-"""A run says what is its own to say; of what libraries say, what a user can act on."""
+"""Library messages are shown only if a user can act on them."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ USEFUL = [
 ]
 
 
-def test_lines_are_left_out_or_not_however_often_it_is_asked(caplog: pytest.LogCaptureFixture) -> None:
+def test_useless_lines_are_filtered_however_often_filters_are_installed(caplog: pytest.LogCaptureFixture) -> None:
     quieten()
     quieten()
     caplog.set_level(logging.INFO)
@@ -44,24 +44,24 @@ def test_lines_are_left_out_or_not_however_often_it_is_asked(caplog: pytest.LogC
         assert [record.getMessage() for record in caplog.records] == USEFUL
 
 
-def test_warnings_that_can_be_acted_on_get_through() -> None:
-    can = [
+def test_useful_warnings_are_shown() -> None:
+    useful = [
         "This DataLoader will create 8 worker processes in total. Our suggested max number of worker in current system",
         "GPU available but not used. You can set it by doing `Trainer(accelerator='gpu')`.",
         "trainer.precision bf16-true with lr 1e-06: below 1e-5 most updates round to nothing",
     ]
-    cannot = ["The 'train_dataloader' does not have many workers which may be a bottleneck."]
+    useless = ["The 'train_dataloader' does not have many workers which may be a bottleneck."]
     with warnings.catch_warnings(record=True) as seen:
         warnings.simplefilter("always")
         quieten()
-        for message in [*can, *cannot]:
+        for message in [*useful, *useless]:
             warnings.warn(message, stacklevel=1)
-    assert [str(warning.message) for warning in seen] == can
+    assert [str(warning.message) for warning in seen] == useful
 
 
 @pytest.mark.slow
-def test_the_quickstart_says_nothing_but_what_is_ours_and_a_warning_that_is_due(tmp_path: Path) -> None:
-    """As a user starts it; the second run continues the first."""
+def test_the_quickstart_prints_only_its_own_lines_and_a_justified_warning(tmp_path: Path) -> None:
+    """Started as a user does; the second run resumes the first."""
 
     def run(*flags: str) -> tuple[list[str], str]:
         few = ["--data.train.count=24", "--data.validation.count=8", "--trainer.accelerator=cpu", *flags]
@@ -75,7 +75,7 @@ def test_the_quickstart_says_nothing_but_what_is_ours_and_a_warning_that_is_due(
             env={**os.environ, "LIT_PROBSFT_CACHE": str(tmp_path / "cache")},
         )
         assert done.returncode == 0, done.stderr[-2000:]
-        # A bar overwrites its line.
+        # A progress bar overwrites its line.
         lines = [line.rsplit("\r", 1)[-1].strip() for line in done.stderr.splitlines()]
         return [line for line in lines if line], done.stdout
 

@@ -277,7 +277,7 @@ def _command(faults: dict[str, Any]) -> None:
     try:
         import lightning.pytorch.strategies.launchers.subprocess_script as launcher
 
-        from lit_probsft.cli.commands import run
+        from lit_probsft.cli.shell import run
         from tests.crash.faults import install
 
         launcher.subprocess = SimpleNamespace(Popen=lambda *_, env, **__: _Rank(env, faults))  # type: ignore[attr-defined]

@@ -81,7 +81,7 @@ def test_preview_fit_and_predict_from_one_configuration(folder, capsys, name, pr
     seen = capsys.readouterr().out
     assert prompt_end in seen.partition("⟦")[0]
     assert response_part in seen.partition("⟦")[2].partition("<|im_end|>⟧")[0]
-    assert "nothing wrong was found" in seen
+    assert "no problems found" in seen
 
     main(["fit", config])
     data = json.loads((folder / "runs" / name / "run.json").read_text())["data"]

@@ -1,0 +1,181 @@
+"""A chat with a model, whose answers are printed while they are generated."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from typing_extensions import override
+
+from lit_probsft.data.tokens.rendering import Renderer, chosen_template
+from lit_probsft.data.tokens.tokenization import tokenize_prompt
+from lit_probsft.data.tokens.tokenizers import read_tokenizer
+from lit_probsft.errors import UserError
+from lit_probsft.model import PretrainedCausalLM
+from lit_probsft.model.generation import Generation
+from lit_probsft.run.folder import RunFolder
+
+
+class ChatSession:
+    """A conversation with a model.
+
+    Args:
+        model: in evaluation mode.
+        tokenizer: with a chat template.
+        generation: how answers are generated.
+        system: the system message.
+    """
+
+    def __init__(self, model: Any, tokenizer: Any, generation: Generation, system: str | None = None) -> None:
+        self.model, self.tokenizer, self.generation = model, tokenizer, generation
+        self._start = [{"role": "system", "content": system}] if system else []
+        self.messages: list[dict[str, Any]] = []
+        self.reset()
+
+    def reset(self) -> None:
+        """Start a new conversation with the same system message."""
+        self.messages = list(self._start)
+
+    def answer(self, text: str) -> str:
+        """Answer a turn of the user, printing the answer while it is generated. Ctrl-C ends the answer early.
+
+        Raises:
+            UserError: if the template refuses the conversation, or it is too long for the model. The conversation stays
+                as it was.
+        """
+        messages = [*self.messages, {"role": "user", "content": text}]
+        prompt = tokenize_prompt(self.tokenizer, messages)
+        limit = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
+        if limit is not None and len(prompt) >= limit:
+            raise UserError(
+                "chat",
+                f"the conversation has {len(prompt)} tokens, the model {limit} positions; /reset starts a new one",
+            )
+        options = self.generation.as_kwargs()
+        if limit is not None:
+            options["max_new_tokens"] = min(options["max_new_tokens"], limit - len(prompt))
+        ids = torch.tensor([prompt], device=self.model.device)
+        pad = self.tokenizer.pad_token_id
+        streamer = _Streamer(
+            self.tokenizer, skip_prompt=True, skip_special_tokens=True, clean_up_tokenization_spaces=False
+        )
+        try:
+            with torch.no_grad():
+                self.model.generate(
+                    ids,
+                    attention_mask=torch.ones_like(ids),
+                    pad_token_id=self.tokenizer.eos_token_id if pad is None else pad,
+                    streamer=streamer,
+                    **options,
+                )
+        except KeyboardInterrupt:
+            streamer.end()
+        # `train: False`: only the prompt is rendered, so the template need not show where earlier turns begin.
+        self.messages = [*messages, {"role": "assistant", "content": streamer.text, "train": False}]
+        return streamer.text
+
+
+class _Streamer(transformers.TextStreamer):  # type: ignore[misc]
+    """Prints an answer while it is generated, and keeps it in `text`."""
+
+    text = ""
+
+    @override
+    def on_finalized_text(self, text: str, stream_end: bool = False) -> None:
+        self.text += text
+        super().on_finalized_text(text, stream_end)
+
+
+def load_model(
+    name: str,
+    device: torch.device,
+    dtype: str,
+    *,
+    revision: str | None = None,
+    trust_remote_code: bool = False,
+    system: str | None = None,
+) -> tuple[Any, Any]:
+    """Load a model and its tokenizer for a conversation.
+
+    Args:
+        name: an exported folder, the folder of a run, or a hub id.
+        device: of the model.
+        dtype: of the weights; `auto` is bfloat16 on a GPU, else float32.
+        revision: branch, tag or commit on the hub.
+        trust_remote_code: run code that comes with the model.
+        system: a system message, which the chat template must render.
+
+    Raises:
+        UserError: naming the flag of `chat`.
+    """
+    place = _folder_or_hub_id(name)
+    if revision is not None and Path(place).exists():
+        raise UserError("--revision", f"applies to a hub id, {place} is a folder")
+    if dtype == "auto":
+        dtype = "bfloat16" if device.type == "cuda" else "float32"
+    transformers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.set_verbosity_error()  # hides warnings about sampling options in greedy decoding
+    try:
+        tokenizer = read_tokenizer(place, revision, trust_remote_code)
+        try:
+            render = Renderer(tokenizer, chosen_template(tokenizer, None))
+        except UserError as error:
+            raise UserError(
+                "MODEL",
+                f"{name!r} has no chat template, so it is not trained for chat; fine-tune it first",
+            ) from error
+        if system:
+            _check_system(render, system)
+        source = PretrainedCausalLM(place, revision=revision, trust_remote_code=trust_remote_code)
+        model = source.load(None, getattr(torch, dtype))
+    except UserError as error:
+        raise UserError(_FLAGS.get(error.argument.rpartition(".")[2], error.argument), error.problem) from error
+    return model.to(device).eval(), tokenizer
+
+
+_FLAGS = {"name_or_path": "MODEL", "model_name_or_path": "MODEL", "trust_remote_code": "--trust-remote-code"}
+"""Flags of `chat`, by the last part of the argument that an error names."""
+
+
+def device_named(name: str) -> torch.device:
+    """The device; `auto` is the accelerator, or the CPU where there is none.
+
+    Raises:
+        UserError: if this machine does not have it.
+    """
+    if name == "auto":
+        found = torch.accelerator.current_accelerator(check_available=True)
+        return torch.device("cpu") if found is None else found
+    try:
+        torch.empty(1, device=(device := torch.device(name)))
+    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        raise UserError("--device", f"expected an available device, such as cpu or cuda, got {name!r}") from error
+    return device
+
+
+def _check_system(render: Renderer, text: str) -> None:
+    try:
+        prompt = render([{"role": "system", "content": text}, {"role": "user", "content": "a"}], True)
+    except UserError as error:
+        raise UserError("--system", f"the model's chat template refuses a system message: {error}") from error
+    if text.strip() not in prompt:
+        raise UserError("--system", f"the model's chat template drops or changes the system message: {prompt!r}")
+
+
+def _folder_or_hub_id(name: str) -> str:
+    path = Path(name).expanduser()
+    if path.is_file() or (path / "meta.pt").exists() or (path.is_dir() and path.suffix == ".ckpt"):
+        raise UserError(
+            "MODEL",
+            f"expected the folder of a model, {name} is a checkpoint; convert it with "
+            f"python -m lit_probsft export {name} OUT",
+        )
+    if not path.is_dir():
+        return name
+    if (path / "config.json").is_file() or (path / "adapter_config.json").is_file():
+        return str(path)
+    if RunFolder(path).hf.is_dir():
+        return str(RunFolder(path).hf)
+    raise UserError("MODEL", f"expected an exported model, the folder of a run that has one, or a hub id, got {name!r}")
