@@ -100,7 +100,6 @@ class ProbSFTModule(L.LightningModule):
         self.new_tokens: dict[str, int] = {}
         """Ids of the tokens that the model was given rows for, by text."""
         self.step_metrics, self.evaluation_metrics = StepMetrics(objective), EvaluationMetrics(objective)
-        self._set_interval()
         self.frozen_reference, self.gradients, self.postponed_stop = FrozenReference(), Gradients(), PostponedStop()
         self.calibration: Tensor | None = None  # `bins` of the last evaluation, as `Calibration` returns them
         self.initial_metrics: dict[str, float] = {}  # val/... before the first step, of the trainer's sanity check
