@@ -106,7 +106,7 @@ class ProbSFTCLI(OpenCLI):
         if config.get("ckpt_path"):
             path = Path(config.ckpt_path)
             if path.exists() and config.get("weights_only") is not False and (problem := damage(path)):
-                raise UserError("--ckpt_path", f"expected a whole checkpoint, {path} is damaged: {problem}")
+                raise UserError("--ckpt_path", f"expected an intact checkpoint, {path} is damaged: {problem}")
             self._checkpoint = read_checkpoint(path, "--ckpt_path", config.get("weights_only"))
         try:
             super().read_hyperparameters()

@@ -26,7 +26,7 @@ from lit_probsft.objectives import NLL, Objective, TokenStats
 from lit_probsft.objectives.base import gradient_weight
 from lit_probsft.parallel.strategies import DeepSpeed, sharding_of
 from lit_probsft.training import checkpoint_contents
-from lit_probsft.training.compatibility import check_arguments, check_combination
+from lit_probsft.training.compatibility import check_arguments, check_combination, check_fits
 from lit_probsft.training.evaluation_metrics import EvaluationMetrics
 from lit_probsft.training.fitting import ObjectiveState
 from lit_probsft.training.frozen_reference import FrozenReference
@@ -124,8 +124,6 @@ class ProbSFTModule(L.LightningModule):
         """Optimizer steps so far that were skipped because loss or gradient was not finite."""
         return self.gradients.skipped_steps
 
-    # --- the model
-
     @override
     def setup(self, stage: str) -> None:
         check_combination(self, stage)
@@ -141,6 +139,10 @@ class ProbSFTModule(L.LightningModule):
     @override
     def configure_model(self) -> None:
         load_model(self)
+
+    def check_fits(self, largest: int, longest: int) -> None:
+        """Check the largest id and the longest document of a stream's block against the model, as they are read."""
+        check_fits(self.model, largest, longest)
 
     @override
     def on_fit_start(self) -> None:
@@ -158,8 +160,6 @@ class ProbSFTModule(L.LightningModule):
         if self.source is not None or self.reference.model is not None:  # it can be loaded again
             self.frozen_reference.release()
 
-    # --- one step
-
     def token_loss(self, tokens: TokenStats) -> Tensor:
         """The loss of each token, (N,): the objective's. Override it for an objective in place."""
         return self.objective.loss(tokens)
@@ -168,7 +168,7 @@ class ProbSFTModule(L.LightningModule):
         """(N,), the pull W of `token_loss` on each target's logit (see `Objective.gradient_weight`)."""
         return gradient_weight(self.token_loss, self.objective.needs, tokens, type(self.objective).__name__)
 
-    def asked(self) -> TokenLoss:
+    def requested_loss(self) -> TokenLoss:
         """What the head is asked for: `token_loss`, and in evaluation the entropy, which takes another pass over the
         logits. In `validate`, before the capability that an objective reads is known, the loss is NLL."""
         statistics = () if self.training else ("entropy",)
@@ -186,7 +186,7 @@ class ProbSFTModule(L.LightningModule):
             self.step_metrics.objective_values = self.objective_state.logged_values(context)
         packs, mask = Packs.from_batch(batch), batch.get("attention_mask")
         weights = token_weights(batch, self.normalize, packs)
-        request = HeadRequest(batch["labels"], self.asked(), normalizer, weights, context)
+        request = HeadRequest(batch["labels"], self.requested_loss(), normalizer, weights, context)
         self.frozen_reference.load(self)  # without a trainer it is not loaded yet
         with self.frozen_reference.outputs(batch, packs) as request.reference:
             return forward_with_objective(self.model, batch["input_ids"], request, mask, packs)

@@ -190,7 +190,7 @@ def test_the_page_names_what_the_run_has_not_measured(tmp_path: Path, run: Path)
         ),
         ({"run.json": "{}", "metrics.csv": "a\n1\n"}, [], r"^r/metrics.csv: expected a table with a column 'step'"),
         ({"run.json": "{}", "capability.json": "x"}, [], r"^r/capability.json: not valid JSON"),
-        ({"run.json": "{}"}, ["--html", "no/x.html"], r"^--html: expected a file in a folder that exists"),
+        ({"run.json": "{}"}, ["--html", "no/x.html"], r"^--html: expected a file in an existing folder"),
         ({"run.json": "{}"}, ["--html", "r"], r"^--html: cannot write 'r': Is a directory"),
     ],
 )

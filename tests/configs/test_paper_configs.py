@@ -61,7 +61,7 @@ class Parser:
 
     def plain(self, *files: Path | str) -> dict[str, Any]:
         """The same as a run records it, but for its name."""
-        config: dict[str, Any] = yaml.safe_load(self.cli._whole_config(self(*files)))
+        config: dict[str, Any] = yaml.safe_load(self.cli._text_of(self(*files)))
         del config["name"]
         return config
 

@@ -158,7 +158,7 @@ def test_a_damaged_checkpoint_that_is_named_is_refused(server: Server, tmp_path:
             command, "--config", scene.config, "--name", "other", "--ckpt_path", last, cwd=scene.folder
         )
         assert run.status == 2, run.said[-2000:]
-        assert "--ckpt_path: expected a whole checkpoint" in run.said
+        assert "--ckpt_path: expected an intact checkpoint" in run.said
         assert "Traceback" not in run.said
 
 

@@ -68,7 +68,7 @@ def evil(tmp_path: Path) -> Iterator[Evil]:
 def test_a_file_that_would_run_code_is_refused(tmp_path: Path, evil: Evil, how: str) -> None:
     path = tmp_path / "step-1.ckpt"
     path.write_bytes(pickled({"state_dict": {}, "lit_probsft": evil}, how))
-    with pytest.raises(UserError, match="--resume: expected a whole checkpoint"):
+    with pytest.raises(UserError, match="--resume: expected an intact checkpoint"):
         read_checkpoint(path, "--resume", None)
     with pytest.raises(UserError, match="CKPT: expected an? "):
         export_checkpoint(path, tmp_path / "out")

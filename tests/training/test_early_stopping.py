@@ -102,9 +102,7 @@ def test_a_run_stops_when_patience_is_exhausted_interrupted_or_not(
 
     capsys.readouterr()
     fit(path, "--name", "parts", *flags, "--resume")
-    assert (
-        f"runs/parts: the run was stopped early and is complete: {record['stopped_early']}" in capsys.readouterr().out
-    )
+    assert f"runs/parts: the run is complete, it stopped early: {record['stopped_early']}" in capsys.readouterr().out
     assert record_of("parts")["status"] == "completed"
     assert record_of("parts")["counts"] == record["counts"]
 

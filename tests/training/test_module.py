@@ -159,11 +159,11 @@ def test_validation_counts_every_token_once(rows: Path, tmp_path: Path) -> None:
 def test_the_head_is_asked_for_what_the_objective_reads(objective: Objective) -> None:
     module = ProbSFTModule("a/model", objective)
     if module.objective_state.missing:
-        assert module.asked().needs == frozenset()
+        assert module.requested_loss().needs == frozenset()
         module.objective_state.set(CONTEXT["capability"])
-    asked = module.asked()
+    asked = module.requested_loss()
     assert (asked.needs, asked.top_k, asked.name) == (objective.needs, objective.top_k, type(objective).__name__)
-    assert module.eval().asked().needs == objective.needs | {"entropy"}
+    assert module.eval().requested_loss().needs == objective.needs | {"entropy"}
 
 
 def test_an_objective_may_read_the_progress_of_training(rows: Path) -> None:

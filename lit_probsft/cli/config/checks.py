@@ -178,7 +178,7 @@ def read_checkpoint(path: Path, argument: str, weights_only: bool | None) -> dic
         weights_only: of Lightning: False for a checkpoint with pickled objects, which only Lightning reads.
 
     Raises:
-        UserError: the file does not exist or is not a whole checkpoint.
+        UserError: the file does not exist or is not an intact checkpoint.
     """
     if not path.exists():
         raise UserError(argument, f"expected a checkpoint, there is none at {path}")
@@ -187,7 +187,7 @@ def read_checkpoint(path: Path, argument: str, weights_only: bool | None) -> dic
     try:
         content = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:  # torch raises many kinds for a file that is truncated or is not a checkpoint
-        raise UserError(argument, f"expected a whole checkpoint, cannot read {path}: {first_line(error)}") from error
+        raise UserError(argument, f"expected an intact checkpoint, cannot read {path}: {first_line(error)}") from error
     if not isinstance(content, dict) or "state_dict" not in content:
         raise UserError(argument, f"{path} is not a checkpoint written by `lit_probsft fit`")
     return content

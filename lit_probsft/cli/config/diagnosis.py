@@ -155,7 +155,9 @@ class Diagnosis:
             found = others[name]
         if found is None:
             if place.endswith("optimizer") and "." in name:
-                known = {f"torch.optim.{other}": member for other, member in known.items()}
+                known = {
+                    f"{member.__module__.partition('.')[0]}.optim.{other}": member for other, member in known.items()
+                }
             shown = name.lower() if name in ("True", "False") else name
             raise UserError(place, f"expected {_A_CLASS}, got {shown!r}{_appended(near_matches(name, known))}")
         is_class = isinstance(found, type)
