@@ -154,6 +154,7 @@ def test_a_sample_is_drawn_at_random(tmp_path: Path) -> None:
     assert result["objectives"][0]["objective"].startswith("Threshold(base=NLL(), min_prob=0.00")
 
 
+@pytest.mark.slow
 def test_sources_are_measured_separately_and_a_stream_by_its_first_rows(tmp_path: Path) -> None:
     tiny.write_rows(tmp_path / "b.jsonl", 8, seed=5)
     columns = {"prompt": "question", "response": "answer"}
@@ -254,6 +255,7 @@ def test_the_advice_is_an_objective_at_both_ends_and_pilots_in_between() -> None
         ]
 
 
+@pytest.mark.slow
 def test_the_pilots_run_as_printed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(advice, "level", lambda mean_prob: "intermediate")
     path = config(tmp_path, model__model=MODEL, data__validation=None)

@@ -34,6 +34,7 @@ def test_show_prints_the_file(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().out == (ROOT / "configs" / "llama_neg_p.yaml").read_text()
 
 
+@pytest.mark.slow
 def test_a_copy_includes_its_parts_and_trains(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     main(["configs", "copy", "quickstart"])

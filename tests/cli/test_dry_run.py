@@ -92,6 +92,7 @@ def test_no_step_of_any_epoch_is_larger(tmp_path: Path, accumulate: int, pool: i
     assert len(steps.batches) == 2 * accumulate
 
 
+@pytest.mark.slow
 def test_an_existing_run_is_left_alone(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     path = config(tmp_path)
     fit(path)

@@ -37,7 +37,9 @@ def substitute(folder: Path) -> list[str]:
 
 @pytest.mark.parametrize(
     "name",
-    [pytest.param(name, marks=pytest.mark.slow) if name in LLAMA[1:] else name for name in NAMES],  # one objective each
+    [
+        pytest.param(name, marks=pytest.mark.slow) if name in (*LLAMA[1:], "mixture") else name for name in NAMES
+    ],  # one objective each
 )
 def test_every_configuration_trains_a_step(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)

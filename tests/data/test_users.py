@@ -71,7 +71,9 @@ def folder(tmp_path, monkeypatch):
     ("name", "prompt_end", "response_part"),
     [
         ("gsm8k", "How many?\nThink step by step.<|im_end|>", "#### "),
-        ("pubmedqa", "Most were well.\n\nQuestion: Does drug", "It may.\n\nAnswer: "),
+        pytest.param(
+            "pubmedqa", "Most were well.\n\nQuestion: Does drug", "It may.\n\nAnswer: ", marks=pytest.mark.slow
+        ),
     ],
     ids=["gsm8k", "pubmedqa"],
 )

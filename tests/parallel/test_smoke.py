@@ -43,8 +43,8 @@ def single(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Scene:
         ("ddp", "file"),
         ("fsdp2", "fsdp2"),
         ("deepspeed_stage_1", "deepspeed"),
-        ("configs/parallel/zero2.yaml", "deepspeed"),
-        ("configs/parallel/zero3.yaml", "deepspeed"),
+        pytest.param("configs/parallel/zero2.yaml", "deepspeed", marks=pytest.mark.slow),
+        pytest.param("configs/parallel/zero3.yaml", "deepspeed", marks=pytest.mark.slow),
     ],
 )
 def test_two_processes_train_the_same_as_one(single: Scene, strategy: str, kind: str) -> None:
