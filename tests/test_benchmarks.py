@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from benchmarks import capability, gsm8k, harness, head, packing, step, tokenization
+from benchmarks import capability, gsm8k, harness, head, objectives, packing, step, tokenization
 
 
 def call_a():
@@ -218,3 +218,9 @@ def test_tokenization_is_measured_on_the_same_tokens_for_all(tmp_path, monkeypat
     assert data["single, byte, 1"]["documents"] == 12
     assert data["multi, byte, 1"]["documents"] == 3
     assert "rows/s per core" in capsys.readouterr().out
+
+
+def test_the_readmes_picture_shows_each_of_its_objectives(tmp_path):
+    objectives.draw(tmp_path / "picture.svg")
+    for picture in (tmp_path / "picture.svg", objectives.PICTURE):
+        assert all(f">{name}<" in picture.read_text() for name in objectives.OBJECTIVES)
