@@ -35,26 +35,14 @@ LONGEST = (
     "test_disk",
     "test_loading",
 )
-"""Files whose tests share runs of several processes and so stay together, the longest first."""
+"""Files whose tests share runs of several processes, the longest first."""
 
 
-def group_of(item: pytest.Item) -> str | None:
-    """The tests that one worker runs, since they share what they start; None for a test that may run anywhere."""
-    if item.get_closest_marker("slow") is None or item.path.parent.name not in ("parallel", "crash"):
-        return None
-    callspec = getattr(item, "callspec", None)
-    strategy = callspec.params.get("strategy", "") if callspec is not None and item.path.stem == "test_equal" else ""
-    return f"{item.path.stem} {strategy}".strip()
-
-
-@pytest.hookimpl(tryfirst=True)  # before xdist reads the groups
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """For `--dist loadgroup`: groups of tests, the longest first, so that no worker ends long after the others."""
+    """For `--dist loadfile --no-loadscope-reorder`: the longest files first, so that no worker ends long after the
+    others."""
     rank = {name: place for place, name in enumerate(LONGEST)}
-    for item in items:
-        if (group := group_of(item)) is not None:
-            item.add_marker(pytest.mark.xdist_group(group))
-    items.sort(key=lambda item: len(rank) + 1 if group_of(item) is None else rank.get(item.path.stem, len(rank)))
+    items.sort(key=lambda item: rank.get(item.path.stem, len(rank)))
 
 
 def pytest_sessionstart(session: pytest.Session) -> None:
