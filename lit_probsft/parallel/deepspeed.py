@@ -4,12 +4,16 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import os
+import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any, Literal
 
 from lightning.fabric.utilities.seed import reset_seed
 from lightning.pytorch.strategies import DeepSpeedStrategy
+from lightning.pytorch.utilities import rank_zero_warn
 from typing_extensions import override
 
 from lit_probsft.errors import UserError
@@ -17,6 +21,11 @@ from lit_probsft.parallel.sharding import Partitioned, Sharding
 from lit_probsft.storage.checkpoint_files import world_size_of
 from lit_probsft.storage.checkpoint_safety import check_loadable
 from lit_probsft.storage.checkpoint_writing import write_folder
+
+_CPU_EXTENSION = "deepspeed_shm_comm"
+"""Builds on first use on CPUs: DeepSpeed's communication between processes."""
+_BUILD_SECONDS = 300
+"""A build that takes longer has probably been killed."""
 
 
 class DeepSpeed(DeepSpeedStrategy):
@@ -57,6 +66,8 @@ class DeepSpeed(DeepSpeedStrategy):
     def setup_distributed(self) -> None:
         reset_seed()
         self.set_world_ranks()
+        if self.root_device.type == "cpu":
+            _warn_of_old_lock()
         self._init_deepspeed_distributed()
 
     @property
@@ -150,3 +161,18 @@ class DeepSpeed(DeepSpeedStrategy):
                 f"{self.world_size}; use fsdp2, or start a new run from the exported model",
             )
         return super().load_checkpoint(str(path), weights_only)
+
+
+def _warn_of_old_lock() -> None:
+    """Warn if the folder of the extension is locked by a build that was killed; DeepSpeed waits for it forever."""
+    from torch.utils.cpp_extension import get_default_build_root
+
+    root = os.environ.get("TORCH_EXTENSIONS_DIR")
+    folder = "" if root is not None else f"py{sys.version_info.major}{sys.version_info.minor}*/"
+    for lock in Path(get_default_build_root() if root is None else root).glob(f"{folder}{_CPU_EXTENSION}/lock"):
+        with contextlib.suppress(FileNotFoundError):  # the build has ended meanwhile
+            if time.time() - lock.stat().st_mtime > _BUILD_SECONDS:
+                rank_zero_warn(
+                    f"DeepSpeed waits for {lock}, which a killed build may have left; delete it if no other process is "
+                    "building"
+                )

@@ -45,6 +45,11 @@ class MetricsCSV(Logger):
     def save_dir(self) -> str:
         return str(self._run.path)
 
+    @property
+    @override
+    def log_dir(self) -> str:
+        return self.save_dir
+
     @override
     def log_hyperparams(self, *args: Any, **kwargs: Any) -> None:
         pass  # config.yaml has them

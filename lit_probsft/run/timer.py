@@ -34,6 +34,11 @@ class RunTimer(Callback):
         self.seen: dict[str, dict[str, float]] = {}
         """`first`, `best` and `last`: the `nll` (nats) of a validation and its `step`."""
 
+    @property
+    @override
+    def state_key(self) -> str:
+        return "Ledger"  # the class's former name, under which checkpoints hold its state
+
     @override
     def on_validation_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._validation_started = time.monotonic()

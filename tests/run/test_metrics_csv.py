@@ -69,3 +69,7 @@ def test_an_error_while_writing_is_a_user_error(tmp_path: Path) -> None:
     logger.release(0)
     with pytest.raises(UserError, match=r"--runs_dir: .*metrics\.csv could not be written: "):
         log(logger, 0, nll=1.0)
+
+
+def test_callbacks_find_the_run_folder_as_log_dir(tmp_path: Path) -> None:
+    assert MetricsCSV(RunFolder(tmp_path)).log_dir == str(tmp_path)

@@ -143,7 +143,7 @@ class StreamLoader:
                 "place": state.position,
                 "given": state.batches,
                 "report": state.report,
-                "dropped_rows": self.dropped_rows[: state.num_listed],
+                "losses": self.dropped_rows[: state.num_listed],
                 "total": self._num_batches,
                 "accumulate": plan.accumulate,
                 "world_size": plan.world_size,
@@ -163,7 +163,7 @@ class StreamLoader:
                 f"got {self.plan.world_size}",
             )
         state = copy.deepcopy(state)
-        self.dropped_rows[:] = state["dropped_rows"]
+        self.dropped_rows[:] = state["losses"]
         self.report.update(state["report"])
         ratio = self.plan.accumulate / state["accumulate"]  # the state holds complete windows
         self._num_batches = round(state["total"] * ratio)

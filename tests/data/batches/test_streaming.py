@@ -217,6 +217,24 @@ def test_resuming_with_another_number_of_processes_is_refused(path, byte_tokeniz
         loader.load_state_dict({**loader.state_dict(), "world_size": 2})
 
 
+def test_a_state_of_an_earlier_version_still_loads(path, byte_tokenizer):
+    row = {"row": 3, "what": "skipped", "reason": "data.train: a reason"}
+    state = {
+        "block": 1,
+        "place": {"passes": 0, "row": 16, "at": [0, [1000, 17]]},
+        "given": 2,
+        "report": {"rows": 16},
+        "losses": [row],
+        "total": 6,
+        "accumulate": 1,
+        "world_size": 1,
+    }
+    loader = loader_of(Rows(str(path)), byte_tokenizer, buffer=16)
+    loader.load_state_dict(state)
+    assert loader.state_dict() == state
+    assert loader.dropped_rows == [row]
+
+
 # Bad rows.
 
 
