@@ -211,7 +211,7 @@ def test_two_runs_cannot_write_to_the_same_folder(server: Server, tmp_path: Path
             ["--trainer.enable_checkpointing=false", "--checkpoints.export=best"],
             "checkpoints.export: expected final or none with trainer.enable_checkpointing: false, got best",
         ),
-        (["--ckpt_path=hpc"], "--ckpt_path: expected a checkpoint, there is none at hpc"),
+        (["--ckpt_path=hpc"], "--ckpt_path: no such checkpoint: hpc"),
         (
             ["--trainer.max_epochs=null", "--trainer.max_steps=4", "--trainer.limit_train_batches=3"],
             "trainer.limit_train_batches: expected a multiple of accumulate_grad_batches",

@@ -314,7 +314,8 @@ def folder(path: Path, kind: str, world_size: int = 1) -> Path:
 
 def test_a_run_without_checkpoints_cannot_be_resumed(tmp_path: Path) -> None:
     refused(
-        lambda: where_to_continue(tmp_path), f"--resume: expected an intact checkpoint in {tmp_path}: there is none"
+        lambda: where_to_continue(tmp_path),
+        f"--resume: expected an intact checkpoint in {tmp_path}: it has no checkpoints",
     )
 
 
