@@ -24,7 +24,7 @@ MOST_TOKENS = 20_000
 """The number of tokens that are followed."""
 
 SHOWN = 20
-"""How many of the tokens that rose most, and how many of those that fell most, are stored with their text."""
+"""The number of tokens stored with their text, for each direction: the ones that rose most and that fell most."""
 
 _GRID = (torch.arange(200, dtype=torch.float64) + 0.5) / 200
 """Values of p at which the objective's weight is stored."""

@@ -1,4 +1,4 @@
-"""No process ever holds a whole sharded model, and its weights equal those that one process loads."""
+"""No process ever holds a whole sharded model, and its weights equal the ones that one process loads."""
 
 from __future__ import annotations
 
