@@ -1,8 +1,8 @@
-"""The site's pages for MkDocs: the project's own Markdown files, and a reference made from the package's modules.
+"""Provides the site's pages to MkDocs: the project's Markdown files, and a reference of the package's modules.
 
-A page keeps its path, so that links between pages are the ones that work in a clone. A link to a module of the package
-points to its place in the reference; a link to any other file becomes the file's name. Formulas become MathML, which
-browsers show without a script. MkDocs is imported only in the hooks: the tests read `PAGES` and `reference` without it.
+A page keeps its path, so links between pages work as in a clone. A link to a module of the package leads to its entry
+in the reference; a link to any other file becomes the file's name. Formulas become MathML, which browsers show without
+a script. Only the hooks import MkDocs, so that the tests can use `PAGES` and `reference` without it.
 """
 
 from __future__ import annotations
@@ -18,18 +18,22 @@ ROOT = Path(__file__).parent.parent
 PACKAGE = "lit_probsft"
 PAGES = [
     *sorted(ROOT.glob("*.md")),
-    *(path for room in (PACKAGE, "configs", "benchmarks", "notebooks") for path in sorted((ROOT / room).rglob("*.md"))),
+    *(
+        path
+        for folder in (PACKAGE, "configs", "benchmarks", "notebooks")
+        for path in sorted((ROOT / folder).rglob("*.md"))
+    ),
 ]
-"""Every Markdown file that is a page."""
+"""The Markdown files that are pages."""
 IMAGES = sorted((ROOT / "benchmarks" / "results").glob("*.svg"))
-"""The pictures that pages show."""
+"""The images that pages show."""
 
 _MATH = re.compile(r"(`[^`]*`)|\$([^$]+)\$")
 _LINK = re.compile(r"(?<!!)\[([^\]]*)\]\(([^)\s#]+)(?:#[^)\s]*)?\)")
 
 
-def rooms() -> dict[str, list[Path]]:
-    """The package's rooms, a folder or a file each, folders first; of each its modules, the folder's own first."""
+def sections() -> dict[str, list[Path]]:
+    """The modules of each top-level folder or file of the package; folders first, and `__init__.py` first in each."""
     found: dict[str, list[Path]] = {}
     folders = sorted(path.parent for path in (ROOT / PACKAGE).glob("*/__init__.py"))
     for folder in folders:
@@ -46,24 +50,24 @@ def module_of(path: Path) -> str:
 
 
 def reference() -> dict[str, str]:
-    """Path on the site and Markdown of each page of the reference: the rooms, then one page per room."""
+    """The Markdown of each page of the reference, by its path on the site: an overview, then one page per folder."""
     package = ROOT / PACKAGE / "__init__.py"
-    table = [f"| [{room}]({room}.md) | {summary(modules[0])} |" for room, modules in rooms().items()]
-    lines = ["# API", "", *_names(package), "", "| room | what it is |", "|---|---|", *table, ""]
+    table = [f"| [{section}]({section}.md) | {summary(modules[0])} |" for section, modules in sections().items()]
+    lines = ["# API", "", *_names(package), "", "| module | what it does |", "|---|---|", *table, ""]
     pages = {"api/index.md": "\n".join(lines)}
-    for room, (first, *others) in rooms().items():
+    for section, (first, *others) in sections().items():
         members = "false" if others else "null"
         lines = [
             f"::: {module_of(first)}",
             f"    options: {{heading_level: 1, members: {members}}}",
         ]
         lines += ["", *_names(first), *(f"\n::: {module_of(path)}" for path in others), ""]
-        pages[f"api/{room}.md"] = "\n".join(lines)
+        pages[f"api/{section}.md"] = "\n".join(lines)
     return pages
 
 
 def _names(path: Path) -> list[str]:
-    """The names that `__init__.py` promises, each leading to its place; a name without one fails the strict build."""
+    """The public names of an `__init__.py`, linked to their entries; a name without an entry fails the strict build."""
     if path.name != "__init__.py":
         return []
     for node in ast.parse(path.read_text(encoding="utf-8")).body:
@@ -80,12 +84,12 @@ def summary(path: Path) -> str:
 
 
 def relinked(markdown: str, page: str, pages: Container[str]) -> str:
-    """A page's Markdown with its links to files that are no pages led elsewhere.
+    """Replace a page's links to files that are not pages.
 
     Args:
-        markdown: of the page.
-        page: its path in the project.
-        pages: paths of all pages.
+        markdown: the page's text.
+        page: the page's path in the project.
+        pages: the paths of all pages.
     """
 
     def target(link: re.Match[str]) -> str:
@@ -100,11 +104,11 @@ def relinked(markdown: str, page: str, pages: Container[str]) -> str:
 
 
 def with_math(markdown: str) -> str:
-    """A page's Markdown with each `$...$` outside of code as MathML."""
+    """Replace each `$...$` outside code by MathML."""
     from latex2mathml.converter import convert
 
     def mathml(found: re.Match[str]) -> str:
-        # Markdown takes <math> at the start of a line for a block of its own, and <span> for text.
+        # At the start of a line Markdown treats <math> as a separate block, but <span> as text.
         return found[1] or f"<span>{convert(found[2])}</span>"
 
     fenced, lines = False, []
@@ -119,14 +123,14 @@ def with_math(markdown: str) -> str:
 
 
 def on_config(config: Any) -> Any:
-    """The reference's pages in the navigation."""
+    """Add the pages of the reference to the navigation."""
     (item,) = [item for item in config.nav if "API" in item]
-    item["API"] = ["api/index.md", *({room: f"api/{room}.md"} for room in rooms())]
+    item["API"] = ["api/index.md", *({section: f"api/{section}.md"} for section in sections())]
     return config
 
 
 def on_files(files: Any, config: Any) -> Any:
-    """All pages and images, as if they were in one folder."""
+    """Add all pages and images under their paths in the project."""
     from mkdocs.structure.files import File
 
     for path in PAGES:
@@ -139,5 +143,5 @@ def on_files(files: Any, config: Any) -> Any:
 
 
 def on_page_markdown(markdown: str, page: Any, config: Any, files: Any) -> str:
-    """A page's links and formulas as the site needs them."""
+    """Convert a page's links and formulas for the site."""
     return with_math(relinked(markdown, page.file.src_uri, files.src_uris))

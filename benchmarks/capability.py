@@ -86,7 +86,7 @@ def run(options: argparse.Namespace) -> Path:
 
 
 def parse(args: Sequence[str] | None = None) -> argparse.Namespace:
-    """Parse the options, and add those that `benchmarks.step` reads."""
+    """Parse the options and add the ones that `benchmarks.step` reads."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks.capability", description=(__doc__ or "").split("\n")[0])
     parser.add_argument("--train", required=True, help="rows, a jsonl file")
     parser.add_argument("--prompt", default="question")

@@ -81,7 +81,7 @@ def time_variants(
         rounds: how often each is timed.
         warmups: untimed calls of each, at least one; the values of the last one are kept.
         synchronize: waits for the device.
-        inspect: called after a variant's last warm-up; its values are kept with those that the variant returned.
+        inspect: called after a variant's last warm-up; its values are kept with those of the variant.
         report: called with a line after each round.
     """
     timings = {}

@@ -1,4 +1,4 @@
-"""Every test runs offline, on one thread, with its own cache."""
+"""All tests run offline, on one thread, with a cache of their own."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-# Before torch and the Hugging Face libraries are imported: no test may reach for a hub, and spinning threads are slower
-# than one.
+# Set before torch and the Hugging Face libraries are imported: tests never contact a hub, and several threads would be
+# slower than one.
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("CUDA_VISIBLE_DEVICES", "")
 os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
@@ -35,22 +35,21 @@ LONGEST = (
     "test_disk",
     "test_loading",
 )
-"""Files whose tests share runs of several processes, the longest first."""
+"""Files whose tests share multi-process runs, the longest first."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """For `--dist loadfile --no-loadscope-reorder`: the longest files first, so that no worker ends long after the
-    others."""
+    """Put the longest files first, so that all workers of `--dist loadfile` end at about the same time."""
     rank = {name: place for place, name in enumerate(LONGEST)}
     items.sort(key=lambda item: rank.get(item.path.stem, len(rank)))
 
 
 def pytest_sessionstart(session: pytest.Session) -> None:
-    """Say why tests would wait for ever: a killed build of DeepSpeed's extension leaves its lock behind."""
+    """Exit if a killed build of DeepSpeed's extension has left its lock, on which tests would wait forever."""
     root = Path(os.environ.get("TORCH_EXTENSIONS_DIR", "~/.cache/torch_extensions")).expanduser()
     for lock in root.rglob("lock"):
         if time.time() - lock.stat().st_mtime > 600:
-            pytest.exit(f"{lock} is left from a build that was killed; delete it", returncode=2)
+            pytest.exit(f"{lock} was left by a killed build; delete it", returncode=2)
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
@@ -58,7 +57,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 @pytest.fixture(autouse=True)
-def _same_random_numbers() -> None:
+def _seed() -> None:
     torch.manual_seed(0)
 
 

@@ -1,4 +1,4 @@
-"""A small local hub: models, datasets and uploads over HTTP, for the real client libraries."""
+"""A small local hub that serves models, datasets and uploads to the real client libraries over HTTP."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ USER = "me"
 
 @dataclass
 class Repo:
-    """The files of each commit, and the commits of branches and tags."""
+    """The files of each commit, and the commit of each branch and tag."""
 
     private: bool = False
     commits: dict[str, dict[str, bytes]] = field(default_factory=dict)
@@ -47,16 +47,16 @@ class Hub:
         self.repos: dict[str, Repo] = {}
         self.requests: list[str] = []
         self.fails: str | None = None
-        """A pattern: matching requests are refused with status 400, as the client would retry a 500."""
+        """A pattern of requests that fail with status 400; the client would retry after a 500."""
 
     def add(self, kind: str, name: str, folder: Path, branch: str = "main") -> str:
-        """Commit all files of a folder; returns the commit."""
+        """Commit all files of a folder and return the commit."""
         files = {path.name: path.read_bytes() for path in sorted(folder.iterdir()) if path.is_file()}
         return self.repos.setdefault(f"{kind}/{name}", Repo()).commit(files, branch)
 
     @contextmanager
     def served(self) -> Iterator[str]:
-        """Serve the hub while the context lasts; yields its address."""
+        """Serve the hub within the context; yields its address."""
         handler = type("Handler", (_Handler,), {"hub": self})
         server = ThreadingHTTPServer(("127.0.0.1", 0), handler)
         thread = threading.Thread(target=server.serve_forever, args=(0.02,), daemon=True)
@@ -89,15 +89,15 @@ class _Handler(BaseHTTPRequestHandler):
         path = unquote(urlparse(self.path).path)
         self.hub.requests.append(f"{method} {path}")
         if self.hub.fails and re.search(self.hub.fails, path):
-            self._say(400, {"error": "the hub is tired"})
+            self._respond(400, {"error": "the hub is overloaded"})
             return
         for pattern, answer in _ROUTES:
             if match := re.fullmatch(pattern, path):
                 answer(self, *match.groups())
                 return
-        self._say(404, {"error": f"no such page {path}"})
+        self._respond(404, {"error": f"no such page {path}"})
 
-    def _say(self, status: int, content: Any, **headers: str) -> None:
+    def _respond(self, status: int, content: Any, **headers: str) -> None:
         body = content if isinstance(content, bytes) else json.dumps(content).encode()
         self.send_response(status)
         for name, value in {"Content-Length": str(len(body)), **headers}.items():
@@ -115,7 +115,7 @@ class _Handler(BaseHTTPRequestHandler):
     def _repo(self, kind: str, name: str) -> Repo | None:
         repo = self.hub.repos.get(f"{kind}/{name}")
         if repo is None:
-            self._say(404, {"error": "Repository not found"}, X_Error_Code="RepoNotFound")
+            self._respond(404, {"error": "Repository not found"}, X_Error_Code="RepoNotFound")
         return repo
 
     def _files(self, kind: str, name: str, revision: str) -> tuple[str, dict[str, bytes]] | None:
@@ -124,7 +124,7 @@ class _Handler(BaseHTTPRequestHandler):
             return None
         found = repo.at(revision)
         if found is None:
-            self._say(404, {"error": f"Invalid rev id: {revision}"}, X_Error_Code="RevisionNotFound")
+            self._respond(404, {"error": f"Invalid rev id: {revision}"}, X_Error_Code="RevisionNotFound")
         return found
 
     # --- reading
@@ -135,84 +135,84 @@ class _Handler(BaseHTTPRequestHandler):
             return
         sha, files = found
         if path not in files:
-            self._say(404, {"error": "Entry not found"}, X_Error_Code="EntryNotFound", X_Repo_Commit=sha)
+            self._respond(404, {"error": "Entry not found"}, X_Error_Code="EntryNotFound", X_Repo_Commit=sha)
             return
         content = files[path]
         headers = {"X_Repo_Commit": sha, "ETag": f'"{_oid(content)}"', "Accept_Ranges": "bytes"}
         if asked := re.fullmatch(r"bytes=(\d+)-(\d*)", self.headers.get("Range", "")):
             start, end = int(asked[1]), int(asked[2] or len(content) - 1)
             part = content[start : end + 1]
-            self._say(206, part, Content_Range=f"bytes {start}-{start + len(part) - 1}/{len(content)}", **headers)
+            self._respond(206, part, Content_Range=f"bytes {start}-{start + len(part) - 1}/{len(content)}", **headers)
         else:
-            self._say(200, content, **headers)
+            self._respond(200, content, **headers)
 
     def info(self, kind: str, name: str, revision: str | None = None) -> None:
         found = self._files(kind, name, revision or "main")
         if found is not None:
             sha, files = found
             siblings = [{"rfilename": path} for path in files]
-            self._say(200, {"_id": "1", "id": name, "sha": sha, "siblings": siblings, "private": False, "tags": []})
+            self._respond(200, {"_id": "1", "id": name, "sha": sha, "siblings": siblings, "private": False, "tags": []})
 
     def tree(self, kind: str, name: str, revision: str, folder: str | None = None) -> None:
         found = self._files(kind, name, revision)
         if found is not None:
-            self._say(200, [] if folder else [_entry(path, content) for path, content in found[1].items()])
+            self._respond(200, [] if folder else [_entry(path, content) for path, content in found[1].items()])
 
     def paths(self, kind: str, name: str, revision: str) -> None:
         found = self._files(kind, name, revision)
         if found is not None:
             wanted = re.findall(r"paths=([^&]*)", self.body.decode()) or json.loads(self.body or b"{}").get("paths", [])
             wanted = [unquote(path) for path in ([wanted] if isinstance(wanted, str) else wanted)]
-            self._say(200, [_entry(path, found[1][path]) for path in wanted if path in found[1]])
+            self._respond(200, [_entry(path, found[1][path]) for path in wanted if path in found[1]])
 
     # --- writing
 
     def whoami(self) -> None:
         if self.user:
-            self._say(200, {"type": "user", "name": USER, "orgs": []})
+            self._respond(200, {"type": "user", "name": USER, "orgs": []})
         else:
-            self._say(401, {"error": "Invalid credentials in Authorization header"})
+            self._respond(401, {"error": "Invalid credentials in Authorization header"})
 
     def create(self) -> None:
         asked = json.loads(self.body)
         owner = asked.get("organization") or USER
         name = f"models/{owner}/{asked['name']}"
         if name in self.hub.repos:
-            self._say(
+            self._respond(
                 409,
                 {"error": "You already created this model repo", "url": f"http://{self.headers['Host']}/{name[7:]}"},
             )
         elif owner != USER:
-            self._say(403, {"error": f"You don't have the rights to create a model under the namespace {owner!r}"})
+            self._respond(403, {"error": f"You don't have the rights to create a model under the namespace {owner!r}"})
         else:
             repo = self.hub.repos[name] = Repo(
                 private="private" in (asked.get("visibility"), asked.get("private") and "private")
             )
             repo.commit({".gitattributes": b""}, message="initial commit")
-            self._say(200, {"url": f"http://{self.headers['Host']}/{owner}/{asked['name']}"})
+            self._respond(200, {"url": f"http://{self.headers['Host']}/{owner}/{asked['name']}"})
 
     def may_write(self, kind: str, name: str) -> None:
         if name.startswith(f"{USER}/"):
-            self._say(200, {})
+            self._respond(200, {})
         else:
-            self._say(403, {"error": "You have read access but not the required permissions"})
+            self._respond(403, {"error": "You have read access but not the required permissions"})
 
     def branch(self, kind: str, name: str, branch: str) -> None:
         repo = self._repo(kind, name)
         if repo is None:
             return
         if branch in repo.refs:
-            self._say(409, {"error": "Reference already exists"})
+            self._respond(409, {"error": "Reference already exists"})
         else:
             repo.refs[branch] = repo.refs["main"]
-            self._say(200, {})
+            self._respond(200, {})
 
     def preupload(self, kind: str, name: str, revision: str) -> None:
         files = [
             {"path": one["path"], "uploadMode": "regular", "shouldIgnore": False}
             for one in json.loads(self.body)["files"]
         ]
-        self._say(200, {"files": files})
+        self._respond(200, {"files": files})
 
     def commit(self, kind: str, name: str, revision: str) -> None:
         found = self._files(kind, name, revision)
@@ -228,10 +228,10 @@ class _Handler(BaseHTTPRequestHandler):
             elif line["key"] == "deletedFile":
                 files.pop(value["path"])
         sha = self.hub.repos[f"{kind}/{name}"].commit(files, revision, message)
-        self._say(200, {"commitUrl": f"http://{self.headers['Host']}/{name}/commit/{sha}", "commitOid": sha})
+        self._respond(200, {"commitUrl": f"http://{self.headers['Host']}/{name}/commit/{sha}", "commitOid": sha})
 
     def valid(self) -> None:
-        self._say(200, {"errors": [], "warnings": []})
+        self._respond(200, {"errors": [], "warnings": []})
 
 
 def _oid(content: bytes) -> str:
@@ -259,7 +259,7 @@ _ROUTES: list[tuple[str, Any]] = [
 
 
 def forget() -> None:
-    """Clear what this process has cached about a hub."""
+    """Clear this process's caches about the hub."""
     import huggingface_hub
 
     from lit_probsft.storage import hub as remote
@@ -271,7 +271,7 @@ def forget() -> None:
 
 @contextmanager
 def connected(hub: Hub, cache: Path) -> Iterator[str]:
-    """Connect the Hugging Face libraries of this process to `hub`, with their own cache and token."""
+    """Point this process's Hugging Face libraries to `hub`, with a cache and a token of the tests."""
     import datasets
     import huggingface_hub
     import pytest

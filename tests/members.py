@@ -1,4 +1,4 @@
-"""The list of objectives for all laws. A new member is one line here."""
+"""The objectives that all laws are tested on. A new objective is one line here."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ from lit_probsft.training.fitting import Capability
 
 @dataclass(frozen=True)
 class EntropyWeighted(Objective):
-    """A user's own member that reads statistics of the distribution."""
+    """A user's objective that reads statistics of the distribution."""
 
     def loss(self, tokens: TokenStats):
         return (
@@ -59,7 +59,7 @@ class EntropyWeighted(Objective):
 
 @dataclass(frozen=True)
 class Scheduled(Objective):
-    """A user's own member that reads the progress of the training."""
+    """A user's objective that reads the progress of training."""
 
     def loss(self, tokens: TokenStats):
         return Power(tokens.progress).loss(tokens)
@@ -138,11 +138,11 @@ CONTEXT = {
     "capability": Capability(0.3, QUANTILES),
     "running_mean_p": 0.4,
 }
-"""The head's `context`, for tests without training."""
+"""The head's `context` in tests that do not train."""
 
 
 def reference(count: int, vocabulary: int) -> Outputs:
-    """Outputs of another model for `count` tokens, always the same."""
+    """Fixed outputs of a reference model for `count` tokens."""
     generator = torch.Generator().manual_seed(0)
     hidden, weight = (torch.randn(n, 5, dtype=torch.float64, generator=generator) for n in (count, vocabulary))
     return Outputs(hidden, weight, logit_scale=0.8, soft_cap=5.0)

@@ -1,4 +1,4 @@
-"""The benchmarks run, at sizes where their times mean nothing; no time is a test."""
+"""The benchmarks run at tiny sizes; their times are not tested."""
 
 import argparse
 import json
@@ -18,7 +18,7 @@ def call_b():
     return {"value": 1.0 + 1e-9}
 
 
-def test_variants_take_turns_and_ratios_are_of_the_same_round():
+def test_variants_take_turns_and_ratios_compare_times_of_one_round():
     order = []
 
     def variant(name):
@@ -27,12 +27,12 @@ def test_variants_take_turns_and_ratios_are_of_the_same_round():
     timings = harness.time_variants([variant("a"), variant("b")], rounds=2, report=lambda line: None)
     assert order == ["a", "b", "a", "b", "a", "b"]
     assert [len(t.seconds) for t in timings.values()] == [2, 2]
-    # The second round was three times as slow for both: the ratio does not notice.
+    # The second round is three times as slow for both, which leaves the ratio unchanged.
     assert harness.ratios({"a": [1.0, 3.0, 1.0], "b": [2.0, 6.0, 8.0]}, "a") == {"a": 1.0, "b": 2.0}
 
 
 @pytest.mark.parametrize(("value", "agrees"), [(2.0, True), (2.0 + 1e-6, True), (2.1, False), (math.nan, False)])
-def test_agreement_says_who_differs(value, agrees):
+def test_agreement_names_the_variant_that_differs(value, agrees):
     assert harness.agreement({"a": 2.0, "b": value}, 2.0, 1e-6)["agree"] is agrees
 
 
@@ -53,7 +53,7 @@ def test_every_head_variant_computes_the_same_nll_and_its_gradients(dtype):
 
 
 def test_head_writes_a_result_that_describes_itself(tmp_path, monkeypatch, capsys):
-    monkeypatch.setattr(harness, "peak_extra_bytes", lambda *_: harness.MIB)  # a fresh process takes seconds
+    monkeypatch.setattr(harness, "peak_extra_bytes", lambda *_: harness.MIB)  # starting a process takes seconds
     threads = torch.get_num_threads()
     try:
         path = head.run(head.parse(f"--tokens 24 --hidden 8 --vocab 32 --rounds 2 --results {tmp_path}".split()))
@@ -72,11 +72,11 @@ def _allocate(mib):
 
 
 @pytest.mark.slow
-def test_peak_memory_is_what_the_call_adds():
+def test_peak_memory_counts_only_what_the_call_adds():
     assert harness.peak_extra_bytes(_allocate, 64) / harness.MIB == pytest.approx(64, abs=4)
 
 
-def test_gate_adds_up_a_block_and_then_waits(monkeypatch):
+def test_the_gate_sums_a_block_and_then_waits(monkeypatch):
     class Connection:
         def __init__(self):
             self.orders, self.sent = [2, 1], []
@@ -100,7 +100,7 @@ def test_gate_adds_up_a_block_and_then_waits(monkeypatch):
 
 
 @pytest.mark.slow
-def test_loops_take_turns_in_processes_of_their_own():
+def test_loops_take_turns_in_their_own_processes():
     loops = [harness.Loop(name, _count, (number,)) for number, name in enumerate("ab")]
     blocks = harness.time_loops(loops, rounds=2, steps=3, report=lambda line: None)
     assert [[block["tokens"] for block in found] for found in blocks.values()] == [[0, 0], [3, 3]]
@@ -139,7 +139,7 @@ def test_the_probe_sees_every_token_once_in_a_pass(tiny_step):
 
         def step(self, counts):
             self.tokens, self.steps = self.tokens + counts["tokens"], self.steps + 1
-            if self.steps == 6:  # of four rows each
+            if self.steps == 6:  # micro-batches of four rows
                 raise EOFError
 
     data = step.make_data(tiny_step, 0)
@@ -153,7 +153,7 @@ def test_the_probe_sees_every_token_once_in_a_pass(tiny_step):
     assert gate.tokens == data.report["train"]["tokens"]
 
 
-def test_our_loss_is_transformers_loss_and_every_plain_loop_steps(tiny_step, monkeypatch):
+def test_our_loss_equals_that_of_transformers_and_every_plain_loop_steps(tiny_step, monkeypatch):
     monkeypatch.setattr(step, "has_trl", lambda: False)
     compared = step.same_loss(tiny_step)
     assert compared["agree"], compared
@@ -164,7 +164,7 @@ def test_our_loss_is_transformers_loss_and_every_plain_loop_steps(tiny_step, mon
 
         def step(self, counts):
             self.seen.append(counts)
-            if len(self.seen) == 7:  # one more than an epoch has
+            if len(self.seen) == 7:  # one more step than an epoch has
                 raise StopIteration
 
     for loop in step.loops(tiny_step):
@@ -186,7 +186,7 @@ def test_unigram_entropy_counts_supervised_tokens_after_the_shift():
     assert (entropy, tokens) == (pytest.approx(math.log(2)), 4)
 
 
-def test_packing_is_measured_on_the_same_lengths_for_all(tmp_path, monkeypatch, capsys):
+def test_all_packing_variants_get_the_same_lengths(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(harness, "in_fresh_process", lambda function, *arguments: function(*arguments))
     monkeypatch.setattr(harness, "peak_extra_bytes", lambda prepare, *arguments: prepare(*arguments)() * harness.MIB)
     monkeypatch.setattr(packing, "variants", lambda: {"ours": packing.ours, "alone": lambda lengths: lengths.__len__})
@@ -202,7 +202,7 @@ def test_packing_is_measured_on_the_same_lengths_for_all(tmp_path, monkeypatch, 
     assert "share full" in capsys.readouterr().out
 
 
-def test_tokenization_is_measured_on_the_same_tokens_for_all(tmp_path, monkeypatch, capsys):
+def test_all_tokenization_variants_make_the_same_tokens(tmp_path, monkeypatch, capsys):
     monkeypatch.setattr(harness, "in_fresh_process", lambda function, *arguments: function(*arguments))
     variants = {name: make for name, make in tokenization.variants().items() if name != "trl"}  # which takes its time
     monkeypatch.setattr(tokenization, "variants", lambda: variants)

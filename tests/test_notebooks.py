@@ -1,4 +1,4 @@
-"""The notebooks run, and their stored outputs come from a run in order, without traces of the machine."""
+"""The notebooks run; their stored outputs come from one run in order and reveal nothing about the machine."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ def test_the_readme_lists_every_notebook() -> None:
 
 
 @every_notebook
-def test_stored_notebook_is_valid_small_and_names_the_default_kernel(path: Path) -> None:
+def test_a_stored_notebook_is_valid_and_small_and_names_the_default_kernel(path: Path) -> None:
     notebook = nbformat.read(path, 4)
     nbformat.validate(notebook)
     assert notebook.metadata.kernelspec.name == "python3"
@@ -73,7 +73,7 @@ def test_other_slashes_are_not_absolute_paths(text: str) -> None:
 
 @pytest.mark.slow
 @every_notebook
-def test_notebook_runs_without_error_or_warning(path: Path, tmp_path: Path) -> None:
+def test_a_notebook_runs_without_error_or_warning(path: Path, tmp_path: Path) -> None:
     from nbclient import NotebookClient
 
     notebook = nbformat.read(path, 4)

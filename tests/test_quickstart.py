@@ -1,4 +1,4 @@
-"""The quickstart as the README gives it: what it promises, it does."""
+"""The README's quickstart does what it promises."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ CONFIG = Path(__file__).parent.parent / "configs" / "quickstart.yaml"
 
 
 @pytest.mark.slow
-def test_the_quickstart_learns_and_says_what_comes_next(tmp_path: Path) -> None:
+def test_the_quickstart_learns_and_prints_the_next_commands(tmp_path: Path) -> None:
     start = time.monotonic()
     done = subprocess.run(
         [sys.executable, "-m", "lit_probsft", "fit", "--config", str(CONFIG)],
@@ -32,7 +32,7 @@ def test_the_quickstart_learns_and_says_what_comes_next(tmp_path: Path) -> None:
     assert last[0].startswith("val/nll 5.")
     assert any(line.startswith("model:") and "runs/quickstart/hf" in line for line in last)
     assert any("fit --config runs/quickstart/config.yaml" in line for line in last)
-    print(f"quickstart: {time.monotonic() - start:.0f} s")  # a report, not a test: machines differ
+    print(f"quickstart: {time.monotonic() - start:.0f} s")  # printed, not tested: machines differ
     predicted = subprocess.run(
         [sys.executable, "-m", "lit_probsft", "predict", "--config", "runs/quickstart/config.yaml"],
         cwd=tmp_path,

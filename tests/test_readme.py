@@ -1,4 +1,4 @@
-"""The README's words are true: its commands run, its tables and its tree are complete."""
+"""The README is correct: its commands run, and its tables and its tree are complete."""
 
 from __future__ import annotations
 
@@ -18,7 +18,11 @@ from tests import tiny
 ROOT = Path(__file__).parent.parent
 PAGES = [
     *ROOT.glob("*.md"),
-    *(path for room in ("lit_probsft", "configs", "benchmarks", "notebooks") for path in (ROOT / room).rglob("*.md")),
+    *(
+        path
+        for folder in ("lit_probsft", "configs", "benchmarks", "notebooks")
+        for path in (ROOT / folder).rglob("*.md")
+    ),
 ]
 README = (ROOT / "README.md").read_text()
 OBJECTIVES = ROOT / "lit_probsft/objectives/README.md"
@@ -26,7 +30,7 @@ every_page = pytest.mark.parametrize("page", PAGES, ids=lambda page: page.relati
 
 
 def blocks(page: Path) -> list[str]:
-    """Lines of a page's blocks of commands, indented or fenced as bash, without their comments."""
+    """The lines of a page's command blocks, indented or fenced as bash, without comments."""
     text = re.sub(r"\\\n\s*", "", page.read_text())
     fenced = "\n".join(re.findall(r"```bash\n(.*?)```", text, re.S))
     indented = [line for line in re.sub(r"```.*?```", "", text, flags=re.S).splitlines() if line.startswith("    ")]
@@ -41,13 +45,13 @@ COMMANDS = {command for page in PAGES for command in commands(page)}
 
 
 def the_command(word: str) -> str:
-    """The one command of all pages that has this word."""
+    """The only command on all pages that contains this text."""
     (command,) = [command for command in COMMANDS if word in command]
     return command
 
 
 def python(page: Path) -> str:
-    """The one block of Python on a page."""
+    """The only block of Python on a page."""
     (code,) = re.findall(r"```python\n(.*?)```", page.read_text(), re.S)
     return str(code)
 
@@ -57,8 +61,8 @@ def test_ci_installs_and_tests_with_the_readmes_commands() -> None:
     (install_and_test,) = [command for command in commands(ROOT / "README.md") if "pytest" in command]
     install, test = install_and_test.split(" && ")
     assert install == 'pip install -e ".[test]"'
-    assert '\npip install --quiet -e ".[test,' in script  # and more extras
-    assert f"\n{test} " in script  # and the slow tests
+    assert '\npip install --quiet -e ".[test,' in script  # CI installs more extras
+    assert f"\n{test} " in script  # CI also runs the slow tests
 
 
 def test_the_ten_lines_of_python_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -95,14 +99,16 @@ def test_rows_are_packed_as_their_page_says(tmp_path: Path, monkeypatch: pytest.
     assert record["packs"] < record["kept"]
 
 
-def test_sets_are_watched_and_shown_as_their_page_says(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_watched_sets_are_measured_and_shown_as_their_page_says(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     run(the_command("--data.watch"), "--data.train.count=10", "--data.validation.count=2")
     main(shlex.split(the_command("runs/watched"))[3:])
     assert "val/others/nll" in (tmp_path / "runs" / "watched" / "report.html").read_text()
 
 
-def test_what_a_users_own_file_may_hold_trains_as_its_page_says(
+def test_every_kind_of_class_in_a_users_file_trains_as_its_page_says(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.chdir(tmp_path)
@@ -170,7 +176,7 @@ def run(command: str, *more: str):
 
 
 @every_page
-def test_every_command_of_a_page_exists(page: Path) -> None:
+def test_every_command_on_a_page_exists(page: Path) -> None:
     overview = main(["--help"]) or ""
     for command in commands(page):
         for match in re.finditer(r"-m lit_probsft (\w+)", command):
@@ -182,7 +188,7 @@ def test_every_command_of_a_page_exists(page: Path) -> None:
 
 
 @every_page
-def test_every_flag_of_a_page_is_known(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_flag_on_a_page_exists(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, "mine", raising=False)
@@ -192,12 +198,12 @@ def test_every_flag_of_a_page_is_known(page: Path, tmp_path: Path, monkeypatch: 
         args = shlex.split(command.split("-m lit_probsft ")[-1].replace("configs/", f"{ROOT}/configs/"))
         if args[0] in {*TRAINING, "preview", "capability", "divergence"}:
             with pytest.raises(SystemExit) as end:
-                main([*args, "--print_config"])  # read as a whole, and nothing is built
+                main([*args, "--print_config"])  # parses the whole command and builds nothing
             assert not end.value.code, command
 
 
 @every_page
-def test_every_link_of_a_page_leads_to_a_file(page: Path) -> None:
+def test_every_link_on_a_page_leads_to_a_file(page: Path) -> None:
     for target in re.findall(r"\]\(([^)#]+)[^)]*\)", page.read_text()):
         assert target.startswith("https://") or (page.parent / target).exists(), target
 

@@ -1,4 +1,4 @@
-"""The site has every page, and its reference every promised name; links and docstrings are checked by the build."""
+"""The site has every page, and its reference has every public name; the build checks links and docstrings."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ PACKAGES = [
     for path in sorted((ROOT / "lit_probsft").rglob("__init__.py"))
     if "\n__all__ = " in path.read_text()
 ]
-"""Those that promise names."""
+"""The packages with public names."""
 
 
 @pytest.fixture(scope="module")
@@ -32,7 +32,7 @@ def site() -> Any:
 
 @pytest.fixture(scope="module")
 def modules(site: Any) -> list[str]:
-    """The modules that stand in the reference, in order."""
+    """The modules in the reference, in order."""
     return re.findall(r"^::: (\S+)$", "\n".join(site.reference().values()), re.M)
 
 
@@ -49,18 +49,18 @@ def test_every_module_has_one_place_in_the_reference(modules: list[str]) -> None
 
 
 @pytest.mark.parametrize("package", PACKAGES)
-def test_every_promised_name_is_in_the_reference(package: str, site: Any, modules: list[str]) -> None:
-    promised = importlib.import_module(package)
+def test_every_public_name_is_in_the_reference(package: str, site: Any, modules: list[str]) -> None:
+    public = importlib.import_module(package)
     pages = "\n".join(site.reference().values())
-    for name in promised.__all__:
-        home = getattr(promised, name)
+    for name in public.__all__:
+        home = getattr(public, name)
         assert home.__module__ in modules, name
         assert not name.startswith("_")
-        assert home.__doc__, name  # what has none is not shown
+        assert home.__doc__, name  # a name without a docstring is not shown
         assert f"[`{name}`][{package}.{name}]" in pages
 
 
-def test_links_to_what_is_no_page_lead_to_the_reference_or_name_the_file(site: Any) -> None:
+def test_a_link_to_a_file_that_is_not_a_page_becomes_a_reference_or_a_name(site: Any) -> None:
     text = "[a](../head/loss.py) [b](../../configs/quickstart.yaml) [c](README.md#x) [configs/](nowhere) [d](https://x.org)"
     assert site.relinked(text, "lit_probsft/data/README.md", ["lit_probsft/data/README.md"]) == (
         "[a][lit_probsft.head.loss] b (`configs/quickstart.yaml`) [c](README.md#x) [configs/](nowhere) [d](https://x.org)"
@@ -75,7 +75,7 @@ def test_the_site_needs_no_network() -> None:
     assert [name if isinstance(name, str) else next(iter(name)) for name in names] == ["search", "mkdocstrings"]
 
 
-def test_formulas_become_mathml_outside_of_code(site: Any) -> None:
+def test_formulas_outside_code_become_mathml(site: Any) -> None:
     pytest.importorskip("latex2mathml")
     text = "a $-p^{10}$ `$x$`\n\n    echo $HOME $PATH\n\n```bash\necho $A $B\n```"
     first, *rest = site.with_math(text).split("\n")

@@ -1,4 +1,4 @@
-"""The package is a house: a folder imports only folders below it, and no two files import each other."""
+"""The package has storeys: a folder imports only folders below it, and no imports form a cycle."""
 
 from __future__ import annotations
 
@@ -29,13 +29,13 @@ STOREYS = (
     "cli.config",
     "cli",
 )
-"""From the ground up."""
+"""The folders, from the ground up."""
 
 AT_THE_ROOT = {"__init__", "__main__", "errors"}
 
 
 def modules() -> dict[str, Path]:
-    """Dotted name below the package of each file."""
+    """The files of the package, by dotted name below the package."""
     return {".".join(path.relative_to(PACKAGE).with_suffix("").parts): path for path in sorted(PACKAGE.rglob("*.py"))}
 
 
@@ -44,8 +44,9 @@ def folder_of(module: str) -> str:
 
 
 def imports(path: Path, *, at_run_time: bool) -> Iterator[tuple[int, str]]:
-    """Line and target, a module below the package, of every import of the package; the names of a type checker too,
-    unless they are left out."""
+    """The line and the target module of every import from the package.
+
+    With `at_run_time`, imports under TYPE_CHECKING are left out."""
     tree = ast.parse(path.read_text(encoding="utf-8"))
     checked = {
         node
@@ -71,7 +72,7 @@ def imports(path: Path, *, at_run_time: bool) -> Iterator[tuple[int, str]]:
             yield node.lineno, next((found for found in candidates if found in known), "__init__")
 
 
-def test_only_three_files_stand_at_the_root() -> None:
+def test_only_three_files_are_at_the_root() -> None:
     assert {path.stem for path in PACKAGE.glob("*.py")} == AT_THE_ROOT
 
 
@@ -88,7 +89,7 @@ def test_a_folder_imports_only_folders_below_it(module: str) -> None:
         assert STOREYS.index(folder_of(target)) <= storey, f"{module}:{line} imports {target}, which is above it"
 
 
-def test_no_files_import_each_other_in_a_circle() -> None:
+def test_imports_form_no_cycle() -> None:
     graph = {
         module: {target for _, target in imports(path, at_run_time=True)} - {module, "__init__"}
         for module, path in modules().items()

@@ -1,4 +1,4 @@
-"""A model, a tokenizer and data small enough to train in a second."""
+"""A model, a tokenizer and data that are small enough to train in a second."""
 
 from __future__ import annotations
 
@@ -37,7 +37,7 @@ def model(dtype: torch.dtype = torch.float32, seed: int = 0, **fields: Any) -> A
 
 
 def write_rows(path: Path, count: int = 24, seed: int = 0) -> Path:
-    """Additions of unequal length, as jsonl with columns question and answer."""
+    """Write additions of different lengths as jsonl, with columns question and answer."""
     rng = random.Random(seed)
     rows = []
     for _ in range(count):
@@ -89,7 +89,7 @@ def fit(
     normalize: Any = "tokens",
     **options: Any,
 ) -> ProbSFTModule:
-    """Train three optimizer steps (the last window is not full: 20 rows, 8 a step)."""
+    """Train for three optimizer steps; with 20 rows and 8 per step, the last window is not full."""
     module = ProbSFTModule(
         model(dtype), objective, optimizer=optimizer, schedule=Schedule("constant", warmup=0), normalize=normalize
     )
@@ -104,7 +104,7 @@ def weights(module: ProbSFTModule) -> dict[str, torch.Tensor]:
 
 
 class Counted(ProbSFTModule):
-    """Keeps the loss of every step."""
+    """Keeps the loss of each step."""
 
     def __init__(self, *args: Any, **options: Any) -> None:
         super().__init__(*args, **options)
@@ -116,7 +116,7 @@ class Counted(ProbSFTModule):
 
 
 def assert_close(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor], tolerance: float) -> None:
-    """Compare two state dicts."""
+    """Check that two state dicts are equal within a tolerance."""
     for name, value in one.items():
         torch.testing.assert_close(
             other[name], value, rtol=tolerance, atol=tolerance, msg=lambda m, n=name: f"{n}: {m}"

@@ -50,7 +50,7 @@ BANDS = {"weak": (0.0, 0.10), "intermediate": (0.45, 0.65), "strong": (0.75, 1.0
 
 
 def level(mean_prob: float) -> str:
-    """`weak`, `intermediate` or `strong` if mean p lies in that band, otherwise `between`."""
+    """`weak`, `intermediate` or `strong` if mean p is in that band, otherwise `between`."""
     return next((name for name, (low, high) in BANDS.items() if low <= mean_prob <= high), "between")
 
 

@@ -90,7 +90,7 @@ class Tokens:
     def histogram(self, when: str) -> Values:
         """(BINS,), share of tokens by p.
 
-        Counts the tokens measured both times or, if there are none, those measured `when`.
+        Counts the tokens measured both times; if there are no such tokens, all that were measured `when`.
         """
         counts = np.bincount(bin_of(self._log_p(when)), minlength=BINS)
         shares: Values = counts / max(counts.sum(), 1)

@@ -140,7 +140,7 @@ _FLAGS = {"name_or_path": "MODEL", "model_name_or_path": "MODEL", "trust_remote_
 
 
 def device_named(name: str) -> torch.device:
-    """The device; `auto` is the accelerator, or the CPU where there is none.
+    """The device; `auto` is the accelerator, or the CPU on a machine without one.
 
     Raises:
         UserError: if this machine does not have it.

@@ -58,7 +58,7 @@ def add_flags(parser: LightningArgumentParser) -> None:
         type=str,
         default="auto",
         help="for validate, test and predict: a folder with a model, `base` for the model before training, or `auto` "
-        "for the export of the run of this name, or the base if there is none",
+        "for the export of the run of this name, or the base if it has none",
     )
     parser.set_defaults(
         {

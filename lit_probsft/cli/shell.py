@@ -63,7 +63,7 @@ def _full_traceback(error: BaseException) -> str:
 
 
 def _report(error: BaseException, status: int, message: str | None) -> int:
-    """Print the message (the traceback where there is none) unless another rank has; return the exit status."""
+    """Print the message (without a message, the traceback) unless another rank has; return the exit status."""
     if (processes := _processes()) is not None:
         return int(processes.report(error, status, message))
     if first_rank():

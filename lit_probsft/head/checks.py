@@ -48,7 +48,7 @@ def check_label_ids(labels: Tensor, vocabulary: int) -> None:
 
 
 def check_needs(token_loss: TokenLoss, context: Mapping[str, Any]) -> None:
-    """Check that the loss needs known fields only, and that `context` has those that only the caller knows.
+    """Check that the loss needs only known fields, and that `context` has the ones that the caller provides.
 
     Raises:
         ValueError: naming the unknown or missing fields.

@@ -53,7 +53,7 @@ class Anchored(Wrapper):
 
     @property
     @override
-    def interval(self) -> tuple[float, float]:  # the anchor holds every token, also those that the base leaves out
+    def interval(self) -> tuple[float, float]:  # the anchor also covers tokens that the base leaves out
         return (0.0, 1.0) if self.weight else self.base.interval
 
     def loss(self, tokens: TokenStats) -> Tensor:

@@ -56,7 +56,7 @@ class FSDP2(ModelParallelStrategy):
         """Whether a checkpoint is a folder of shards."""
         self.cpu_offload = cpu_offload
         self.asynchronous = False
-        """Whether a folder of shards is written while training goes on; see `finish`."""
+        """Whether a folder of shards is written while training continues; see `finish`."""
         self._thread: tuple[ThreadPoolExecutor, Any] | None = None
         self._writing: tuple[Path, Future[str | None]] | None = None
 

@@ -86,7 +86,7 @@ def export_checkpoint(
             one; or `out` exists and must not be replaced.
     """
     if not checkpoint.exists():
-        raise UserError("CKPT", f"expected a checkpoint, there is none at {checkpoint}")
+        raise UserError("CKPT", f"no such checkpoint: {checkpoint}")
     _check_target(out, checkpoint, overwrite)
     content = read_content(checkpoint, "CKPT")
     if CHECKPOINT_KEY not in content:

@@ -72,7 +72,7 @@ class RunFolder:
             raise UserError("--resume and --overwrite", "expected at most one of them, got both")
         self.check_path()
         if resume and not self.checkpoints.is_dir():
-            raise UserError("--resume", f"expected checkpoints in {self.checkpoints}, there are none")
+            raise UserError("--resume", f"expected checkpoints in {self.checkpoints}, found none")
         if self.in_use and not (resume or overwrite):
             raise UserError(
                 "--name",

@@ -24,7 +24,7 @@ MOST_TOKENS = 20_000
 """The number of tokens that are followed."""
 
 SHOWN = 20
-"""The number of tokens stored with their text: those that rose most, and those that fell most."""
+"""The number of tokens stored with their text, for each direction: the ones that rose most and that fell most."""
 
 _GRID = (torch.arange(200, dtype=torch.float64) + 0.5) / 200
 """Values of p at which the objective's weight is stored."""
@@ -33,7 +33,7 @@ _GRID = (torch.arange(200, dtype=torch.float64) + 0.5) / 200
 class TokenChanges(Callback):
     """Follows the probability p of supervised validation tokens.
 
-    p is measured before the first step, by the trainer's sanity check, and at each validation, of which the last one
+    p is measured before the first step, by the trainer's sanity check, and at each validation; the last validation
     counts. All ranks know all values, and checkpoints hold them.
 
     Args:

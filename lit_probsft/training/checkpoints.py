@@ -249,11 +249,11 @@ def where_to_continue(folder: Path) -> Path:
     """The newest intact checkpoint of a run; warns of newer ones that are damaged.
 
     Raises:
-        UserError: there is none.
+        UserError: the run has no intact checkpoint.
     """
     found, complaints = newest_intact(folder)
     if found is None:
-        reason = "; ".join(complaints) or "there is none"
+        reason = "; ".join(complaints) or "it has no checkpoints"
         raise UserError("--resume", f"expected an intact checkpoint in {folder}: {reason}")
     for complaint in complaints:
         rank_zero_warn(f"--resume: {complaint}; resuming from {found}")

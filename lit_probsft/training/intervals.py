@@ -42,7 +42,7 @@ class Every:
         """Read what the user wrote; None stays None.
 
         Raises:
-            UserError: the value is none of the three.
+            UserError: the value is not one of the three kinds.
         """
         if value is None:
             return None

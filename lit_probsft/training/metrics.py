@@ -79,7 +79,7 @@ class Calibration(Metric):
 
     @override
     def update(self, output: HeadOutput) -> None:
-        """Add the tokens of a head's output, none of which may be ignored; the entropy if the output has it."""
+        """Add the tokens of a head's output, which may not include ignored ones; and its entropy, if computed."""
         bin = (output.top_prob * self.BINS).long().clamp(max=self.BINS - 1)
         units = (output.top_prob / self.UNIT).round().long()
         columns = torch.stack([torch.ones_like(units), units, output.correct.long()], dim=-1)
@@ -132,7 +132,7 @@ class TokenMeans(TokenSums):
 
     @override
     def update(self, output: HeadOutput, sources: Tensor | None = None) -> None:
-        """Add the tokens of a head's output, none of which may be ignored.
+        """Add the tokens of a head's output, which may not include ignored ones.
 
         Args:
             output: of N tokens.

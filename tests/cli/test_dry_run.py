@@ -182,9 +182,9 @@ def test_it_works_on_two_processes(server: Any, tmp_path: Path, strategy: str) -
         pytest.importorskip("deepspeed")
     flags = ["--trainer.devices=2", "--trainer.strategy", strategy, "--data.batch_size=4", "--dry_run"]
     run = server.run("fit", "--config", config(tmp_path), *flags, cwd=tmp_path)
-    assert run.status == 0, run.said[-4000:]
-    assert run.said.count("nothing was written") == 1
-    assert "steps:   3 per epoch, 3 in total" in run.said
+    assert run.status == 0, run.output[-4000:]
+    assert run.output.count("nothing was written") == 1
+    assert "steps:   3 per epoch, 3 in total" in run.output
     assert not (tmp_path / "runs").exists()
     parameters = sum(p.numel() for p in tiny.model().parameters())
-    assert f"model:   {parameters:,} parameters" in run.said
+    assert f"model:   {parameters:,} parameters" in run.output

@@ -25,7 +25,7 @@ from lit_probsft.cli.commands import OTHERS, TRAINING, main
 from lit_probsft.cli.configs import names
 from lit_probsft.cli.shell import run
 from lit_probsft.errors import UserError
-from tests.cli import mistaken, mistakes
+from tests.cli import mistake_files, mistakes
 from tests.cli.mistakes import Mistake
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -83,7 +83,7 @@ def command_line(mistake: Mistake) -> list[str]:
 def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The runs/ folder after a fit of c.yaml."""
     folder = tmp_path_factory.mktemp("trained")
-    mistaken.furnish(folder, None, {})
+    mistake_files.write_files(folder, None, {})
     with contextlib.chdir(folder):
         main(["fit", "--config", "c.yaml"])
     return folder / "runs"
@@ -117,9 +117,13 @@ def test_a_mistake_ends_in_one_message_and_writes_nothing(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
-    mistaken.furnish(tmp_path, mistake.config, mistake.files)
+    mistake_files.write_files(tmp_path, mistake.config, mistake.files)
     if mistake.before is not None:
-        runs = tmp_path if mistake.before is mistaken.run_is_a_file else request.getfixturevalue("trained")
+        runs = (
+            tmp_path
+            if mistake.before is mistake_files.file_with_the_name_of_the_run
+            else request.getfixturevalue("trained")
+        )
         mistake.before(tmp_path, runs)
     before = content(tmp_path)
     status, output = exit_of(command_line(mistake), monkeypatch, capsys)
@@ -160,7 +164,7 @@ def test_no_message_has_the_jargon_of_a_library() -> None:
 
 @pytest.mark.slow
 def test_a_shell_shows_only_the_message(tmp_path: Path) -> None:
-    mistaken.furnish(tmp_path, None, {})
+    mistake_files.write_files(tmp_path, None, {})
     done = subprocess.run(
         [sys.executable, "-m", "lit_probsft", "fit", "--config", "c.yaml", "--data.batch_size", "four"],
         cwd=tmp_path,
@@ -187,7 +191,7 @@ def test_debug_adds_the_traceback(
     words: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    mistaken.furnish(tmp_path, None, {})
+    mistake_files.write_files(tmp_path, None, {})
     without = [word for word in words if word != "--debug"]
     status, message = exit_of(without, monkeypatch, capsys)
     assert (status, message.count("\n")) == (2, 1)
@@ -210,7 +214,7 @@ def test_more_devices_than_available(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     monkeypatch.chdir(tmp_path)
-    mistaken.furnish(tmp_path, None, {})
+    mistake_files.write_files(tmp_path, None, {})
     monkeypatch.setattr("torch.cuda.is_available", lambda: True)
     monkeypatch.setattr("torch.cuda.device_count", lambda: 2)
     flags = ["--trainer.accelerator=cuda", "--trainer.devices=4"]

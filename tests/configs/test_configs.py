@@ -1,4 +1,4 @@
-"""Every configuration is built and trained for a step with a tiny model and data in the place of its own."""
+"""Every configuration trains for a step, with a tiny model and tiny data in place of its own."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ LLAMA = ["llama_neg_p", "llama_nll", "llama_power", "llama_threshold"]
 
 
 def substitute(folder: Path) -> list[str]:
-    """Flags that replace what has to come from the hub, and nothing else."""
+    """Flags that replace what a configuration loads from the hub."""
     rows = tiny.write_rows(folder / "rows.jsonl", 40)
     nested = [{"extra_info": json.loads(line)} for line in rows.read_text().splitlines()]
     rows.write_text("".join(json.dumps(row) + "\n" for row in nested))
@@ -31,7 +31,7 @@ def substitute(folder: Path) -> list[str]:
         f"--data.train.path={rows}",
         "--data.tokenizer=ByteTokenizer",
         "--data.validation_fraction=0.1",
-        "--trainer.strategy=auto",  # sharding over one process would leave its process group to the other tests
+        "--trainer.strategy=auto",  # sharding would leave a process group behind for the other tests
     ]
 
 
@@ -54,13 +54,13 @@ def test_every_configuration_trains_a_step(name: str, tmp_path: Path, monkeypatc
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_the_header_carries_the_exact_command(name: str) -> None:
+def test_the_header_has_the_exact_command(name: str) -> None:
     header = [line for line in (CONFIGS / f"{name}.yaml").read_text().splitlines() if line.startswith("#")]
     assert f"#   python -m lit_probsft fit --config configs/{name}.yaml" in header
 
 
 def parsed(name: str, monkeypatch: pytest.MonkeyPatch, *more: Path) -> dict[str, Any]:
-    """The whole configuration as it reaches the classes."""
+    """The parsed configuration that the classes get."""
     monkeypatch.setattr(ProbSFTCLI, "instantiate_classes", lambda self: None)
     monkeypatch.setattr(ProbSFTCLI, "_run_subcommand", lambda self, command: None)
     files = [f"--config={path}" for path in (CONFIGS / f"{name}.yaml", *more)]
@@ -68,7 +68,7 @@ def parsed(name: str, monkeypatch: pytest.MonkeyPatch, *more: Path) -> dict[str,
 
 
 @pytest.mark.parametrize("path", sorted((CONFIGS / "parallel").glob("*.yaml")), ids=lambda path: path.stem)
-def test_a_strategy_behind_a_recipe_changes_nothing_else(
+def test_a_strategy_file_changes_only_the_strategy_of_a_recipe(
     path: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     if "zero" in path.stem:
@@ -76,7 +76,7 @@ def test_a_strategy_behind_a_recipe_changes_nothing_else(
     monkeypatch.chdir(tmp_path)
     plain, sharded = parsed("quickstart", monkeypatch), parsed("quickstart", monkeypatch, path)
     chosen, _ = sharded["trainer"].pop("strategy"), plain["trainer"].pop("strategy")
-    assert sharded == plain  # the name of the run too: it is the recipe's
+    assert sharded == plain  # the run keeps the recipe's name too
     if "zero" in path.stem:
         built = resolve_strategy(chosen)
         assert built.class_path == "lit_probsft.parallel.strategies.DeepSpeed"
@@ -88,9 +88,7 @@ def test_a_strategy_behind_a_recipe_changes_nothing_else(
     assert f"--config configs/parallel/{path.name}" in path.read_text()
 
 
-def test_the_llama_configurations_differ_in_the_objective_alone(
-    monkeypatch: pytest.MonkeyPatch, tmp_path: Path
-) -> None:
+def test_the_llama_configurations_differ_only_in_the_objective(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
     seen = {name: parsed(name, monkeypatch) for name in LLAMA}
     objectives = {}
@@ -105,7 +103,7 @@ def test_the_llama_configurations_differ_in_the_objective_alone(
     assert objectives["llama_threshold"]["init_args"]["min_prob"] == 0.2
 
 
-def test_the_llama_configurations_are_the_papers_recipe(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+def test_the_llama_configurations_follow_the_papers_recipe(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     monkeypatch.chdir(tmp_path)
     config = parsed("llama_neg_p", monkeypatch)
     optimizer = config["model"]["init_args"]["optimizer"]["init_args"]

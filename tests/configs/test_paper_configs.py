@@ -1,5 +1,5 @@
-"""The paper's runs: every file is the protocol, the table says what the files say, and each trains a step on rows with
-the columns that it names."""
+"""Each of the paper's runs follows the protocol, agrees with the README's table and trains for a step on rows with the
+columns that it names."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ TABLE = {
 }
 OBJECTIVES = {"NLL": NLL(), "-p": NegP(), "NLL where p >= .2": Threshold(NLL(), 0.2)}
 
-# Domain: longest document in tokens, weight decay.
+# By domain: maximum document length in tokens, weight decay.
 PROTOCOL = {
     "math": (3072, 0.01),
     "medical": (1024, 0.01),
@@ -42,12 +42,12 @@ PROTOCOL = {
     "memorization": (600, 1e-5),
 }
 STEPPED = ["instruction_qwen2_5_14b"]  # the others are slow
-ONE_EACH = {name.split("_")[0]: name for name in NAMES}.values()  # of each domain, by default
+ONE_EACH = {name.split("_")[0]: name for name in NAMES}.values()  # the run of each domain in the default suite
 LANGUAGES = ("mar", "tel", "nep", "swa", "wol", "yor", "zul")
 
 
 class Parser:
-    """What reaches the classes of a configuration, each parsed once by one parser; nothing is built."""
+    """Parses configurations, each once, without building anything."""
 
     def __init__(self) -> None:
         self.cli: Any = ProbSFTCLI(["fit", f"--config={CONFIGS / 'quickstart.yaml'}"])
@@ -60,13 +60,13 @@ class Parser:
         return self._parsed[files].clone()
 
     def plain(self, *files: Path | str) -> dict[str, Any]:
-        """The same as a run records it, but for its name."""
+        """The configuration as a run records it, without the run's name."""
         config: dict[str, Any] = yaml.safe_load(self.cli._text_of(self(*files)))
         del config["name"]
         return config
 
     def data(self, name: str, **rows: int) -> InstructionDataModule:
-        """The data module of one of the paper's runs over byte tokens, set up, with so many puzzles."""
+        """The data module of a run, set up with byte tokens; `rows` gives the number of puzzles per split."""
         config = self(f"paper/{name}.yaml")
         options = config.data.init_args
         options.tokenizer = Namespace(class_path="lit_probsft.data.ByteTokenizer")
@@ -91,7 +91,7 @@ def parse(tmp_path_factory: pytest.TempPathFactory) -> Parser:
     "name",
     [name if name in ONE_EACH else pytest.param(name, marks=pytest.mark.slow) for name in NAMES],
 )
-def test_every_file_is_the_papers_protocol_and_what_the_table_says(name: str, parse: Parser) -> None:
+def test_every_file_follows_the_papers_protocol_and_agrees_with_the_table(name: str, parse: Parser) -> None:
     config, row = parse.plain(f"paper/{name}.yaml"), TABLE[name]
     module, data, trainer = config["model"]["init_args"], config["data"]["init_args"], config["trainer"]
     longest, weight_decay = PROTOCOL[name.partition("_")[0]]
@@ -124,18 +124,20 @@ def test_every_file_is_the_papers_protocol_and_what_the_table_says(name: str, pa
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_every_header_carries_the_command_and_the_tables_figures(name: str) -> None:
+def test_every_header_has_the_command_and_the_tables_figures(name: str) -> None:
     header = [line for line in (CONFIGS / "paper" / f"{name}.yaml").read_text().splitlines() if line.startswith("#")]
     row = TABLE[name]
     assert f"#   python -m lit_probsft fit --config configs/paper/{name}.yaml" in header
-    told = {"base": "base", "nll": "NLL", "neg_p": "-p", "threshold": "NLL where p >= .2"}
+    labels = {"base": "base", "nll": "NLL", "neg_p": "-p", "threshold": "NLL where p >= .2"}
     (paper,) = [line for line in header if line.startswith("# Paper (")]
-    assert paper.partition("): ")[2] == ", ".join(f"{word} {row[key]}" for key, word in told.items() if row[key]) + "."
+    assert (
+        paper.partition("): ")[2] == ", ".join(f"{word} {row[key]}" for key, word in labels.items() if row[key]) + "."
+    )
     assert f"{row['model']} with {row['objective']}," in header[0]
 
 
-def test_the_objective_of_each_file_is_the_best_of_the_papers() -> None:
-    """After wrong labels where the paper has both figures; -p against NLL where it has wins only."""
+def test_the_objective_of_each_file_is_the_papers_best() -> None:
+    """Compared after training on wrong labels where the paper has both figures; a win rate is that of -p over NLL."""
     assert sorted(TABLE) == NAMES
     words = {"nll": "NLL", "neg_p": "-p", "threshold": "NLL where p >= .2"}
     for name, row in TABLE.items():
@@ -145,19 +147,19 @@ def test_the_objective_of_each_file_is_the_best_of_the_papers() -> None:
         assert max(figures, key=figures.__getitem__) == row["objective"], name
 
 
-def test_the_memory_is_sixteen_bytes_a_parameter() -> None:
+def test_the_memory_table_counts_sixteen_bytes_per_parameter() -> None:
     found = re.findall(r"\| (parts/model/\w+\.yaml) \| ([\w.-]+) \| ([\d.]+)B \| (\d+) GB \| ([\d.]+) GB \|", README)
     assert {path for path, *_ in found} == {f"parts/model/{path.name}" for path in (CONFIGS / "parts/model").iterdir()}
     by_model = {model: f"{each} GB" for _, model, _, _, each in found}
     assert {row["gpu"] == by_model[row["model"]] for row in TABLE.values()} == {True}
     for _, model, parameters, whole, each in found:
-        told = float(re.findall(r"([\d.]+)B$", model)[0])
-        assert abs(float(parameters) / told - 1) < 0.1
+        size_in_name = float(re.findall(r"([\d.]+)B$", model)[0])
+        assert abs(float(parameters) / size_in_name - 1) < 0.1
         assert abs(float(whole) - 16 * float(parameters)) < 0.6
         assert abs(float(each) - 2 * float(parameters)) < 0.06
 
 
-def test_as_published_changes_two_settings_and_nothing_else(parse: Parser) -> None:
+def test_as_published_changes_only_two_settings(parse: Parser) -> None:
     recipe = "paper/math_qwen2_5_math_7b.yaml"
     plain, published = parse.plain(recipe), parse.plain(recipe, "paper/as_published.yaml")
     assert published["model"]["init_args"].pop("normalize") == "micro_batch"
@@ -168,11 +170,11 @@ def test_as_published_changes_two_settings_and_nothing_else(parse: Parser) -> No
     )
     assert published == plain
     header = (CONFIGS / "paper/as_published.yaml").read_text()
-    assert re.findall(r"^# (\d) ", header, re.M) == list("12345678")  # all eight are accounted for
+    assert re.findall(r"^# (\d) ", header, re.M) == list("12345678")  # all eight differences are listed
 
 
-def test_the_commands_in_headers_are_understood(parse: Parser) -> None:
-    """Those that the name of the file does not make up."""
+def test_the_other_commands_in_headers_parse(parse: Parser) -> None:
+    """The commands in headers that are not just `fit` with the file."""
     text = (CONFIGS / "paper/as_published.yaml").read_text()
     command = re.sub(r"\\\n#", "", text).partition("lit_probsft ")[2].splitlines()[0]
     args = [
@@ -191,7 +193,7 @@ def test_the_commands_in_headers_are_understood(parse: Parser) -> None:
     assert config.model.init_args.optimizer.init_args.lr == 1e-6
 
 
-def test_the_llama_recipes_are_the_papers_run_with_other_objectives(parse: Parser) -> None:
+def test_the_llama_recipes_equal_the_papers_run_except_for_the_objective(parse: Parser) -> None:
     pair = parse.plain("paper/math_llama_3_1_8b.yaml")
     assert parse.plain("llama_neg_p.yaml") == pair
     other = parse.plain("llama_power.yaml")
@@ -200,14 +202,14 @@ def test_the_llama_recipes_are_the_papers_run_with_other_objectives(parse: Parse
 
 
 @pytest.mark.parametrize("domain", ["math", "medical", "figlet", "languages"])
-def test_the_two_forms_of_a_domain_differ_in_the_form_alone(domain: str) -> None:
+def test_chat_and_plain_data_of_a_domain_differ_only_in_format(domain: str) -> None:
     chat, plain = (
         yaml.safe_load((CONFIGS / f"parts/data/{domain}_{form}.yaml").read_text()) for form in ("chat", "plain")
     )
     assert (chat["init_args"].pop("format"), plain["init_args"].pop("format")) == ("chat", "plain")
 
     def bare(value: Any) -> Any:
-        """Without system texts, and prompts as if they named a column."""
+        """Without system texts, and with prompt templates reduced to their column."""
         if not isinstance(value, dict):
             return value
         return {
@@ -219,20 +221,20 @@ def test_the_two_forms_of_a_domain_differ_in_the_form_alone(domain: str) -> None
     assert bare(chat) == bare(plain)
 
 
-def test_a_copy_says_what_the_package_says(parse: Parser, tmp_path: Path) -> None:
+def test_a_copied_recipe_parses_the_same_as_the_packaged_one(parse: Parser, tmp_path: Path) -> None:
     written = recipes.copy("paper/instruction_qwen2_5_7b", tmp_path)
     assert written[0] == tmp_path / "paper/instruction_qwen2_5_7b.yaml"
     assert len(written) == 5
     assert parse.plain(written[0]) == parse.plain("paper/instruction_qwen2_5_7b.yaml")
 
 
-# Training, with everything but the hub as it is.
+# --- training, with only the hub replaced
 
 NUMBERS = ["zero", "one", "two", "three", "four", "five", "six", "seven", "eight", "nine"]
 
 
 def hub_rows(path: str, name: str | None, split: str) -> list[dict[str, Any]]:
-    """Rows with the columns of a data set on the hub."""
+    """Rows with the columns of a dataset on the hub."""
     asked = [(f"What follows {word} {i}?", f"It is {i + 1}.") for i in range(5) for word in NUMBERS]
     key = (path, name, split)
     if path == "akoksal/muri-it-language-split":
@@ -282,15 +284,15 @@ FEW = {"train": 12, "validation": 4}
 
 
 @pytest.mark.parametrize(("domain", "chat"), FORMS)
-def test_the_rows_of_the_hub_are_asked_and_learnt_as_they_should_be(
+def test_rows_of_the_hub_become_the_right_prompts_and_supervised_text(
     domain: str, chat: bool, hub: None, parse: Parser
 ) -> None:
     name = next(name for name in NAMES if name.startswith(domain) and ("qwen" in name) == chat)
     data = parse.data(name, **(FEW if domain == "figlet" else {}))
     decode, documents = data.tokenizer.decode, data.documents("train")
     text, labels = decode([int(token) for token in documents[0][0]]), [int(label) for label in documents[0][1]]
-    learnt = decode([label for label in labels if label >= 0])
-    asked = text[: text.index(learnt)]
+    supervised = decode([label for label in labels if label >= 0])
+    asked = text[: text.index(supervised)]
     first = {"languages": "mar: What follows zero 0?", "memorization": "train: What follows zero 0?\nA. zero\nB. one",
              "figlet": "What word does this say?"}.get(domain, "What follows zero 0?")  # fmt: skip
     boxed = "\nPlease reason step by step, and put your final answer within \\boxed{}." * (
@@ -303,14 +305,14 @@ def test_the_rows_of_the_hub_are_asked_and_learnt_as_they_should_be(
     else:
         assert asked.startswith(first)
         assert asked.endswith(f"{boxed}\n")
-    assert learnt.endswith("<|im_end|>")
+    assert supervised.endswith("<|im_end|>")
     if domain == "memorization":
-        taught = [chr(documents[i][0][-3]) for i in range(50)]
-        assert 5 <= sum(label != "ABCD"[i % 4] for i, label in enumerate(taught)) <= 25
+        answers = [chr(documents[i][0][-3]) for i in range(50)]
+        assert 5 <= sum(label != "ABCD"[i % 4] for i, label in enumerate(answers)) <= 25
         clean = data.documents("validation")
         assert [chr(clean[i][0][-3]) for i in range(50)] == ["ABCD"[i % 4] for i in range(50)]
     elif domain != "figlet":
-        assert learnt == "It is 1.<|im_end|>"
+        assert supervised == "It is 1.<|im_end|>"
         assert data.report["train"]["kept"] == {"languages": 50, "instruction": 90}.get(domain, 45)
     if domain == "languages":
         assert data.sources_of("train") == LANGUAGES
@@ -319,7 +321,7 @@ def test_the_rows_of_the_hub_are_asked_and_learnt_as_they_should_be(
         assert quotas == {"magpie": 70_000, "evol": 70_000}
 
 
-def test_figlet_has_the_papers_rows(parse: Parser) -> None:
+def test_figlet_uses_the_papers_rows(parse: Parser) -> None:
     for name in (name for name in NAMES if name.startswith("figlet")):
         options = parse(f"paper/{name}.yaml").data.init_args
         rows = {split: options[split].init_args.as_dict() for split in ("train", "validation", "test")}
@@ -329,8 +331,8 @@ def test_figlet_has_the_papers_rows(parse: Parser) -> None:
         assert all(one == spaced for one in rows.values())
 
 
-def test_a_column_that_the_hub_has_not_is_refused_by_name(hub: None, parse: Parser) -> None:
-    """Also where rows that cannot be used are skipped."""
+def test_a_column_missing_on_the_hub_is_refused_by_name(hub: None, parse: Parser) -> None:
+    """Also where bad rows are skipped."""
     for name, column in (("code_qwen2_5_coder_7b", "solutions"), ("math_deepseek_math_7b", "extra_info.answers")):
         parse(f"paper/{name}.yaml")
         kept = parse._parsed[(f"paper/{name}.yaml",)]
@@ -345,7 +347,7 @@ def test_a_column_that_the_hub_has_not_is_refused_by_name(hub: None, parse: Pars
 @pytest.mark.parametrize(
     "name", [name if name in STEPPED else pytest.param(name, marks=pytest.mark.slow) for name in NAMES]
 )
-def test_a_step_of_each_run(name: str, hub: None) -> None:
+def test_each_run_trains_a_step(name: str, hub: None) -> None:
     model = {"class_path": "RandomCausalLM", "init_args": {"config": {**tiny.LLAMA, "max_position_embeddings": 2048}}}
     few = {
         "figlet": ["--data.train.count=40", "--data.validation.count=4", "--data.max_length=1600"],

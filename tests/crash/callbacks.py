@@ -1,4 +1,4 @@
-"""Callbacks that a run is given by its configuration."""
+"""Callbacks that tests name in a run's configuration."""
 
 from __future__ import annotations
 
@@ -15,11 +15,12 @@ from lit_probsft.run.record import RunRecord
 
 
 class Diary(L.Callback):
-    """Writes down, where no kill can undo it, which documents are trained on: a line for each micro-batch, in
-    `NAME.RANK.diary` beside the run's folder; and where training starts.
+    """Records where training starts and the documents of each micro-batch, one line each, so that a kill loses none.
+
+    The file is `NAME.RANK.diary`, next to the run's folder.
 
     Args:
-        pause: seconds that each micro-batch takes longer.
+        pause: seconds added to each micro-batch.
     """
 
     def __init__(self, pause: float = 0.0) -> None:
@@ -41,7 +42,7 @@ class Diary(L.Callback):
         time.sleep(self.pause)
 
     def _write(self, entry: dict[str, Any]) -> None:
-        os.write(self._file, (json.dumps(entry) + "\n").encode())  # whole or not at all
+        os.write(self._file, (json.dumps(entry) + "\n").encode())  # one write: the whole line or none of it
         os.fsync(self._file)
 
 
@@ -49,9 +50,9 @@ class Fails(L.Callback):
     """Raises at an optimizer step, on one rank.
 
     Args:
-        step: after which step.
-        rank: whose callback.
-        user: is it the user's error?
+        step: the step after which it raises.
+        rank: the rank that raises.
+        user: whether it raises a UserError instead of a RuntimeError.
     """
 
     def __init__(self, step: int, rank: int = 0, user: bool = False) -> None:
@@ -63,7 +64,7 @@ class Fails(L.Callback):
 
 
 class Hangs(Fails):
-    """Never comes back, and talks to nobody."""
+    """Sleeps for an hour after an optimizer step, on one rank."""
 
     def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
         if trainer.global_step == self.step and trainer.global_rank == self.rank:
@@ -71,11 +72,11 @@ class Hangs(Fails):
 
 
 class SignalsBeforeTraining(L.Callback):
-    """SIGTERM before there is anything to save.
+    """Sends SIGTERM to its own process before there is anything to save.
 
     Args:
-        rank: to whom; None for all.
-        early: already when the trainer is built; else when the model is validated for the first time.
+        rank: the rank that gets the signal; None for all.
+        early: send it when the trainer is built; otherwise at the first validation.
     """
 
     def __init__(self, rank: int | None = None, early: bool = False) -> None:
@@ -89,12 +90,12 @@ class SignalsBeforeTraining(L.Callback):
 
 
 class Signals(L.Callback):
-    """Sends this process a signal.
+    """Sends SIGTERM to its own process.
 
     Args:
-        step: when so many steps are done.
-        validating: during the validation after it.
-        number: which signal.
+        step: the number of completed steps at which it is sent.
+        validating: send it during the validation after that step.
+        number: no signal is sent unless this is SIGTERM.
     """
 
     def __init__(self, step: int, validating: bool = False, number: str = "SIGTERM") -> None:
@@ -113,10 +114,10 @@ class Signals(L.Callback):
 
 
 class StopsAtMicroBatch(L.Callback):
-    """Wants to stop after a micro-batch.
+    """Asks the trainer to stop after a micro-batch.
 
     Args:
-        micro_batch: its number in the epoch, from 0.
+        micro_batch: its index in the epoch, from 0.
     """
 
     def __init__(self, micro_batch: int) -> None:
@@ -128,10 +129,10 @@ class StopsAtMicroBatch(L.Callback):
 
 
 class SlowDisk(L.Callback):
-    """Shards take a while to be written.
+    """Delays each write of shards.
 
     Args:
-        seconds: how long.
+        seconds: the delay.
     """
 
     def __init__(self, seconds: float) -> None:

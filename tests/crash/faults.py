@@ -1,5 +1,4 @@
-"""What may happen to a run, done from within: death at a given system call, a full disk, a folder that may not be
-written to."""
+"""Injects faults into a run's own process: death at a chosen system call, a full disk, a read-only folder."""
 
 from __future__ import annotations
 
@@ -29,17 +28,17 @@ def install(
     no_privileges: bool = False,
     patience: float | None = None,
 ) -> None:
-    """Before a run starts, in its process.
+    """Install the faults in the current process, before the run starts.
 
     Args:
-        folder: where system calls are watched. There is a point before and after each, at which a run can die, and one
-            within the first, eighth, 64th ... write to a file.
-        note: a file to which each point is written, for those who look after a death.
-        die_at: name of a point, and at which of its kind all processes of the session are killed; the first is 1.
-        pause: seconds at each point, so that more of the time is spent there.
-        file_limit: bytes that a file may have at most; more is an error, as on a full disk.
-        no_privileges: permissions hold for root too.
-        patience: seconds that ranks are given to end by themselves.
+        folder: where system calls are watched. A run can die at a point before and after each call, and at one within
+            the first, eighth, 64th and 512th write to a file.
+        note: a file that lists the points reached, to be read after the run has died.
+        die_at: the name of a point, and at which of its occurrences, from 1, all processes of the session are killed.
+        pause: seconds to sleep at each point, so that kills by the clock often hit one.
+        file_limit: maximum size of a file in bytes; a larger write fails, as on a full disk.
+        no_privileges: drop root's capabilities, so that permissions apply to root too.
+        patience: seconds that ranks have to end by themselves.
     """
     if patience is not None:
         from lit_probsft.parallel import processes
@@ -48,7 +47,9 @@ def install(
     if no_privileges:
         _drop_privileges()
     if file_limit is not None:
-        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)  # or the signal would kill instead of an error being returned
+        signal.signal(
+            signal.SIGXFSZ, signal.SIG_IGN
+        )  # by default the signal would kill the process; ignored, the write fails
         resource.setrlimit(resource.RLIMIT_FSIZE, (file_limit, file_limit))
     if folder and note:
         _Watch(Path(folder), note, die_at, pause).install()
@@ -97,20 +98,20 @@ class _Watch:
     def write(self, what: str) -> None:
         os.write(self.note, f"{'saving' if self.saving else 'training'} {what}\n".encode())
 
-    def point(self, what: str, last_words: Callable[[], Any] = lambda: None) -> None:
+    def point(self, what: str, before_dying: Callable[[], Any] = lambda: None) -> None:
         what = re.sub(r"\d+", "N", what)
         with self.lock:
             self.write(what)
             if self.die_at and what == self.die_at[0]:
                 self.seen += 1
                 if self.seen == self.die_at[1]:
-                    last_words()
+                    before_dying()
                     os.killpg(os.getpgrp(), signal.SIGKILL)
-                    signal.pause()  # it may take a moment
+                    signal.pause()  # the kill may take a moment
         time.sleep(self.pause)
 
     def inside(self, path: Any, dir_fd: int | None = None) -> str | None:
-        """The part of a path below the folder; None if it is elsewhere."""
+        """The path relative to the folder; None if it is outside the folder."""
         if isinstance(path, int):
             path, dir_fd = "", path
         base = os.getcwd() if dir_fd is None else os.readlink(f"/proc/self/fd/{dir_fd}")
@@ -139,7 +140,7 @@ class _Watch:
 
 
 class _File:
-    """A file in the midst of whose bytes a run can die."""
+    """A file during whose writes a run can die, leaving half of the bytes."""
 
     def __init__(self, file: Any, where: str, watch: _Watch) -> None:
         self._file, self._where, self._watch, self._writes = file, where, watch, 0
@@ -169,7 +170,7 @@ class _File:
 
 
 def _drop_privileges() -> None:
-    """Root without capabilities is a user like others."""
+    """Drop root's capabilities, which makes root an ordinary user."""
     if os.geteuid() == 0:
         header = (ctypes.c_uint32 * 2)(0x20080522, 0)  # version 3, this process
         if ctypes.CDLL(None, use_errno=True).capset(header, (ctypes.c_uint32 * 6)()):

@@ -1,4 +1,4 @@
-"""A small run that can be started, stopped in all ways, continued, and compared with one that nothing happened to."""
+"""Small runs that tests start, interrupt, resume and compare with an uninterrupted run."""
 
 from __future__ import annotations
 
@@ -21,23 +21,23 @@ from tests.cli.test_fit import config
 from tests.crash.server import Run, Server, Shell
 
 EVERY = 2
-"""Optimizer steps between two checkpoints; an epoch, and so a validation, has three."""
+"""Optimizer steps between two checkpoints. An epoch has three steps and ends with a validation."""
 
 
 class Scene:
     """Runs of one configuration.
 
     Args:
-        server: starts them.
-        folder: where they lie.
-        pause: seconds that each micro-batch takes longer.
-        changes: of the configuration, as of `tests.cli.test_fit.config`.
+        server: starts the runs.
+        folder: holds the configuration, the data and `runs`.
+        pause: seconds added to each micro-batch.
+        changes: changes to the configuration, as in `tests.cli.test_fit.config`.
     """
 
     def __init__(self, server: Server, folder: Path, *, pause: float = 0.0, **changes: Any) -> None:
         self.server, self.folder = server, folder
         folder.mkdir(parents=True, exist_ok=True)
-        # Dropout: random numbers must go on as well.
+        # With dropout, a resumed run must restore the random state too.
         model = {"class_path": "RandomCausalLM", "init_args": {"config": {**tiny.LLAMA, "attention_dropout": 0.1}}}
         settings = {
             "model__model": model,
@@ -52,46 +52,46 @@ class Scene:
         return ["fit", "--config", str(self.config), "--name", name, *flags]
 
     def start(self, name: str, *flags: str, **faults: Any) -> Run:
-        """`fit`, in the background."""
+        """Start `fit` in the background."""
         return self.watched(self.run(name), *self.command(name, *flags), **faults)
 
     def watched(self, folder: Path, *command: Any, **faults: Any) -> Run:
-        """Any command, watched as it changes a folder."""
+        """Start any command in the background and watch what it does to a folder."""
         (self.folder / "note").unlink(missing_ok=True)
         faults = {"folder": str(folder), "note": str(self.folder / "note"), **faults}
         return self.server.start(*command, cwd=self.folder, **faults)
 
     def fit(self, name: str, *flags: str, status: int = 0, **faults: Any) -> Run:
-        """`fit`, until it ends as expected, with all of its processes."""
+        """Run `fit` to its end; check its exit status and that no process is left."""
         run = self.start(name, *flags, **faults)
         run.wait()
-        assert run.status == status, f"status {run.status} instead of {status}:\n{run.said[-6000:]}"
+        assert run.status == status, f"status {run.status} instead of {status}:\n{run.output[-6000:]}"
         assert run.gone(), run.processes()
         return run
 
     def shell(self, name: str, *flags: str, torchrun: bool = False) -> Shell:
-        """`fit` as a user types it."""
+        """Start `fit` in a new interpreter, as a user does."""
         launcher = ["torch.distributed.run", "--standalone", "--nproc-per-node=2", "-m"] if torchrun else []
         return Shell(self.server, *launcher, "lit_probsft", *self.command(name, *flags), cwd=self.folder)
 
-    def going_on(self, name: str) -> list[str]:
-        """The flags with which a user goes on with what is there."""
+    def resume_flags(self, name: str) -> list[str]:
+        """The flags to continue a run: `--resume`, or `--overwrite` if it has no checkpoint."""
         if list(self.checkpoints(name).glob("step-*.ckpt")):
             return ["--resume"]
         return ["--overwrite"]
 
     def wait_until_trained(self, run: Run, name: str, step: int) -> None:
-        """Until all ranks are past a step."""
+        """Wait until all ranks have begun the step after `step` steps."""
         until = time.monotonic() + 60
         while True:
             diaries = [_read_diary(path) for path in self.run(name).parent.glob(f"{name}.*.diary")]
             if diaries and all(any(entry.get("step", 0) >= step for entry in diary) for diary in diaries):
                 return
-            assert run.poll() is None, run.said[-6000:]
-            assert time.monotonic() < until, run.said[-6000:]
+            assert run.poll() is None, run.output[-6000:]
+            assert time.monotonic() < until, run.output[-6000:]
             time.sleep(0.01)
 
-    # --- what is there
+    # --- what a run leaves behind
 
     def run(self, name: str) -> Path:
         return self.folder / "runs" / name
@@ -103,16 +103,16 @@ class Scene:
         return _read_diary(self.run(name).with_name(f"{name}.{rank}.diary"))
 
     def notes(self) -> list[str]:
-        """The points of the last run: `saving` or `training`, and what was done."""
+        """The points of the last run: `saving` or `training`, and the system call."""
         path = self.folder / "note"
         return path.read_text().splitlines() if path.exists() else []
 
     def points(self) -> Counter[str]:
-        """Where the last run could have died, and how often."""
+        """The points at which the last run could have died, with their counts."""
         return Counter(note.partition(" ")[2] for note in self.notes() if not note.endswith((" begin", " end")))
 
-    def assert_nothing_half(self, name: str) -> None:
-        """No name stands for something that is not whole."""
+    def assert_nothing_half_written(self, name: str) -> None:
+        """Check that every checkpoint and exported model with a final name is complete."""
         for path in self.checkpoints(name).glob("*.ckpt"):
             assert damage(path) is None, f"{path.name}: {damage(path)}"
         for path in [self.run(name) / "hf", *(self.run(name) / "hf-steps").glob("step-*")]:
@@ -120,13 +120,13 @@ class Scene:
                 exported(path)
 
     def assert_end(self, name: str, whole: str) -> None:
-        """A run ends as another did: trained alike to the bit, recorded alike, with the same files.
+        """Check that two runs end the same: the same weights bit for bit, the same records and the same files.
 
-        What is logged of a step is logged after its checkpoint is written, so it is missing if the run died between.
+        A step's metrics are logged after its checkpoint is written, so they are missing if the run died in between.
         """
         ours, expected = self.end(name), self.end(whole)
-        last_words = {str(entry["start"] - 1) for entry in self.diary(name) if "start" in entry}
-        expected["metrics"] = [r for r in expected["metrics"] if r in ours["metrics"] or r["step"] not in last_words]
+        unlogged = {str(entry["start"] - 1) for entry in self.diary(name) if "start" in entry}
+        expected["metrics"] = [r for r in expected["metrics"] if r in ours["metrics"] or r["step"] not in unlogged]
         found = {part: difference(ours[part], expected[part]) for part in expected}
         assert not any(found.values()), {part: what for part, what in found.items() if what}
 
@@ -143,7 +143,7 @@ class Scene:
         }
 
     def snapshot(self, name: str) -> dict[str, str]:
-        """Checkpoints and exported models to the bit; what the run tells about itself changes when it goes on."""
+        """Hashes of checkpoints and exported models; the run's own records are left out, as they change on resume."""
         kept = {}
         for path in sorted(self.run(name).rglob("*")):
             if path.is_file() and path.parent != self.run(name):
@@ -156,7 +156,7 @@ def _read_diary(path: Path) -> list[dict[str, Any]]:
 
 
 def documents(diary: list[dict[str, Any]]) -> dict[str, Any]:
-    """Which documents were trained on in which micro-batch; what was done twice was done alike."""
+    """The documents of each micro-batch; a micro-batch that was repeated must have had the same ones."""
     found: dict[str, Any] = {}
     for entry in diary:
         if "step" in entry:
@@ -165,8 +165,8 @@ def documents(diary: list[dict[str, Any]]) -> dict[str, Any]:
     return found
 
 
-def losses(diary: list[dict[str, Any]]) -> list[tuple[int, int]]:
-    """For each time that training went on: the steps that had been completed, and how many of them were there."""
+def restarts(diary: list[dict[str, Any]]) -> list[tuple[int, int]]:
+    """For each restart, the steps completed before it and the step that training resumed from."""
     found, done = [], None
     for entry in diary:
         if "start" in entry and done is not None:
@@ -176,7 +176,7 @@ def losses(diary: list[dict[str, Any]]) -> list[tuple[int, int]]:
 
 
 def exported(folder: Path) -> dict[str, torch.Tensor]:
-    """The weights in a Hugging Face folder, of which no file is missing or cut short."""
+    """The weights in a Hugging Face folder; checks that every file is present and complete."""
     for name in ("config.json", "generation_config.json", "tokenizer.json", "tokenizer_config.json"):
         json.loads((folder / name).read_text())
     assert "lit_probsft" in (folder / "README.md").read_text(), folder
@@ -185,16 +185,16 @@ def exported(folder: Path) -> dict[str, torch.Tensor]:
 
 
 def state(checkpoint: Path) -> dict[str, Any]:
-    """The whole content of a checkpoint, but for what the clock decides: the seconds so far, and the model card."""
+    """The content of a checkpoint without what depends on time: the elapsed seconds and the model card."""
     if checkpoint.is_dir():
-        content = _slices(checkpoint)
+        content = _shards(checkpoint)
     else:
         content = torch.load(checkpoint, map_location="cpu", weights_only=True)
     del content[CHECKPOINT_KEY]["card"], content[CLOCK]
     return content
 
 
-def _slices(checkpoint: Path) -> dict[str, Any]:
+def _shards(checkpoint: Path) -> dict[str, Any]:
     from torch.distributed.checkpoint.default_planner import _EmptyStateDictLoadPlanner
     from torch.distributed.checkpoint.filesystem import FileSystemReader
     from torch.distributed.checkpoint.state_dict_loader import _load_state_dict
@@ -206,7 +206,7 @@ def _slices(checkpoint: Path) -> dict[str, Any]:
 
 
 def metrics(path: Path) -> list[dict[str, str]]:
-    """The rows of metrics.csv but for the one column that the clock decides."""
+    """The rows of metrics.csv without the column that depends on time."""
     with path.open(newline="") as file:
         rows = list(csv.DictReader(file))
     kept = [{key: value for key, value in row.items() if value and key != "tokens_per_second"} for row in rows]
@@ -214,7 +214,7 @@ def metrics(path: Path) -> list[dict[str, str]]:
 
 
 def difference(one: Any, other: Any, where: str = "") -> str | None:
-    """The first place at which two nested values differ in a bit; None if nowhere."""
+    """Where two nested values first differ, bit for bit; None if they are equal."""
     if isinstance(one, torch.Tensor) and isinstance(other, torch.Tensor):
         same = one.dtype == other.dtype and torch.equal(one, other)
         return None if same else f"{where}: tensors"

@@ -1,7 +1,7 @@
-"""Runs of the command line in processes forked from one that has imported everything, which takes longer than they do.
+"""Runs the command line in processes forked from one that has imported everything, as imports take longer than a run.
 
-Only the start of an interpreter is replaced: each run has a session, output and an exit status of its own, and lives
-and dies by itself. Where Lightning would start `python` for another rank, that rank is forked as well.
+Only the start of the interpreter is replaced: each run has its own session, output and exit status, and ends
+independently. Where Lightning would start `python` for another rank, that rank is forked too.
 """
 
 from __future__ import annotations
@@ -44,7 +44,7 @@ _MARK = "TESTS_CRASH_RUN"
 
 
 class Server:
-    """Forks runs; one after the other or several at a time."""
+    """Forks runs; several may run at a time."""
 
     def __init__(self, cache: Path) -> None:
         self.environment = {**os.environ, **_QUIET, "LIT_PROBSFT_CACHE": str(cache), "PYTHONPATH": str(_ROOT)}
@@ -61,12 +61,12 @@ class Server:
         self.runs: list[Run] = []
 
     def start(self, *args: Any, cwd: Path, **faults: Any) -> Run:
-        """`python -m lit_probsft *args` in `cwd`, with what `faults.install` is to do to it."""
-        log = cwd / f"said-{uuid.uuid4().hex}"
+        """Start `python -m lit_probsft *args` in `cwd`, with faults for `faults.install`."""
+        log = cwd / f"output-{uuid.uuid4().hex}"
         return Run(self, self.ask(start=[*map(str, args)], cwd=str(cwd), log=str(log), faults=faults), log)
 
     def run(self, *args: Any, cwd: Path, timeout: float = 120, **faults: Any) -> Run:
-        """`start`, and wait for the end."""
+        """`start`, then wait for the run to end."""
         run = self.start(*args, cwd=cwd, **faults)
         run.wait(timeout)
         return run
@@ -80,11 +80,11 @@ class Server:
     def _read(self) -> Any:
         assert self._process.stdout is not None
         line = self._process.stdout.readline()
-        assert line, f"the fork server has ended with status {self._process.wait()}"
+        assert line, f"the fork server ended with status {self._process.wait()}"
         return json.loads(line)
 
     def close(self) -> None:
-        """The end, of what a test that failed has left as well."""
+        """Stop the server, and kill runs that a failed test has left behind."""
         for run in self.runs:
             if run.processes():
                 run.kill()
@@ -94,7 +94,7 @@ class Server:
 
 
 class Run:
-    """A run that was started, and all processes of its session."""
+    """A started run, with all processes of its session."""
 
     def __init__(self, server: Server, pid: int, log: Path) -> None:
         self._server, self.pid, self._log = server, pid, log
@@ -102,33 +102,33 @@ class Run:
         self.status: int | None = None
 
     def wait(self, timeout: float = 120) -> int:
-        """The exit status, negative for a signal, as of `subprocess`.
+        """Wait for the exit status, which is negative for a signal, as in `subprocess`.
 
         Raises:
-            AssertionError: it has not ended in time, and has been killed.
+            AssertionError: the run did not end in time; it has been killed.
         """
         status = self.poll(timeout)
         if status is None:
             left = self.processes()
             self.kill()
-            raise AssertionError(f"no end after {timeout:g} s, processes {left}:\n{self.said[-6000:]}")
+            raise AssertionError(f"not finished after {timeout:g} s, processes {left}:\n{self.output[-6000:]}")
         return status
 
     def poll(self, patience: float = 0.0) -> int | None:
-        """The exit status, if it has ended by then."""
+        """The exit status; None if the run has not ended after `patience` seconds."""
         if self.status is None:
             self.status = self._server.ask(wait=self.pid, timeout=patience)
         return self.status
 
     def kill(self) -> None:
-        """`kill -9` of all of it at once."""
+        """`kill -9` all processes of the run at once."""
         with contextlib.suppress(ProcessLookupError):
             os.killpg(self.pid, signal.SIGKILL)
         self.poll(30)
         assert self.gone(30), self.processes()
 
     def signal(self, number: int, rank: int | None) -> None:
-        """To one rank, or to the whole group."""
+        """Send a signal to one rank, or to the whole process group."""
         if rank is None:
             os.killpg(self.pid, number)
         else:
@@ -139,11 +139,11 @@ class Run:
         return [self.pid, *(pid for pid in self.processes() if pid != self.pid)]
 
     def processes(self) -> list[int]:
-        """Those of the session that are not dead."""
+        """Ids of the session's living processes."""
         return [pid for pid, session in _living().items() if session == self.pid]
 
     def gone(self, patience: float = 5.0) -> bool:
-        """Is nothing left of it, or will be soon?"""
+        """Whether all processes of the run end within `patience` seconds."""
         until = time.monotonic() + patience
         while self.processes():
             if time.monotonic() > until:
@@ -152,24 +152,24 @@ class Run:
         return True
 
     @property
-    def said(self) -> str:
-        """All that it has written to stdout and stderr."""
+    def output(self) -> str:
+        """Everything that the run has written to stdout and stderr."""
         return self._log.read_text(errors="replace")
 
 
 class Shell(Run):
-    """The same of a command that is started as a user does, interpreter and all."""
+    """A run in a new interpreter, as a user starts it."""
 
     def __init__(self, server: Server, *command: str, cwd: Path) -> None:
-        self._mark, log = uuid.uuid4().hex, cwd / f"said-{uuid.uuid4().hex}"
-        with log.open("w") as said:
+        self._mark, log = uuid.uuid4().hex, cwd / f"output-{uuid.uuid4().hex}"
+        with log.open("w") as output:
             self._process = subprocess.Popen(
                 [sys.executable, "-m", *command],
                 cwd=cwd,
                 env={**server.environment, _MARK: self._mark},
                 stdin=subprocess.DEVNULL,
-                stdout=said,
-                stderr=said,
+                stdout=output,
+                stderr=output,
                 start_new_session=True,
             )
         super().__init__(server, self._process.pid, log)
@@ -202,7 +202,7 @@ class Shell(Run):
 
 
 def _living() -> dict[int, int]:
-    """Sessions of all processes, by process id."""
+    """The session of each living process, by process id."""
     found = {}
     for entry in Path("/proc").iterdir():
         with contextlib.suppress(OSError):
@@ -225,7 +225,7 @@ def _serve() -> None:
     import torch
 
     answers = os.fdopen(os.dup(1), "w")
-    os.dup2(2, 1)  # for those who print when they are imported
+    os.dup2(2, 1)  # some modules print when they are imported
 
     def answer(value: Any) -> None:
         print(json.dumps(value), file=answers, flush=True)
@@ -234,7 +234,7 @@ def _serve() -> None:
     for name in _HEAVY:
         importlib.import_module(name)
     with contextlib.suppress(ImportError):
-        importlib.import_module("deepspeed")  # transformers does, when it exports
+        importlib.import_module("deepspeed")  # transformers imports it when it exports
     threads = os.listdir("/proc/self/task")
     assert len(threads) == 1, f"a process with {len(threads)} threads must not be forked"
     answer("ready")
@@ -262,8 +262,8 @@ def _fork(args: list[str], cwd: str, log: str, faults: dict[str, Any]) -> int:
     if pid:
         return pid
     os.setsid()
-    nothing, said = os.open(os.devnull, os.O_RDONLY), os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-    for source, target in ((nothing, 0), (said, 1), (said, 2)):
+    nothing, output = os.open(os.devnull, os.O_RDONLY), os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    for source, target in ((nothing, 0), (output, 1), (output, 2)):
         os.dup2(source, target)
     os.chdir(cwd)
     sys.argv = ["lit_probsft", *args]
@@ -272,7 +272,7 @@ def _fork(args: list[str], cwd: str, log: str, faults: dict[str, Any]) -> int:
 
 
 def _command(faults: dict[str, Any]) -> None:
-    """What the shell's command does; never returns."""
+    """Run the command line with its faults and exit; never returns."""
     status: Any = 1
     try:
         import lightning.pytorch.strategies.launchers.subprocess_script as launcher
@@ -294,7 +294,7 @@ def _command(faults: dict[str, Any]) -> None:
 
 
 class _Rank:
-    """What `subprocess.Popen` is for another rank."""
+    """Stands in for the `subprocess.Popen` with which Lightning starts another rank."""
 
     def __init__(self, environment: dict[str, str], faults: dict[str, Any]) -> None:
         self.returncode: int | None = None

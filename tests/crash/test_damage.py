@@ -1,4 +1,4 @@
-"""A damaged checkpoint is noticed, and costs an interval and not the run."""
+"""A damaged checkpoint is detected and costs one interval between checkpoints, not the run."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ KINDS: dict[str, dict[str, Any]] = {
 
 
 def flip(path: Path, place: float, bits: int = 0xFF) -> None:
-    """Change a byte, at a part of the file's length."""
+    """Flip bits of one byte, at a fraction of the file's length."""
     content = bytearray(path.read_bytes())
     content[int(place * (len(content) - 1))] ^= bits
     path.write_bytes(content)
@@ -37,25 +37,25 @@ def cut(path: Path, part: float) -> None:
 
 
 @pytest.mark.parametrize("bits", [1, 0xFF])
-def test_no_changed_byte_of_a_file_passes_unless_it_changes_nothing(tmp_path: Path, bits: int) -> None:
+def test_a_changed_byte_of_a_file_is_detected_unless_it_changes_no_content(tmp_path: Path, bits: int) -> None:
     content = {"tensor": torch.arange(7.0), "number": 3, "text": "a"}
     path = tmp_path / "a.ckpt"
     write_file(content, path)
     assert damage(path) is None
-    whole, noticed = path.read_bytes(), 0
+    whole, detected = path.read_bytes(), 0
     for index in range(len(whole)):
         path.write_bytes(whole[:index] + bytes([whole[index] ^ bits]) + whole[index + 1 :])
         wrong = damage(path)
-        noticed += wrong is not None
+        detected += wrong is not None
         if wrong is None:
             found = torch.load(path, weights_only=True, mmap=True)
             assert not difference(found, content), f"byte {index} of {len(whole)}"
-    assert noticed > len(whole) / 3
+    assert detected > len(whole) / 3
 
 
 @pytest.fixture(scope="module")
 def scenes(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Scene]:
-    """By kind of checkpoint: a run that is whole, and one that was killed with three checkpoints behind it."""
+    """For each kind of checkpoint, a scene with a completed run and one killed after three checkpoints."""
     made: dict[str, Scene] = {}
 
     def scene(kind: str) -> Scene:
@@ -63,7 +63,7 @@ def scenes(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Callable
             folder = tmp_path_factory.mktemp(kind)
             made[kind] = Scene(server, folder, trainer__max_epochs=4, checkpoints__keep_last=3, **KINDS[kind])
             made[kind].fit("whole")
-            # At its fifth checkpoint, of steps 2, 3, 4, 6 and 8.
+            # It dies at its fifth checkpoint; they are written at steps 2, 3, 4, 6 and 8.
             made[kind].fit("killed", status=-9, die_at=("before replace checkpoints/.step-N.ckpt.partial", 6))
         return made[kind]
 
@@ -71,7 +71,7 @@ def scenes(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Callable
 
 
 def copy_of(scene: Scene, name: str) -> list[Path]:
-    """The killed run under another name; its checkpoints, newest first."""
+    """Copy the killed run to another name; returns its checkpoints, newest first."""
     shutil.rmtree(scene.run(name), ignore_errors=True)
     shutil.copytree(scene.run("killed"), scene.run(name), symlinks=True)
     found = [path for _, path in reversed(steps(scene.checkpoints(name)))]
@@ -94,7 +94,7 @@ DAMAGES: dict[str, tuple[str, Callable[[Path], Any]]] = {
         for name in ("__0_0.distcp", ".metadata", "meta.pt", MANIFEST)
     },
     "a file is missing": ("folder", lambda path: (path / "__0_0.distcp").unlink()),
-    "half of a slice": ("folder", lambda path: cut(path / "__0_0.distcp", 0.5)),
+    "half of a shard": ("folder", lambda path: cut(path / "__0_0.distcp", 0.5)),
     "the manifest is missing": ("folder", lambda path: (path / MANIFEST).unlink()),
     "half a manifest": ("folder", lambda path: cut(path / MANIFEST, 0.5)),
     "an empty manifest": ("folder", lambda path: cut(path / MANIFEST, 0)),
@@ -105,7 +105,7 @@ DAMAGES: dict[str, tuple[str, Callable[[Path], Any]]] = {
 
 @pytest.mark.slow
 @pytest.mark.parametrize("what", DAMAGES)
-def test_damage_is_noticed_and_the_newest_whole_checkpoint_found(scenes: Any, what: str) -> None:
+def test_damage_is_detected_and_the_newest_intact_checkpoint_found(scenes: Any, what: str) -> None:
     kind, harm = DAMAGES[what]
     newest, before, _ = copy_of(scenes(kind), "damaged")[:3]
     harm(newest)
@@ -116,7 +116,7 @@ def test_damage_is_noticed_and_the_newest_whole_checkpoint_found(scenes: Any, wh
 
 @pytest.mark.slow
 @pytest.mark.parametrize("bits", [1, 0x80])
-def test_no_changed_byte_of_a_manifest_passes_unless_it_changes_nothing(scenes: Any, bits: int) -> None:
+def test_a_changed_byte_of_a_manifest_is_detected_unless_it_changes_no_content(scenes: Any, bits: int) -> None:
     newest = copy_of(scenes("folder"), "damaged")[0]
     whole = (newest / MANIFEST).read_bytes()
     for index in range(len(whole)):
@@ -127,22 +127,22 @@ def test_no_changed_byte_of_a_manifest_passes_unless_it_changes_nothing(scenes: 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
-def test_a_run_goes_on_from_the_newest_whole_checkpoint_as_if_nothing_had_happened(scenes: Any, kind: str) -> None:
-    """The two newest are damaged, and `last.ckpt` with them."""
+def test_a_run_resumes_from_the_newest_intact_checkpoint_bit_for_bit(scenes: Any, kind: str) -> None:
+    """The two newest checkpoints are damaged, and so is `last.ckpt`, which links to the newest."""
     scene = scenes(kind)
-    newest, middle, whole = copy_of(scene, "resumed")[:3]
+    newest, middle, intact = copy_of(scene, "resumed")[:3]
     for path in (newest, middle):
         flip(path / "__0_0.distcp" if path.is_dir() else path, 0.5)
     run = scene.fit("resumed", "--resume")
     for path in (newest, middle):
-        assert sum(f"{path.name} is damaged" in line and whole.name in line for line in run.said.splitlines()) == 1
-    assert scene.diary("resumed")[0] == {"start": int(whole.stem.removeprefix("step-"))}
+        assert sum(f"{path.name} is damaged" in line and intact.name in line for line in run.output.splitlines()) == 1
+    assert scene.diary("resumed")[0] == {"start": int(intact.stem.removeprefix("step-"))}
     scene.assert_end("resumed", "whole")
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("kind", KINDS)
-def test_when_all_are_damaged_one_message_says_so_and_nothing_is_touched(scenes: Any, kind: str) -> None:
+def test_if_all_checkpoints_are_damaged_one_error_says_so_and_no_file_changes(scenes: Any, kind: str) -> None:
     scene = scenes(kind)
     checkpoints = copy_of(scene, "lost")
     for path in checkpoints:
@@ -152,6 +152,6 @@ def test_when_all_are_damaged_one_message_says_so_and_nothing_is_touched(scenes:
         where_to_continue(scene.checkpoints("lost"))
     assert all(path.name in str(caught.value) for path in checkpoints)
     run = scene.fit("lost", "--resume", status=2)
-    assert run.said.count("lit_probsft: error: --resume: expected an intact checkpoint") == 1
-    assert "Traceback" not in run.said
+    assert run.output.count("lit_probsft: error: --resume: expected an intact checkpoint") == 1
+    assert "Traceback" not in run.output
     assert scene.snapshot("lost") == before

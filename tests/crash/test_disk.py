@@ -1,4 +1,4 @@
-"""A disk that is full or may not be written to is told in one message; what is on it stays as it is."""
+"""A full or read-only disk ends a run with one error message and leaves existing files unchanged."""
 
 from __future__ import annotations
 
@@ -31,17 +31,17 @@ KINDS: dict[str, dict[str, Any]] = {
     },
 }
 ENOUGH_FOR_TEXT = 30_000
-"""Bytes: more than a run's record, metrics and output, less than a checkpoint or a slice of one."""
+"""In bytes: more than a run's record, metrics and output, less than a checkpoint or one of its shards."""
 NOT_FOR_A_MODEL = 15_000
 NO_SPACE = r"File too large|No space left on device|\bfull\b"
 
 
 def assert_one_message(run: Run, words: str) -> None:
-    assert run.status == 2, f"status {run.status}:\n{run.said[-3000:]}"
-    errors = [line for line in run.said.splitlines() if line.startswith("lit_probsft: error:")]
-    assert len(errors) == 1, run.said[-3000:]
+    assert run.status == 2, f"status {run.status}:\n{run.output[-3000:]}"
+    errors = [line for line in run.output.splitlines() if line.startswith("lit_probsft: error:")]
+    assert len(errors) == 1, run.output[-3000:]
     assert re.search(words, errors[0]), errors
-    assert "Traceback" not in run.said, run.said[-3000:]
+    assert "Traceback" not in run.output, run.output[-3000:]
 
 
 def leftovers(folder: Path) -> list[str]:
@@ -50,7 +50,7 @@ def leftovers(folder: Path) -> list[str]:
 
 @pytest.fixture(scope="module", params=KINDS)
 def scene(request: pytest.FixtureRequest, server: Server, tmp_path_factory: pytest.TempPathFactory) -> Scene:
-    """With a run that is complete."""
+    """A scene with a completed run."""
     made = Scene(server, tmp_path_factory.mktemp("disk"), trainer__max_epochs=1, **KINDS[request.param])
     made.fit("whole")
     return made
@@ -58,14 +58,14 @@ def scene(request: pytest.FixtureRequest, server: Server, tmp_path_factory: pyte
 
 @pytest.fixture
 def run(scene: Scene) -> Iterator[str]:
-    """A copy of it."""
+    """A copy of the completed run."""
     shutil.copytree(scene.run("whole"), scene.run("run"), symlinks=True)
     yield "run"
     subprocess.run(["chmod", "-R", "u+w", scene.run("run")], check=True)
     shutil.rmtree(scene.run("run"))
 
 
-def test_a_full_disk_while_a_checkpoint_is_written(scene: Scene, run: str) -> None:
+def test_a_full_disk_during_a_checkpoint_leaves_the_previous_one_intact(scene: Scene, run: str) -> None:
     before = scene.snapshot(run)
     ended = scene.start(run, "--resume", "--trainer.max_epochs=3", file_limit=ENOUGH_FOR_TEXT)
     ended.wait()
@@ -78,7 +78,7 @@ def test_a_full_disk_while_a_checkpoint_is_written(scene: Scene, run: str) -> No
     scene.fit(run, "--resume", "--trainer.max_epochs=3")
 
 
-def test_a_full_disk_at_the_first_checkpoint(scene: Scene) -> None:
+def test_a_full_disk_at_the_first_checkpoint_leaves_no_partial_file(scene: Scene) -> None:
     ended = scene.start("first", file_limit=ENOUGH_FOR_TEXT)
     ended.wait()
     assert_one_message(
@@ -89,7 +89,7 @@ def test_a_full_disk_at_the_first_checkpoint(scene: Scene) -> None:
     shutil.rmtree(scene.run("first"))
 
 
-def test_a_folder_that_may_not_be_written_to(scene: Scene, run: str) -> None:
+def test_a_read_only_checkpoint_folder_is_one_error(scene: Scene, run: str) -> None:
     before = scene.snapshot(run)
     scene.checkpoints(run).chmod(0o555)
     ended = scene.start(run, "--resume", "--trainer.max_epochs=3", no_privileges=True)
@@ -110,7 +110,7 @@ def exporting(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Scene
 
 
 @pytest.mark.parametrize("older", [False, True])
-def test_a_full_disk_while_a_model_is_exported(exporting: Scene, older: bool) -> None:
+def test_a_full_disk_during_an_export_keeps_the_older_model(exporting: Scene, older: bool) -> None:
     checkpoint, hf = exporting.checkpoints("whole") / "last.ckpt", exporting.run("whole") / "hf"
     place = exporting.folder / f"place-{older}"
     out = place / "model"
@@ -125,7 +125,7 @@ def test_a_full_disk_while_a_model_is_exported(exporting: Scene, older: bool) ->
     assert [path.name for path in place.glob("*")] == ["model"] * older
 
 
-def test_a_full_disk_while_the_trained_model_is_exported(exporting: Scene) -> None:
+def test_a_full_disk_at_the_end_of_training_leaves_no_partial_model(exporting: Scene) -> None:
     ended = exporting.start("full", "--trainer.enable_checkpointing=false", file_limit=NOT_FOR_A_MODEL)
     ended.wait()
     assert_one_message(ended, f"export: .*hf could not be written: .*({NO_SPACE})")
@@ -133,7 +133,7 @@ def test_a_full_disk_while_the_trained_model_is_exported(exporting: Scene) -> No
     assert not leftovers(exporting.run("full"))
 
 
-def test_a_model_that_may_not_be_written_there(exporting: Scene) -> None:
+def test_a_read_only_export_folder_is_one_error(exporting: Scene) -> None:
     checkpoint, place = exporting.checkpoints("whole") / "last.ckpt", exporting.folder / "closed"
     shutil.copytree(exporting.run("whole") / "hf", place / "hf")
     place.chmod(0o555)
@@ -145,12 +145,12 @@ def test_a_model_that_may_not_be_written_there(exporting: Scene) -> None:
     assert not difference(exported(place / "hf"), exported(exporting.run("whole") / "hf"))
 
 
-# --- a disk on which nothing at all can be written
+# --- a disk that is completely full
 
 
 @pytest.fixture
 def disk(tmp_path: Path) -> Iterator[Callable[[int], Path]]:
-    """A file system of so many KiB."""
+    """Mounts a file system with a size in KiB."""
     mounted: list[Path] = []
 
     def mount(size: int) -> Path:
@@ -158,7 +158,7 @@ def disk(tmp_path: Path) -> Iterator[Callable[[int], Path]]:
         path.mkdir()
         command = ["mount", "-t", "tmpfs", "-o", f"size={size}k", "none", str(path)]
         if not shutil.which("mount") or subprocess.run(command, check=False, capture_output=True).returncode:
-            pytest.skip("needs the right to mount a file system")
+            pytest.skip("needs permission to mount a file system")
         mounted.append(path)
         return path
 
@@ -168,28 +168,30 @@ def disk(tmp_path: Path) -> Iterator[Callable[[int], Path]]:
 
 
 def fill(filler: Path) -> None:
-    """Take what is left of a file system."""
+    """Use up the free space of a file system."""
     with filler.open("ab", buffering=0) as file, contextlib.suppress(OSError):
         while True:
             file.write(b"x" * os.sysconf("SC_PAGE_SIZE"))
 
 
 @pytest.mark.parametrize("kind", ["a file", "a folder in the background"])
-def test_a_disk_that_fills_up_while_a_run_is_under_way(server: Server, tmp_path: Path, disk: Any, kind: str) -> None:
-    """Neither checkpoints nor metrics nor records can be written; with room again the run goes on."""
-    room = disk(8192)
+def test_a_run_whose_disk_fills_up_resumes_bit_for_bit_once_there_is_space(
+    server: Server, tmp_path: Path, disk: Any, kind: str
+) -> None:
+    """While the disk is full, no checkpoint, metric or record can be written."""
+    mounted = disk(8192)
     scene = Scene(server, tmp_path, pause=0.02, trainer__max_epochs=6, **KINDS[kind])
     scene.fit("whole")
-    scene.run("run").symlink_to(room)
+    scene.run("run").symlink_to(mounted)
     run = scene.start("run")
     scene.wait_until_trained(run, "run", 4)
     until = time.monotonic() + 60
     while run.poll(0.002) is None and time.monotonic() < until:
-        fill(room / "filler")  # old checkpoints go and make room
+        fill(mounted / "filler")  # deleting old checkpoints frees space
     run.wait(0)
     assert_one_message(run, NO_SPACE)
-    (room / "filler").unlink()
-    assert not leftovers(room)
-    scene.assert_nothing_half("run")
+    (mounted / "filler").unlink()
+    assert not leftovers(mounted)
+    scene.assert_nothing_half_written("run")
     scene.fit("run", "--resume")
     scene.assert_end("run", "whole")

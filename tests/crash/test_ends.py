@@ -1,4 +1,4 @@
-"""How runs end and go on in the corners: between windows, without validation, at the last step, in one folder."""
+"""Edge cases of ending and resuming: within a window, without validation, at the last step, in a shared folder."""
 
 from __future__ import annotations
 
@@ -35,32 +35,30 @@ def status(scene: Scene, name: str = "run") -> str:
     return str(json.loads((scene.run(name) / "run.json").read_text())["status"])
 
 
-@pytest.mark.parametrize(
-    "changes", [NO_VALIDATION, {"trainer__limit_val_batches": 0}], ids=["no rows", "no batches of them"]
-)
+@pytest.mark.parametrize("changes", [NO_VALIDATION, {"trainer__limit_val_batches": 0}], ids=["no rows", "no batches"])
 @pytest.mark.parametrize(("every", "expected"), [(None, [6, 9]), (3, [6, 9]), (2, [6, 8, 9])])
-def test_checkpoints_are_written_where_nothing_is_validated(
+def test_checkpoints_are_written_without_validation(
     server: Server, tmp_path: Path, changes: dict[str, Any], every: int | None, expected: list[int]
 ) -> None:
-    """The three epochs end at steps 3, 6 and 9; two checkpoints are kept, and there is no best."""
+    """Epochs end at steps 3, 6 and 9. Two checkpoints are kept; without validation none is the best."""
     scene = Scene(server, tmp_path, **changes, trainer__max_epochs=3, checkpoints__save_every=every)
     scene.fit("run")
     assert saved(scene) == expected[-2:]
 
 
-def test_a_signal_is_heard_where_each_step_ends_an_epoch(server: Server, tmp_path: Path) -> None:
+def test_a_signal_stops_a_run_with_one_step_per_epoch(server: Server, tmp_path: Path) -> None:
     changes = {**NO_VALIDATION, **signalled(step=3), "data__batch_size": 24, "trainer__accumulate_grad_batches": 1}
     scene = Scene(server, tmp_path, **changes, trainer__max_epochs=30)
     scene.fit("run", status=STOPPED)
     assert saved(scene)[-1] == 3
 
 
-def test_a_callback_that_stops_in_the_midst_of_a_window_stops_at_its_end(server: Server, tmp_path: Path) -> None:
-    """As `trainer.max_time` may."""
+def test_a_stop_within_a_window_takes_effect_at_its_end(server: Server, tmp_path: Path) -> None:
+    """`trainer.max_time` may stop a run there too."""
     callbacks = [DIARY, {"class_path": f"{CALLBACKS}.StopsAtMicroBatch", "init_args": {"micro_batch": 2}}]
     scene = Scene(server, tmp_path, trainer__max_epochs=2, trainer__callbacks=callbacks)
     scene.fit("run")
-    assert saved(scene) == [2]  # of two micro-batches each: the third one is in the second window
+    assert saved(scene) == [2]  # the third micro-batch is in the second window of two
     scene = Scene(server, tmp_path, trainer__max_epochs=2)
     scene.fit("whole")
     scene.fit("run", "--resume")
@@ -68,13 +66,13 @@ def test_a_callback_that_stops_in_the_midst_of_a_window_stops_at_its_end(server:
     assert not difference(exported(scene.run("run") / "hf"), exported(scene.run("whole") / "hf"))
 
 
-def test_intervals_of_time_are_refused_where_they_would_cut_windows(server: Server, tmp_path: Path) -> None:
+def test_an_interval_in_time_is_refused_because_it_could_split_a_window(server: Server, tmp_path: Path) -> None:
     scene = Scene(server, tmp_path, trainer__val_check_interval="00:00:00:01")
     run = scene.fit("run", status=2)
-    assert run.said.count("lit_probsft: error: trainer.val_check_interval: expected a number of micro-batches") == 1
+    assert run.output.count("lit_probsft: error: trainer.val_check_interval: expected a number of micro-batches") == 1
 
 
-def test_a_signal_during_a_validation_waits_for_what_it_says(server: Server, tmp_path: Path) -> None:
+def test_a_signal_during_validation_waits_for_its_metrics(server: Server, tmp_path: Path) -> None:
     whole = Scene(server, tmp_path, trainer__max_epochs=2)
     whole.fit("whole")
     scene = Scene(server, tmp_path, **signalled(step=6, validating=True), trainer__max_epochs=2)
@@ -90,14 +88,14 @@ def test_a_signal_during_a_validation_waits_for_what_it_says(server: Server, tmp
 
 @pytest.mark.parametrize("export", ["final", "best", "every"])
 @pytest.mark.parametrize("number", ["SIGTERM", "SIGKILL"])
-def test_a_run_that_ends_before_its_export_exports_when_it_is_resumed(
+def test_a_run_that_ends_before_its_export_exports_on_resume(
     server: Server, tmp_path: Path, number: str, export: str
 ) -> None:
-    """At the last step, with nothing left to train."""
+    """The run ends at the last step, so nothing is left to train."""
     whole = Scene(server, tmp_path, trainer__max_epochs=2, checkpoints__export=export)
     whole.fit("whole")
     scene = Scene(server, tmp_path, **signalled(step=6, validating=True, number=number), trainer__max_epochs=2)
-    if number == "SIGKILL":  # the checkpoint is there, and nothing after it
+    if number == "SIGKILL":  # after the last checkpoint, before the export
         scene.fit(
             "run",
             f"--checkpoints.export={export}",
@@ -111,8 +109,8 @@ def test_a_run_that_ends_before_its_export_exports_when_it_is_resumed(
     whole.assert_end("run", "whole")
 
 
-def test_a_name_of_the_best_never_stands_for_nothing_while_another_is_written(server: Server, tmp_path: Path) -> None:
-    """Slices, a slow disk, and room for one: the old best stays until the new one is whole."""
+def test_best_ckpt_always_links_to_an_intact_checkpoint(server: Server, tmp_path: Path) -> None:
+    """Sharded checkpoints, a slow disk, keep_last 1: the old best stays until the new one is complete."""
     callbacks = [DIARY, {"class_path": f"{CALLBACKS}.SlowDisk", "init_args": {"seconds": 0.3}}]
     strategy = {"trainer__strategy": "fsdp2", "trainer__devices": 1, "checkpoints__asynchronous": True}
     scene = Scene(
@@ -132,15 +130,15 @@ def test_a_name_of_the_best_never_stands_for_nothing_while_another_is_written(se
             seen.add(target)
             assert damage(best.parent / target) is None or os.readlink(best) != target, target
         time.sleep(0.01)
-    assert run.status == 0, run.said[-3000:]
+    assert run.status == 0, run.output[-3000:]
     assert len(seen) > 1
 
 
-def test_the_optimizer_of_the_configuration_wins_over_the_checkpoints(server: Server, tmp_path: Path) -> None:
+def test_on_resume_the_configured_learning_rate_replaces_that_of_the_checkpoint(server: Server, tmp_path: Path) -> None:
     scene = Scene(server, tmp_path, trainer__max_epochs=2)
     scene.fit("run")
     run = scene.fit("run", "--resume", "--trainer.max_epochs=4", "--model.optimizer.lr=0.003")
-    assert "  model.optimizer.lr: 0.01 -> 0.003\n" in run.said
+    assert "  model.optimizer.lr: 0.01 -> 0.003\n" in run.output
     rates = [float(row["lr"]) for row in metrics(scene.run("run") / "metrics.csv") if "lr" in row]
     scene.fit("whole", "--trainer.max_epochs=4", "--model.optimizer.lr=0.003")
     expected = [float(row["lr"]) for row in metrics(scene.run("whole") / "metrics.csv") if "lr" in row]
@@ -148,7 +146,7 @@ def test_the_optimizer_of_the_configuration_wins_over_the_checkpoints(server: Se
     assert rates[:6] != expected[:6]
 
 
-def test_a_damaged_checkpoint_that_is_named_is_refused(server: Server, tmp_path: Path) -> None:
+def test_a_damaged_checkpoint_given_by_path_is_refused(server: Server, tmp_path: Path) -> None:
     scene = Scene(server, tmp_path, trainer__max_epochs=1)
     scene.fit("run")
     last = scene.checkpoints("run") / "last.ckpt"
@@ -157,12 +155,12 @@ def test_a_damaged_checkpoint_that_is_named_is_refused(server: Server, tmp_path:
         run = scene.server.run(
             command, "--config", scene.config, "--name", "other", "--ckpt_path", last, cwd=scene.folder
         )
-        assert run.status == 2, run.said[-2000:]
-        assert "--ckpt_path: expected an intact checkpoint" in run.said
-        assert "Traceback" not in run.said
+        assert run.status == 2, run.output[-2000:]
+        assert "--ckpt_path: expected an intact checkpoint" in run.output
+        assert "Traceback" not in run.output
 
 
-def test_slices_are_refused_where_a_file_is_wanted(server: Server, tmp_path: Path) -> None:
+def test_a_sharded_checkpoint_is_refused_where_a_single_file_is_expected(server: Server, tmp_path: Path) -> None:
     scene = Scene(server, tmp_path, trainer__max_epochs=1, trainer__strategy="fsdp2", trainer__devices=1)
     scene.fit("run")
     flags = [
@@ -172,12 +170,12 @@ def test_slices_are_refused_where_a_file_is_wanted(server: Server, tmp_path: Pat
         "--trainer.callbacks=null",
     ]
     run = scene.server.run("validate", "--config", scene.config, *flags, cwd=scene.folder)
-    assert run.status == 2, run.said[-2000:]
-    assert "--ckpt_path: expected a single file" in run.said
+    assert run.status == 2, run.output[-2000:]
+    assert "--ckpt_path: expected a single file" in run.output
 
 
 @pytest.mark.parametrize("cut", [1, 40, 150])
-def test_a_cut_line_of_the_metrics_does_not_keep_a_run_from_going_on(server: Server, tmp_path: Path, cut: int) -> None:
+def test_a_run_resumes_with_a_truncated_metrics_csv(server: Server, tmp_path: Path, cut: int) -> None:
     whole = Scene(server, tmp_path, trainer__max_epochs=4)
     whole.fit("whole")
     scene = Scene(server, tmp_path, **signalled(step=8), trainer__max_epochs=4)
@@ -189,18 +187,18 @@ def test_a_cut_line_of_the_metrics_does_not_keep_a_run_from_going_on(server: Ser
     expected = [{**row, "lost": str(cut)} for row in metrics(scene.run("whole") / "metrics.csv")]
     missing = [row for row in expected if row not in rows]
     assert all(row in expected for row in rows)
-    assert len(missing) <= 3, missing  # of the last steps before the end
+    assert len(missing) <= 3, missing  # only the last steps before the stop
 
 
-def test_two_runs_do_not_write_to_one_folder(server: Server, tmp_path: Path) -> None:
+def test_two_runs_cannot_write_to_the_same_folder(server: Server, tmp_path: Path) -> None:
     scene = Scene(server, tmp_path, pause=0.05, trainer__max_epochs=4)
     scene.fit("whole")
     first = scene.start("run")
     scene.wait_until_trained(first, "run", 2)
     second = scene.server.run(*scene.command("run", "--overwrite"), cwd=scene.folder)
-    assert second.status == 2, second.said[-2000:]
-    assert "--name: another process is training in" in second.said
-    assert first.wait() == 0, first.said[-2000:]
+    assert second.status == 2, second.output[-2000:]
+    assert "--name: another process is training in" in second.output
+    assert first.wait() == 0, first.output[-2000:]
     scene.assert_end("run", "whole")
 
 
@@ -213,14 +211,16 @@ def test_two_runs_do_not_write_to_one_folder(server: Server, tmp_path: Path) -> 
             ["--trainer.enable_checkpointing=false", "--checkpoints.export=best"],
             "checkpoints.export: expected final or none with trainer.enable_checkpointing: false, got best",
         ),
-        (["--ckpt_path=hpc"], "--ckpt_path: expected a checkpoint, there is none at hpc"),
+        (["--ckpt_path=hpc"], "--ckpt_path: no such checkpoint: hpc"),
         (
             ["--trainer.max_epochs=null", "--trainer.max_steps=4", "--trainer.limit_train_batches=3"],
             "trainer.limit_train_batches: expected a multiple of accumulate_grad_batches",
         ),
     ],
 )
-def test_what_cannot_hold_is_refused(server: Server, tmp_path: Path, flags: list[str], message: str) -> None:
+def test_unsupported_settings_are_refused_in_one_error(
+    server: Server, tmp_path: Path, flags: list[str], message: str
+) -> None:
     run = Scene(server, tmp_path).fit("run", *flags, status=2)
-    assert run.said.count(f"lit_probsft: error: {message}") == 1, run.said[-2000:]
-    assert "Traceback" not in run.said
+    assert run.output.count(f"lit_probsft: error: {message}") == 1, run.output[-2000:]
+    assert "Traceback" not in run.output

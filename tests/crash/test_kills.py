@@ -1,4 +1,4 @@
-"""`kill -9` at any moment costs the steps since the last checkpoint, and nothing else."""
+"""`kill -9` at any moment loses only the steps since the last checkpoint."""
 
 from __future__ import annotations
 
@@ -12,26 +12,26 @@ from typing import Any
 import pytest
 
 from lit_probsft.storage.checkpoint_files import steps
-from tests.crash.scene import EVERY, Scene, difference, documents, exported, losses
+from tests.crash.scene import EVERY, Scene, difference, documents, exported, restarts
 from tests.crash.server import Run, Server
 
 pytestmark = pytest.mark.slow
 
 Moment = tuple[str, int] | None
-"""A point between two system calls and at which of its kind; or None for one that the clock chooses."""
+"""A point next to a system call and its occurrence, from 1; None for a random time."""
 
 ONE_DEVICE = {"trainer__strategy": "fsdp2", "trainer__devices": 1}
 TWO = {"trainer__devices": 2}
 
 
 class Killer:
-    """Kills runs and goes on with them, in one process or in several, until all deaths have been died.
+    """Kills runs at given moments and resumes them, then compares them with an uninterrupted run.
 
     Args:
-        scene: whose runs.
-        seed: of the moments.
-        behind: checkpoints by which a run may fall back beyond the last one that was due; 1 where they are written
-            while training goes on.
+        scene: starts the runs.
+        seed: seed for the choice of moments.
+        behind: how many checkpoints before the last due one a run may fall back to; 1 for asynchronous checkpoints.
+        ranks: processes of a run.
     """
 
     def __init__(self, scene: Scene, seed: int, *, behind: int = 0, ranks: int = 1) -> None:
@@ -45,14 +45,15 @@ class Killer:
         self.early = {note.partition(" ")[2] for note in notes[:first_save]}
 
     def moments(self, *words: str) -> list[Moment]:
-        """Each point whose name has one of the words, once: the first, second or third of its kind. What is left
-        after a system call is there before the next one, too."""
+        """Each point whose name contains one of the words, at its first, second or third occurrence.
+
+        Points after a system call are left out: the files are the same before the next one."""
         found = [point for point in self.points if any(word in point for word in words) and "after" not in point]
         return [(point, self.random.randint(1, min(3, self.points[point]))) for point in sorted(found)]
 
     def kill(self, moments: list[Moment]) -> None:
-        """Die at each, in any order, but with the start of a run first and its end last; all ends as the whole run,
-        once nobody kills."""
+        """Kill runs at all moments, in random order except that those at a run's start come first and those at its
+        end last; check that each run then ends the same as the uninterrupted one."""
         left = self.random.sample(moments, len(moments))
         left.sort(key=lambda moment: 1 if moment is None else 2 * (moment[0] in self.early) or ".hf." not in moment[0])
         runs = 0
@@ -63,43 +64,43 @@ class Killer:
                 moment = left.pop() if left else ("never", 1)
                 fresh = not self.scene.run(name).exists()
                 run = self._start(name, moment)
-                assert "is damaged" not in run.said, run.said[-6000:]
+                assert "is damaged" not in run.output, run.output[-6000:]
                 if run.status == 0:
                     if moment != ("never", 1):
-                        assert moment is None or not fresh, f"{moment} does not come"
-                        left.append(moment)  # what did not come any more is the next run's first
+                        assert moment is None or not fresh, f"the run never reaches {moment}"
+                        left.append(moment)  # the run had passed this moment: the next run starts with it
                     break
-                assert run.status == -9, f"{moment}:\n{run.said[-6000:]}"
-                self._look_after(name, moment)
+                assert run.status == -9, f"{moment}:\n{run.output[-6000:]}"
+                self._inspect(name, moment)
             self.scene.assert_end(name, "whole")
             for rank in range(self.ranks):
                 diary = self.scene.diary(name, rank)
                 assert documents(diary) == documents(self.scene.diary("whole", rank))
-                for done, found in losses(diary):
+                for done, found in restarts(diary):
                     assert EVERY * (done // EVERY - self.behind) <= found <= done + 1, (done, found)
         print(f"seed {self.seed}: {self.deaths.total()} deaths in {runs} runs: {dict(self.deaths)}")
 
     def _start(self, name: str, moment: Moment) -> Run:
-        flags = self.scene.going_on(name) if self.scene.run(name).exists() else []
+        flags = self.scene.resume_flags(name) if self.scene.run(name).exists() else []
         if moment is not None:
             run = self.scene.start(name, *flags, die_at=moment)
             run.wait()
             return run
-        run = self.scene.start(name, *flags, pause=0.002)  # slower where files are written
-        if self.random.random() < 0.9:  # most die while there is something to lose
+        run = self.scene.start(name, *flags, pause=0.002)  # slows down the writing of files
+        if self.random.random() < 0.9:  # most kills come after the first file is written
             until = time.monotonic() + 60
             while not self.scene.notes() and run.poll() is None:
-                assert time.monotonic() < until, run.said[-6000:]
+                assert time.monotonic() < until, run.output[-6000:]
                 time.sleep(0.005)
         if run.poll(self.random.uniform(0, 1)) is None:
             run.kill()
         return run
 
-    def _look_after(self, name: str, moment: Moment) -> None:
+    def _inspect(self, name: str, moment: Moment) -> None:
         notes = self.scene.notes() or ["before training"]
-        self.deaths["by the clock" if moment is None else "at a point", notes[-1].partition(" ")[0]] += 1
+        self.deaths["at a random time" if moment is None else "at a point", notes[-1].partition(" ")[0]] += 1
         try:
-            self.scene.assert_nothing_half(name)
+            self.scene.assert_nothing_half_written(name)
         except Exception as error:
             raise AssertionError(f"seed {self.seed}, after a death at {moment}, {notes[-1]}: {error}") from error
 
@@ -108,23 +109,23 @@ class Killer:
         return sum(number for (_, what), number in self.deaths.items() if what == "saving")
 
 
-def test_fifty_kills_cost_nothing_but_the_steps_since_the_last_checkpoint(server: Server, tmp_path: Path) -> None:
+def test_fifty_kills_lose_only_the_steps_since_the_last_checkpoint(server: Server, tmp_path: Path) -> None:
     killer = Killer(Scene(server, tmp_path, trainer__max_epochs=12), seed=1)
     killer.kill([*killer.moments(""), *[None] * 24])
     assert killer.deaths.total() >= 50
     assert killer.while_saving >= 25
 
 
-def test_kills_while_checkpoints_are_written_in_the_background(server: Server, tmp_path: Path) -> None:
-    """A run may fall back one checkpoint further: the one that was being written."""
+def test_kills_with_asynchronous_checkpoints_lose_at_most_one_checkpoint_more(server: Server, tmp_path: Path) -> None:
+    """The checkpoint that was being written may be lost."""
     killer = Killer(Scene(server, tmp_path, trainer__max_epochs=12, checkpoints__asynchronous=True), seed=2, behind=1)
     killer.kill([*killer.moments("checkpoints"), *[None] * 6])
     assert killer.deaths.total() >= 15
     assert killer.while_saving >= 8
 
 
-def test_kills_between_all_files_of_a_folder(server: Server, tmp_path: Path) -> None:
-    """A checkpoint in slices is many files, which come and go one after the other."""
+def test_a_killed_run_with_sharded_checkpoints_resumes_bit_for_bit(server: Server, tmp_path: Path) -> None:
+    """A sharded checkpoint is many files, written and deleted one by one; the run dies between them."""
     killer = Killer(Scene(server, tmp_path, trainer__max_epochs=12, **ONE_DEVICE), seed=3)
     moments = killer.moments("step-N.ckpt")
     killer.kill([moment for moment in moments if moment and "fsync" not in moment[0]])
@@ -132,7 +133,7 @@ def test_kills_between_all_files_of_a_folder(server: Server, tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp2"])
-def test_kills_of_two_processes(server: Server, tmp_path: Path, strategy: str) -> None:
+def test_a_killed_run_of_two_processes_resumes_bit_for_bit(server: Server, tmp_path: Path, strategy: str) -> None:
     killer = Killer(Scene(server, tmp_path, trainer__max_epochs=5, trainer__strategy=strategy, **TWO), seed=4, ranks=2)
     killer.kill(
         [("before replace checkpoints/.step-N.ckpt.partial", 2), killer.moments("within checkpoints")[-1], None, None]
@@ -140,29 +141,29 @@ def test_kills_of_two_processes(server: Server, tmp_path: Path, strategy: str) -
     assert killer.while_saving >= 2
 
 
-def test_two_processes_that_python_has_started(server: Server, tmp_path: Path) -> None:
-    """As a user starts them, without the fork server; which also shows that it changes nothing."""
+def test_a_killed_run_started_in_a_shell_resumes_bit_for_bit(server: Server, tmp_path: Path) -> None:
+    """Without the fork server, as a user starts a run; this also shows that the fork server changes nothing."""
     scene = Scene(server, tmp_path, pause=0.05, trainer__max_epochs=5, trainer__strategy="fsdp2", **TWO)
     scene.fit("whole")
     run = scene.shell("killed")
     scene.wait_until_trained(run, "killed", 5)
     run.kill()
-    scene.assert_nothing_half("killed")
+    scene.assert_nothing_half_written("killed")
     assert steps(scene.checkpoints("killed"))
     scene.fit("killed", "--resume")
     scene.assert_end("killed", "whole")
 
 
-def test_an_export_is_whole_or_not_there(server: Server, tmp_path: Path) -> None:
-    """Of the command, to a new place and in the place of an older model."""
+def test_a_killed_export_leaves_a_complete_model_or_none(server: Server, tmp_path: Path) -> None:
+    """The `export` command, to a new folder and over an older model."""
     scene = Scene(server, tmp_path, trainer__max_epochs=1)
     scene.fit("whole")
     expected = exported(scene.run("whole") / "hf")
-    place = tmp_path / "place"
-    out = place / "model"
+    folder = tmp_path / "place"
+    out = folder / "model"
 
     def export(*flags: str, **faults: Any) -> int:
-        return scene.watched(place, "export", scene.checkpoints("whole") / "last.ckpt", out, *flags, **faults).wait()
+        return scene.watched(folder, "export", scene.checkpoints("whole") / "last.ckpt", out, *flags, **faults).wait()
 
     for flags, died in (([], 8), (["--overwrite"], 16)):
         if flags:
@@ -178,11 +179,11 @@ def test_an_export_is_whole_or_not_there(server: Server, tmp_path: Path) -> None
             assert not out.exists() or not difference(exported(out), expected), point
         assert export("--overwrite") == 0
         assert not difference(exported(out), expected)
-        assert [path.name for path in place.iterdir()] == ["model"], "left behind"
+        assert [path.name for path in folder.iterdir()] == ["model"], "left behind"
 
 
-def test_a_run_that_replaces_another_never_leaves_half_a_model(server: Server, tmp_path: Path) -> None:
-    """`fit --overwrite`, while it removes the older model or writes its own."""
+def test_a_killed_overwrite_never_leaves_half_a_model(server: Server, tmp_path: Path) -> None:
+    """`fit --overwrite` dies while it removes the older model or writes its own."""
     scene = Scene(server, tmp_path, trainer__max_epochs=1)
     scene.fit("whole")
     scene.fit("again")
@@ -193,21 +194,21 @@ def test_a_run_that_replaces_another_never_leaves_half_a_model(server: Server, t
         shutil.rmtree(scene.run("again"))
         shutil.copytree(scene.run("whole"), scene.run("again"))
         scene.fit("again", "--overwrite", status=-9, die_at=(point, 1))
-        scene.assert_nothing_half("again")
-    scene.fit("again", *scene.going_on("again"))
+        scene.assert_nothing_half_written("again")
+    scene.fit("again", *scene.resume_flags("again"))
     scene.assert_end("again", "whole")
 
 
-def test_the_best_model_is_exported_although_the_run_died_before(server: Server, tmp_path: Path) -> None:
-    """With `export: best`, between the last checkpoint and its export."""
+def test_a_run_killed_before_its_export_exports_the_best_model_on_resume(server: Server, tmp_path: Path) -> None:
+    """`export: best`; the run dies between the last checkpoint and its export."""
     killer = Killer(Scene(server, tmp_path, trainer__max_epochs=3, checkpoints__export="best"), seed=5)
     last = ("before mkdir .hf.partial", killer.points["before mkdir .hf.partial"])
     killer.kill([last])
     assert killer.while_saving == 1
 
 
-def test_every_model_is_exported_although_the_run_died_before(server: Server, tmp_path: Path) -> None:
-    """With `export: every`, between a checkpoint and its export."""
+def test_a_run_killed_during_an_export_exports_every_model_on_resume(server: Server, tmp_path: Path) -> None:
+    """`export: every`; the run dies during the export of a checkpoint."""
     killer = Killer(Scene(server, tmp_path, trainer__max_epochs=2, checkpoints__export="every"), seed=6)
     killer.kill([("within hf-steps/.step-N.partial/config.json", 2)])
     assert killer.while_saving == 1

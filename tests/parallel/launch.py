@@ -1,4 +1,4 @@
-"""Launches processes under a time limit, and checks that none is left."""
+"""Launches processes under a time limit and checks that they leave none behind."""
 
 from __future__ import annotations
 
@@ -15,13 +15,13 @@ _MARK = "TESTS_PARALLEL_LAUNCH"
 
 
 def launch(arguments: list[str], *, timeout: float, cwd: Path | None = None, **environment: str) -> str:
-    """Run `python *arguments`; returns its stdout.
+    """Run `python *arguments` and return its stdout.
 
     torchrun gives each worker its own session, so killing a process group would miss them. A mark in the environment
     identifies all descendants of this launch.
 
     Raises:
-        AssertionError: it failed, took too long, or left a process behind; the message has the end of stderr.
+        AssertionError: the command failed, took too long or left a process behind; the message ends with stderr.
     """
     mark = uuid.uuid4().hex
     environment = {
@@ -32,7 +32,7 @@ def launch(arguments: list[str], *, timeout: float, cwd: Path | None = None, **e
         _MARK: mark,
     }
     with tempfile.TemporaryFile("w+") as out, tempfile.TemporaryFile("w+") as errors:
-        # Files, because a process that stays behind would keep a pipe open and block us.
+        # Files rather than pipes: a process left behind would keep a pipe open and block this one.
         process = subprocess.Popen(
             [sys.executable, *arguments], env=environment, cwd=cwd, stdout=out, stderr=errors, start_new_session=True
         )
@@ -41,15 +41,15 @@ def launch(arguments: list[str], *, timeout: float, cwd: Path | None = None, **e
         except subprocess.TimeoutExpired:
             status = f"not finished after {timeout:g} s"
         finally:
-            # Helpers that end with their parents have time to do so, except after a timeout.
+            # Helper processes get time to end after their parents, except after a timeout.
             left = _descendants(mark, patience=5.0 if process.poll() is not None else 0.0)
             _kill(process, mark)
         for file in (out, errors):
             file.seek(0)
-        said, tail = out.read(), errors.read()[-6000:]
+        output, tail = out.read(), errors.read()[-6000:]
     assert status == 0, f"{' '.join(arguments)}: {status}\n{tail}"
     assert not left, f"{' '.join(arguments)}: left behind {left}\n{tail}"
-    return said
+    return output
 
 
 def torchrun(module: str, *arguments: str, timeout: float, processes: int = 2, **environment: str) -> str:
@@ -59,7 +59,7 @@ def torchrun(module: str, *arguments: str, timeout: float, processes: int = 2, *
 
 
 def _descendants(mark: str, patience: float) -> dict[int, str]:
-    """The command lines of processes with this mark, after up to `patience` seconds in which they may end."""
+    """Command lines of the processes with this mark that are still alive after `patience` seconds."""
     until = time.monotonic() + patience
     while True:
         found = {}
@@ -67,7 +67,7 @@ def _descendants(mark: str, patience: float) -> dict[int, str]:
             try:
                 if entry.name.isdigit() and f"{_MARK}={mark}".encode() in (entry / "environ").read_bytes():
                     found[int(entry.name)] = (entry / "cmdline").read_bytes().replace(b"\0", b" ").decode()[:200]
-            except OSError:  # ended meanwhile, or somebody else's
+            except OSError:  # it has ended, or belongs to another user
                 continue
         if not found or time.monotonic() >= until:
             return found

@@ -18,13 +18,13 @@ DEEPSPEED = pytest.mark.skipif(importlib.util.find_spec("deepspeed") is None, re
 
 
 def deepspeed_files(checkpoint: Path) -> dict[str, Any]:
-    """The files of all ranks by name. They are ours, so they are loaded without weights_only."""
+    """The files of all ranks by name, loaded without weights_only because the tests wrote them."""
     files = sorted((checkpoint / "checkpoint").glob("*.pt"))
     return {file.name: torch.load(file, map_location="cpu", weights_only=False) for file in files}
 
 
 def content(checkpoint: Path) -> Any:
-    """The whole content as plain data and tensors, without values that depend on time."""
+    """The content as plain data and tensors, without values that depend on time."""
     if not (checkpoint / "checkpoint").is_dir():
         return state(checkpoint)
     files = deepspeed_files(checkpoint)
@@ -35,7 +35,7 @@ def content(checkpoint: Path) -> Any:
 
 
 def _plain(value: Any) -> Any:
-    """Objects as dictionaries, so that they can be compared."""
+    """Objects as dictionaries, so that values can be compared."""
     if isinstance(value, dict):
         return {key: _plain(inner) for key, inner in value.items()}
     if isinstance(value, list | tuple):

@@ -22,12 +22,12 @@ def ask(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Any:
     path = config(folder, model__model=MODEL, data__batch_size=3)
     tiny.write_rows(folder / "train.jsonl", 25)
 
-    def asked(name: str, *flags: str) -> dict[str, Any]:
+    def measure(name: str, *flags: str) -> dict[str, Any]:
         run = server.run("capability", "--config", path, "--name", name, *flags, cwd=folder)
-        assert run.status == 0, run.said[-6000:]
+        assert run.status == 0, run.output[-6000:]
         return json.loads((folder / "runs" / name / "capability.json").read_text())
 
-    return asked
+    return measure
 
 
 @pytest.fixture(scope="module")
@@ -36,7 +36,7 @@ def single(ask: Any) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("strategy", ["ddp", "fsdp2", "deepspeed_stage_1", "deepspeed_stage_3"])
-def test_two_processes_measure_the_same_as_one(ask: Any, single: dict[str, Any], strategy: str) -> None:
+def test_two_processes_measure_the_same_capability_as_one(ask: Any, single: dict[str, Any], strategy: str) -> None:
     if strategy.startswith("deepspeed"):
         pytest.importorskip("deepspeed")
     two = ask(strategy, "--trainer.strategy", strategy, "--trainer.devices=2")
@@ -52,7 +52,7 @@ def test_two_processes_measure_the_same_as_one(ask: Any, single: dict[str, Any],
         assert ours == pytest.approx(expected, rel=1e-5)
 
 
-def test_a_sample_and_a_stream_are_the_same_on_both_ranks(ask: Any) -> None:
+def test_two_processes_measure_the_same_sample_and_stream_as_one(ask: Any) -> None:
     for name, flags in (("sample", []), ("stream", ["--data.streaming=true"])):
         one = ask(f"{name}-one", "--sample=13", *flags)
         two = ask(f"{name}-two", "--sample=13", *flags, "--trainer.strategy=ddp", "--trainer.devices=2")

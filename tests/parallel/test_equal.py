@@ -1,4 +1,4 @@
-"""Two processes, whatever the strategy, take the steps of one that sees the whole batch."""
+"""Under every strategy, two processes take the same steps as one process with the whole batch."""
 
 from __future__ import annotations
 
@@ -35,10 +35,10 @@ pytestmark = pytest.mark.slow
 
 TOLERANCE = {"float64": 1e-9, "float32": 1e-5}
 CLIP = 0.03
-"""Below the gradient of every objective at some step, so that it bites."""
+"""Below every objective's gradient norm at some step, so that clipping takes effect."""
 
 IN_FLOAT = [NLL(), NegP(), LabelSmoothing(0.1), EAFT(), Cayley(), RunningPower(), QuantileThreshold()]
-"""Objectives that train in single precision too, the only one that DeepSpeed supports."""
+"""Objectives that are also trained in single precision, the only one that DeepSpeed supports."""
 
 
 def distributed() -> list[Objective]:
@@ -55,12 +55,12 @@ def distributed() -> list[Objective]:
 
 @dataclass(frozen=True)
 class Case:
-    """A fit for two processes, and what it is compared with: by default one process with one big batch."""
+    """A fit on two processes and its reference: by default, one process with the whole batch."""
 
     fit: Fit
     alone: Fit | None = None
     norm: float = 1.0
-    """How many times as large the gradient is alone."""
+    """The gradient norm of the reference, divided by that of two processes."""
 
     @property
     def reference(self) -> Fit:
@@ -68,11 +68,11 @@ class Case:
 
 
 def cases_of(strategy: str, base: Fit) -> dict[str, Case]:
-    """What is fitted under a strategy."""
-    exact = strategy in ("ddp", "fsdp2")  # DeepSpeed knows no double
+    """The fits under a strategy, by name."""
+    exact = strategy in ("ddp", "fsdp2")  # DeepSpeed does not support double precision
     cases = {}
     for index, objective in enumerate(distributed()):
-        # One micro-batch per step and rank: half the messages. Others accumulate, below.
+        # One micro-batch per step and rank halves the messages. The cases below accumulate.
         single = replace(base, objective=ALL.index(objective), clip=CLIP, dtype="float32", batch_size=4, accumulate=1)
         if objective in IN_FLOAT:
             cases[f"{objective!r} single"] = Case(single)
@@ -103,7 +103,7 @@ def cases_of(strategy: str, base: Fit) -> dict[str, Case]:
         "more accumulation": Case(replace(short, batch_size=1, accumulate=4)),
         "sequence": Case(replace(short, normalize="sequence")),
         "kept": Case(replace(short, objective=ALL.index(Threshold(NLL(), 0.2, 1.0)), normalize="kept")),
-        # A mean over ranks: two of them do not double the gradient of the same four micro-batches.
+        # The mean over two ranks halves the gradient of the same four micro-batches.
         "papers": Case(replace(papers, optimizer="sgd at twice the rate"), replace(papers, accumulate=4), norm=2.0),
         "packed": Case(packed, replace(packed, batch_size=4, accumulate=1)),
         "packed, sequence": Case(
@@ -111,7 +111,7 @@ def cases_of(strategy: str, base: Fit) -> dict[str, Case]:
             replace(packed, normalize="sequence", batch_size=4, accumulate=1),
         ),
         "broken": Case(replace(short, broken=2)),
-        # Its pull on random weights is small.
+        # On random weights its gradient is small.
         "anchored": Case(replace(short, objective=ALL.index(ASFT()), clip=0.3)),
         "anchored, whole": Case(replace(short, objective=ALL.index(ASFT()), lora="whole", clip=0.3)),
         "anchored, lora": Case(replace(short, objective=ALL.index(ASFT()), lora="plain", recompute=True)),
@@ -136,15 +136,15 @@ class Launch:
         do_jobs(jobs, out, timeout=600)
 
     def ranks(self, name: str) -> list[dict[str, Any]]:
-        """What each rank has to say about a fit."""
+        """The results of a fit, one per rank."""
         return [torch.load(self.out / f"{self._files[name]}.{rank}.pt", weights_only=True) for rank in (0, 1)]
 
 
 @pytest.fixture(scope="module")
 def base(tmp_path_factory: pytest.TempPathFactory) -> Fit:
-    """Twenty steps: three whole windows and one of a single row for four micro-batches, five times.
+    """Twenty steps in five epochs; the last window of an epoch has a single row for four micro-batches.
 
-    The model has seen its rows before, so that some tokens are likely: intervals of p have something to leave out.
+    The model has been trained on the rows before, so that some tokens are likely and fall outside intervals of p.
     """
     folder = tmp_path_factory.mktemp("equal")
     rows = tiny.write_rows(folder / "rows.jsonl", 25)
@@ -158,7 +158,7 @@ def base(tmp_path_factory: pytest.TempPathFactory) -> Fit:
 
 @pytest.fixture(scope="module")
 def launches(base: Fit, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Launch]:
-    """By strategy; each is launched once."""
+    """The launch of each strategy, started on first use."""
 
     @functools.cache
     def launched(strategy: str) -> Launch:
@@ -190,21 +190,21 @@ SPECIAL = {
     "dora head": ("zero3",),
     "bf16": ("fsdp2",),
 }
-"""Cases with a test of their own."""
+"""Cases that have their own tests, with their strategies."""
 
 
 def named(cases: Callable[[str], list[str]]) -> Any:
-    """Parametrize by a strategy and the name of one of the fits under it."""
+    """Parametrize a test by strategy and by the name of a fit under it."""
     return pytest.mark.parametrize(
         ("strategy", "name"), [(strategy, name) for strategy in STRATEGIES for name in cases(strategy)]
     )
 
 
 @named(lambda s: [name for name in cases_of(s, Fit("", "")) if s not in SPECIAL.get(name, ())])
-def test_two_processes_take_the_steps_of_one(launch: Launch, name: str) -> None:
+def test_two_processes_take_the_same_steps_as_one(launch: Launch, name: str) -> None:
     case = launch.cases[name]
     tolerance = TOLERANCE[case.fit.dtype]
-    # Norms and attention round to fp32 inside, and a gradient of one row averages nothing.
+    # Norms and attention compute in fp32, and the gradient of a single row does not average out rounding errors.
     logged = max(10 * tolerance, 1e-7)
     one, (first, second) = alone(case.reference), launch.ranks(name)
     assert one["moved"] > 100 * tolerance
@@ -232,7 +232,7 @@ def test_two_processes_take_the_steps_of_one(launch: Launch, name: str) -> None:
 
 
 @named(lambda s: ["broken"] if s != "zero1" else [])
-def test_a_step_that_is_not_finite_on_one_rank_is_skipped_on_all(launch: Launch, name: str) -> None:
+def test_a_step_with_an_infinite_loss_on_one_rank_is_skipped_on_all(launch: Launch, name: str) -> None:
     assert [rank["skipped"] for rank in launch.ranks(name)] == [1, 1]
     for rank in launch.ranks(name):
         assert all(value.isfinite().all() for value in rank["weights"].values())
@@ -246,13 +246,13 @@ def test_deepspeed_refuses_to_normalize_by_kept_tokens(launch: Launch, name: str
 
 
 @named(lambda s: ["anchored", "anchored, lora", "anchored, whole"] if s == "zero3" else [])
-def test_zero_3_refuses_a_second_model(launch: Launch, name: str) -> None:
+def test_zero_3_refuses_a_reference_model(launch: Launch, name: str) -> None:
     for rank in launch.ranks(name):
         assert "model.objective: ASFT needs reference_logits of a second model, which ZeRO-3" in rank["refused"]
 
 
 @named(lambda s: ["dora", "dora head"] if s == "zero3" else [])
-def test_zero_3_refuses_to_measure_rows(launch: Launch, name: str) -> None:
+def test_zero_3_refuses_dora(launch: Launch, name: str) -> None:
     for rank in launch.ranks(name):
         assert rank["refused"] == (
             "model.lora.dora: not possible with ZeRO-3, which empties the matrices whose rows it measures; use fsdp2, "
@@ -261,7 +261,7 @@ def test_zero_3_refuses_to_measure_rows(launch: Launch, name: str) -> None:
 
 
 @named(lambda s: ["bf16"] if s == "fsdp2" else [])
-def test_bf16_mixed_computes_in_bf16_and_keeps_its_weights_in_fp32(launch: Launch, name: str) -> None:
+def test_bf16_mixed_computes_in_bf16_with_weights_in_fp32(launch: Launch, name: str) -> None:
     one, (first, _) = alone(launch.cases[name].reference), launch.ranks(name)
     assert first["dtypes"] == ["torch.float32"]
     losses, expected = ([step["train/loss"] for step in result["steps"]] for result in (first, one))

@@ -1,4 +1,4 @@
-"""Models that are exported from all kinds of checkpoints are those that were trained."""
+"""A model exported from any kind of checkpoint equals the trained model."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ KINDS: dict[str, dict[str, Any]] = {
     "zero2": two("deepspeed_stage_2"),
     "zero3": two("deepspeed_stage_3"),
 }
-"""What writes a checkpoint; always eight documents a step."""
+"""The kinds of checkpoint, with the settings that write them; a step always has eight documents."""
 LORA = {"r": 4, "alpha": 32.0}
 
 
@@ -42,7 +42,7 @@ def kinds(names: list[str]) -> list[Any]:
 
 
 def options(kind: str, *, tied: bool = False, lora: bool = False) -> dict[str, Any]:
-    """Of a run without dropout, whose masks two processes draw otherwise than one."""
+    """Settings of a run without dropout, because two processes would draw other masks than one."""
     fields = {**tiny.LLAMA, "tie_word_embeddings": tied}
     adam = {"class_path": "torch.optim.AdamW", "init_args": {"lr": 1e-2, "eps": 1e-4, "weight_decay": 0.5}}
     return {
@@ -60,12 +60,12 @@ def logits(model: Any) -> torch.Tensor:
 
 
 def trained(folder: Path, found: dict[str, torch.Tensor], lora: bool) -> Any:
-    """The model of an exported folder's configuration with a checkpoint's weights, its adapters not merged."""
+    """A model with the exported configuration and a checkpoint's weights; adapters are not merged."""
     import peft
 
     empty = AutoModelForCausalLM.from_config(AutoModelForCausalLM.from_pretrained(folder).config)
-    if lora:  # the checkpoint holds nothing but them
-        # DeepSpeed keeps the second name of a tied weight.
+    if lora:  # the checkpoint holds only the adapters
+        # DeepSpeed also stores a tied weight under its second name.
         assert {name for name in found if ".lora_" not in name} <= {"lm_head.weight"}
         empty = tiny.model(tie_word_embeddings=empty.config.tie_word_embeddings)
         adapters = peft.LoraConfig(r=LORA["r"], lora_alpha=LORA["alpha"], target_modules="all-linear")
@@ -81,7 +81,7 @@ def trained(folder: Path, found: dict[str, torch.Tensor], lora: bool) -> Any:
 
 @pytest.fixture(scope="module")
 def scenes(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Callable[..., Scene]:
-    """A run of each kind."""
+    """A scene with a completed run for each kind of checkpoint."""
     made: dict[tuple[str, bool, bool], Scene] = {}
 
     def scene(kind: str, tied: bool, lora: bool) -> Scene:
@@ -104,14 +104,14 @@ VARIANTS = pytest.mark.parametrize(
 
 @VARIANTS
 @pytest.mark.parametrize("kind", kinds([*KINDS]))
-def test_a_checkpoint_becomes_the_model_that_was_trained(
+def test_export_of_a_checkpoint_equals_the_trained_model(
     scenes: Callable[..., Scene], kind: str, tied: bool, lora: bool
 ) -> None:
     scene = scenes(kind, tied, lora)
     checkpoint, out = scene.checkpoints("run") / "last.ckpt", scene.folder / "out"
     run = scene.watched(scene.folder, "export", checkpoint, out)
-    assert run.wait() == 0, run.said
-    assert "Traceback" not in run.said
+    assert run.wait() == 0, run.output
+    assert "Traceback" not in run.output
     exported(out)
     assert AutoTokenizer.from_pretrained(out).chat_template
 
@@ -127,7 +127,7 @@ def test_a_checkpoint_becomes_the_model_that_was_trained(
 
 @VARIANTS
 @pytest.mark.parametrize("kind", kinds([kind for kind in KINDS if kind != "file"]))
-def test_a_model_of_two_processes_is_that_of_one(
+def test_two_processes_export_the_same_model_as_one(
     scenes: Callable[..., Scene], kind: str, tied: bool, lora: bool
 ) -> None:
     one, several = (scenes(k, tied, lora).run("run") / "hf" for k in ("file", kind))
@@ -136,11 +136,11 @@ def test_a_model_of_two_processes_is_that_of_one(
     assert texts[0] == texts[1]
 
 
-# --- while training goes on
+# --- exports during training
 
 
 class Runs:
-    """Runs that differ in when they export; `every` keeps all checkpoints."""
+    """Runs that differ in when they export; all checkpoints are kept."""
 
     def __init__(self, scene: Scene) -> None:
         self.scene = scene
@@ -155,13 +155,13 @@ class Runs:
         return exported(self.scene.run(when) / "hf")
 
     def at(self, step: int) -> dict[str, torch.Tensor]:
-        """What the checkpoint of a step holds."""
+        """The weights in the checkpoint of a step."""
         return weights(self.scene.checkpoints("every") / f"step-{step:08d}.ckpt")
 
 
 @pytest.fixture(scope="module", params=["file", "fsdp2"])
 def runs(request: pytest.FixtureRequest, server: Server, tmp_path_factory: pytest.TempPathFactory) -> Runs:
-    """The rate is so high that the model gets better and worse by turns."""
+    """With a learning rate so high that the model alternately improves and gets worse."""
     changes = {
         **options(request.param),
         "model__optimizer": {"class_path": "torch.optim.AdamW", "init_args": {"lr": 1.0, "eps": 1e-6}},
@@ -172,7 +172,7 @@ def runs(request: pytest.FixtureRequest, server: Server, tmp_path_factory: pytes
     return Runs(Scene(server, tmp_path_factory.mktemp(request.param), **changes))
 
 
-def test_every_checkpoint_is_exported(runs: Runs) -> None:
+def test_export_every_exports_each_checkpoint(runs: Runs) -> None:
     folder = runs.scene.run("every") / "hf-steps"
     assert {2, 4, 6, 8, 10, 12} <= set(runs.steps)
     assert sorted(path.name for path in folder.iterdir()) == [f"step-{step:08d}" for step in runs.steps]
@@ -182,7 +182,7 @@ def test_every_checkpoint_is_exported(runs: Runs) -> None:
     assert difference(runs.at(runs.steps[-2]), runs.at(runs.steps[-1]))
 
 
-def test_the_best_model_is_exported(runs: Runs) -> None:
+def test_export_best_exports_the_best_model(runs: Runs) -> None:
     assert sorted(runs.nll) == [3, 6, 9, 12]
     best = min(runs.nll, key=runs.nll.__getitem__)
     assert best not in (min(runs.nll), max(runs.nll)), runs.nll
@@ -192,7 +192,7 @@ def test_the_best_model_is_exported(runs: Runs) -> None:
     assert "lit_probsft" in card
 
 
-def test_nothing_is_exported(runs: Runs) -> None:
+def test_export_none_exports_no_model(runs: Runs) -> None:
     run = runs.scene.run("none")
     assert json.loads((run / "run.json").read_text())["status"] == "completed"
     assert not (run / "hf").exists()
@@ -200,6 +200,6 @@ def test_nothing_is_exported(runs: Runs) -> None:
     assert not difference(weights(run / "checkpoints/last.ckpt"), runs.at(12))
 
 
-def test_the_final_model_is_exported(runs: Runs) -> None:
+def test_export_final_exports_the_last_model(runs: Runs) -> None:
     assert not difference(runs.hf("final"), runs.at(12))
     assert not (runs.scene.run("final") / "hf-steps").exists()

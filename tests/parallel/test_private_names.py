@@ -38,7 +38,7 @@ PRIVATE = {
         ),
     ],
 }
-"""By the module that uses it: where a name is defined, and its parameters."""
+"""By the module that uses it: where each name is defined, and its parameters."""
 
 
 @pytest.mark.parametrize(
@@ -46,7 +46,9 @@ PRIVATE = {
     [(user, *row) for user, rows in PRIVATE.items() for row in rows],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_a_private_name_is_as_expected(user: str, module: str, name: str, parameters: list[str] | None) -> None:
+def test_a_private_name_exists_with_the_expected_parameters(
+    user: str, module: str, name: str, parameters: list[str] | None
+) -> None:
     library = module.partition(".")[0]
     found: Any = importlib.import_module(module)
     for part in name.split("."):
@@ -57,7 +59,7 @@ def test_a_private_name_is_as_expected(user: str, module: str, name: str, parame
         assert now == parameters, f"{library} changed {module}.{name} to {now}; adapt lit_probsft/{user}"
 
 
-def test_attributes_that_are_set_or_read_exist() -> None:
+def test_attributes_that_are_set_or_read_still_exist() -> None:
     from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
     from transformers.distributed.sharding_utils import DtensorShardOperation
 
@@ -67,7 +69,7 @@ def test_attributes_that_are_set_or_read_exist() -> None:
     assert "self._axis0_size =" in source, "transformers: see pad_with_zero_rows in parallel/transformers_loading.py"
 
 
-def test_transformers_distributes_an_empty_model_through_the_method_that_we_replace() -> None:
+def test_transformers_distributes_an_empty_model_through_the_replaced_method() -> None:
     from transformers import PreTrainedModel
 
     source = inspect.getsource(PreTrainedModel.from_pretrained)

@@ -1,4 +1,4 @@
-"""Unsupported settings are refused in one message that names the argument, before any work is lost."""
+"""Unsupported settings are refused early, in one message that names the argument."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def test_keep_last_is_at_least_one(value: int) -> None:
 
 
 @pytest.mark.parametrize("value", ["", "Best", "last", "all", True])
-def test_export_is_one_of_four_words(value: Any) -> None:
+def test_export_is_every_best_final_or_none(value: Any) -> None:
     refused(
         lambda: CheckpointOptions(export=value),
         f"checkpoints.export: expected final, best, every or none, got {value!r}",
@@ -72,11 +72,11 @@ def test_export_is_one_of_four_words(value: Any) -> None:
 
 @pytest.mark.parametrize("value", [0, 4, -1, "2"])
 def test_the_zero_stage_is_1_2_or_3(value: Any) -> None:
-    """Whether DeepSpeed is installed or not."""
+    """With or without DeepSpeed installed."""
     refused(lambda: DeepSpeed(stage=value), f"trainer.strategy.stage: expected 1, 2 or 3, got {value}")
 
 
-def test_the_error_says_how_to_install_deepspeed(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_without_deepspeed_the_error_says_how_to_install_it(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "deepspeed", None)
     refused(DeepSpeed, r'trainer.strategy: DeepSpeed is not installed \(pip install "lit_probsft\[deepspeed\]"\)')
 
@@ -145,7 +145,7 @@ def test_a_pattern_cannot_select_the_output_layer(model: str) -> None:
 
 @pytest.fixture
 def mesh() -> Iterator[Any]:
-    """A mesh of this process alone."""
+    """A device mesh of this process only."""
     from torch.distributed.device_mesh import init_device_mesh
 
     torch.distributed.init_process_group("gloo", store=torch.distributed.HashStore(), rank=0, world_size=1)
@@ -170,7 +170,7 @@ def test_fsdp2_refuses_adapters_outside_the_decoder_layers(mesh: Any, targets: l
 
 
 def strategy(name: str, **options: Any) -> Namespace:
-    """A strategy in a configuration."""
+    """A strategy as the configuration names it."""
     return Namespace(class_path=f"lightning.pytorch.strategies.{name}", init_args=Namespace(**options))
 
 
@@ -203,13 +203,13 @@ def test_an_unsupported_strategy_in_a_configuration_is_refused(name: str) -> Non
 @pytest.mark.parametrize(
     ("chosen", "stage"), [(f"deepspeed_stage_{stage}", stage) for stage in (1, 2, 3)] + [("deepspeed", 2)]
 )
-def test_lightnings_names_of_deepspeed_select_our_class(chosen: str, stage: int) -> None:
+def test_lightnings_names_for_deepspeed_select_our_class(chosen: str, stage: int) -> None:
     ours = resolve_strategy(chosen)
     assert ours.class_path == "lit_probsft.parallel.strategies.DeepSpeed"
     assert ours.init_args.stage == stage
 
 
-def test_our_classes_replace_lightnings() -> None:
+def test_our_classes_replace_those_of_lightning() -> None:
     for size in ("auto", 1):
         ours = resolve_strategy(
             strategy("ModelParallelStrategy", tensor_parallel_size=size, data_parallel_size=4, timeout=None)
@@ -314,7 +314,8 @@ def folder(path: Path, kind: str, world_size: int = 1) -> Path:
 
 def test_a_run_without_checkpoints_cannot_be_resumed(tmp_path: Path) -> None:
     refused(
-        lambda: where_to_continue(tmp_path), f"--resume: expected an intact checkpoint in {tmp_path}: there is none"
+        lambda: where_to_continue(tmp_path),
+        f"--resume: expected an intact checkpoint in {tmp_path}: it has no checkpoints",
     )
 
 
@@ -380,7 +381,7 @@ def test_fsdp2_refuses_the_file_of_another_model(
     )
 
 
-# --- and through the command line
+# --- through the command line
 
 
 @pytest.mark.parametrize(

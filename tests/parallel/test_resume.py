@@ -1,5 +1,5 @@
-"""A run that is interrupted and goes on ends as one that is not: to the bit on as many processes as before, to rounding
-on others. What cannot go on is refused."""
+"""A resumed run ends the same as an uninterrupted one: bit for bit on the same number of processes, up to rounding on
+another number. A checkpoint that cannot be resumed is refused."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ import torch
 from lit_probsft.parallel.processes import STOPPED
 from lit_probsft.storage.checkpoint_files import steps
 from tests import tiny
-from tests.crash.scene import Scene, difference, documents, exported, losses, metrics
+from tests.crash.scene import Scene, difference, documents, exported, metrics, restarts
 from tests.crash.server import Run, Server
 from tests.parallel.reading import DEEPSPEED, content
 
@@ -27,7 +27,7 @@ pytestmark = pytest.mark.slow
 WINDOWS = 3
 """Optimizer steps in an epoch, of eight documents each."""
 WRITES = "before replace checkpoints/.step-N.ckpt.partial"
-"""The point of a run at which a checkpoint is about to get its name."""
+"""The point at which a checkpoint is complete but does not have its final name yet."""
 
 
 def two(strategy: str) -> dict[str, Any]:
@@ -40,10 +40,10 @@ STREAM = {
     "trainer__max_epochs": None,
     "trainer__max_steps": 2 * WINDOWS,
 }
-"""Blocks end after every other step, the rows after three; packed, a block has more or fewer steps."""
+"""A block of the stream has two steps and the rows have three; with packing, blocks vary in length."""
 
 ADAPTERS = {"model__lora": {"r": 4, "dora": True, "dropout": 0.1, "modules_to_save": ["embed_tokens"]}}
-"""Whose checkpoints hold no base."""
+"""The checkpoints of adapters leave out the base model."""
 
 SETUPS: dict[str, dict[str, Any]] = {
     "one": {},
@@ -68,17 +68,17 @@ SETUPS: dict[str, dict[str, Any]] = {
     "stream, ddp": {**two("ddp"), **STREAM},
     **{f"zero{stage}": two(f"deepspeed_stage_{stage}") for stage in (1, 2, 3)},
 }
-"""How a run is trained. With dropout and two micro-batches to a step, as all of `Scene`."""
+"""Settings of runs, all with the dropout and the two micro-batches per step of `Scene`."""
 RESTARTS: dict[str, list[int]] = {
-    # After each step: in the midst of an epoch, at its end, and once without having come any further.
+    # After each step, within and at the end of an epoch; once without progress since the last restart.
     "one": [1, 2, 2, 3, 4, 5],
     "one, workers": [2],
     "stream": [1, 2, 2, 3, 5],
     "one, saved after epochs": [3, 9],
 }
-"""The steps that have been done when the run goes on; for others see below."""
-END_AND_MIDST = [WINDOWS, 5]
-"""Of an epoch. The second interruption shows what the first has done to the counters."""
+"""The steps completed at each restart; END_AND_MIDDLE for all other setups."""
+END_AND_MIDDLE = [WINDOWS, 5]
+"""Restarts at the end and in the middle of an epoch; the second shows whether the first restored the counters."""
 
 
 def named(setups: dict[str, Any]) -> list[Any]:
@@ -86,7 +86,7 @@ def named(setups: dict[str, Any]) -> list[Any]:
 
 
 class Whole(Scene):
-    """A scene with a run that nothing happened to, and a look into checkpoints of all kinds."""
+    """A scene with an uninterrupted run, which also compares checkpoints of all kinds."""
 
     def __init__(self, server: Server, folder: Path, **changes: Any) -> None:
         settings = {"trainer__max_epochs": 2, "checkpoints__save_every": 1}
@@ -112,25 +112,25 @@ class Whole(Scene):
         }
 
     def copy(self, name: str) -> None:
-        """The whole run under another name."""
+        """Copy the uninterrupted run to another name."""
         shutil.rmtree(self.run(name), ignore_errors=True)
         shutil.copytree(self.run("whole"), self.run(name), symlinks=True)
 
     def refused(self, name: str, *flags: str) -> Run:
-        """It does not go on, says why in one message, and leaves everything as it is."""
+        """Check that resuming fails with one error message and changes no file."""
         before = self.snapshot(name)
         run = self.fit(name, "--resume", *flags, status=2)
-        said = [line for line in run.said.splitlines() if "error" in line]
-        assert len(said) == 1, run.said
-        assert said[0].startswith("lit_probsft: error: --resume: expected "), run.said
-        assert "Traceback" not in run.said
+        errors = [line for line in run.output.splitlines() if "error" in line]
+        assert len(errors) == 1, run.output
+        assert errors[0].startswith("lit_probsft: error: --resume: expected "), run.output
+        assert "Traceback" not in run.output
         assert self.snapshot(name) == before
         return run
 
 
 @pytest.fixture(scope="module")
 def scenes(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Whole]:
-    """By name of a setup."""
+    """A scene for each setup, made on first use."""
     made: dict[str, Whole] = {}
 
     def scene(setup: str) -> Whole:
@@ -145,23 +145,21 @@ def scenes(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Callable
 
 
 @pytest.mark.parametrize("setup", named(SETUPS))
-def test_a_run_that_dies_and_goes_on_ends_with_the_bits_of_one_that_does_not(
-    scenes: Callable[[str], Whole], setup: str
-) -> None:
-    """It dies while the checkpoint after the one that it is to go on from is written."""
+def test_a_killed_run_resumes_bit_for_bit(scenes: Callable[[str], Whole], setup: str) -> None:
+    """The run dies while it writes the checkpoint after the one that it will resume from."""
     scene, done, flags = scenes(setup), 0, ["--overwrite"]
     every = WINDOWS if "epochs" in setup else 1
-    for restart in RESTARTS.get(setup, END_AND_MIDST):
+    for restart in RESTARTS.get(setup, END_AND_MIDDLE):
         scene.fit("run", *flags, status=-9, die_at=(WRITES, (restart - done) // every + 1))
         assert steps(scene.checkpoints("run"))[-1][0] == restart
         done, flags = restart, ["--resume"]
     run = scene.fit("run", "--resume")
-    assert "damaged" not in run.said
+    assert "damaged" not in run.output
     scene.assert_end("run", "whole")
     for rank in range(scene.ranks):
         diary = scene.diary("run", rank)
         assert documents(diary) == documents(scene.diary("whole", rank))
-        assert [found for _, found in losses(diary)] == RESTARTS.get(setup, END_AND_MIDST)
+        assert [found for _, found in restarts(diary)] == RESTARTS.get(setup, END_AND_MIDDLE)
         assert len(documents(diary)) == 2 * WINDOWS * (4 if "epochs" in setup else 2)
 
 
@@ -169,7 +167,7 @@ FURTHER = {
     **dict.fromkeys(("one", "ddp", "fsdp2", "zero3"), ("--trainer.max_epochs=1", "--trainer.max_steps=4")),
     "one, not validated": ("--trainer.max_steps=4", "--trainer.max_steps=5"),
 }
-"""To the end of an epoch and into the next one, or from its midst to its midst; from there to the end."""
+"""Up to which step the first two legs train: to and past the end of an epoch, or to two steps within one."""
 
 
 @pytest.mark.parametrize(
@@ -179,17 +177,17 @@ FURTHER = {
         *((setup, 1) for setup in FURTHER if setup.startswith("one")),
     ],
 )
-def test_a_run_that_was_complete_and_is_trained_further_is_one_run(
+def test_a_completed_run_trained_further_equals_one_run(
     server: Server, tmp_path: Path, setup: str, every: int | None
 ) -> None:
-    """Not a row of what was logged is missing."""
+    """No row of metrics.csv is missing."""
     changes = {"checkpoints__save_every": every, "checkpoints__keep_last": 1}
     scene = Whole(server, tmp_path, **SETUPS[setup], **changes, model__schedule={"decay": "constant", "warmup": 2.0})
     scene.fit("run", FURTHER[setup][0])
     scene.fit("run", FURTHER[setup][1], "--resume")
     scene.fit("run", "--resume")
-    restarts = [found for _, found in losses(scene.diary("run"))]
-    assert restarts == ([4, 5] if "not validated" in setup else [3, 4])
+    starts = [found for _, found in restarts(scene.diary("run"))]
+    assert starts == ([4, 5] if "not validated" in setup else [3, 4])
     scene.assert_end("run", "whole")
     assert metrics(scene.run("run") / "metrics.csv") == metrics(scene.run("whole") / "metrics.csv")
     for rank in range(scene.ranks):
@@ -199,8 +197,8 @@ def test_a_run_that_was_complete_and_is_trained_further_is_one_run(
 # --- another number of processes, or other micro-batches
 
 
-def cut(batch_size: int, accumulate: int, *, devices: int = 1, strategy: str = "auto") -> list[str]:
-    """Flags for eight documents per step in micro-batches, over devices."""
+def layout(batch_size: int, accumulate: int, *, devices: int = 1, strategy: str = "auto") -> list[str]:
+    """Flags that divide eight documents per step into micro-batches and over devices."""
     assert batch_size * accumulate * devices == 8
     given = {
         "data.batch_size": batch_size,
@@ -212,22 +210,22 @@ def cut(batch_size: int, accumulate: int, *, devices: int = 1, strategy: str = "
 
 
 LEGS: dict[str, list[list[str]]] = {
-    "other micro-batches": [cut(8, 1), cut(1, 8), cut(4, 2)],
-    "one, ddp, one": [cut(8, 1), cut(1, 4, devices=2, strategy="ddp"), cut(4, 2)],
-    "ddp, fsdp2": [cut(4, 1, devices=2, strategy="ddp"), cut(2, 2, devices=2, strategy="fsdp2")],
-    "one, fsdp2": [cut(4, 2), cut(2, 2, devices=2, strategy="fsdp2")],
+    "other micro-batches": [layout(8, 1), layout(1, 8), layout(4, 2)],
+    "one, ddp, one": [layout(8, 1), layout(1, 4, devices=2, strategy="ddp"), layout(4, 2)],
+    "ddp, fsdp2": [layout(4, 1, devices=2, strategy="ddp"), layout(2, 2, devices=2, strategy="fsdp2")],
+    "one, fsdp2": [layout(4, 2), layout(2, 2, devices=2, strategy="fsdp2")],
     "fsdp2, fsdp2 on one, fsdp2": [
-        cut(4, 1, devices=2, strategy="fsdp2"),
-        cut(8, 1, strategy="fsdp2"),
-        cut(2, 2, devices=2, strategy="fsdp2"),
+        layout(4, 1, devices=2, strategy="fsdp2"),
+        layout(8, 1, strategy="fsdp2"),
+        layout(2, 2, devices=2, strategy="fsdp2"),
     ],
 }
-"""What a run is continued as; all of them end with two micro-batches per step, as the whole run has them."""
+"""The layouts in which a run continues; the last has two micro-batches per step, like the uninterrupted run."""
 
 
 @pytest.fixture(scope="module")
 def plain(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Whole:
-    """Without dropout, whose masks follow the cut; Adam's update of next to nothing is next to nothing."""
+    """Without dropout, whose masks depend on the layout. With this eps, Adam does not amplify tiny gradients."""
     adam = {"class_path": "torch.optim.AdamW", "init_args": {"lr": 1e-2, "eps": 1e-6}}
     model = {"class_path": "RandomCausalLM", "init_args": {"config": tiny.LLAMA}}
     return Whole(server, tmp_path_factory.mktemp("plain"), model__model=model, model__optimizer=adam)
@@ -253,12 +251,12 @@ def logged(scene: Scene, name: str) -> dict[str, dict[str, float]]:
 
 
 @pytest.mark.parametrize("name", LEGS)
-def test_a_run_goes_on_with_the_same_documents_and_ends_with_the_same_weights(plain: Whole, name: str) -> None:
-    stops = [2, WINDOWS] if len(LEGS[name]) == 3 else [4]  # in the midst of an epoch, and at its end
+def test_in_another_layout_a_run_resumes_with_the_same_documents_to_the_same_weights(plain: Whole, name: str) -> None:
+    stops = [2, WINDOWS] if len(LEGS[name]) == 3 else [4]  # within an epoch, and at its end
     run = name.replace(", ", "-").replace(" ", "-")
     for index, (flags, stop) in enumerate(zip(LEGS[name], stops, strict=False)):
-        told = ["--trainer.callbacks+=tests.parallel.callbacks.Stops", f"--trainer.callbacks.step={stop}"]
-        plain.fit(run, *flags, *told, *["--resume"] * (index > 0), status=STOPPED)
+        stop_flags = ["--trainer.callbacks+=tests.parallel.callbacks.Stops", f"--trainer.callbacks.step={stop}"]
+        plain.fit(run, *flags, *stop_flags, *["--resume"] * (index > 0), status=STOPPED)
     plain.fit(run, *LEGS[name][-1], "--resume")
 
     whole = per_step(plain, "whole")
@@ -272,14 +270,14 @@ def test_a_run_goes_on_with_the_same_documents_and_ends_with_the_same_weights(pl
     for part in ("loops", "global_step", "epoch", "lr_schedulers"):
         assert not difference(ours["checkpoints"][last][part], expected["checkpoints"][last][part], part)
     rows, expected_rows = logged(plain, run), logged(plain, "whole")
-    # What a step logs comes after its checkpoint, with which a run that is told to stop ends.
+    # A stopped run ends with a checkpoint, before the metrics of that step are logged.
     assert rows.keys() == expected_rows.keys() - {str(stop - 1) for stop in stops if stop % WINDOWS}
     for step, row in rows.items():
         assert row == pytest.approx(expected_rows[step], rel=1e-4), step
 
 
-def test_the_weights_of_the_whole_run_have_moved_and_depend_on_the_order(plain: Whole) -> None:
-    """Or the comparisons would say nothing."""
+def test_the_weights_change_in_training_and_depend_on_the_order_of_rows(plain: Whole) -> None:
+    """Otherwise the comparisons above would prove nothing."""
     start = tiny.model()
     whole = plain.end("whole")["exported"]
     moved = [float((whole[name] - value).abs().max()) for name, value in start.state_dict().items()]
@@ -290,7 +288,7 @@ def test_the_weights_of_the_whole_run_have_moved_and_depend_on_the_order(plain: 
     assert max(float((whole[name] - value).abs().max()) for name, value in other.items()) > 1e-3
 
 
-# --- what cannot go on
+# --- what cannot be resumed
 
 
 ON_ONE = ("--trainer.devices", "1", "--data.batch_size", "4")
@@ -310,25 +308,25 @@ AS_FILE = ("--trainer.strategy", "auto", *ON_ONE)
         pytest.param("zero3", AS_FILE, ["a single file", "a folder that deepspeed wrote"], marks=DEEPSPEED),
     ],
 )
-def test_a_checkpoint_that_cannot_be_read_this_way_is_refused(
+def test_a_checkpoint_that_the_strategy_cannot_read_is_refused(
     scenes: Callable[[str], Whole], setup: str, flags: tuple[str, ...], words: list[str]
 ) -> None:
     scene = scenes(setup)
     scene.copy("other")
     run = scene.refused("other", *flags)
-    assert all(word in run.said for word in words), run.said
+    assert all(word in run.output for word in words), run.output
 
 
 WINDOW = "the plan's window_size as in the checkpoint, 8, got "
 
 
 @pytest.mark.parametrize("setup", named({name: SETUPS[name] for name in ("one", "ddp", "fsdp2", "zero2", "zero3")}))
-def test_other_documents_per_step_are_refused(scenes: Callable[[str], Whole], setup: str) -> None:
+def test_another_number_of_documents_per_step_is_refused(scenes: Callable[[str], Whole], setup: str) -> None:
     scene = scenes(setup)
     scene.copy("other")
-    assert f"{WINDOW}4;" in scene.refused("other", "--trainer.accumulate_grad_batches", "1").said
+    assert f"{WINDOW}4;" in scene.refused("other", "--trainer.accumulate_grad_batches", "1").output
     if setup in ("ddp", "fsdp2"):
-        assert f"{WINDOW}4;" in scene.refused("other", "--trainer.devices", "1").said
+        assert f"{WINDOW}4;" in scene.refused("other", "--trainer.devices", "1").output
 
 
 @pytest.mark.parametrize(
@@ -341,7 +339,7 @@ def test_other_documents_per_step_are_refused(scenes: Callable[[str], Whole], se
         pytest.param("zero2", "a word", marks=DEEPSPEED),
     ],
 )
-def test_changed_data_are_refused(scenes: Callable[[str], Whole], setup: str, change: str) -> None:
+def test_changed_data_is_refused(scenes: Callable[[str], Whole], setup: str, change: str) -> None:
     scene = scenes(setup)
     scene.copy("other")
     path = scene.folder / "train.jsonl"
@@ -352,6 +350,6 @@ def test_changed_data_are_refused(scenes: Callable[[str], Whole], setup: str, ch
     path.write_text("".join(changed[change]))
     try:
         assert path.read_text() != text
-        assert "the data's fingerprint as in the checkpoint" in scene.refused("other").said
+        assert "the data's fingerprint as in the checkpoint" in scene.refused("other").output
     finally:
         path.write_text(text)

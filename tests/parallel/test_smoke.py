@@ -21,7 +21,7 @@ from tests.crash.server import Server
 PLAIN = {
     "class_path": "RandomCausalLM",
     "init_args": {"config": tiny.LLAMA},
-}  # no dropout: other ranks would draw other masks
+}  # no dropout, because other ranks would draw other masks
 SGD = {"class_path": "torch.optim.SGD", "init_args": {"lr": 0.1}}
 
 
@@ -55,7 +55,7 @@ def test_two_processes_train_the_same_as_one(single: Scene, strategy: str, kind:
     if strategy.endswith(".yaml"):
         flags = ["--config", str(Path(__file__).parents[2] / strategy)]
     run = single.fit(name, *flags, "--trainer.devices=2")
-    assert "Warning:" not in run.said, run.said
+    assert "Warning:" not in run.output, run.output
     ours, expected = exported(single.run(name) / "hf"), exported(single.run("single") / "hf")
     for weight, value in expected.items():
         torch.testing.assert_close(ours[weight], value, rtol=1e-5, atol=1e-5, msg=lambda m, w=weight: f"{w}: {m}")
@@ -88,4 +88,4 @@ def test_a_model_that_lacks_weights_is_refused_under_sharding(single: Scene, tmp
     flags = ["--trainer.strategy", strategy, "--trainer.devices=2", "--model.model", str(tmp_path)]
     run = single.fit(f"lacks-{strategy}", *flags, status=2)
     weight = "model.layers.0.self_attn.q_proj.weight"
-    assert f"expected all weights of the model, but {str(tmp_path)!r} lacks {weight}" in run.said
+    assert f"expected all weights of the model, but {str(tmp_path)!r} lacks {weight}" in run.output

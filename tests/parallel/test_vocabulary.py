@@ -1,4 +1,4 @@
-"""New tokens in a sharded model: the same rows as in a single process, and no rank holds the whole model."""
+"""Added tokens get the same embedding rows in a sharded model as in one process; no rank holds the whole model."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from tests.parallel.worker import Fit, Load, digest, do_jobs
 
 pytestmark = pytest.mark.slow
 
-NEW = ["+ 1", "="]  # the first occurs in the rows, the second is known already
+NEW = ["+ 1", "="]  # the first occurs in the rows, the second is in the vocabulary already
 PHI = {k: v for k, v in tiny.LLAMA.items() if k != "num_key_value_heads"}
 CONFIGS: dict[str, dict[str, Any]] = {
     "untied": LLAMA,
@@ -29,7 +29,7 @@ STRATEGIES = ("fsdp2", "zero3")
 
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
-    """The folder of each model, in bf16, so that loading in fp32 needs memory of its own."""
+    """The folder of each model in bf16, so that loading in fp32 allocates memory."""
     folder, found = tmp_path_factory.mktemp("models"), {}
     for name, config in CONFIGS.items():
         model = RandomCausalLM(config, seed=5).load(ByteTokenizer().load(list), torch.bfloat16)
@@ -42,7 +42,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> dict[str, str]:
 
 @pytest.fixture(scope="module", params=STRATEGIES)
 def seen(request: pytest.FixtureRequest, models: dict[str, str], tmp_path_factory: pytest.TempPathFactory) -> Any:
-    """The results of two ranks by name, and those of a single process."""
+    """The results of two ranks and those of a single process, by name."""
     strategy = request.param
     if strategy.startswith("zero"):
         pytest.importorskip("deepspeed")

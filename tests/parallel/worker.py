@@ -149,7 +149,7 @@ class Fit:
 
 
 class Watched(ProbSFTModule):
-    """Remembers the metrics of each step; the loss may be infinite at one step, on the last rank only."""
+    """Keeps the metrics of each step; can make the loss infinite at one step, on the last rank only."""
 
     broken: int | None = None
 
@@ -170,7 +170,7 @@ class Watched(ProbSFTModule):
             self._start = [p.detach().clone() for p in self.model.parameters()]
 
     def on_train_end(self) -> None:
-        """Measure the largest change of a weight in a single process, which the other runs are compared with."""
+        """Measure the largest change of a weight, in a single process, with which other runs are compared."""
         pairs = zip(self._start, self.model.parameters(), strict=False)
         self.moved = max((float((new.detach() - old).abs().max()) for old, new in pairs), default=0.0)
 
@@ -262,7 +262,7 @@ def whole_weights(model: Any) -> dict[str, torch.Tensor]:
     from torch.distributed.fsdp import FSDPModule
 
     if isinstance(model, FSDPModule):
-        # With cpu_offload it would be empty on other ranks than the first.
+        # With cpu_offload only the first rank would get the weights.
         return dict(get_model_state_dict(model, options=StateDictOptions(full_state_dict=True)))
     parts = [p for p in model.parameters() if is_partitioned(p)]
     if parts:
@@ -296,7 +296,9 @@ def main(jobs: Path, out: Path) -> None:
     rank = os.environ["RANK"]
     for name, job in json.loads(jobs.read_text()).items():
         if rank == "0":
-            print(name, file=sys.stderr, flush=True)  # if the launch fails, the last name is the job to blame
+            print(
+                name, file=sys.stderr, flush=True
+            )  # if the launch fails, the last name printed is the job that failed
         strategy, kind = job.pop("strategy"), {"Fit": Fit, "Load": Load}[job.pop("kind")]
         torch.save(kind(**job).run(strategy), out / f"{name}.{rank}.pt")
     torch.distributed.destroy_process_group()

@@ -168,7 +168,7 @@ def test_all_ranks_stop_at_the_same_validation(server: Any, tmp_path: Path) -> N
     two = ["--trainer.devices=2", "--trainer.strategy=ddp", "--data.batch_size=4"]
     for name, more in (("one", []), ("two", two)):
         run = server.run("fit", "--config", path, "--name", name, *flags, *more, cwd=tmp_path)
-        assert run.status == 0, run.said[-4000:]
+        assert run.status == 0, run.output[-4000:]
     steps = record_of("one")["counts"]["optimizer_steps"]
     assert steps < 36
     assert record_of("two")["counts"]["optimizer_steps"] == steps

@@ -161,7 +161,7 @@ def _check_choices(trainer: Namespace) -> None:
 
 
 def _check_choice(flag: str, value: Any, choices: list[str]) -> None:
-    """Refuse a text that is none of the choices."""
+    """Refuse a text that is not one of the choices."""
     if isinstance(value, str) and value not in choices:
         hint = near_matches(value, choices)
         raise UserError(
@@ -181,7 +181,7 @@ def read_checkpoint(path: Path, argument: str, weights_only: bool | None) -> dic
         UserError: the file does not exist or is not an intact checkpoint.
     """
     if not path.exists():
-        raise UserError(argument, f"expected a checkpoint, there is none at {path}")
+        raise UserError(argument, f"no such checkpoint: {path}")
     if path.is_dir() or weights_only is False:
         return {}
     try:

@@ -84,7 +84,7 @@ class Diagnosis:
     def _check_file(self, name: str) -> None:
         path = Path(name).expanduser()
         if not path.exists():
-            raise UserError("--config", f"expected a file, there is none at {path.absolute()}")
+            raise UserError("--config", f"no such file: {path.absolute()}")
         content = read_yaml(path, name, "--config")
         self._check_mapping("", content.get(self._command, content), path.parent)
 
@@ -214,7 +214,7 @@ class Diagnosis:
         return option.hint
 
     def _owner(self, place: str, option: Option) -> Any:
-        """The class whose options stand below `place`, the text that stands for it, or None if it is not known."""
+        """The class that the options below `place` belong to, the text given in its place, or None if unknown."""
         if place in self._classes:
             return self._classes[place]
         families = class_families(option.hint)
@@ -267,7 +267,7 @@ def _read_value(place: str, value: Any, typed: bool, folder: Path, *, is_part: b
     if is_part and isinstance(value, str) and value.endswith((".yaml", ".yml")):
         path = folder / Path(value).expanduser()
         if not path.exists():
-            raise UserError(place, f"there is no file {path}")
+            raise UserError(place, f"no such file: {path}")
         content = read_yaml(path, str(path), place)
         if not isinstance(content, Mapping):
             raise UserError(place, f"expected a mapping in {path}, got {_shown(content)}")

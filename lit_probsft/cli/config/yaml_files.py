@@ -87,7 +87,7 @@ def _check_config(name: str, known: Sequence[str]) -> None:
 
 
 def _read_parts(value: Any, place: str, folder: Path, depth: int = 0) -> None:
-    """Read the files that the value of an option names, and those that they name."""
+    """Read the files that an option's value names, and recursively the files named in them."""
     if isinstance(value, str) and value.endswith((".yaml", ".yml")) and depth < 8:
         path = folder / Path(value).expanduser()
         if path.exists():

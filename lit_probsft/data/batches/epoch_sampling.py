@@ -15,7 +15,7 @@ from lit_probsft.errors import errors_within
 
 
 class EpochSampler:
-    """Fills a fixed number of slots with documents, in every epoch anew.
+    """Assigns documents to a fixed number of slots, again in every epoch.
 
     Every source has a quota: the number of its documents that an epoch shows. An epoch has one slot for each.
 

@@ -27,9 +27,9 @@ WORKERS: dict[str, Any] = {"multiprocessing_context": "forkserver", "worker_init
 class PlanLoader:
     """This rank's micro-batches of a plan, as dicts of tensors (see `collate`). Each iteration is one epoch.
 
-    The state is the epoch and the number of micro-batches that the trainer has received in it, not those that workers
-    have fetched ahead. It is the same on every rank. After `load_state_dict` the loader continues there, or with the
-    next epoch if the state is the end of an epoch. `set_epoch`, which Lightning calls before each epoch, resets the
+    The state is the epoch and the number of micro-batches that the trainer has received in it, without the ones that
+    workers have prefetched. It is the same on every rank. After `load_state_dict` the loader continues there, or with
+    the next epoch if the state is the end of an epoch. `set_epoch`, which Lightning calls before each epoch, resets the
     position if the epoch is another one.
 
     Args:

@@ -62,8 +62,8 @@ class Plan:
     A window is one optimizer step: G = batch_size * accumulate * world_size documents. An epoch visits every document
     once. The content of a window depends on G, not on its factors. Documents of similar length share a window: the
     epoch's permutation is cut into pools of `pool` windows, each pool is sorted by length and cut into windows, and the
-    windows are shuffled. The incomplete window, a random remainder, comes last. It is spread over its micro-batches,
-    some of which may be empty; they still run, so that every rank takes part in every step.
+    windows are shuffled. The incomplete window, a random remainder, comes last. It is spread over its micro-batches.
+    Some of them may be empty; they still run, so that every rank takes part in every step.
 
     Args:
         lengths: (n,) tokens of each document.

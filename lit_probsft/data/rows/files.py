@@ -99,7 +99,7 @@ def read_files(paths: list[Path], split: str | None) -> RowSequence:
 
 
 def refuse_broken(rows: RowSequence) -> Sequence[Mapping[str, Any]]:
-    """Return `rows`, none of which is broken.
+    """Return `rows` if no row is broken.
 
     Raises:
         UserError: the error of the first `BrokenRow`.

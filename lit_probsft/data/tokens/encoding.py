@@ -19,7 +19,7 @@ _Piece = tuple[int, int, bool]
 
 
 def encode_spans(tokenizer: Any, text: str, spans: Sequence[Span]) -> tuple[list[int], list[int]]:
-    """Tokenize a text of which `spans` are supervised.
+    """Tokenize a text with supervised `spans`.
 
     Args:
         tokenizer: a fast tokenizer.

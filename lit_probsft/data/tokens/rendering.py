@@ -45,7 +45,7 @@ def check_template(tokenizer: Any, chat_template: str | None) -> None:
     """Refuse a template that cannot render any row.
 
     Raises:
-        UserError: there is none, or it is not valid Jinja.
+        UserError: there is no template, or it is not valid Jinja.
     """
     import jinja2
     from transformers.utils.chat_template_utils import render_jinja_template

@@ -68,8 +68,8 @@ class PretrainedTokenizer(TokenizerSource):
         name_or_path: hub id or folder.
         revision: branch, tag or commit on the hub.
         trust_remote_code: execute the repository's own code.
-        pad_token: an existing token to pad with, instead of the tokenizer's own. `checked_tokenizer` chooses one where
-            there is none. No token is added, because the model would have no embedding for it.
+        pad_token: an existing token to pad with, instead of the tokenizer's own. If the tokenizer has none,
+            `checked_tokenizer` chooses one. No token is added, because the model would have no embedding for it.
     """
 
     name_or_path: str
@@ -94,7 +94,7 @@ def read_tokenizer(name_or_path: str, revision: str | None = None, trust_remote_
     Arguments as `PretrainedTokenizer`.
 
     Raises:
-        UserError: there is none, or it needs code that is not trusted.
+        UserError: there is no tokenizer, or it needs code that is not trusted.
     """
     from transformers import AutoTokenizer
 

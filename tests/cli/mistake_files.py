@@ -1,4 +1,4 @@
-"""Folders for mistakes: with a run that is about to start, or with a damaged one."""
+"""Prepares the folder of a mistake: configuration, rows, and a completed run or model with something wrong."""
 
 from __future__ import annotations
 
@@ -32,8 +32,8 @@ trainer: {max_epochs: 1, accelerator: cpu, enable_progress_bar: false, log_every
 """
 
 
-def furnish(folder: Path, config: tuple[str | None, str | bytes] | None, files: dict[str, str | bytes]) -> None:
-    """Write the rows, c.yaml with the replacement of `config`, and `files`."""
+def write_files(folder: Path, config: tuple[str | None, str | bytes] | None, files: dict[str, str | bytes]) -> None:
+    """Write the rows, `files`, and c.yaml with the replacement that `config` gives."""
     tiny.write_rows(folder / "train.jsonl", 24)
     tiny.write_rows(folder / "validation.jsonl", 6, seed=1)
     text: str | bytes = CONFIG
@@ -47,28 +47,28 @@ def furnish(folder: Path, config: tuple[str | None, str | bytes] | None, files: 
         path.write_bytes(content.encode() if isinstance(content, str) else content)
 
 
-def run_is_a_file(folder: Path, trained: Path) -> None:
+def file_with_the_name_of_the_run(folder: Path, trained: Path) -> None:
     (folder / "runs").mkdir()
     (folder / "runs" / "c").write_text("mine")
 
 
-def a_run(folder: Path, trained: Path) -> None:
+def completed_run(folder: Path, trained: Path) -> None:
     shutil.copytree(trained, folder / "runs")
 
 
-def damaged(folder: Path, trained: Path) -> None:
-    a_run(folder, trained)
+def damaged_checkpoints(folder: Path, trained: Path) -> None:
+    completed_run(folder, trained)
     for path in (folder / "runs" / "c" / "checkpoints").glob("*.ckpt"):
         path.write_bytes(path.read_bytes()[:3000])
 
 
 def no_checkpoints(folder: Path, trained: Path) -> None:
-    a_run(folder, trained)
+    completed_run(folder, trained)
     shutil.rmtree(folder / "runs" / "c" / "checkpoints")
 
 
 def broken_record(folder: Path, trained: Path) -> None:
-    a_run(folder, trained)
+    completed_run(folder, trained)
     (folder / "runs" / "c" / "run.json").write_text("{")
 
 
@@ -85,12 +85,12 @@ def no_safetensors(folder: Path, trained: Path) -> None:
     model(folder, trained).write_bytes(b"x" * 100)
 
 
-def cut(folder: Path, trained: Path) -> None:
+def truncated_weights(folder: Path, trained: Path) -> None:
     weights = model(folder, trained)
     weights.write_bytes(weights.read_bytes()[:-100])
 
 
-def a_hole(folder: Path, trained: Path) -> None:
+def missing_tensor(folder: Path, trained: Path) -> None:
     weights = model(folder, trained)
     tensors = load_file(weights)
     del tensors["model.layers.0.self_attn.q_proj.weight"]
@@ -105,11 +105,11 @@ def broken_config(folder: Path, trained: Path) -> None:
     model(folder, trained).with_name("config.json").write_text("{")
 
 
-def t5(folder: Path, trained: Path) -> None:
+def encoder_decoder(folder: Path, trained: Path) -> None:
     model(folder, trained).with_name("config.json").write_text('{"model_type": "t5"}')
 
 
-def wide(folder: Path, trained: Path) -> None:
+def other_shapes(folder: Path, trained: Path) -> None:
     config = model(folder, trained).with_name("config.json")
     config.write_text(json.dumps({**json.loads(config.read_text()), "hidden_size": 32}))
 
@@ -119,7 +119,7 @@ class _Echo:
         return os.system, ("echo it has run",)
 
 
-def a_pickle(folder: Path, trained: Path) -> None:
+def pickled_weights(folder: Path, trained: Path) -> None:
     weights = model(folder, trained)
     weights.unlink()
     torch.save({"a": _Echo()}, weights.with_name("pytorch_model.bin"))
