@@ -125,6 +125,6 @@ class EarlyStop(EarlyStopping):
 
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.best_score = torch.tensor(state_dict["best"], dtype=torch.float64)
+        self.best_score = torch.tensor(state_dict["best"])  # exact: Lightning logs in the default dtype
         self.best_step, self.wait_count = state_dict["best_step"], state_dict["waited"]
         self._validation_set = state_dict["of"]

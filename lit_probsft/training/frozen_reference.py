@@ -24,12 +24,20 @@ class FrozenReference:
 
     Attributes:
         loaded: the model; None until `load`, and for an objective that needs none.
-        description: `name`, `dtype`, `weights` (a fingerprint) and `commit`, plain data; empty without a model.
     """
 
     def __init__(self) -> None:
         self.loaded: FrozenModel | None = None
-        self.description: dict[str, Any] = {}
+        self._facts: dict[str, Any] = {}
+
+    @property
+    def description(self) -> dict[str, Any]:
+        """`name`, `dtype`, `weights` (a fingerprint) and `commit`, plain data; empty without a model."""
+        if self.loaded is None:
+            return {}
+        # With adapters it is the trained model, which the trainer's precision may cast after it is loaded.
+        dtype = str(self.loaded.model.dtype).removeprefix("torch.")
+        return {"name": self._facts["name"], "dtype": dtype, **self._facts}
 
     def load(self, module: ProbSFTModule, dtype: torch.dtype = torch.float32, sharding: Sharding | None = None) -> None:
         """Load the model once, if the module's objective needs it; before a checkpoint is read.
@@ -62,10 +70,9 @@ class FrozenReference:
             frozen.to(device)
         name = "the model handed in" if source is None else source.name
         name += "" if module.began_with is None else f" with the adapters in {module.began_with}"
-        weights = self.loaded.fingerprint(device)
-        self.description = {"name": name, "dtype": str(frozen.dtype).removeprefix("torch."), "weights": weights}
+        self._facts = {"name": name, "weights": self.loaded.fingerprint(device)}
         if source is not None and source.commit is not None:
-            self.description["commit"] = source.commit
+            self._facts["commit"] = source.commit
 
     @contextlib.contextmanager
     def outputs(self, batch: dict[str, Any], packs: Packs | None) -> Iterator[Outputs | None]:
@@ -81,4 +88,4 @@ class FrozenReference:
 
     def release(self) -> None:
         """Free its memory."""
-        self.loaded, self.description = None, {}
+        self.loaded = None

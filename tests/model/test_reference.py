@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import lightning as L
 import pytest
 import torch
 from torch import Tensor
@@ -204,6 +205,17 @@ def test_the_reference_is_frozen_in_bf16_and_in_no_checkpoint(rows: Path, object
     plain = ProbSFTModule(tiny.model())
     assert content["state_dict"].keys() == plain.state_dict().keys()
     assert module.frozen_reference.loaded is None  # and gone with the fit
+
+
+def test_the_described_dtype_is_that_after_the_trainers_cast(rows: Path) -> None:
+    described = []
+
+    class Describe(L.Callback):
+        def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+            described.append(pl_module.frozen_reference.description["dtype"])  # type: ignore[union-attr]
+
+    fitted(rows, ASFT(), tiny.model(), lora=LoRA(r=2), precision="bf16-true", callbacks=[Describe()], max_epochs=1)
+    assert described == ["bfloat16"]
 
 
 def test_a_resumed_run_equals_the_uninterrupted_run(rows: Path, tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from lit_probsft.errors import UserError
-from lit_probsft.training.early_stopping import StoppingOptions
+from lit_probsft.training.early_stopping import EarlyStop, StoppingOptions
 from tests import tiny
 from tests.cli.test_fit import STOPPER, config, fit, rows_of, slow
 
@@ -158,6 +158,14 @@ def test_options_that_would_never_stop_a_run_are_refused(tmp_path: Path, flags: 
 
 def test_early_stopping_is_off_by_default() -> None:
     assert StoppingOptions().patience is None
+
+
+def test_the_best_score_resumes_in_a_dtype_of_every_device() -> None:
+    """It is compared on the device of the metric, and Apple's GPUs have no double."""
+    stop = EarlyStop()
+    stop.load_state_dict({"best": (best := torch.tensor(0.1)).item(), "best_step": 3, "waited": 1, "of": None})
+    assert stop.best_score.dtype == best.dtype
+    assert stop.best_score == best
 
 
 @pytest.mark.slow
