@@ -17,7 +17,6 @@ from lit_probsft.data.batches.store import Documents
 from lit_probsft.errors import UserError
 from lit_probsft.objectives import Objective
 from lit_probsft.training.callbacks import ProgressBar
-from lit_probsft.training.compatibility import check_fits
 from lit_probsft.training.fitting import ignore_sources
 from lit_probsft.training.metrics import Calibration, ProbHistogram
 from lit_probsft.training.module import ProbSFTModule
@@ -79,11 +78,10 @@ class Probe(ProbSFTModule):
         super().setup(stage)
 
     @override
-    def configure_model(self) -> None:
-        super().configure_model()
-        # A stream's report does not have these.
-        largest, longest = getattr(self.documents, "max_token_id", -1), self.documents.lengths.max(initial=0)
-        check_fits(self.model, int(largest), int(longest))
+    def check_fits(self, largest: int, longest: int) -> None:
+        # Only the measured documents have to fit, and a stream's report does not have theirs.
+        largest = max(largest, int(getattr(self.documents, "max_token_id", -1)))
+        super().check_fits(largest, int(self.documents.lengths.max(initial=0)))
 
     @override
     def val_dataloader(self) -> PlanLoader:

@@ -17,7 +17,7 @@ from lit_probsft.model.packing import check_packing, takes_boundaries
 from lit_probsft.model.vocabulary import check_rows_trained, check_trained, extend_vocabulary
 from lit_probsft.parallel.sharding import Sharding
 from lit_probsft.parallel.strategies import DeepSpeed, check_supported, sharding_of
-from lit_probsft.training.compatibility import check_adapters, check_fits
+from lit_probsft.training.compatibility import check_adapters
 from lit_probsft.training.lightning_internals import trainer_of
 
 if TYPE_CHECKING:
@@ -58,7 +58,7 @@ def load_model(module: ProbSFTModule) -> None:
         stop_generation_at(module.model, end)
     splits: dict[str, Any] = getattr(data, "report", {})
     lengths = [split.get("max_length", 0) for name, split in splits.items() if name != "predict"]
-    check_fits(module.model, getattr(data, "max_token_id", -1), max(lengths, default=0))
+    module.check_fits(getattr(data, "max_token_id", -1), max(lengths, default=0))
 
 
 def with_head(

@@ -141,7 +141,7 @@ class ProbSFTModule(L.LightningModule):
         load_model(self)
 
     def check_fits(self, largest: int, longest: int) -> None:
-        """Check the largest id and the longest document of a stream's block against the model, as they are read."""
+        """Check the largest id and the longest document of the data, or of a stream's block, against the model."""
         check_fits(self.model, largest, longest)
 
     @override

@@ -154,6 +154,15 @@ def test_a_sample_is_drawn_at_random(tmp_path: Path) -> None:
     assert result["objectives"][0]["objective"].startswith("Threshold(base=NLL(), min_prob=0.00")
 
 
+def test_only_measured_rows_have_to_fit_the_model(tmp_path: Path) -> None:
+    path = config(tmp_path, model__model=MODEL)
+    with (tmp_path / "validation.jsonl").open("a") as file:
+        file.write(json.dumps({"question": "1 + 1 =", "answer": "2 " * 300}) + "\n")
+    with pytest.raises(UserError, match="data.max_length: expected documents within the model's 256 positions"):
+        main(["fit", "--config", str(path)])
+    assert ask(path)["rows"] == 24
+
+
 @pytest.mark.slow
 def test_sources_are_measured_separately_and_a_stream_by_its_first_rows(tmp_path: Path) -> None:
     tiny.write_rows(tmp_path / "b.jsonl", 8, seed=5)

@@ -212,7 +212,7 @@ def test_the_described_dtype_is_that_after_the_trainers_cast(rows: Path) -> None
 
     class Describe(L.Callback):
         def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-            described.append(pl_module.frozen_reference.description["dtype"])  # type: ignore[union-attr]
+            described.append(pl_module.frozen_reference.description["dtype"])
 
     fitted(rows, ASFT(), tiny.model(), lora=LoRA(r=2), precision="bf16-true", callbacks=[Describe()], max_epochs=1)
     assert described == ["bfloat16"]
