@@ -219,7 +219,7 @@ class Diagnosis:
                     f"{getattr(owner, '__name__', owner)} is a function, which takes no arguments from a configuration",
                 )
             known = None if owner is None else options_of(owner)
-            if known is None:
+            if owner is None or known is None:
                 return Any
             here = f"{here}.{name}"
             if name not in known:
