@@ -20,6 +20,7 @@ from lit_probsft.cli.config.checks import check_intervals, check_model, check_tr
 from lit_probsft.cli.config.diagnosis import Diagnosis
 from lit_probsft.cli.config.jsonargparse_internals import flags_of, place_and_reason
 from lit_probsft.cli.config.lightning_errors import run_error, trainer_error
+from lit_probsft.cli.config.objective_defaults import named_first
 from lit_probsft.cli.config.parser import Parser, Refusal, import_named_optimizer
 from lit_probsft.cli.config.yaml_files import check_config_files
 from lit_probsft.cli.flags import add_flags, run_folder
@@ -95,7 +96,7 @@ class ProbSFTCLI(OpenCLI):
         except UserError:
             raise
         except Exception as error:  # a class's module may raise anything when it is imported
-            Diagnosis(self.command, flags, switches).check(list(args)[1:])
+            Diagnosis(self.command, flags, switches).check(named_first(list(args)[1:]))
             if isinstance(error, Refusal):
                 raise UserError(*place_and_reason(str(error))) from error
             raise

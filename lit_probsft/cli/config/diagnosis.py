@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import inspect
 import re
+import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, get_args
@@ -82,6 +83,10 @@ class Diagnosis:
         self._check_required()
 
     def _check_file(self, name: str) -> None:
+        written, _ = _read_value("--config", name, True, Path(), is_part=False)
+        if isinstance(written, Mapping):  # the configuration itself, as JSON
+            self._check_mapping("", written.get(self._command, written), Path())
+            return
         path = Path(name).expanduser()
         if not path.exists():
             raise UserError("--config", f"no such file: {path.absolute()}")
@@ -110,7 +115,7 @@ class Diagnosis:
         families = class_families(hint)
         if is_factory(hint):
             self._factories.add(place)
-        read, folder = _read_value(place, value, typed, folder, is_part=bool(families))
+        read, folder = _read_value(place, value, typed, folder, is_part=bool(families), hint=hint)
         if families and isinstance(read, Mapping) and "class_path" in read:
             name, arguments = read["class_path"], read.get("init_args") or {}
             self._check_class(place, name, families)
@@ -123,9 +128,9 @@ class Diagnosis:
             self._check_mapping(place, arguments, folder)
         elif families and isinstance(read, Mapping) and not accepts(read, hint):
             self._check_mapping(place, read, folder)
-        elif accepts(read, hint) or (typed and not isinstance(read, list | dict | None) and accepts(value, hint)):
+        elif accepts(read, hint) or (typed and read is not None and accepts(value, hint)):
             if families and (read is None or isinstance(read, str)):
-                self._classes[place] = read
+                self._classes[place] = _loaded_class(read, families) or read
             self._check_items(place, read, hint, folder)
         elif is_group(hint):
             raise UserError(place, f"expected a mapping, or a YAML file with one, got {_shown(read)}")
@@ -164,6 +169,10 @@ class Diagnosis:
         function = place in self._factories and not is_class and callable(found)
         if not function and not (is_class and issubclass(found, tuple(families))):
             raise UserError(place, f"{name} is not a subclass of {families[0].__name__}")
+        if function and "return" not in getattr(found, "__annotations__", {}):
+            raise UserError(
+                place, f"{name} needs the type hint of what it returns, such as `-> {families[0].__name__}`"
+            )
         if is_class and inspect.isabstract(found):
             lacks = ", ".join(sorted(found.__abstractmethods__))
             raise UserError(place, f"{name} is abstract: it does not define {lacks}")
@@ -204,8 +213,13 @@ class Diagnosis:
             owner = self._owner(here, option)
             if isinstance(owner, str):
                 raise UserError(place, f"expected a class with arguments as {here}, got the text {owner!r}")
+            if owner is not None and not isinstance(owner, type):
+                raise UserError(
+                    here,
+                    f"{getattr(owner, '__name__', owner)} is a function, which takes no arguments from a configuration",
+                )
             known = None if owner is None else options_of(owner)
-            if known is None:
+            if owner is None or known is None:
                 return Any
             here = f"{here}.{name}"
             if name not in known:
@@ -257,7 +271,9 @@ class Diagnosis:
         return sorted(found)
 
 
-def _read_value(place: str, value: Any, typed: bool, folder: Path, *, is_part: bool) -> tuple[Any, Path]:
+def _read_value(
+    place: str, value: Any, typed: bool, folder: Path, *, is_part: bool, hint: Any = None
+) -> tuple[Any, Path]:
     """A flag's text as YAML, and the content of the file that a part names, with the folder of its own parts."""
     if typed and isinstance(value, str):
         try:
@@ -269,10 +285,19 @@ def _read_value(place: str, value: Any, typed: bool, folder: Path, *, is_part: b
         if not path.exists():
             raise UserError(place, f"no such file: {path}")
         content = read_yaml(path, str(path), place)
-        if not isinstance(content, Mapping):
+        if not isinstance(content, Mapping) and not (isinstance(content, list) and accepts(content, hint)):
             raise UserError(place, f"expected a mapping in {path}, got {_shown(content)}")
         return content, path.parent
     return value, folder
+
+
+def _loaded_class(name: str | None, families: list[type]) -> type | None:
+    """The class that the parser takes for a text such as `Rows`; None for any other text."""
+    known = {member.__name__: member for family in families for member in members(family)}
+    found = known.get(name or "")
+    if found is None and name and name.rpartition(".")[0] in sys.modules:
+        found = import_class(name)
+    return found if isinstance(found, type) and issubclass(found, tuple(families)) else None
 
 
 def _wrong_value(place: str, value: Any, hint: Any) -> UserError:

@@ -90,8 +90,14 @@ def _fits(value: Any, kind: Any) -> bool:
         number = isinstance(value, int | float) and not isinstance(value, bool)
         return number or (isinstance(value, str) and _NUMBER.fullmatch(value) is not None)
     if _WORDS.get(origin) == "a list":
-        return isinstance(value, list)
+        return isinstance(value, list) and len(value) == (_length(kind) or len(value))
     return isinstance(value, Mapping) if _WORDS.get(origin) == "a mapping" else True
+
+
+def _length(kind: Any) -> int | None:
+    """How many items a tuple has; None for any number."""
+    items = get_args(kind) if get_origin(kind) is tuple else ()
+    return None if not items or Ellipsis in items else len(items)
 
 
 def choices(hint: Any) -> list[str]:
@@ -106,7 +112,7 @@ def described(hint: Any) -> str:
         if get_origin(kind) is Literal:
             words.append(("one of " if not words else "") + ", ".join(str(value) for value in get_args(kind)))
         elif (word := _WORDS.get(get_origin(kind) or kind)) is not None:
-            words.append(word)
+            words.append(f"a list of {length}" if (length := _length(kind)) else word)
     if "a number" in words and "a whole number" in words:
         words.remove("a whole number")
     *others, last = sorted(dict.fromkeys(words), key=lambda word: word == "null") or [""]

@@ -33,7 +33,7 @@ def values_as_typed() -> Iterator[None]:
 
 
 def flags_of(parser: ArgumentParser) -> tuple[dict[str, Any], set[str]]:
-    """Type hints of a parser's flags by name, and the flags that take no value.
+    """Type hints of a parser's flags by name, and the flags that need no value.
 
     The hint of a group of flags (`trainer`) is None, that of a flag without a type Any.
     """
@@ -45,7 +45,7 @@ def flags_of(parser: ArgumentParser) -> tuple[dict[str, Any], set[str]]:
             other.dest.startswith(f"{name}.") for other in parser._actions
         )
         hints[name] = None if is_group else getattr(action, "_typehint", None) or Any
-        if action.nargs == 0:
+        if action.nargs == 0 or name == "print_config":
             switches.add(name)
     return hints, switches
 

@@ -28,7 +28,7 @@ def with_own_defaults(args: list[str]) -> list[str]:
     """
     out: list[str] = []
     flag = ""
-    for arg in _named_first(args):
+    for arg in named_first(args):
         out.append(arg)
         if flag:
             out += _default_flags(flag, arg)
@@ -43,7 +43,7 @@ def with_own_defaults(args: list[str]) -> list[str]:
     return out
 
 
-def _named_first(args: list[str]) -> list[str]:
+def named_first(args: list[str]) -> list[str]:
     """The same flags, with `--model.objective NAME` before the arguments of the objective."""
     units: list[list[str]] = []  # a flag with its value
     for arg in args:

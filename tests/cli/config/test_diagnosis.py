@@ -28,6 +28,10 @@ FLAGS: dict[str, Any] = {
 MIXTURE = '{"class_path": "lit_probsft.data.rows.mixture.Mixture", "init_args": {"sources": {"a": %s}}}'
 
 
+def untyped(params):  # type: ignore[no-untyped-def]
+    return None
+
+
 def check(*args: str) -> None:
     Diagnosis("fit", FLAGS, ["resume"]).check(["--model.model", "some/model", *args])
 
@@ -45,6 +49,10 @@ def check(*args: str) -> None:
         ["--model.init_args.objective.class_path", "Power", "--model.init_args.objective.init_args.alpha", "2"],
         ["--model.optimizer", "lit_probsft.training.module.default_optimizer"],
         ["--model.optimizer", "torch.optim.SGD", "--model.optimizer.lr", "1e-3"],
+        ["--config", '{"data": {"batch_size": 3}}'],
+        ["--data.train", "FigletPuzzles", "--data.train.count", "5"],
+        ["--data.train", "lit_probsft.data.FigletPuzzles", "--data.train.count", "5"],
+        ["--data.train", '{"class_path": "Rows", "init_args": {"path": "a"}}', "--data.train.prompt", "Q: {question}"],
     ],
 )
 def test_nothing_is_found_in_a_valid_configuration(args: list[str]) -> None:
@@ -57,6 +65,12 @@ def test_nothing_is_found_in_a_valid_configuration(args: list[str]) -> None:
         (["--data.train", '{"class_path": "Rows", "init_args": [1]}'], "data.train.init_args: expected a mapping of"),
         (["--data.train", '{"class_path": 3}'], "data.train.class_path: expected a class"),
         (["--data.train", '{"class_path": "Rows"}'], "data.train.path: expected a value, got none"),
+        (["--model.optimizer", f"{__name__}.untyped"], r"model.optimizer: .*untyped needs the type hint of what it"),
+        (
+            ["--model.optimizer", "lit_probsft.training.module.default_optimizer", "--model.optimizer.lr=1"],
+            "model.optimizer: default_optimizer is a function, which takes no arguments",
+        ),
+        (["--config", '{"data": {"batchsize": 3}}'], "data.batchsize: InstructionDataModule has no option"),
         (["--trainer.max_epochs", "{"], "trainer.max_epochs: expected a whole number or null, got '{'"),
         (["--model.objective", "Power", "--model.objective.alpha", "[1]"], r"model.objective.alpha: expected a number"),
         (["--data.train", MIXTURE % '{"source": 3}'], r"data.train.sources.a.source: expected"),
@@ -70,6 +84,12 @@ def test_nothing_is_found_in_a_valid_configuration(args: list[str]) -> None:
 def test_a_malformed_value_is_found(args: list[str], message: str) -> None:
     with pytest.raises(UserError, match=f"^{message}"):
         check(*args)
+
+
+def test_a_list_of_callbacks_may_be_a_file(tmp_path: Path) -> None:
+    part = tmp_path / "callbacks.yaml"
+    part.write_text("[{class_path: LearningRateMonitor}]\n")
+    check("--trainer.callbacks", str(part))
 
 
 def test_files_are_walked_from_their_own_folder(tmp_path: Path) -> None:

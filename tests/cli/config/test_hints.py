@@ -23,7 +23,8 @@ from lit_probsft.training.optim import OptimizerFactory, Schedule
         (bool | int, "true or false or a whole number"),
         (Literal["a", "b"] | None, "one of a, b or null"),
         (float | torch.Tensor, "a number"),
-        (tuple[float, float], "a list"),
+        (tuple[float, float], "a list of 2"),
+        (tuple[float, ...], "a list"),
         (Iterable[int] | None, "a list or null"),
         (dict[str, Objective], "a mapping"),
         (Objective, ""),
@@ -37,6 +38,8 @@ def test_types_in_words(hint: Any, words: str) -> None:
     ("hint", "good", "bad"),
     [
         (int, [3], [2.5, True, "3", None]),
+        (tuple[float, float], [[0.9, 0.95]], [[0.9], 0.9]),
+        (tuple[float, ...], [[], [0.9]], [0.9]),
         (float, [3, 2.5, "1e-3"], ["nan", "abc", False]),
         (bool | None, [True, None], [1, "true"]),
         (Literal[16, "bf16"], [16, "bf16"], ["fp16"]),

@@ -45,6 +45,7 @@ def parser() -> ArgumentParser:
     made.add_argument("--rows", type=Base | str | None)
     made.add_argument("--options", type=Options, default=Options())
     made.add_argument("--resume", action="store_true")
+    made.add_argument("--config", action="config")
     return made
 
 
@@ -54,7 +55,7 @@ def test_flags_have_type_hints_and_switches_have_none() -> None:
     assert flags["options"] is None, CHANGED + "a dataclass is no longer a group of flags"
     assert flags["options.number"] is int
     assert flags["resume"] is Any
-    assert "resume" in switches
+    assert {"resume", "print_config"} <= switches, CHANGED + "--print_config has another name"
     assert "rows" not in switches
 
 
