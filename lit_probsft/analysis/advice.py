@@ -163,8 +163,8 @@ def compare(chosen: Objective, counts: Tensor) -> list[dict[str, Any]]:
 def warnings(compared: Sequence[dict[str, Any]]) -> list[str]:
     """Warnings about objectives whose weight vanishes over most of the probability left to learn."""
     return [
-        f"dead zone: {'the objective of this configuration, ' if entry['chosen'] else ''}{entry['objective']}, hardly "
-        f"pulls on {entry['dead']:.0%} of what is left to learn: its weight there is below {DEAD:.0%} of its maximum"
+        f"dead zone: {entry['objective']}{' (your objective)' if entry['chosen'] else ''} hardly pulls on "
+        f"{entry['dead']:.0%} of what is left to learn: its weight there is below {DEAD:.0%} of its maximum"
         for entry in compared
         if entry["dead"] is not None and entry["dead"] > 0.5
     ]

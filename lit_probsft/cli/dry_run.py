@@ -166,7 +166,7 @@ class DryRunCLI(ProbSFTCLI):
         largest = "fullest packs" if isinstance(self.trial_steps.plan, PackedPlan) else "longest documents"
         validated = " and a validation batch of the longest" if self.trial.validated else ""
         timed = "a step of average size" if len(self.trial.seconds) > 1 else "the largest step, warm-up included"
-        exists = " exists, use --resume or --overwrite;" if self.run.in_use else ":"
+        exists = " exists: pass --resume or --overwrite;" if self.run.in_use else ":"
         return [
             f"model:   {f['parameters']:,} parameters, {f['trained']:,} trained",
             f"data:    {first}{f['documents']:,} documents, {f['tokens']:,} tokens, {f['supervised']:,} supervised; "

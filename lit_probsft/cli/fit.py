@@ -73,6 +73,7 @@ class ProbSFTCLI(OpenCLI):
 
     @override
     def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
+        kwargs.setdefault("prog", "python -m lit_probsft")
         kwargs.setdefault("dump_header", [f"lightning.pytorch=={L.__version__}"])
         parser = Parser(**kwargs)
         parser.add_argument("-c", "--config", action="config", help="a configuration file; later ones win")

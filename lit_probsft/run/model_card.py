@@ -70,7 +70,7 @@ def model_card(facts: Mapping[str, Any]) -> str:
         lines += [
             "## Metrics",
             "",
-            "NLL and its relatives are in nats per supervised token.",
+            "Loss, NLL and entropy are in nats per supervised token.",
             "",
             "| metric | value |",
             "|---|---|",

@@ -45,7 +45,7 @@ def summary(record: Mapping[str, Any], run: RunFolder, total: int) -> list[str]:
         "--model.objective Power --model.objective.alpha 0.5",
         "         make a report of this run:",
         f"         python -m lit_probsft report {run.path}",
-        "         read answers of the trained model:",
+        "         write answers of the trained model to a file:",
         f"         python -m lit_probsft predict --config {config}",
     ]
 

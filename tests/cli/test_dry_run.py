@@ -100,7 +100,7 @@ def test_an_existing_run_is_left_alone(tmp_path: Path, capsys: pytest.CaptureFix
     capsys.readouterr()
     fit(path, "--dry_run")
     assert {p: p.stat().st_mtime_ns for p in (tmp_path / "runs").rglob("*")} == before
-    said = "runs/tiny exists, use --resume or --overwrite; nothing was written"
+    said = "runs/tiny exists: pass --resume or --overwrite; nothing was written"
     assert said in capsys.readouterr().out
 
 

@@ -26,7 +26,7 @@ def report_split(name: str, store: TokenStore, parts: Sequence[str], plan: Plan 
     rank_zero_info(
         f"data.{name}: {meta['kept']} of {meta['rows']} rows ({meta['dropped']} dropped, {meta['truncated']} "
         f"truncated, {meta['skipped']} skipped), {meta['tokens']} tokens, {meta['supervised_tokens']} of them "
-        f"supervised, at most {meta['max_length']} in a row"
+        f"supervised; the longest row has {meta['max_length']}"
     )
     report = {key: value for key, value in meta.items() if key not in ("max_token_id", "dropped_rows", "sources")}
     if store.sources is not None:
