@@ -72,14 +72,16 @@ class Diagnosis:
             name = "config" if flag == "-c" else flag.removeprefix("--")
             if name in self._switches:
                 continue
+            option = name.replace(".init_args", "").removesuffix(".class_path")
             if not equals:
                 if not words or words[0].startswith("--"):
+                    self._hint(option.removesuffix("+"))  # an unknown flag is the mistake, not its missing value
                     raise UserError(flag, "expected a value, got none")
                 value = words.pop(0)
             if name == "config":
                 self._check_file(value)
             elif not name.endswith((".help", "+")):
-                self._check_option(name.replace(".init_args", "").removesuffix(".class_path"), value, typed=True)
+                self._check_option(option, value, typed=True)
         self._check_required()
 
     def _check_file(self, name: str) -> None:
