@@ -125,6 +125,8 @@ class EarlyStop(EarlyStopping):
 
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.best_score = torch.tensor(state_dict["best"])  # exact: Lightning logs in the default dtype
+        best = torch.tensor(state_dict["best"], dtype=torch.float64)
+        # Exact, and in double only if the metric was: a GPU without double logs no such values, and compares none.
+        self.best_score = best.float() if best.float() == best else best
         self.best_step, self.wait_count = state_dict["best_step"], state_dict["waited"]
         self._validation_set = state_dict["of"]

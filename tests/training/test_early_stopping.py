@@ -160,12 +160,14 @@ def test_early_stopping_is_off_by_default() -> None:
     assert StoppingOptions().patience is None
 
 
-def test_the_best_score_resumes_in_a_dtype_of_every_device() -> None:
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_the_best_score_resumes_exactly_in_the_dtype_of_its_metric(dtype: torch.dtype) -> None:
     """It is compared on the device of the metric, and Apple's GPUs have no double."""
-    stop = EarlyStop()
-    stop.load_state_dict({"best": (best := torch.tensor(0.1)).item(), "best_step": 3, "waited": 1, "of": None})
-    assert stop.best_score.dtype == best.dtype
+    stop, best = EarlyStop(), torch.tensor(0.1, dtype=dtype)
+    stop.load_state_dict({"best": best.item(), "best_step": 3, "waited": 1, "of": None})
+    assert stop.best_score.dtype == dtype
     assert stop.best_score == best
+    assert stop.state_dict()["best"] == best.item()
 
 
 @pytest.mark.slow
