@@ -48,7 +48,7 @@ def test_useful_warnings_are_shown() -> None:
     useful = [
         "This DataLoader will create 8 worker processes in total. Our suggested max number of worker in current system",
         "GPU available but not used. You can set it by doing `Trainer(accelerator='gpu')`.",
-        "trainer.precision bf16-true with lr 1e-06: below 1e-5 most updates round to nothing",
+        "trainer.precision bf16-true with lr 1e-06: below 1e-5 most updates of bf16 weights round to nothing",
     ]
     useless = ["The 'train_dataloader' does not have many workers which may be a bottleneck."]
     with warnings.catch_warnings(record=True) as seen:
@@ -84,7 +84,9 @@ def test_the_quickstart_prints_only_its_own_lines_and_a_justified_warning(tmp_pa
     assert len(said) == 4, said
     assert re.fullmatch(rows, said[0])
     assert re.fullmatch(rows, said[1])
-    assert "trainer.precision bf16-true with lr 1e-06: below 1e-5 most updates round to nothing" in said[2]
+    assert (
+        "trainer.precision bf16-true with lr 1e-06: below 1e-5 most updates of bf16 weights round to nothing" in said[2]
+    )
     assert out.splitlines()[-1].startswith("         python -m lit_probsft predict --config runs/quickstart")
     assert "real_accelerator" not in out
     same = ["--trainer.precision=bf16-true", "--model.optimizer.lr=1e-3", "--trainer.max_epochs=2"]

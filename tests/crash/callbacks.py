@@ -60,7 +60,8 @@ class Fails(L.Callback):
 
     def on_train_batch_end(self, trainer: L.Trainer, *_: Any) -> None:
         if trainer.global_step == self.step and trainer.global_rank == self.rank:
-            raise (UserError if self.user else RuntimeError)("the power goes out")
+            problem = "the power goes out"
+            raise UserError("", problem) if self.user else RuntimeError(problem)
 
 
 class Hangs(Fails):

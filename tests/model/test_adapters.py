@@ -501,4 +501,4 @@ def test_adapters_with_another_base_give_a_warning(
         recwarn.clear()
         main(["validate", "--config", path, "--weights", str(out), *flags])
         warned.append([str(w.message) for w in recwarn if str(w.message).startswith("--weights")])
-    assert warned == [[], [f"--weights: the adapters in {out} are of {tmp_path / 'base'}, model.model is other"]]
+    assert warned == [[], [f"--weights: the adapters in {out} belong to {tmp_path / 'base'}, but model.model is other"]]
