@@ -104,7 +104,7 @@ def test_loops_take_turns_in_their_own_processes():
     loops = [harness.Loop(name, _count, (number,)) for number, name in enumerate("ab")]
     blocks = harness.time_loops(loops, rounds=2, steps=3, report=lambda line: None)
     assert [[block["tokens"] for block in found] for found in blocks.values()] == [[0, 0], [3, 3]]
-    with pytest.raises(RuntimeError, match="ended by itself"):
+    with pytest.raises(RuntimeError, match="the loop has ended"):
         harness.time_loops([harness.Loop("a", _stop)], rounds=1, steps=1, report=lambda line: None)
 
 

@@ -99,7 +99,7 @@ def test_the_best_step_is_forgotten_with_another_validation_set(tmp_path: Path) 
     assert json.loads((tmp_path / "runs/tiny/run.json").read_text())["validations"]["best"]["step"] == 6
     best = (tmp_path / "runs/tiny/checkpoints/best.ckpt").resolve().name
     assert record["validations"]["best"]["step"] == 3
-    assert not math.isinf(cli._stop.best)
+    assert not math.isinf(cli._stop.best_score)
     assert best in ("best.ckpt", "step-00000006.ckpt")
 
 
