@@ -219,7 +219,7 @@ NO_ACCESS = "push_to_hub.repo_id: expected a repository to which me and the toke
             {"repo_id": "me/x", "offline": True},
             "push_to_hub: cannot upload, because HF_HUB_OFFLINE is set",
         ),
-        ({"repo_id": "me/x", "fails": "whoami"}, "push_to_hub: the hub refuses 'me/x': the hub is tired"),
+        ({"repo_id": "me/x", "fails": "whoami"}, "push_to_hub: the hub refuses 'me/x': the hub is overloaded"),
     ],
     ids=lambda value: "-".join(map(str, value.values())) if isinstance(value, dict) else "",
 )
