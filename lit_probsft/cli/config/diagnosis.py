@@ -156,17 +156,17 @@ class Diagnosis:
     def _check_class(self, place: str, name: Any, families: list[type]) -> None:
         if not isinstance(name, str):
             raise UserError(f"{place}.class_path", f"expected {_A_CLASS}, got {_shown(name)}")
-        known = {member.__name__: member for family in families for member in members(family)}
+        derived = {member for family in families for member in members(family)}
+        known = {member.__name__: member for member in derived}
         found: Any = known.get(name) or import_class(name, place)
         if found is None and name in (others := self._all_classes()):
             found = others[name]
         if found is None:
-            if place.endswith("optimizer") and "." in name:
-                known = {
-                    f"{member.__module__.partition('.')[0]}.optim.{other}": member for other, member in known.items()
-                }
+            names = sorted(known)
+            if place.endswith("optimizer") and "." in name:  # torch's and, once imported, bitsandbytes' of one name
+                names = sorted(f"{kind.__module__.partition('.')[0]}.optim.{kind.__name__}" for kind in derived)
             shown = name.lower() if name in ("True", "False") else name
-            raise UserError(place, f"expected {_A_CLASS}, got {shown!r}{_appended(near_matches(name, known))}")
+            raise UserError(place, f"expected {_A_CLASS}, got {shown!r}{_appended(near_matches(name, names))}")
         is_class = isinstance(found, type)
         function = place in self._factories and not is_class and callable(found)
         if not function and not (is_class and issubclass(found, tuple(families))):
