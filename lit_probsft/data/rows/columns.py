@@ -26,6 +26,12 @@ def placeholders(template: str) -> list[str]:
     return [match[1] for match in _PLACEHOLDER.finditer(template) if match[1] is not None]
 
 
+def sole_placeholder(template: str) -> str | None:
+    """The name in a template that is `{name}` and nothing else, otherwise None."""
+    match = _PLACEHOLDER.fullmatch(template)
+    return match[1] if match is not None and match[1] is not None and _NAME.fullmatch(match[1]) else None
+
+
 def columns_of(names: Iterable[str], columns: Iterable[str]) -> list[str]:
     """Return those of a row's `columns` that are among `names`, or have a field among them: `a` for `a.b`."""
     names = list(names)

@@ -13,7 +13,6 @@ from typing import Any
 from lit_probsft.data.rows.columns import (
     check_placeholders,
     columns_of,
-    fill_placeholders,
     fill_template,
     listed,
     missing_column,
@@ -22,7 +21,10 @@ from lit_probsft.data.rows.columns import (
     text_field,
     with_nested,
 )
-from lit_probsft.data.rows.conversation import Message, validate_conversation, validate_tools
+from lit_probsft.data.rows.conversation import Message, validate_conversation
+from lit_probsft.data.rows.null_fill import turns_without_nulls, without_nulls
+from lit_probsft.data.rows.opening import with_opening
+from lit_probsft.data.rows.tool_calls import validate_functions, validate_tools
 from lit_probsft.errors import UserError
 
 FORMATS = ("messages", "sharegpt", "prompt", "alpaca", "tokens", "text")
@@ -78,7 +80,8 @@ class Columns:
             brace is doubled; `{}` stays as it is. A field of a nested column has a dotted name.
         messages: the column with the turns.
         text: the column with a text without turns.
-        system: a text (or template) that opens every conversation without a system turn.
+        system: a text (or template) that opens every conversation without a system turn, instead of the column
+            `system`.
         weight: the column with the row's weight, a number of at least 0.
         require_response: refuse rows without a response. Prediction does not: it accepts a missing or empty one.
 
@@ -175,8 +178,13 @@ class Columns:
                 argument = name if column == getattr(self, name, None) else "format"
                 raise UserError(argument, missing_column(column, columns))
 
-    def example(self, row: Mapping[str, Any]) -> Example:
+    def example(self, row: Mapping[str, Any], *, null_fill: bool = False) -> Example:
         """Return the training example in `row`.
+
+        Args:
+            row: by column.
+            null_fill: the row comes from Arrow, which adds nulls. Null fields of tools, and of mappings in turns, are
+                dropped.
 
         Raises:
             UserError: a column is missing, empty or of the wrong type, or turns are out of order. Names the argument
@@ -184,7 +192,13 @@ class Columns:
         """
         row = with_nested(row)
         self.check(list(row))
-        example = self._example(row, self.recognize(list(row)))
+        name = self.recognize(list(row))
+        if null_fill:
+            row = {**row, **{column: without_nulls(row[column]) for column in _MAPPINGS if column in row}}
+            if name in ("messages", "sharegpt"):
+                turns = self._required(name)[0]
+                row[turns] = turns_without_nulls(row[turns])
+        example = self._example(row, name)
         return example if self.weight is None else replace(example, weight=_weight(row[self.weight], self.weight))
 
     def _example(self, row: Mapping[str, Any], name: str) -> Example:
@@ -205,10 +219,10 @@ class Columns:
             if self.require_response or row.get(response, self.response):  # false for a template, which is not a column
                 answer = fill_template(response, row, argument="response")
                 turns.append({"role": "assistant", "content": answer})
-        if self.system is not None and turns[0]["role"] != "system":
-            # A bare column name is not looked up in a system text: "helpful" must not silently mean a column.
-            turns.insert(0, {"role": "system", "content": fill_placeholders(self.system, row, argument="system")})
-        tools = validate_tools(row.get("tools")) if name in ("messages", "sharegpt") else None
+        turns = with_opening(turns, row, system=self.system, history="history" in _OPTIONAL[name])
+        tools = None
+        if name in ("messages", "sharegpt"):
+            tools = validate_tools(row.get("tools")) or validate_functions(row.get("functions"))
         return Conversation(turns, tools)
 
     def _required(self, name: str) -> tuple[str, ...]:
@@ -231,14 +245,17 @@ _NEEDED = {
     "text": ("text",),
 }
 _OPTIONAL: dict[str, tuple[str, ...]] = {
-    "messages": ("tools", "system", "chat_template_kwargs"),
-    "sharegpt": ("tools", "system", "history", "chat_template_kwargs"),
+    "messages": ("tools", "functions", "system", "chat_template_kwargs"),
+    "sharegpt": ("tools", "functions", "system", "history", "chat_template_kwargs"),
     "prompt": ("system", "chat_template_kwargs"),
     "alpaca": ("input", "output", "system", "history", "chat_template_kwargs"),
     "tokens": (),
     "text": (),
 }
 """The columns that are read where a row has them."""
+
+_MAPPINGS = ("tools", "functions", "chat_template_kwargs")
+"""The columns whose fields reach the chat template."""
 
 _WITH_RESPONSE = ("prompt", "alpaca")
 """Formats whose last column is the response."""

@@ -5,9 +5,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lit_probsft.data import ByteTokenizer, InstructionDataModule, Rows
-from lit_probsft.data.rows.conversation import validate_conversation, validate_tools
+from lit_probsft.data.rows.conversation import validate_conversation
 from lit_probsft.data.rows.formats import Columns, Conversation, Text, Tokens
 from lit_probsft.data.rows.mixture import Mixture
+from lit_probsft.data.rows.tool_calls import validate_tools
 from lit_probsft.errors import UserError
 
 USER, ASSISTANT = {"role": "user", "content": "Weather?"}, {"role": "assistant", "content": "Rain."}
