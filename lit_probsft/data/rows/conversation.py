@@ -101,7 +101,9 @@ def _message(turn: Any, where: str) -> Message:
     turn = _as_openai(turn)
     if isinstance(turn, Mapping) and turn.get("role") == "function_call":
         turn = {**turn, "content": None, "tool_calls": sharegpt_calls(turn.get("content"), where)}
-    calls_key = next((key for key in ("tool_calls", "function_call") if isinstance(turn, Mapping) and turn.get(key)), "")
+    calls_key = next(
+        (key for key in ("tool_calls", "function_call") if isinstance(turn, Mapping) and turn.get(key)), ""
+    )
     if not isinstance(turn, Mapping) or "role" not in turn or not ("content" in turn or calls_key):
         raise UserError(where, f"expected a mapping with role and content, got {shown_value(turn)}")
     role = turn["role"]

@@ -192,25 +192,18 @@ class Columns:
         """
         row = with_nested(row)
         self.check(list(row))
-        name = self.recognize(list(row))
-        if null_fill:
-            row = {**row, **{column: without_nulls(row[column]) for column in _MAPPINGS if column in row}}
-            if name in ("messages", "sharegpt"):
-                turns = self._required(name)[0]
-                row[turns] = turns_without_nulls(row[turns])
-        example = self._example(row, name)
+        example = self._example(row, self.recognize(list(row)), null_fill)
         return example if self.weight is None else replace(example, weight=_weight(row[self.weight], self.weight))
 
-    def _example(self, row: Mapping[str, Any], name: str) -> Example:
+    def _example(self, row: Mapping[str, Any], name: str, null_fill: bool) -> Example:
         if name == "text":
             column = self.text or "text"
             return Text(text_field(row[column], f"text: column {column!r}"))
         if name == "tokens":
             return _tokens(row["input_ids"], row["labels"])
+        tools = None
         if name in ("messages", "sharegpt"):
-            turns = validate_conversation(
-                row[self._required(name)[0]], argument="messages", require_answer=self.require_response
-            )
+            turns, tools = self._turns_and_tools(row, self._required(name)[0], null_fill)
         elif name == "alpaca":
             turns = _alpaca(row, self.require_response or bool(row.get("output")))
         else:
@@ -219,11 +212,16 @@ class Columns:
             if self.require_response or row.get(response, self.response):  # false for a template, which is not a column
                 answer = fill_template(response, row, argument="response")
                 turns.append({"role": "assistant", "content": answer})
-        turns = with_opening(turns, row, system=self.system, history="history" in _OPTIONAL[name])
-        tools = None
-        if name in ("messages", "sharegpt"):
-            tools = validate_tools(row.get("tools")) or validate_functions(row.get("functions"))
-        return Conversation(turns, tools)
+        return Conversation(with_opening(turns, row, self.system, history="history" in _OPTIONAL[name]), tools)
+
+    def _turns_and_tools(
+        self, row: Mapping[str, Any], column: str, null_fill: bool
+    ) -> tuple[list[Message], list[dict[str, Any]] | None]:
+        turns, tools, functions = row[column], row.get("tools"), row.get("functions")
+        if null_fill:
+            turns, tools, functions = turns_without_nulls(turns), without_nulls(tools), without_nulls(functions)
+        messages = validate_conversation(turns, argument="messages", require_answer=self.require_response)
+        return messages, validate_tools(tools) or validate_functions(functions)
 
     def _required(self, name: str) -> tuple[str, ...]:
         """The columns that a row of this format must have, as named by the arguments."""
@@ -253,9 +251,6 @@ _OPTIONAL: dict[str, tuple[str, ...]] = {
     "text": (),
 }
 """The columns that are read where a row has them."""
-
-_MAPPINGS = ("tools", "functions", "chat_template_kwargs")
-"""The columns whose fields reach the chat template."""
 
 _WITH_RESPONSE = ("prompt", "alpaca")
 """Formats whose last column is the response."""

@@ -11,7 +11,10 @@ from typing import Any
 
 
 def without_nulls(value: Any) -> Any:
-    """Return `value` without the null fields of its mappings, at any depth. Nulls in lists stay: Arrow adds none there."""
+    """Return `value` without the null fields of its mappings, at any depth.
+
+    Nulls in lists stay, since Arrow adds none there. JSON text stays as it is: its nulls are the row's own.
+    """
     if isinstance(value, Mapping):
         return {key: without_nulls(field) for key, field in value.items() if field is not None}
     if isinstance(value, Sequence) and not isinstance(value, str | bytes):
@@ -20,10 +23,9 @@ def without_nulls(value: Any) -> Any:
 
 
 def turns_without_nulls(turns: Any) -> Any:
-    """Return turns whose values have no null fields. The null fields of a turn itself stay, for errors to name."""
-    if not isinstance(turns, Sequence) or isinstance(turns, str):
-        return turns
-    return [
-        {key: without_nulls(value) for key, value in turn.items()} if isinstance(turn, Mapping) else turn
-        for turn in turns
-    ]
+    """Return turns whose values have no null fields. A turn's own null fields stay, for errors to name."""
+    if isinstance(turns, Mapping):
+        return {key: without_nulls(value) for key, value in turns.items()}
+    if isinstance(turns, Sequence) and not isinstance(turns, str | bytes):
+        return [turns_without_nulls(turn) if isinstance(turn, Mapping) else turn for turn in turns]
+    return turns

@@ -11,7 +11,7 @@ from lit_probsft.data.rows.tool_calls import from_json
 from lit_probsft.errors import UserError
 
 
-def with_opening(turns: list[Message], row: Mapping[str, Any], *, system: str | None, history: bool) -> list[Message]:
+def with_opening(turns: list[Message], row: Mapping[str, Any], system: str | None, *, history: bool) -> list[Message]:
     """Return the turns after the row's system text and history.
 
     Args:
