@@ -70,6 +70,7 @@ class Preview:
         tokens: tokens of the documents that are kept.
         supervised: supervised tokens of the documents that are kept.
         truncated: number of truncated rows.
+        unused: columns and keys of turns that nothing reads.
         problems: the most common first.
         shown: the rows to show.
     """
@@ -81,6 +82,7 @@ class Preview:
     tokens: int = 0
     supervised: int = 0
     truncated: int = 0
+    unused: list[str] = field(default_factory=list)
     problems: list[Problem] = field(default_factory=list)
     shown: list[ShownRow] = field(default_factory=list)
 
@@ -98,6 +100,8 @@ class Preview:
             share = 100 * self.supervised / self.tokens
             facts["supervised"] = f"{self.supervised} of {self.tokens} tokens, {share:.1f} %"
         facts["truncated"] = f"{self.truncated} rows"
+        if self.unused:
+            facts["not used"] = visible(", ".join(self.unused))
         return facts
 
 
@@ -150,6 +154,8 @@ def make_preview(datamodule: InstructionDataModule, split: str = "train", rows: 
     Raises:
         UserError: if the source, the tokenizer or the template cannot be used at all.
     """
+    from lit_probsft.data.batches.prepare import merge_unused
+
     count, measured, outcomes = datamodule.inspect(split, MEASURED)
     preview = Preview(split, count, len(measured))
     spacing = max(len(measured) // rows, 1)
@@ -158,6 +164,7 @@ def make_preview(datamodule: InstructionDataModule, split: str = "train", rows: 
     for position, (index, outcome) in enumerate(zip(measured, outcomes, strict=True)):
         if outcome.length:
             preview.lengths.append(outcome.length)
+        preview.unused = merge_unused(preview.unused, outcome.unused)
         if outcome.document is None:
             problem = f"{_UNUSED[outcome.status]}: {outcome.reason}"
             # Reasons that differ in numbers only, such as that of the row, are one problem.

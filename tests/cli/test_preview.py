@@ -57,6 +57,18 @@ def test_a_row_is_shown_with_its_mask(make: Any) -> None:
     assert "\x1b[31mhi" not in coloured  # which the row itself has
 
 
+def test_columns_and_keys_of_turns_that_nothing_reads_are_named(make: Any) -> None:
+    preview = make_preview(
+        make(
+            b'{"messages": [{"role": "user", "content": "a", "id": 3}, {"role": "assistant", '
+            b'"content": "b", "audio": null}], "url": "x"}\n{"prompt": "a", "response": "b", "n": 1}\n'
+        )
+    )
+    assert preview.facts()["not used"] == "url, messages[].id, n"
+    assert "not used         url, messages[].id, n\n" in printed(preview)
+    assert "not used" not in make_preview(make(GOOD)).facts()
+
+
 def test_problems_are_counted_and_located_under_any_policy(make: Any) -> None:
     content = GOOD * 3 + b'{"prompt": \n' + b'{"prompt": "a", "response": ""}\n' * 2 + GOOD
     preview = make_preview(make(content), rows=10)

@@ -15,8 +15,11 @@ from lit_probsft.data.rows.splits import LoadedSource, Split
 from lit_probsft.errors import UserError
 from lit_probsft.parallel.parent import exit_with_parent
 
-VERSION = 5
+VERSION = 6
 """Part of every cache key. Raise it if the same rows and options give other tokens, or other files."""
+
+MAX_UNUSED = 100
+"""The most unused columns that are named; rows of JSON may all have different ones."""
 
 _CHUNK = 64
 
@@ -32,6 +35,7 @@ class Counts:
         skipped: unusable rows.
         dropped_rows: for each row that is dropped or skipped, `row`, `what` (`dropped` or `skipped`) and `reason`, and
             `source` if there are several.
+        unused: columns and keys of turns that nothing reads, at most `MAX_UNUSED` of them.
     """
 
     rows: int = 0
@@ -39,12 +43,14 @@ class Counts:
     truncated: int = 0
     skipped: int = 0
     dropped_rows: list[dict[str, Any]] = field(default_factory=list)
+    unused: list[str] = field(default_factory=list)
 
     def add(self, outcome: Outcome) -> None:
         """Counts a row."""
         self.rows += 1
         if outcome.status != "kept":
             setattr(self, outcome.status, getattr(self, outcome.status) + 1)
+        self.unused = merge_unused(self.unused, outcome.unused)
 
     def list_row(self, outcome: Outcome, loaded: LoadedSource, source: int, row: int) -> None:
         """Adds a dropped or skipped row to `dropped_rows`: row `row` of part `source`."""
@@ -55,6 +61,13 @@ class Counts:
         """Adds the counts and rows of another."""
         for name in ("rows", "truncated", "dropped", "skipped", "dropped_rows"):
             setattr(self, name, getattr(self, name) + getattr(other, name))
+        self.unused = merge_unused(self.unused, other.unused)
+
+
+def merge_unused(names: list[str], others: Sequence[str]) -> list[str]:
+    """Returns the names with those of the others that are new, at most `MAX_UNUSED`."""
+    new = [name for name in others if name not in names]
+    return (names + new)[:MAX_UNUSED] if new else names
 
 
 def unloaded(loaded: LoadedSource, *, skips: bool | None = None) -> LoadedSource:

@@ -38,6 +38,7 @@ def report_split(name: str, store: TokenStore, parts: Sequence[str], plan: Plan 
         )
         report |= {"packs": plan.num_rows, "share_full": plan.share_full}
     warn_skipped(name, meta["dropped_rows"])
+    report_unused(name, meta["unused"])
     return report
 
 
@@ -66,6 +67,13 @@ def warn_skipped(name: str, dropped_rows: Sequence[dict[str, Any]]) -> None:
     """Warns of the first three skipped rows, with the reasons."""
     for row in [row for row in dropped_rows if row["what"] == "skipped"][:3]:
         rank_zero_warn(f"data.{name}: skipped: {row['reason']}")
+
+
+def report_unused(name: str, unused: Sequence[str]) -> None:
+    """Logs the columns and keys of turns that nothing reads."""
+    if unused:
+        more = f" and {len(unused) - 20} more" if len(unused) > 20 else ""
+        rank_zero_info(f"data.{name}: not used: {', '.join(unused[:20])}{more}")
 
 
 def report_overlap(train: TokenStore, validation: TokenStore) -> dict[str, Any]:

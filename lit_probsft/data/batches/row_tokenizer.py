@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from lit_probsft.data.batches.store import Document
+from lit_probsft.data.rows.files import BrokenRow
 from lit_probsft.data.rows.formats import Conversation, Example, Text
 from lit_probsft.data.rows.splits import Item, LoadedSource
-from lit_probsft.data.tokens.rendering import check_template
+from lit_probsft.data.tokens.message_keys import unread_keys
+from lit_probsft.data.tokens.rendering import check_template, chosen_template
 from lit_probsft.data.tokens.tokenization import (
     IGNORED,
     Reasoning,
@@ -48,12 +51,14 @@ class Outcome:
         status: `kept` (whole), `truncated`, `dropped` (too long or a duplicate) or `skipped` (unusable).
         reason: why the row is dropped or skipped.
         length: tokens before truncation.
+        unused: what the row has and nothing reads: columns, and keys of turns as `messages[].key`.
     """
 
     document: Document | None
     status: Literal["kept", "truncated", "dropped", "skipped"] = "kept"
     reason: str = ""
     length: int = 0
+    unused: Sequence[str] = ()
 
 
 DUPLICATE = Outcome(None, "dropped", "data.duplicates: it is in data.validation too")
@@ -93,15 +98,15 @@ class RowTokenizer:
             UserError: the row is unusable, and `on_bad_row` is `error`.
         """
         try:
-            return self._tokenize(item, row)
+            example = self.loaded.example(item)
+            return replace(self._tokenize(example, item, row), unused=self._unused(example, item))
         except UserError as error:
             if self.recipe.on_bad_row == "skip":
                 return Outcome(None, "skipped", str(error))
             raise
 
-    def _tokenize(self, item: Item, row: int) -> Outcome:
+    def _tokenize(self, example: Example, item: Item, row: int) -> Outcome:
         recipe = self.recipe
-        example = self.loaded.example(item)
         with errors_within("data", self.loaded.where(item)):
             ids, labels = self._tokens(example)
         limit, length = recipe.max_length, len(ids)
@@ -121,6 +126,16 @@ class RowTokenizer:
             return Outcome(None, "dropped", f"{too_long}, and none of the first {limit} is supervised", length)
         document = Document(row, ids[:limit], labels[:limit], example.weight, item.source)
         return Outcome(document, "truncated", length=length)
+
+    def _unused(self, example: Example, item: Item) -> list[str]:
+        assert not isinstance(item.row, BrokenRow)
+        keys: list[str] = []
+        if isinstance(example, Conversation):
+            recipe = self.recipe
+            template = "" if recipe.plain_text else chosen_template(self.tokenizer, recipe.chat_template)
+            part = f"{self.loaded.source.parts[item.source]}." if self.loaded.source.parts else ""
+            keys = [f"{part}messages[].{key}" for key in unread_keys(template, example.messages)]
+        return [*self.loaded.source.unused(item.row), *keys]
 
     def _tokens(self, example: Example) -> tuple[list[int], list[int]]:
         recipe = self.recipe

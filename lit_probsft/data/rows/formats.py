@@ -5,6 +5,7 @@ The format is recognized from the row's columns unless it is given.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -232,6 +233,13 @@ class Columns:
     def _needed(self, name: str) -> tuple[str, ...]:
         """The columns by which a format is recognized."""
         return _NEEDED[name] if self.require_response or name not in _WITH_RESPONSE else _NEEDED[name][:-1]
+
+
+@functools.lru_cache(maxsize=256)
+def unused_columns(columns: Columns, names: tuple[str, ...]) -> tuple[str, ...]:
+    """Return the names of a row's columns that its example is not made of, see `Columns.used`."""
+    used = columns.used(names)
+    return tuple(name for name in names if name not in used)
 
 
 _NEEDED = {

@@ -16,7 +16,7 @@ from typing_extensions import override
 from lit_probsft.data.rows.columns import with_nested
 from lit_probsft.data.rows.conversation import Message
 from lit_probsft.data.rows.files import RowSequence, file_sizes, hash_files, local_paths, read_files, refuse_broken
-from lit_probsft.data.rows.formats import FORMATS, Columns, Conversation, Example
+from lit_probsft.data.rows.formats import FORMATS, Columns, Conversation, Example, unused_columns
 from lit_probsft.data.rows.hub import HubReader, load_from_hub
 from lit_probsft.data.rows.readers import FilesReader, Reader
 from lit_probsft.data.rows.row_function import call_row_function, import_row_function
@@ -107,6 +107,11 @@ class Rows(Source):
     def example(self, row: Mapping[str, Any]) -> Example:
         row = row if self.row_function is None else call_row_function(self.row_function, row)
         return self._columns.example(row, null_fill=self._from_arrow)
+
+    @override
+    def unused(self, row: Mapping[str, Any]) -> Sequence[str]:
+        # A row function reads what it likes.
+        return () if self.row_function is not None else unused_columns(self._columns, tuple(row))
 
     @override
     def conversation(self, row: Mapping[str, Any]) -> list[Message]:
