@@ -60,7 +60,7 @@ def validate_conversation(value: Any, *, argument: str = "messages", require_ans
         raise UserError(argument, f"expected a non-empty list of {{role, content}}, got {shown_value(value)}")
     messages: list[Message] = []
     for index, turn in enumerate(value):
-        if not index and _is_empty_system(turn):
+        if not index and _is_empty_system(turn, f"{argument}[{index}]"):
             continue
         message = _message(turn, f"{argument}[{index}]")
         _check_order(message, messages[-1] if messages else None, f"{argument}[{index}]")
@@ -80,11 +80,11 @@ def is_supervised(message: Mapping[str, Any]) -> bool:
     return message["role"] == "assistant" and message.get("train", True) is not False
 
 
-def _is_empty_system(turn: Any) -> bool:
+def _is_empty_system(turn: Any, where: str) -> bool:
     turn = _as_openai(turn)
     if not isinstance(turn, Mapping) or turn.get("role") not in ("system", "developer"):
         return False
-    content = turn.get("content")
+    content = _join_parts(turn.get("content"), where)
     return not content or (isinstance(content, str) and not content.strip())
 
 
@@ -145,15 +145,21 @@ def _check_order(message: Message, previous: Message | None, where: str) -> None
         raise UserError(where, f"roles out of order: expected {' or '.join(allowed)} {position}, got {message['role']}")
 
 
-def _content(value: Any, where: str, calls: bool, tool: bool) -> str:
-    """The text of a turn, which may be a list of text parts. Empty only next to tool calls, or in a tool turn."""
+def _join_parts(value: Any, where: str) -> Any:
+    """The text of a list of text parts; any other value as it is."""
     if (
         isinstance(value, Sequence)
         and not isinstance(value, str)
         and value
         and all(isinstance(part, Mapping) and part.get("type") == "text" for part in value)
     ):
-        value = "".join(text_field(part.get("text"), where, empty=True) for part in value)
+        return "".join(text_field(part.get("text"), where, empty=True) for part in value)
+    return value
+
+
+def _content(value: Any, where: str, calls: bool, tool: bool) -> str:
+    """The text of a turn, which may be a list of text parts. Empty only next to tool calls, or in a tool turn."""
+    value = _join_parts(value, where)
     return text_field("" if calls and value is None else value, where, empty=calls or tool)
 
 

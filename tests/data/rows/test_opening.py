@@ -50,7 +50,7 @@ def test_the_system_text_is_the_option_else_the_column_and_an_empty_one_is_no_tu
 def test_a_system_turn_with_text_has_precedence(option):
     row = {"messages": [*system("own"), *LAST], "system": "other"}
     assert turns(row, system=option) == [*system("own"), *LAST]
-    for blank in ("", " ", None, []):
+    for blank in ("", " ", None, [], [{"type": "text", "text": " "}]):
         assert turns({**row, "messages": [*system(blank or ""), *LAST]}, system=option) == [*system("other"), *LAST]
         assert turns({"conversations": [{"from": "system", "value": blank}, *SHAREGPT]}) == LAST
 
