@@ -26,6 +26,7 @@ from lit_probsft.cli.config.yaml_files import check_config_files
 from lit_probsft.cli.flags import add_flags, run_folder
 from lit_probsft.cli.lightning_internals import OpenCLI
 from lit_probsft.cli.quiet import quieten
+from lit_probsft.cli.seeding import chosen_seed
 from lit_probsft.cli.trainer import complete_flags, fit_callbacks, loggers
 from lit_probsft.cli.weights import Start, lend_tokenizer, lent_tokenizer_error, use_weights
 from lit_probsft.data import InstructionDataModule
@@ -117,6 +118,13 @@ class ProbSFTCLI(OpenCLI):
             raise UserError("--ckpt_path", f"its hyperparameters do not fit this configuration: {reason}") from error
 
     # --- before anything is built
+
+    def seed(self) -> None:
+        """Seed everything, and put the number into the configuration, which may have left it open."""
+        config = self.config[self.command]
+        given, config.seed_everything = config.seed_everything, chosen_seed(config.seed_everything)
+        if given is not False:
+            super().seed()
 
     def before_instantiate_classes(self) -> None:
         """Check the configuration, and complete it with the run's folder and weights."""
