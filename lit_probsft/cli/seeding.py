@@ -8,7 +8,7 @@ import secrets
 from lit_probsft.errors import UserError
 from lit_probsft.parallel.seeds import LARGEST, inherited_seed
 
-_FLAG = "--seed_everything"
+_OPTION = "seed_everything"
 
 
 def chosen_seed(given: bool | int) -> int:
@@ -27,7 +27,7 @@ def chosen_seed(given: bool | int) -> int:
     if given is True:
         return _drawn_seed()
     if not 0 <= given <= LARGEST:
-        raise UserError(_FLAG, f"expected a number from 0 to {LARGEST}, got {given}")
+        raise UserError(_OPTION, f"expected a number from 0 to {LARGEST}, got {given}")
     return given
 
 
@@ -38,6 +38,6 @@ def _drawn_seed() -> int:
         return secrets.randbelow(LARGEST + 1)
     if (inherited := inherited_seed()) is None:
         raise UserError(
-            _FLAG, f"expected a number, because each of the {processes} processes would draw another seed, got true"
+            _OPTION, f"expected a number, because each of the {processes} processes would draw another seed, got true"
         )
     return inherited
