@@ -111,7 +111,7 @@ def load_model(
     if dtype == "auto":
         dtype = "bfloat16" if device.type == "cuda" else "float32"
     transformers.utils.logging.disable_progress_bar()
-    transformers.utils.logging.set_verbosity_error()  # hides warnings about sampling options in greedy decoding
+    transformers.utils.logging.set_verbosity_error()  # hides warnings about options that `chat` does not use
     try:
         tokenizer = read_tokenizer(place, revision, trust_remote_code)
         try:

@@ -28,7 +28,7 @@ from lit_probsft.cli.lightning_internals import OpenCLI
 from lit_probsft.cli.quiet import quieten
 from lit_probsft.cli.seeding import chosen_seed
 from lit_probsft.cli.trainer import complete_flags, fit_callbacks, loggers
-from lit_probsft.cli.weights import Start, lend_tokenizer, lent_tokenizer_error, use_weights
+from lit_probsft.cli.weights import Start, lend_tokenizer, lent_tokenizer_error, use_weights, warn_of_other_rows
 from lit_probsft.data import InstructionDataModule
 from lit_probsft.errors import UserError, first_rank
 from lit_probsft.parallel.processes import follow_parent, use_launcher
@@ -172,6 +172,8 @@ class ProbSFTCLI(OpenCLI):
         if self.command == "fit":
             self._check_optimizer()
             self._ensure_repo()
+        elif self.config[self.command].weights == "auto" and self.run.hf.is_dir():
+            warn_of_other_rows(self.run.record, self.datamodule)
 
     def _check_optimizer(self) -> None:
         """Build the optimizer once over a small matrix, so that wrong arguments are refused before data are read."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import pytest
 import torch
 
 from lit_probsft.cli.seeding import chosen_seed
+from lit_probsft.cli.weights import warn_of_other_rows
 from lit_probsft.data import InstructionDataModule, Mixture
 from lit_probsft.data.batches.stream_plan import StreamPlan
 from lit_probsft.data.batches.streaming import StreamLoader
@@ -154,6 +156,15 @@ def test_the_flag_gives_a_number_that_repeats_the_run(monkeypatch: pytest.Monkey
     monkeypatch.delenv("PL_GLOBAL_SEED")
     with pytest.raises(UserError, match="^seed_everything: "):
         chosen_seed(True)
+
+
+def test_a_run_that_held_out_other_rows_is_a_warning(tmp_path: Path) -> None:
+    (tmp_path / "run.json").write_text('{"seeds": {"held_out": 7}}')
+    for seed, fraction, record in ((7, 0.5, "run.json"), (8, 0.0, "run.json"), (8, 0.5, "other.json")):
+        with warnings.catch_warnings(action="error"):
+            warn_of_other_rows(tmp_path / record, data({"seed": seed}, validation_fraction=fraction))
+    with pytest.warns(UserWarning, match="seed 8 holds out other rows than the run did with 7"):
+        warn_of_other_rows(tmp_path / "run.json", data({"seed": 8}, validation_fraction=0.5))
 
 
 def test_a_seed_within_a_block_leaves_the_random_state_alone(monkeypatch: pytest.MonkeyPatch) -> None:
