@@ -122,7 +122,7 @@ class ProbSFTCLI(OpenCLI):
     def seed(self) -> None:
         """Seed everything, and put the number into the configuration, which may have left it open."""
         config = self.config[self.command]
-        given, config.seed_everything = config.seed_everything, chosen_seed(config.seed_everything)
+        given, config.seed_everything = config.seed_everything, chosen_seed(config)
         if given is not False:
             super().seed()
 

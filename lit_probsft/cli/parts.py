@@ -40,7 +40,7 @@ class _DataOnly(ProbSFTCLI):
     def seed(self) -> None:
         """Find the run's seed, but leave the random state of the process alone."""
         config = self.config[self.command]
-        config.seed_everything = chosen_seed(config.seed_everything)
+        config.seed_everything = chosen_seed(config)
 
     def run_command(self, command: str) -> None:
         """Run nothing."""

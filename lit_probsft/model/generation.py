@@ -56,7 +56,7 @@ class Generation:
         own = model.generation_config
         stops = own.eos_token_id if isinstance(own.eos_token_id, list) else [own.eos_token_id]
         if pad_token_id is None or pad_token_id >= model.get_output_embeddings().out_features:
-            pad_token_id = stops[0]
+            pad_token_id = next(iter(stops), None)
         sampling = {"temperature": self.temperature, "top_p": self.top_p, "top_k": 0} if self.temperature else {}
         config = GenerationConfig(
             max_new_tokens=self.max_new_tokens,

@@ -11,6 +11,7 @@ from typing import Any
 import lightning as L
 import pytest
 import torch
+from jsonargparse import Namespace
 
 from lit_probsft.cli.seeding import chosen_seed
 from lit_probsft.cli.weights import warn_of_other_rows
@@ -24,6 +25,7 @@ from lit_probsft.model.lora import LoRA
 from lit_probsft.model.lora_injection import inject_adapters
 from lit_probsft.parallel.seeds import LARGEST, run_seed, with_run_seed
 from lit_probsft.run.facts import describe_seeds
+from lit_probsft.run.folder import RunFolder
 from lit_probsft.training.module import Generation, ProbSFTModule
 from lit_probsft.training.probing import training_documents
 from tests import tiny
@@ -143,19 +145,26 @@ def test_without_seed_everything_all_seeds_are_zero_and_an_object_keeps_the_seed
     assert describe_seeds(module, data({}, validation_fraction=0.5)) == seeds
 
 
-def test_the_flag_gives_a_number_that_repeats_the_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    assert [chosen_seed(seed) for seed in (0, 7, LARGEST)] == [0, 7, LARGEST]
-    assert chosen_seed(False) == 0
+def test_the_flag_gives_a_number_that_repeats_the_run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    def number(given: bool | int, name: str = "new", overwrite: bool = False) -> int:
+        config = {"seed_everything": given, "runs_dir": str(tmp_path), "name": name, "overwrite": overwrite}
+        return chosen_seed(Namespace(config))
+
+    assert [number(seed) for seed in (0, 7, LARGEST)] == [0, 7, LARGEST]
+    assert number(False) == 0
     L.seed_everything(7, verbose=False)
-    assert chosen_seed(False) == 7
-    drawn = {chosen_seed(True) for _ in range(4)}
+    assert number(False) == 7
+    RunFolder(tmp_path / "old").path.mkdir()
+    RunFolder(tmp_path / "old").record.write_text('{"seed": 12}')
+    assert number(True, "old") == 12
+    drawn = {number(True, name, overwrite=name == "old") for name in ("old", "new") * 2}
     assert len(drawn) == 4
     assert all(0 <= seed <= LARGEST for seed in drawn)
     monkeypatch.setenv("WORLD_SIZE", "2")
-    assert chosen_seed(True) == 7  # of the process that started this one
+    assert number(True) == 7  # of the process that started this one
     monkeypatch.delenv("PL_GLOBAL_SEED")
     with pytest.raises(UserError, match="^seed_everything: "):
-        chosen_seed(True)
+        number(True)
 
 
 def test_a_run_that_held_out_other_rows_is_a_warning(tmp_path: Path) -> None:
