@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -53,23 +54,17 @@ class ChatSession:
                 "chat",
                 f"the conversation has {len(prompt)} tokens, the model {limit} positions; /reset starts a new one",
             )
-        options = self.generation.as_kwargs()
+        generation = self.generation
         if limit is not None:
-            options["max_new_tokens"] = min(options["max_new_tokens"], limit - len(prompt))
+            generation = replace(generation, max_new_tokens=min(generation.max_new_tokens, limit - len(prompt)))
         ids = torch.tensor([prompt], device=self.model.device)
-        pad = self.tokenizer.pad_token_id
         streamer = _Streamer(
             self.tokenizer, skip_prompt=True, skip_special_tokens=True, clean_up_tokenization_spaces=False
         )
         try:
             with torch.no_grad():
-                self.model.generate(
-                    ids,
-                    attention_mask=torch.ones_like(ids),
-                    pad_token_id=self.tokenizer.eos_token_id if pad is None else pad,
-                    streamer=streamer,
-                    **options,
-                )
+                pad = self.tokenizer.pad_token_id
+                generation.answer(self.model, ids, torch.ones_like(ids), pad_token_id=pad, streamer=streamer)
         except KeyboardInterrupt:
             streamer.end()
         # `train: False`: only the prompt is rendered, so the template need not show where earlier turns begin.
@@ -116,7 +111,7 @@ def load_model(
     if dtype == "auto":
         dtype = "bfloat16" if device.type == "cuda" else "float32"
     transformers.utils.logging.disable_progress_bar()
-    transformers.utils.logging.set_verbosity_error()  # hides warnings about sampling options in greedy decoding
+    transformers.utils.logging.set_verbosity_error()  # hides warnings about options that `chat` does not use
     try:
         tokenizer = read_tokenizer(place, revision, trust_remote_code)
         try:

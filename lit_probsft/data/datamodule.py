@@ -27,6 +27,7 @@ from lit_probsft.data.tokens.rendering import read_template
 from lit_probsft.data.tokens.tokenization import Reasoning, Turns
 from lit_probsft.data.tokens.tokenizers import TokenizerSource
 from lit_probsft.errors import UserError
+from lit_probsft.parallel.seeds import run_seed
 
 
 class InstructionDataModule(LightningDataModule):
@@ -71,7 +72,7 @@ class InstructionDataModule(LightningDataModule):
         shuffle_buffer: rows of a stream that are shuffled, or packed, together. A resumed run tokenizes at most that
             many rows again. Rounded up to complete optimizer steps.
         length_pool: number of optimizer steps whose documents are sorted by length together (see `Plan`); 0 for none.
-        seed: decides the order of training and the rows that are held out.
+        seed: decides the order of training and the rows that are held out; None is the run's seed.
         num_workers: processes that prepare batches ahead. Batches are small arrays, so 0 is usually fastest. For a
             stream they read and tokenize; 1 or more keep the model from waiting.
         num_proc: processes that tokenize.
@@ -115,18 +116,19 @@ class InstructionDataModule(LightningDataModule):
         streaming: bool = False,
         shuffle_buffer: int = SHUFFLE_BUFFER,
         length_pool: int = LENGTH_POOL,
-        seed: int = 0,
+        seed: int | None = None,
         num_workers: int = 0,
         num_proc: int | None = None,
         cache_dir: str | None = None,
     ) -> None:
         check_arguments(locals())
         super().__init__()
+        self.watched, self.validation_fraction, self.seed = tuple(watch or ()), validation_fraction, run_seed(seed)
         self._splits = Splits(
             {"train": train, "validation": validation, "test": test, "predict": predict},
             watch or {},
             validation_fraction=validation_fraction,
-            seed=seed,
+            seed=self.seed,
             skips=on_bad_row == "skip",
         )
         recipe = Recipe(
@@ -151,8 +153,6 @@ class InstructionDataModule(LightningDataModule):
         )
         if streaming:
             check_not_trained(self._tokenized.tokenizer_source)
-        self.watched = tuple(watch or ())
-        self.validation_fraction, self.seed = validation_fraction, seed
         self.batch_size, self.eval_batch_size = batch_size, eval_batch_size or batch_size
         self.max_length, self.overflow, self.duplicates, self.on_bad_row = max_length, overflow, duplicates, on_bad_row
         self.packing, self.length_pool, self.num_workers = packing, length_pool, num_workers

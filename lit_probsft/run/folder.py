@@ -4,7 +4,7 @@
 
     config.yaml         the complete configuration; `fit --config` on it repeats the run
     metrics.csv         one row per logged step
-    run.json            versions, seed, objective, data, counts, metrics
+    run.json            versions, seeds, objective, data, counts, metrics
     checkpoints/        step-N.ckpt; last.ckpt and best.ckpt (by val/nll) are second names of two of them
     hf/                 the trained model as a Hugging Face folder
     hf-steps/           the model of each checkpoint, with `checkpoints.export: every`

@@ -44,6 +44,7 @@ class Subset(Documents):
 
     def __init__(self, store: Documents, indices: Sequence[int]) -> None:
         self._store, self._indices = store, np.asarray(indices, dtype=np.int64)
+        self.max_token_id = store.max_token_id
         for name in ("lengths", "supervised", "rows", "weights", "sources"):
             values = getattr(store, name)
             setattr(self, name, None if values is None else values[self._indices])

@@ -123,6 +123,7 @@ PARSING = [
     Mistake('a text for a mapping', '--data.watch foo.jsonl'),
     Mistake('a number for a list', '--model.optimizer.betas 0.9'),
     Mistake('a word for a seed', '--seed_everything foo'),
+    Mistake('a seed out of range', '--seed_everything -1'),
     Mistake('a misspelled decay', '--model.schedule.decay lin'),
     Mistake('a text for a schedule', '--model.schedule linear'),
     Mistake('null for a schedule', '--model.schedule null'),

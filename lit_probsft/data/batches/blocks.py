@@ -49,11 +49,12 @@ class BlockReader:
     Attributes:
         row_tokenizer: source, tokenizer and recipe.
         size: rows of a block, over all ranks.
-        rank, world_size: of every `world_size` consecutive rows, this rank tokenizes one. Which one is random (seeded
-            by the block's number); otherwise each rank could get one source of an alternating mixture.
+        rank, world_size: of every `world_size` consecutive rows, this rank tokenizes one. Which one is random (drawn
+            from `seed` and the block's number); otherwise each rank could get one source of an alternating mixture.
         worker, num_workers: of the rank's rows, this worker tokenizes every `num_workers`-th.
         validation: digests of the validation set's documents.
         remove_duplicates: drop documents that are also in the validation set.
+        seed: of the stream's plan.
     """
 
     row_tokenizer: RowTokenizer
@@ -64,6 +65,7 @@ class BlockReader:
     num_workers: int = 1
     validation: frozenset[bytes] = frozenset()
     remove_duplicates: bool = False
+    seed: int = 0
 
     def blocks(self, number: int, position: Any) -> Iterator[Block]:
         """Yields block `number`, whose first row is at `position`, and all later ones; an error ends the iteration."""
@@ -83,7 +85,7 @@ class BlockReader:
     def _read(self, stream: Any, number: int) -> Block:
         block = Block(number)
         num_groups = -(-self.size // self.world_size)
-        offsets = np.random.default_rng(number).integers(self.world_size, size=num_groups).tolist()
+        offsets = np.random.default_rng([number, self.seed]).integers(self.world_size, size=num_groups).tolist()
         for row in range(self.size):
             with self._errors_within_argument():
                 load_row, source, index, passes = stream.next()

@@ -60,7 +60,7 @@ class StreamLoader:
         row_tokenizer: source, tokenizer and recipe.
         plan: the shape of blocks and steps.
         rank: this rank, out of `plan.world_size`.
-        pad_token_id: pads `input_ids`.
+        pad_token_id: pads `input_ids` (see `Documents.padding_id`).
         num_workers: processes that read and tokenize ahead.
         validation: digests of the validation set's documents.
         remove_duplicates: drop documents that are also in the validation set.
@@ -95,6 +95,7 @@ class StreamLoader:
             world_size=plan.world_size,
             validation=validation,
             remove_duplicates=remove_duplicates,
+            seed=plan.seed,
         )
         self._pad_token_id, self._num_workers = pad_token_id, num_workers
         self._check, self._gather = check, gather
@@ -225,7 +226,7 @@ class StreamLoader:
         micro_batch = replace(micro_batch, window_tokens=tokens, window_sequences=sequences, window_length=length)
         chosen = [documents[document] for document in micro_batch.documents]
         fields: dict[str, Any] = documents.fields(micro_batch.documents)
-        batch = collate(micro_batch, chosen, self._pad_token_id, **fields)
+        batch = collate(micro_batch, chosen, documents.padding_id(self._pad_token_id), **fields)
         # Indices that are unique in the run, not only in the block.
         batch["documents"] = torch.from_numpy(
             documents.rows[list(micro_batch.documents)] + block * self.plan.block_size

@@ -50,7 +50,7 @@ class MultipleChoice(Source):
         answer: the column with the label of the right choice.
         prompt: a template of `{question}` and `{choices}`; the latter has one line per choice, such as `A. a text`.
         flipped: share of rows with a wrong label, 0 to 1.
-        seed: seed of the flips.
+        seed: seed of the flips. It says which labels are wrong, so it does not follow the run's seed.
         revision: as in `Rows`.
     """
 
