@@ -12,10 +12,12 @@ from typing import Any
 
 from lit_probsft.data.rows.columns import (
     check_placeholders,
+    columns_of,
     fill_placeholders,
     fill_template,
     listed,
     missing_column,
+    placeholders,
     shown_value,
     text_field,
     with_nested,
@@ -136,6 +138,24 @@ class Columns:
             f"{listed(columns)}. Name the ones to use with `prompt` and `response`, `messages` or `text`.",
         )
 
+    def used(self, columns: Sequence[str]) -> list[str]:
+        """Return those of a row's columns that its example is made of, in their order; all if no format fits.
+
+        A nested column counts as used if one of its fields is.
+        """
+        try:
+            name = self.recognize(columns)
+        except UserError:
+            return list(columns)
+        named = [column for column in _OPTIONAL[name] if column != "system" or self.system is None]
+        if name == "prompt":
+            named += [self.prompt or "prompt", self.response or "response"]
+            named += [*placeholders(self.prompt or ""), *placeholders(self.response or "")]
+        else:
+            named += self._required(name)
+        named += placeholders(self.system or "")
+        return columns_of(named if self.weight is None else [*named, self.weight], columns)
+
     def check(self, columns: Sequence[str]) -> None:
         """Refuse missing columns before any row is used.
 
@@ -150,7 +170,7 @@ class Columns:
             if self.require_response or self.response is not None:
                 check_placeholders(self.response or "response", columns, "response")
             return
-        for column in self._used(name):
+        for column in self._required(name):
             if column not in columns:
                 argument = name if column == getattr(self, name, None) else "format"
                 raise UserError(argument, missing_column(column, columns))
@@ -175,7 +195,7 @@ class Columns:
             return _tokens(row["input_ids"], row["labels"])
         if name in ("messages", "sharegpt"):
             turns = validate_conversation(
-                row[self._used(name)[0]], argument="messages", require_answer=self.require_response
+                row[self._required(name)[0]], argument="messages", require_answer=self.require_response
             )
         elif name == "alpaca":
             turns = _alpaca(row, self.require_response or bool(row.get("output")))
@@ -191,7 +211,7 @@ class Columns:
         tools = validate_tools(row.get("tools")) if name in ("messages", "sharegpt") else None
         return Conversation(turns, tools)
 
-    def _used(self, name: str) -> tuple[str, ...]:
+    def _required(self, name: str) -> tuple[str, ...]:
         """The columns that a row of this format must have, as named by the arguments."""
         if name in ("messages", "sharegpt") and self.messages is not None:
             return (self.messages,)
@@ -210,6 +230,16 @@ _NEEDED = {
     "tokens": ("input_ids", "labels"),
     "text": ("text",),
 }
+_OPTIONAL: dict[str, tuple[str, ...]] = {
+    "messages": ("tools", "system", "chat_template_kwargs"),
+    "sharegpt": ("tools", "system", "history", "chat_template_kwargs"),
+    "prompt": ("system", "chat_template_kwargs"),
+    "alpaca": ("input", "output", "system", "history", "chat_template_kwargs"),
+    "tokens": (),
+    "text": (),
+}
+"""The columns that are read where a row has them."""
+
 _WITH_RESPONSE = ("prompt", "alpaca")
 """Formats whose last column is the response."""
 
