@@ -39,10 +39,19 @@ class ArrowRows(Sequence[Mapping[str, Any]]):
         fingerprint: str = "",
     ) -> None:
         self.columns: list[str] = list(table.column_names if columns is None else columns)
-        self._arrays = {name: table.column(name) for name in table.column_names}
+        self._arrays: dict[str, Any] = {}
+        self._maps: dict[str, str | None] = {}
         self._read_column, self._decoders = read_column, dict(decoders or {})
         self._indices = range(table.num_rows)
         self.fingerprint = fingerprint
+        for name in table.column_names:
+            self._add(name, table.column(name))
+
+    def _add(self, name: str, array: Any) -> Any:
+        self._arrays[name] = array
+        # Only where there are maps: Arrow is many times slower with this option.
+        self._maps[name] = "strict" if "map<" in str(array.type) else None
+        return array
 
     @override
     def __len__(self) -> int:
@@ -66,17 +75,12 @@ class ArrowRows(Sequence[Mapping[str, Any]]):
         if array is None:
             if self._read_column is None or column not in self.columns:
                 raise KeyError(column)
-            array = self._arrays[column] = self._read_column(column)
+            array = self._add(column, self._read_column(column))
         try:
-            value = array[index].as_py(maps_as_pydicts="strict")
+            value = array[index].as_py(maps_as_pydicts=self._maps[column])
             decoder = self._decoders.get(column)
             return value if decoder is None or value is None else decoder(value)
-        except (
-            ValueError,
-            KeyError,
-            OverflowError,
-            RecursionError,
-        ) as error:  # text that is not UTF-8, a date in the year 300000 ...
+        except (ValueError, KeyError, OverflowError, RecursionError) as error:  # not UTF-8, a key twice in a map ...
             raise UserError("path", f"column {column!r}: not a readable value: {first_line(error)}") from error
 
 
