@@ -31,8 +31,8 @@ class Rows(Source):
     """Rows from the hub or from local files.
 
     Args:
-        path: the name of a data set on the hub; a local .json, .jsonl, .parquet or .csv file, a glob, or a list of
-            files; or a folder written by `datasets`' save_to_disk.
+        path: the name of a data set on the hub; a local .json, .jsonl, .csv, .tsv or .parquet file, also compressed
+            (.jsonl.gz, .csv.zst), a glob, or a list of files; or a folder written by `datasets`' save_to_disk.
         name: the configuration of a hub data set.
         split: the split of a hub data set or a saved folder; `train` by default. Local files have one split.
         format: `messages` (OpenAI's turns, also with tool calls), `sharegpt` (a column `conversations`), `prompt` (with
@@ -46,8 +46,8 @@ class Rows(Source):
         system: a system text (or template) for every conversation that has none.
         weight: the column with a row's weight, from 0 to 1e9. It multiplies the losses of the row's tokens in the sum
             of a step; the number that the sum is divided by stays the same.
-        row_function: for any other format, a function by its import path (`my_rows.pubmedqa`): it gets a row and
-            returns one in a format above.
+        row_function: for any other format, a function by its import path (`my_rows.pubmedqa`): it gets a row with all
+            columns (images and the like as they are stored) and returns one in a format above.
         limit: use only this many rows, the first ones.
         revision: branch, tag or commit of a hub data set. Code in a data set is never executed.
     """
