@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 from lit_probsft.data.rows.arrow_rows import ArrowRows, decoders_of
-from lit_probsft.errors import UserError, near_matches
+from lit_probsft.errors import UserError, first_line, near_matches
 
 
 def read_saved(path: Path, split: str | None) -> ArrowRows:
@@ -23,15 +23,20 @@ def read_saved(path: Path, split: str | None) -> ArrowRows:
         )
     from datasets import DatasetDict, load_from_disk
 
-    loaded = load_from_disk(str(path))
-    if isinstance(loaded, DatasetDict):
+    try:
+        loaded = load_from_disk(str(path))
+        if not isinstance(loaded, DatasetDict):
+            return rows_of_dataset(loaded)
         name = split or "train"
-        if name not in loaded:
-            raise UserError(
-                "split", f"no split {name!r} among {', '.join(loaded)} of {str(path)!r}.{near_matches(name, loaded)}"
-            )
-        loaded = loaded[name]
-    return rows_of_dataset(loaded)
+        if name in loaded:
+            return rows_of_dataset(loaded[name])
+    except OSError:
+        raise
+    except Exception as error:  # of a damaged folder: of json, of Arrow, of features that do not exist ...
+        raise UserError("path", f"the saved folder {str(path)!r} is damaged: {first_line(error)}") from error
+    raise UserError(
+        "split", f"no split {name!r} among {', '.join(loaded)} of {str(path)!r}.{near_matches(name, loaded)}"
+    )
 
 
 def rows_of_dataset(dataset: Any) -> ArrowRows:

@@ -6,6 +6,7 @@ import random
 
 import pyarrow
 import pytest
+from datasets import Dataset
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from pyarrow import parquet
@@ -127,6 +128,15 @@ def test_a_parquet_file_with_fewer_rows_than_its_footer_says_is_refused(tmp_path
     for way in ("load", "stream"):
         with pytest.raises(UserError, match=r"^path: .*x.parquet': damaged: expected .* rows as its footer says"):
             count_of_rows(Rows(str(path)), way)
+
+
+@pytest.mark.parametrize("name", ["state.json", "dataset_info.json", "data-00000-of-00001.arrow"])
+def test_a_damaged_saved_folder_is_refused(tmp_path, name):
+    Dataset.from_list(ROWS).save_to_disk(tmp_path / "saved")
+    file = tmp_path / "saved" / name
+    file.write_bytes(file.read_bytes()[:100])
+    with pytest.raises(UserError, match="^path: the saved folder '.*saved' is damaged|^path: cannot read '.*saved'"):
+        Rows(str(tmp_path / "saved")).load()
 
 
 def test_checksums_of_parquet_pages_are_verified(tmp_path):
