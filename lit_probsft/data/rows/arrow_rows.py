@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import json
+from bisect import bisect_right
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import accumulate
 from typing import Any
 
 from typing_extensions import override
@@ -39,19 +41,10 @@ class ArrowRows(Sequence[Mapping[str, Any]]):
         fingerprint: str = "",
     ) -> None:
         self.columns: list[str] = list(table.column_names if columns is None else columns)
-        self._arrays: dict[str, Any] = {}
-        self._maps: dict[str, str | None] = {}
         self._read_column, self._decoders = read_column, dict(decoders or {})
         self._indices = range(table.num_rows)
         self.fingerprint = fingerprint
-        for name in table.column_names:
-            self._add(name, table.column(name))
-
-    def _add(self, name: str, array: Any) -> Any:
-        self._arrays[name] = array
-        # Only where there are maps: Arrow is many times slower with this option.
-        self._maps[name] = "strict" if "map<" in str(array.type) else None
-        return array
+        self._columns = {name: _Column(table.column(name)) for name in table.column_names}
 
     @override
     def __len__(self) -> int:
@@ -71,17 +64,37 @@ class ArrowRows(Sequence[Mapping[str, Any]]):
         Raises:
             UserError: the stored value is damaged.
         """
-        array = self._arrays.get(column)
-        if array is None:
+        values = self._columns.get(column)
+        if values is None:
             if self._read_column is None or column not in self.columns:
                 raise KeyError(column)
-            array = self._add(column, self._read_column(column))
+            values = self._columns[column] = _Column(self._read_column(column))
         try:
-            value = array[index].as_py(maps_as_pydicts=self._maps[column])
+            value = values[index]
             decoder = self._decoders.get(column)
             return value if decoder is None or value is None else decoder(value)
         except (ValueError, KeyError, OverflowError, RecursionError) as error:  # not UTF-8, a key twice in a map ...
             raise UserError("path", f"column {column!r}: not a readable value: {first_line(error)}") from error
+
+
+class _Column:
+    """The values of a column. They are validated before use, as damaged offsets would end the process."""
+
+    def __init__(self, array: Any) -> None:
+        self._chunks = array.chunks
+        self._ends = list(accumulate(len(chunk) for chunk in self._chunks))
+        self._valid: set[int] = set()
+        # Only where there are maps: Arrow is many times slower with this option.
+        self._maps = "strict" if "map<" in str(array.type) else None
+
+    def __getitem__(self, index: int) -> Any:
+        number = bisect_right(self._ends, index)
+        chunk = self._chunks[number]
+        if number not in self._valid:
+            chunk.validate(full=True)
+            self._valid.add(number)
+        start = self._ends[number - 1] if number else 0
+        return chunk[index - start].as_py(maps_as_pydicts=self._maps)
 
 
 class _ArrowRow(Mapping[str, Any]):
