@@ -148,8 +148,9 @@ def test_a_damaged_value_is_refused_where_it_is_used_only(offset, text):
     offsets = bytearray((0).to_bytes(4, "little") + (1).to_bytes(4, "little"))
     buffers = [None, pyarrow.py_buffer(offsets), pyarrow.py_buffer(text)]
     damaged = pyarrow.Array.from_buffers(pyarrow.string(), 1, buffers)
+    table = pyarrow.table({"text": ["a"], "damaged": damaged})
     offsets[4:] = offset.to_bytes(4, "little")  # as a flipped bit of a memory-mapped file
-    row = ArrowRows(pyarrow.table({"text": ["a"], "damaged": damaged}))[0]
+    row = ArrowRows(table)[0]
     assert Rows("x.parquet").example(row).text == "a"
     with pytest.raises(UserError, match="path: column 'damaged': not a readable value"):
         Rows("x.parquet", text="damaged").example(row)
