@@ -9,10 +9,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
-import datasets
-import pyarrow  # type: ignore[import-untyped]
 import torch
-from pyarrow import parquet  # type: ignore[import-untyped]
 from safetensors.torch import load_file, save_file
 
 from tests import tiny
@@ -77,6 +74,8 @@ def broken_record(folder: Path, trained: Path) -> None:
 
 
 def compressed_rows_that_end_early(folder: Path, trained: Path) -> None:
+    import pyarrow  # type: ignore[import-untyped]
+
     (folder / "t.csv.gz").write_bytes(gzip.compress(b"question,answer\na,b\n")[:-9])
     with pyarrow.CompressedOutputStream(str(folder / "t.jsonl.zst"), "zstd") as stream:
         stream.write(b'{"question": "a", "answer": "b"}\n')
@@ -84,6 +83,9 @@ def compressed_rows_that_end_early(folder: Path, trained: Path) -> None:
 
 
 def parquet_with_a_damaged_page(folder: Path, trained: Path) -> None:
+    import pyarrow
+    from pyarrow import parquet  # type: ignore[import-untyped]
+
     table = pyarrow.table({"question": ["a", "b", "c"], "answer": ["d", "second", "f"]})
     options = {"compression": "none", "use_dictionary": False, "write_page_checksum": True}
     parquet.write_table(table, folder / "t.parquet", **options)
@@ -91,14 +93,19 @@ def parquet_with_a_damaged_page(folder: Path, trained: Path) -> None:
 
 
 def parquet_with_a_repeated_column(folder: Path, trained: Path) -> None:
+    import pyarrow
+    from pyarrow import parquet
+
     table = pyarrow.table([["a"], ["b"], ["c"]], names=["question", "answer", "answer"])
     parquet.write_table(table, folder / "t.parquet")
 
 
 def parquet_with_pictures_for_answers(folder: Path, trained: Path) -> None:
+    from datasets import Dataset, Features, Image, Value
+
     row = {"question": "a", "answer": {"bytes": b"no picture", "path": None}}
-    features = datasets.Features({"question": datasets.Value("string"), "answer": datasets.Image()})
-    datasets.Dataset.from_list([row], features=features).to_parquet(folder / "t.parquet")
+    features = Features({"question": Value("string"), "answer": Image()})
+    Dataset.from_list([row], features=features).to_parquet(folder / "t.parquet")
 
 
 def model(folder: Path, trained: Path) -> Path:

@@ -2,6 +2,7 @@
 
 import json
 import pickle
+from decimal import Decimal
 
 import pyarrow
 import pytest
@@ -141,6 +142,13 @@ def test_a_map_is_a_mapping_and_a_repeated_key_is_an_error(tmp_path):
         weighted = Rows(str(path), weight="tools")
         with pytest.raises(UserError, match=r"weight: column 'tools': expected a number from 0 to 1e9, got \[\{'name"):
             weighted.example(found[0])
+
+
+def test_a_decimal_is_a_weight(tmp_path):
+    weights = pyarrow.array([Decimal("0.5")], pyarrow.decimal128(9, 2))
+    parquet.write_table(pyarrow.table({"text": ["a"], "w": weights}), tmp_path / "x.parquet")
+    source = Rows(str(tmp_path / "x.parquet"), weight="w")
+    assert source.example(source.load()[0]).weight == 0.5
 
 
 @pytest.mark.parametrize(("offset", "text"), [(1, b"\xff"), (2**30, b"a")])
