@@ -16,7 +16,7 @@ from lit_probsft.storage.hub import dataset_commit
 def load_from_hub(path: str | list[str], name: str | None, split: str | None, revision: str | None) -> ArrowRows:
     """Load a split of a hub data set.
 
-    Args: as of `_load`.
+    The arguments are those of `datasets.load_dataset`.
 
     Raises:
         UserError: names `path`, `name` or `split`, whichever the hub refuses.
@@ -27,7 +27,7 @@ def load_from_hub(path: str | list[str], name: str | None, split: str | None, re
 def stream_from_hub(path: str | list[str], name: str | None, split: str | None, revision: str | None) -> Any:
     """Open a split of a hub data set as an iterable data set of `datasets`, which decodes no image, audio or video.
 
-    Args: as of `_load`.
+    The arguments are those of `datasets.load_dataset`.
 
     Raises:
         UserError: names `path`, `name` or `split`, whichever the hub refuses.
