@@ -7,6 +7,7 @@ from decimal import Decimal
 import pyarrow
 import pytest
 from datasets import ClassLabel, Dataset, Features, Image, List, Sequence, Value
+from datasets.features import features
 from pyarrow import parquet
 
 from lit_probsft.data import MultipleChoice, Rows
@@ -142,6 +143,14 @@ def test_a_map_is_a_mapping_and_a_repeated_key_is_an_error(tmp_path):
         weighted = Rows(str(path), weight="tools")
         with pytest.raises(UserError, match=r"weight: column 'tools': expected a number from 0 to 1e9, got \[\{'name"):
             weighted.example(found[0])
+
+
+@pytest.mark.skipif(not hasattr(features, "Json"), reason="this version of datasets has no such feature")
+def test_values_of_a_json_feature_are_parsed(written):
+    row = {"messages": TURNS, "tools": [{"a": 1}, {"b": None}]}
+    path = written([row], {"messages": features.Json(), "tools": List(features.Json())})
+    for found in rows_in_both_ways(Rows(path)):
+        assert found == [row]
 
 
 def test_a_decimal_is_a_weight(tmp_path):
