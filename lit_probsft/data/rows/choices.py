@@ -21,8 +21,9 @@ from lit_probsft.data.rows.columns import (
     with_nested,
 )
 from lit_probsft.data.rows.conversation import Message, validate_conversation
-from lit_probsft.data.rows.files import RowSequence, refuse_broken
-from lit_probsft.data.rows.readers import Reader
+from lit_probsft.data.rows.files import refuse_broken
+from lit_probsft.data.rows.labels import name_of_label
+from lit_probsft.data.rows.readers import Reader, RowSequence
 from lit_probsft.data.rows.row_source import Rows
 from lit_probsft.data.rows.source import Source
 from lit_probsft.data.rows.streams import RowStream
@@ -152,7 +153,7 @@ class MultipleChoice(Source):
                 f"expected at least two choices with a different label each, got {len(choices)} choices with labels "
                 f"{shown_value(labels)}",
             )
-        answer = row[self.answer]
+        answer = name_of_label(row[self.answer])
         if answer not in labels:
             raise UserError("answer", f"column {self.answer!r}: expected one of {labels}, got {shown_value(answer)}")
         return question, choices, labels, answer

@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lit_probsft.data.rows.columns import shown_value, text_field
+from lit_probsft.data.rows.stored_turns import stored_turns
 from lit_probsft.data.rows.tool_calls import calls_of_turn, sharegpt_calls
 from lit_probsft.errors import UserError, near_matches
 
@@ -48,7 +49,8 @@ def validate_conversation(value: Any, *, argument: str = "messages", require_ans
     tool calls is followed by tool turns and another assistant turn. A system turn without text is left out.
 
     Args:
-        value: a list of mappings with `role` and `content` (OpenAI), or with `from` and `value` (ShareGPT).
+        value: a list of mappings with `role` and `content` (OpenAI), or with `from` and `value` (ShareGPT), or another
+            form of it, see `stored_turns`.
         argument: names it in errors.
         require_answer: the last turn must be the assistant's, as in training. Otherwise it may be the user's or a
             tool's (a prompt).
@@ -56,6 +58,7 @@ def validate_conversation(value: Any, *, argument: str = "messages", require_ans
     Raises:
         UserError: names the turn that is wrong.
     """
+    value = stored_turns(value)
     if not isinstance(value, Sequence) or isinstance(value, str) or not value:
         raise UserError(argument, f"expected a non-empty list of {{role, content}}, got {shown_value(value)}")
     messages: list[Message] = []

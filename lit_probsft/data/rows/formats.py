@@ -9,6 +9,7 @@ import functools
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from decimal import Decimal
 from typing import Any
 
 from lit_probsft.data.rows.columns import (
@@ -23,8 +24,10 @@ from lit_probsft.data.rows.columns import (
     with_nested,
 )
 from lit_probsft.data.rows.conversation import Message, validate_conversation
+from lit_probsft.data.rows.labels import name_of_label
 from lit_probsft.data.rows.null_fill import turns_without_nulls, without_nulls
 from lit_probsft.data.rows.opening import with_opening
+from lit_probsft.data.rows.stored_turns import stored_turns
 from lit_probsft.data.rows.tool_calls import validate_functions, validate_tools
 from lit_probsft.errors import UserError
 
@@ -33,6 +36,9 @@ FORMATS = ("messages", "sharegpt", "prompt", "alpaca", "tokens", "text")
 
 IGNORED = -100
 """The label of a token that is not supervised."""
+
+MAX_WEIGHT = 1e9
+"""The largest weight of a row. The squares of a step's gradient, summed over a million tokens, must stay below 3e38."""
 
 
 @dataclass(frozen=True)
@@ -83,7 +89,7 @@ class Columns:
         text: the column with a text without turns.
         system: a text (or template) that opens every conversation without a system turn, instead of the column
             `system`.
-        weight: the column with the row's weight, a number of at least 0.
+        weight: the column with the row's weight, a number from 0 to `MAX_WEIGHT`.
         require_response: refuse rows without a response. Prediction does not: it accepts a missing or empty one.
 
     Raises:
@@ -191,7 +197,7 @@ class Columns:
             UserError: a column is missing, empty or of the wrong type, or turns are out of order. Names the argument
                 at fault.
         """
-        row = with_nested(row)
+        row = with_nested(row, self.used(list(row)))
         self.check(list(row))
         example = self._example(row, self.recognize(list(row)), null_fill)
         return example if self.weight is None else replace(example, weight=_weight(row[self.weight], self.weight))
@@ -206,11 +212,12 @@ class Columns:
         if name in ("messages", "sharegpt"):
             turns, tools = self._turns_and_tools(row, self._required(name)[0], null_fill)
         elif name == "alpaca":
-            turns = _alpaca(row, self.require_response or bool(row.get("output")))
+            turns = _alpaca(row, self.require_response or bool(name_of_label(row.get("output"))))
         else:
             turns = [{"role": "user", "content": fill_template(self.prompt or "prompt", row, argument="prompt")}]
             response = self.response or "response"
-            if self.require_response or row.get(response, self.response):  # false for a template, which is not a column
+            # A template is not a column.
+            if self.require_response or name_of_label(row.get(response, self.response)):
                 answer = fill_template(response, row, argument="response")
                 turns.append({"role": "assistant", "content": answer})
         return Conversation(with_opening(turns, row, self.system, history="history" in _OPTIONAL[name]), tools)
@@ -220,7 +227,8 @@ class Columns:
     ) -> tuple[list[Message], list[dict[str, Any]] | None]:
         turns, tools, functions = row[column], row.get("tools"), row.get("functions")
         if null_fill:
-            turns, tools, functions = turns_without_nulls(turns), without_nulls(tools), without_nulls(functions)
+            turns = turns_without_nulls(stored_turns(turns))
+            tools, functions = without_nulls(tools), without_nulls(functions)
         messages = validate_conversation(turns, argument="messages", require_answer=self.require_response)
         return messages, validate_tools(tools) or validate_functions(functions)
 
@@ -265,14 +273,13 @@ _WITH_RESPONSE = ("prompt", "alpaca")
 
 
 def _weight(value: Any, column: str) -> float:
+    is_number = isinstance(value, int | float | str | Decimal) and not isinstance(value, bool)
     try:  # a CSV file has strings only
-        weight = float(value) if isinstance(value, int | float | str) and not isinstance(value, bool) else math.nan
-    except ValueError:
+        weight = float(value) if is_number else math.nan
+    except (ValueError, OverflowError):
         weight = math.nan
-    if not 0 <= weight < math.inf:
-        raise UserError(
-            "weight", f"column {column!r}: expected a finite number of at least 0, got {shown_value(value)}"
-        )
+    if not 0 <= weight <= MAX_WEIGHT:
+        raise UserError("weight", f"column {column!r}: expected a number from 0 to 1e9, got {shown_value(value)}")
     return weight
 
 

@@ -11,9 +11,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from lit_probsft.data.rows.conversation import Message
-from lit_probsft.data.rows.files import BrokenRow, RowSequence
 from lit_probsft.data.rows.formats import Conversation, Example
-from lit_probsft.data.rows.readers import IndexedReader, Reader
+from lit_probsft.data.rows.readers import BrokenRow, IndexedReader, Reader, RowSequence
 from lit_probsft.data.rows.streams import MixedStream, RowStream
 from lit_probsft.errors import UserError
 
