@@ -15,7 +15,7 @@ from lit_probsft.data.rows.splits import LoadedSource, Split
 from lit_probsft.errors import UserError
 from lit_probsft.parallel.parent import exit_with_parent
 
-VERSION = 5
+VERSION = 6
 """Part of every cache key. Raise it if the same rows and options give other tokens, or other files."""
 
 _CHUNK = 64
@@ -30,6 +30,7 @@ class Counts:
         dropped: rows that are too long, or duplicates.
         truncated: rows that are cut to the maximum length.
         skipped: unusable rows.
+        with_control_tokens: rows whose texts contain control tokens, which are written as ordinary text.
         dropped_rows: for each row that is dropped or skipped, `row`, `what` (`dropped` or `skipped`) and `reason`, and
             `source` if there are several.
     """
@@ -38,11 +39,13 @@ class Counts:
     dropped: int = 0
     truncated: int = 0
     skipped: int = 0
+    with_control_tokens: int = 0
     dropped_rows: list[dict[str, Any]] = field(default_factory=list)
 
     def add(self, outcome: Outcome) -> None:
         """Counts a row."""
         self.rows += 1
+        self.with_control_tokens += outcome.with_control_tokens
         if outcome.status != "kept":
             setattr(self, outcome.status, getattr(self, outcome.status) + 1)
 
@@ -53,7 +56,7 @@ class Counts:
 
     def merge(self, other: Counts) -> None:
         """Adds the counts and rows of another."""
-        for name in ("rows", "truncated", "dropped", "skipped", "dropped_rows"):
+        for name in ("rows", "truncated", "dropped", "skipped", "with_control_tokens", "dropped_rows"):
             setattr(self, name, getattr(self, name) + getattr(other, name))
 
 

@@ -15,7 +15,7 @@ from lit_probsft.data.batches.blocks import Block, BlockReader, block_loader, me
 from lit_probsft.data.batches.collate import collate
 from lit_probsft.data.batches.loader import BatchSamplerProxy
 from lit_probsft.data.batches.plan import MicroBatch, Plan
-from lit_probsft.data.batches.reporting import warn_skipped
+from lit_probsft.data.batches.reporting import warn_control_tokens, warn_skipped
 from lit_probsft.data.batches.row_tokenizer import RowTokenizer
 from lit_probsft.data.batches.store import InMemory
 from lit_probsft.data.batches.stream_plan import StreamPlan
@@ -235,7 +235,8 @@ class StreamLoader:
 
     def _count_rows(self, facts_of_ranks: list[dict[str, Any]]) -> None:
         """Add a block's counts, over all ranks, to the report. Warn of the first skipped rows and duplicates."""
-        skipped_before, duplicates_before = self.report.get("skipped", 0), self.report.get("in_validation", 0)
+        names = ("skipped", "in_validation", "with_control_tokens")
+        skipped_before, duplicates_before, quoted_before = (self.report.get(name, 0) for name in names)
         for facts in facts_of_ranks:
             facts = dict(facts)
             self.dropped_rows += facts.pop("dropped_rows")[: MAX_LISTED - len(self.dropped_rows)]
@@ -243,6 +244,8 @@ class StreamLoader:
                 self.report[name] = max(self.report.get(name, 0), facts.pop(name))
             for name, number in facts.items():
                 self.report[name] = self.report.get(name, 0) + number
+        if not quoted_before:
+            warn_control_tokens("train", self.report["with_control_tokens"], self.report["rows"])
         if not skipped_before:
             warn_skipped("train", self.dropped_rows)
         if not duplicates_before and (duplicates := self.report["in_validation"]):

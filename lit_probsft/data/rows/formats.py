@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from lit_probsft.data.rows.columns import (
@@ -21,6 +21,7 @@ from lit_probsft.data.rows.columns import (
     with_nested,
 )
 from lit_probsft.data.rows.conversation import Message, validate_conversation, validate_tools
+from lit_probsft.data.rows.template_options import TEMPLATE_OPTIONS, validate_template_options
 from lit_probsft.errors import UserError
 
 FORMATS = ("messages", "sharegpt", "prompt", "alpaca", "tokens", "text")
@@ -37,12 +38,14 @@ class Conversation:
     Attributes:
         messages: see `Message`.
         tools: JSON schemas of the tools that may be called, for the chat template.
+        template_options: further names that the chat template may read, such as `enable_thinking`.
         weight: factor of the row's token losses in the sum of a step.
     """
 
     messages: list[Message]
     tools: list[dict[str, Any]] | None = None
     weight: float = 1.0
+    template_options: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -189,7 +192,8 @@ class Columns:
             # A bare column name is not looked up in a system text: "helpful" must not silently mean a column.
             turns.insert(0, {"role": "system", "content": fill_placeholders(self.system, row, argument="system")})
         tools = validate_tools(row.get("tools")) if name in ("messages", "sharegpt") else None
-        return Conversation(turns, tools)
+        options = validate_template_options(row.get(TEMPLATE_OPTIONS), argument=TEMPLATE_OPTIONS)
+        return Conversation(turns, tools, template_options=options)
 
     def _used(self, name: str) -> tuple[str, ...]:
         """The columns that a row of this format must have, as named by the arguments."""
