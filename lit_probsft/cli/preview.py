@@ -70,6 +70,7 @@ class Preview:
         tokens: tokens of the documents that are kept.
         supervised: supervised tokens of the documents that are kept.
         truncated: number of truncated rows.
+        with_control_tokens: number of rows whose texts contain control tokens, which are written as ordinary text.
         problems: the most common first.
         shown: the rows to show.
     """
@@ -81,6 +82,7 @@ class Preview:
     tokens: int = 0
     supervised: int = 0
     truncated: int = 0
+    with_control_tokens: int = 0
     problems: list[Problem] = field(default_factory=list)
     shown: list[ShownRow] = field(default_factory=list)
 
@@ -98,6 +100,9 @@ class Preview:
             share = 100 * self.supervised / self.tokens
             facts["supervised"] = f"{self.supervised} of {self.tokens} tokens, {share:.1f} %"
         facts["truncated"] = f"{self.truncated} rows"
+        if self.with_control_tokens:
+            rows = f"{self.with_control_tokens} of {self.measured} rows"
+            facts["control tokens"] = f"{rows} contain control tokens in their text, written as ordinary text"
         return facts
 
 
@@ -156,6 +161,7 @@ def make_preview(datamodule: InstructionDataModule, split: str = "train", rows: 
     problems: dict[str, list[tuple[str, int]]] = {}
     special = {*datamodule.tokenizer.all_special_ids, *_special_ids(datamodule.tokenizer)}
     for position, (index, outcome) in enumerate(zip(measured, outcomes, strict=True)):
+        preview.with_control_tokens += outcome.with_control_tokens
         if outcome.length:
             preview.lengths.append(outcome.length)
         if outcome.document is None:

@@ -186,8 +186,15 @@ def _control_pattern(tokenizer: Any, is_assistant: bool) -> re.Pattern[str]:
 
 
 def _any_of(names: Iterable[str]) -> re.Pattern[str]:
-    """A pattern that matches any of these texts, the longest first."""
-    return re.compile("|".join(map(re.escape, sorted(names, key=len, reverse=True))) or r"(?!)")
+    """A pattern that matches any of these texts, the longest first.
+
+    Texts with the same beginning are one branch: there can be hundreds, and `<` is frequent in code.
+    """
+    branches: dict[str, list[str]] = {}
+    for name in sorted(names, key=len, reverse=True):
+        branches.setdefault(name[:2], []).append(re.escape(name[2:]))
+    joined = "|".join(f"{re.escape(head)}(?:{'|'.join(rests)})" for head, rests in branches.items())
+    return re.compile(joined or r"(?!)")
 
 
 def _texts(value: Any) -> Iterator[str]:

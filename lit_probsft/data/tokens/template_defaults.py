@@ -9,26 +9,30 @@ from typing import Any
 from lit_probsft.data.tokens.rendering import chosen_template
 from lit_probsft.errors import UserError, near_matches
 
-_NAME = re.compile(r"[A-Za-z_]\w*")
+_GENERATION_MARKS = re.compile(r"\{%-?\s*(end)?generation\s*-?%\}")
 
 
 def check_template_reads(tokenizer: Any, options: Mapping[str, Any]) -> None:
-    """Refuse options that the template never mentions, since they would change nothing.
-
-    Args:
-        tokenizer: provides the template.
-        options: by name.
+    """Refuse options that the tokenizer's chat template never reads, since they would change nothing.
 
     Raises:
-        UserError: names the option.
+        UserError: names the option; or there is no template.
     """
     if not options:
         return
-    names = dict.fromkeys(_NAME.findall(chosen_template(tokenizer, None)))
+    import jinja2
+    from jinja2.meta import find_undeclared_variables
+
+    template = _GENERATION_MARKS.sub("", chosen_template(tokenizer, None))
+    try:
+        tree = jinja2.Environment(extensions=["jinja2.ext.loopcontrols"]).parse(template)
+    except jinja2.TemplateSyntaxError:
+        return  # refused with its line when it renders a row
+    names = find_undeclared_variables(tree)
     for name in options:
         if name not in names:
             raise UserError(
-                "template_options", f"the chat template does not mention {name!r}.{near_matches(name, names)}"
+                "template_options", f"the chat template does not read {name!r}.{near_matches(name, sorted(names))}"
             )
 
 
