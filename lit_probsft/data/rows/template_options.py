@@ -12,12 +12,12 @@ from lit_probsft.errors import UserError
 TEMPLATE_OPTIONS = "chat_template_kwargs"
 """The column with a row's own options."""
 
-_TAKEN = {
+_RESERVED = {
     *("conversations", "messages", "tools", "chat_template", "add_generation_prompt", "continue_final_message"),
     *("return_assistant_tokens_mask", "bos_token", "eos_token", "unk_token", "sep_token", "pad_token", "cls_token"),
     *("mask_token", "additional_special_tokens"),
 }
-"""What rendering gives a template itself."""
+"""Names that a template gets from elsewhere: the conversation, the tokenizer or the renderer."""
 
 
 def validate_template_options(value: Any, *, argument: str) -> dict[str, Any]:
@@ -28,7 +28,7 @@ def validate_template_options(value: Any, *, argument: str) -> dict[str, Any]:
         argument: names it in errors.
 
     Raises:
-        UserError: it is anything else, or names something that rendering provides itself.
+        UserError: it is anything else, or names something that every template gets from elsewhere.
     """
     options = value
     if isinstance(value, str):
@@ -45,8 +45,8 @@ def validate_template_options(value: Any, *, argument: str) -> dict[str, Any]:
             f"{shown_value(value)}",
         )
     for name, option in options.items():
-        if name in _TAKEN:
-            raise UserError(argument, f"expected options of the chat template, got {name!r}, which rendering provides")
+        if name in _RESERVED:
+            raise UserError(argument, f"{name!r} is reserved: every chat template gets it from elsewhere")
         try:
             json.dumps(option)
         except (TypeError, ValueError) as error:

@@ -98,7 +98,8 @@ def errors_restored(quoted: Quoted) -> Iterator[None]:
     except UserError as error:
         if not quoted:
             raise
-        raise UserError(error.argument, restore(error.problem, quoted)) from error
+        escaped = {name.encode("unicode_escape").decode(): text for name, text in quoted.items()}  # as `repr` shows it
+        raise UserError(error.argument, restore(error.problem, {**quoted, **escaped})) from error
 
 
 def unused_character(text: str) -> str:
