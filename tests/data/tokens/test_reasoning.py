@@ -81,3 +81,6 @@ def test_a_block_that_the_prompt_opens_or_a_line_begins_must_be_closed():
     with pytest.raises(UserError, match="^reasoning: expected </think> after <think>"):
         drop_reasoning([{"role": "assistant", "content": "<think>\nb"}])
     assert find_blocks("<think> is a tag") == []
+    unfinished = "```\na</think>b\n```"
+    assert find_blocks(unfinished, is_open=True) == [(0, unfinished.index("b"))]
+    assert find_blocks(unfinished) == []
