@@ -3,7 +3,7 @@
 A template writes control tokens such as `<|im_end|>` around the turns. The same characters inside a content would get
 the same ids: an answer would end in the middle, and a user's text could open a turn. So each is quoted in two steps:
 
-1. Before rendering, a private-use character that occurs nowhere else takes its place. Neither the template nor the
+1. Before rendering, a rare character that occurs nowhere else takes its place. Neither the template nor the
    search for turns can mistake it for a control token.
 2. Encoding puts the text back, and encodes it with a copy of the tokenizer that reads control tokens as ordinary text
    and knows those of the template under other names.
@@ -29,7 +29,10 @@ Quoted = Mapping[str, str]
 """The texts that are quoted, by the character that stands for each."""
 
 _REASONING_TAGS = ("<think>", "</think>")
-_PRIVATE_USE = [chr(code) for code in range(0xE000, 0xF900)]
+_STAND_INS = [chr(code) for code in range(0x13000, 0x13400)]
+"""Egyptian hieroglyphs: hardly any text has them, and JSON, `repr`, trimming and `upper` leave them as they are."""
+_MARKS = [chr(code) for code in range(0xE000, 0xF900)]
+"""Private-use characters, which are not part of words: a token may be defined to match whole words only."""
 
 
 def find_control_token(tokenizer: Any, messages: Sequence[Mapping[str, Any]], others: Any = None) -> str | None:
@@ -57,7 +60,7 @@ def find_control_token(tokenizer: Any, messages: Sequence[Mapping[str, Any]], ot
 def quote_control_tokens(
     tokenizer: Any, messages: Sequence[Mapping[str, Any]], tools: Sequence[Mapping[str, Any]] | None = None
 ) -> tuple[Sequence[Mapping[str, Any]], Sequence[Mapping[str, Any]] | None, Quoted]:
-    """Replace control tokens in the texts of a conversation by private-use characters.
+    """Replace control tokens in the texts of a conversation by rare characters.
 
     Returns:
         The messages, the tools, and what each character stands for; unchanged and empty without control tokens.
@@ -65,7 +68,7 @@ def quote_control_tokens(
     if find_control_token(tokenizer, messages, tools) is None:
         return messages, tools, {}
     written = json.dumps([messages, tools], ensure_ascii=False, default=str)
-    unused = (character for character in _PRIVATE_USE if character not in written)
+    unused = (character for character in _STAND_INS if character not in written)
     characters: dict[str, str] = {}
 
     def quote(match: re.Match[str]) -> str:
@@ -103,8 +106,8 @@ def errors_restored(quoted: Quoted) -> Iterator[None]:
 
 
 def unused_character(text: str) -> str:
-    """Return a private-use character that is not in the text; nearly always the same."""
-    return next(character for character in reversed(_PRIVATE_USE) if character not in text)
+    """Return a character for new names that is not in the text; nearly always the same."""
+    return next(character for character in _MARKS if character not in text)
 
 
 @dataclass(frozen=True)
