@@ -71,6 +71,7 @@ class Preview:
         supervised: supervised tokens of the documents that are kept.
         truncated: number of truncated rows.
         with_control_tokens: number of rows whose texts contain control tokens, which are written as ordinary text.
+        unused: columns and keys of turns that nothing reads.
         problems: the most common first.
         shown: the rows to show.
     """
@@ -83,6 +84,7 @@ class Preview:
     supervised: int = 0
     truncated: int = 0
     with_control_tokens: int = 0
+    unused: list[str] = field(default_factory=list)
     problems: list[Problem] = field(default_factory=list)
     shown: list[ShownRow] = field(default_factory=list)
 
@@ -103,6 +105,8 @@ class Preview:
         if self.with_control_tokens:
             rows = f"{self.with_control_tokens} of {self.measured} rows"
             facts["control tokens"] = f"{rows} contain control tokens in their text, written as ordinary text"
+        if self.unused:
+            facts["not used"] = visible(", ".join(self.unused))
         return facts
 
 
@@ -155,6 +159,8 @@ def make_preview(datamodule: InstructionDataModule, split: str = "train", rows: 
     Raises:
         UserError: if the source, the tokenizer or the template cannot be used at all.
     """
+    from lit_probsft.data.batches.prepare import merge_unused
+
     count, measured, outcomes = datamodule.inspect(split, MEASURED)
     preview = Preview(split, count, len(measured))
     spacing = max(len(measured) // rows, 1)
@@ -164,6 +170,7 @@ def make_preview(datamodule: InstructionDataModule, split: str = "train", rows: 
         preview.with_control_tokens += outcome.with_control_tokens
         if outcome.length:
             preview.lengths.append(outcome.length)
+        preview.unused = merge_unused(preview.unused, outcome.unused)
         if outcome.document is None:
             problem = f"{_UNUSED[outcome.status]}: {outcome.reason}"
             # Reasons that differ in numbers only, such as that of the row, are one problem.

@@ -85,8 +85,8 @@ class InstructionDataModule(LightningDataModule):
 
     After `setup`:
         `tokenizer` (loaded; available before `setup` too), `report` (per split: rows, kept, dropped, truncated,
-        skipped, tokens, supervised_tokens, max_length, fingerprint; packs and share_full if packed; the sources of a
-        mixture; in_validation for train; a stream's report grows while it is read, and has its passes),
+        skipped, unused columns, tokens, supervised_tokens, max_length, fingerprint; packs, share_full if packed; the
+        sources of a mixture; in_validation for train; a stream's report grows while it is read, and has its passes),
         `dropped_rows` (per split, the rows that are dropped or skipped: row, what, reason; the first ten thousand of a
         stream), `watched` (names of the watched sets), `fingerprint` (of the training tokens), `max_token_id`, `plan`
         and `num_windows` (optimizer steps per epoch).

@@ -71,6 +71,18 @@ def test_rows_with_control_tokens_in_their_text_are_counted_in_preview_and_fit(m
         assert "control tokens" not in make_preview(kept).facts()
 
 
+def test_columns_and_keys_of_turns_that_nothing_reads_are_named(make: Any) -> None:
+    preview = make_preview(
+        make(
+            b'{"messages": [{"role": "user", "content": "a", "id": 3}, {"role": "assistant", '
+            b'"content": "b", "audio": null}], "url": "x"}\n{"prompt": "a", "response": "b", "n": 1}\n'
+        )
+    )
+    assert preview.facts()["not used"] == "url, messages[].id, n"
+    assert "not used         url, messages[].id, n\n" in printed(preview)
+    assert "not used" not in make_preview(make(GOOD)).facts()
+
+
 def test_problems_are_counted_and_located_under_any_policy(make: Any) -> None:
     content = GOOD * 3 + b'{"prompt": \n' + b'{"prompt": "a", "response": ""}\n' * 2 + GOOD
     preview = make_preview(make(content), rows=10)

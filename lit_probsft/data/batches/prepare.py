@@ -18,6 +18,9 @@ from lit_probsft.parallel.parent import exit_with_parent
 VERSION = 6
 """Part of every cache key. Raise it if the same rows and options give other tokens, or other files."""
 
+MAX_UNUSED = 100
+"""The most unused columns that are named; rows of JSON may all have different ones."""
+
 _CHUNK = 64
 
 
@@ -33,6 +36,7 @@ class Counts:
         with_control_tokens: rows whose texts contain control tokens, which are written as ordinary text.
         dropped_rows: for each row that is dropped or skipped, `row`, `what` (`dropped` or `skipped`) and `reason`, and
             `source` if there are several.
+        unused: columns and keys of turns that nothing reads, at most `MAX_UNUSED` of them.
     """
 
     rows: int = 0
@@ -41,6 +45,7 @@ class Counts:
     skipped: int = 0
     with_control_tokens: int = 0
     dropped_rows: list[dict[str, Any]] = field(default_factory=list)
+    unused: list[str] = field(default_factory=list)
 
     def add(self, outcome: Outcome) -> None:
         """Counts a row."""
@@ -48,6 +53,7 @@ class Counts:
         self.with_control_tokens += outcome.with_control_tokens
         if outcome.status != "kept":
             setattr(self, outcome.status, getattr(self, outcome.status) + 1)
+        self.unused = merge_unused(self.unused, outcome.unused)
 
     def list_row(self, outcome: Outcome, loaded: LoadedSource, source: int, row: int) -> None:
         """Adds a dropped or skipped row to `dropped_rows`: row `row` of part `source`."""
@@ -58,6 +64,13 @@ class Counts:
         """Adds the counts and rows of another."""
         for name in ("rows", "truncated", "dropped", "skipped", "with_control_tokens", "dropped_rows"):
             setattr(self, name, getattr(self, name) + getattr(other, name))
+        self.unused = merge_unused(self.unused, other.unused)
+
+
+def merge_unused(names: list[str], others: Sequence[str]) -> list[str]:
+    """Returns the names with those of the others that are new, at most `MAX_UNUSED`."""
+    new = [name for name in others if name not in names]
+    return (names + new)[:MAX_UNUSED] if new else names
 
 
 def unloaded(loaded: LoadedSource, *, skips: bool | None = None) -> LoadedSource:

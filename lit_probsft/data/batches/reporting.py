@@ -39,6 +39,7 @@ def report_split(name: str, store: TokenStore, parts: Sequence[str], plan: Plan 
         report |= {"packs": plan.num_rows, "share_full": plan.share_full}
     warn_skipped(name, meta["dropped_rows"])
     warn_control_tokens(name, meta["with_control_tokens"], meta["rows"])
+    report_unused(name, meta["unused"])
     return report
 
 
@@ -76,6 +77,13 @@ def warn_control_tokens(name: str, number: int, rows: int) -> None:
             f"data.{name}: {number} of {rows} rows contain control tokens in their text, written as ordinary text; "
             "`data.special_tokens_in_text: keep` keeps them"
         )
+
+
+def report_unused(name: str, unused: Sequence[str]) -> None:
+    """Logs the columns and keys of turns that nothing reads."""
+    if unused:
+        more = f" and {len(unused) - 20} more" if len(unused) > 20 else ""
+        rank_zero_info(f"data.{name}: not used: {', '.join(unused[:20])}{more}")
 
 
 def report_overlap(train: TokenStore, validation: TokenStore) -> dict[str, Any]:

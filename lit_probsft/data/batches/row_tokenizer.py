@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from lit_probsft.data.batches.store import Document
+from lit_probsft.data.rows.files import BrokenRow
 from lit_probsft.data.rows.formats import Conversation, Example, Text
 from lit_probsft.data.rows.splits import Item, LoadedSource
 from lit_probsft.data.tokens.control_tokens import SpecialTokensInText, find_control_token
-from lit_probsft.data.tokens.rendering import check_template
+from lit_probsft.data.tokens.message_keys import unread_keys
+from lit_probsft.data.tokens.rendering import check_template, chosen_template
 from lit_probsft.data.tokens.tokenization import (
     IGNORED,
     Reasoning,
@@ -52,6 +55,7 @@ class Outcome:
         reason: why the row is dropped or skipped.
         length: tokens before truncation.
         with_control_tokens: whether its texts contain control tokens, which are written as ordinary text.
+        unused: what the row has and nothing reads: columns, and keys of turns as `messages[].key`.
     """
 
     document: Document | None
@@ -59,6 +63,7 @@ class Outcome:
     reason: str = ""
     length: int = 0
     with_control_tokens: bool = False
+    unused: Sequence[str] = ()
 
 
 DUPLICATE = Outcome(None, "dropped", "data.duplicates: it is in data.validation too")
@@ -99,7 +104,8 @@ class RowTokenizer:
         """
         try:
             example = self.loaded.example(item)
-            return replace(self._tokenize(example, item, row), with_control_tokens=self._quotes(example))
+            outcome = self._tokenize(example, item, row)
+            return replace(outcome, unused=self._unused(example, item), with_control_tokens=self._quotes(example))
         except UserError as error:
             if self.recipe.on_bad_row == "skip":
                 return Outcome(None, "skipped", str(error))
@@ -126,6 +132,16 @@ class RowTokenizer:
             return Outcome(None, "dropped", f"{too_long}, and none of the first {limit} is supervised", length)
         document = Document(row, ids[:limit], labels[:limit], example.weight, item.source)
         return Outcome(document, "truncated", length=length)
+
+    def _unused(self, example: Example, item: Item) -> list[str]:
+        assert not isinstance(item.row, BrokenRow)
+        keys: list[str] = []
+        if isinstance(example, Conversation):
+            recipe = self.recipe
+            template = "" if recipe.plain_text else chosen_template(self.tokenizer, recipe.chat_template)
+            part = f"{self.loaded.source.parts[item.source]}." if self.loaded.source.parts else ""
+            keys = [f"{part}messages[].{key}" for key in unread_keys(template, example.messages)]
+        return [*self.loaded.source.unused(item.row), *keys]
 
     def _tokens(self, example: Example) -> tuple[list[int], list[int]]:
         recipe = self.recipe

@@ -15,7 +15,8 @@ from lit_probsft.data.batches.blocks import Block, BlockReader, block_loader, me
 from lit_probsft.data.batches.collate import collate
 from lit_probsft.data.batches.loader import BatchSamplerProxy
 from lit_probsft.data.batches.plan import MicroBatch, Plan
-from lit_probsft.data.batches.reporting import warn_control_tokens, warn_skipped
+from lit_probsft.data.batches.prepare import merge_unused
+from lit_probsft.data.batches.reporting import report_unused, warn_control_tokens, warn_skipped
 from lit_probsft.data.batches.row_tokenizer import RowTokenizer
 from lit_probsft.data.batches.store import InMemory
 from lit_probsft.data.batches.stream_plan import StreamPlan
@@ -237,9 +238,11 @@ class StreamLoader:
         """Add a block's counts, over all ranks, to the report. Warn of the first skipped rows and duplicates."""
         names = ("skipped", "in_validation", "with_control_tokens")
         skipped_before, duplicates_before, quoted_before = (self.report.get(name, 0) for name in names)
+        unused_before = self.report.get("unused")
         for facts in facts_of_ranks:
             facts = dict(facts)
             self.dropped_rows += facts.pop("dropped_rows")[: MAX_LISTED - len(self.dropped_rows)]
+            self.report["unused"] = merge_unused(self.report.get("unused", []), facts.pop("unused"))
             for name in ("max_length", "passes"):
                 self.report[name] = max(self.report.get(name, 0), facts.pop(name))
             for name, number in facts.items():
@@ -248,6 +251,8 @@ class StreamLoader:
             warn_control_tokens("train", self.report["with_control_tokens"], self.report["rows"])
         if not skipped_before:
             warn_skipped("train", self.dropped_rows)
+        if not unused_before:
+            report_unused("train", self.report["unused"])
         if not duplicates_before and (duplicates := self.report["in_validation"]):
             remedy = "they are dropped" if self._reader.remove_duplicates else "`data.duplicates: remove` drops them"
             first = f"{duplicates} of the first {self.report['rows']} rows"

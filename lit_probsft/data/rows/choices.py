@@ -13,6 +13,7 @@ from typing_extensions import override
 
 from lit_probsft.data.rows.columns import (
     check_placeholders,
+    columns_of,
     fill_placeholders,
     missing_column,
     shown_value,
@@ -110,6 +111,11 @@ class MultipleChoice(Source):
         prompt = fill_placeholders(self.prompt, {"question": question, "choices": lines}, argument="prompt")
         response = self._response([question, choices, labels, answer])
         return validate_conversation([{"role": "user", "content": prompt}, {"role": "assistant", "content": response}])
+
+    @override
+    def unused(self, row: Mapping[str, Any]) -> list[str]:
+        used = columns_of((self.question, self.choices, self.labels, self.answer), row)
+        return [column for column in row if column not in used]
 
     def is_flipped(self, row: Mapping[str, Any]) -> bool:
         """Whether this row is supervised with a wrong label.

@@ -21,6 +21,23 @@ def with_nested(row: Mapping[str, Any]) -> Mapping[str, Any]:
     return {**row, **{f"{key}.{inner}": value for key, fields in nested.items() for inner, value in fields.items()}}
 
 
+def placeholders(template: str) -> list[str]:
+    """The names between single braces, which may or may not be columns."""
+    return [match[1] for match in _PLACEHOLDER.finditer(template) if match[1] is not None]
+
+
+def sole_placeholder(template: str) -> str | None:
+    """The name in a template that is `{name}` and nothing else, otherwise None."""
+    match = _PLACEHOLDER.fullmatch(template)
+    return match[1] if match is not None and match[1] is not None and _NAME.fullmatch(match[1]) else None
+
+
+def columns_of(names: Iterable[str], columns: Iterable[str]) -> list[str]:
+    """Return those of a row's `columns` that are among `names`, or have a field among them: `a` for `a.b`."""
+    names = list(names)
+    return [column for column in columns if any(name == column or name.startswith(f"{column}.") for name in names)]
+
+
 def fill_template(template: str, row: Mapping[str, Any], *, argument: str) -> str:
     """Return the text of column `template`, or `template` with each `{column}` replaced by the row's text.
 
@@ -41,13 +58,13 @@ def check_placeholders(template: str, columns: Sequence[str], argument: str) -> 
     """
     if template in columns:
         return
-    placeholders = [match for match in _PLACEHOLDER.finditer(template) if match[1] is not None]
-    if not any(match[1] in columns for match in placeholders):
-        named = [match[1] for match in placeholders if _NAME.fullmatch(match[1])]
+    found = placeholders(template)
+    if not any(name in columns for name in found):
+        named = [name for name in found if _NAME.fullmatch(name)]
         raise UserError(argument, missing_column(named[0] if named else template, columns))
-    for match in placeholders:
-        if match[1] not in columns and _NAME.fullmatch(match[1]):
-            raise UserError(argument, f"{missing_column(match[1], columns)} (a literal brace is written twice: '{{{{')")
+    for name in found:
+        if name not in columns and _NAME.fullmatch(name):
+            raise UserError(argument, f"{missing_column(name, columns)} (a literal brace is written twice: '{{{{')")
 
 
 def fill_placeholders(template: str, row: Mapping[str, Any], *, argument: str) -> str:

@@ -151,6 +151,11 @@ class Mixture(Source):
             return self._parts[row["source"]][0].example(row["row"])
 
     @override
+    def unused(self, row: Mapping[str, Any]) -> list[str]:
+        part, _ = self._parts[row["source"]]
+        return [f"{row['source']}.{column}" for column in part.unused(row["row"])]
+
+    @override
     def conversation(self, row: Mapping[str, Any]) -> list[Message]:
         with errors_within(f"sources.{row['source']}"):
             return self._parts[row["source"]][0].conversation(row["row"])

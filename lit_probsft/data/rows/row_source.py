@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import hashlib
 import json
 from collections.abc import Mapping, Sequence
@@ -15,7 +16,7 @@ from typing_extensions import override
 from lit_probsft.data.rows.columns import with_nested
 from lit_probsft.data.rows.conversation import Message
 from lit_probsft.data.rows.files import RowSequence, file_sizes, hash_files, local_paths, read_files, refuse_broken
-from lit_probsft.data.rows.formats import FORMATS, Columns, Conversation, Example
+from lit_probsft.data.rows.formats import FORMATS, Columns, Conversation, Example, unused_columns
 from lit_probsft.data.rows.hub import HubReader, load_from_hub
 from lit_probsft.data.rows.readers import FilesReader, Reader
 from lit_probsft.data.rows.row_function import call_row_function, import_row_function
@@ -42,7 +43,8 @@ class Rows(Source):
         response: a column or a template, like `prompt`.
         messages: the column with whole conversations.
         text: the column with texts without turns, which are supervised whole.
-        system: a system text (or template) for every conversation that has none.
+        system: a system text (or template) for every conversation that has no system turn. By default the column
+            `system`, where a row has one; an empty text means none.
         weight: the column with a row's weight, at least 0. It multiplies the losses of the row's tokens in the sum of a
             step; the number that the sum is divided by stays the same.
         row_function: for any other format, a function by its import path (`my_rows.pubmedqa`): it gets a row and
@@ -103,7 +105,13 @@ class Rows(Source):
 
     @override
     def example(self, row: Mapping[str, Any]) -> Example:
-        return self._columns.example(row if self.row_function is None else call_row_function(self.row_function, row))
+        row = row if self.row_function is None else call_row_function(self.row_function, row)
+        return self._columns.example(row, null_fill=self._from_arrow)
+
+    @override
+    def unused(self, row: Mapping[str, Any]) -> Sequence[str]:
+        # A row function reads what it likes.
+        return () if self.row_function is not None else unused_columns(self._columns, tuple(row))
 
     @override
     def conversation(self, row: Mapping[str, Any]) -> list[Message]:
@@ -140,6 +148,15 @@ class Rows(Source):
             return {}
         commit = dataset_commit(str(self.path), self.revision)
         return {} if commit is None else {"": commit}
+
+    @functools.cached_property
+    def _from_arrow(self) -> bool:
+        """Whether Arrow holds the rows, or some of them: parquet files, saved folders and the hub."""
+        try:
+            files = local_paths(self.path)
+        except UserError:  # there is no such file: the row was made by hand
+            return False
+        return files is None or any(file.is_dir() or file.suffix.lower() == ".parquet" for file in files)
 
     def _check_and_find_files(self) -> list[Path] | None:
         """Local files, or None for a hub data set. Refuses options that contradict each other before opening any."""

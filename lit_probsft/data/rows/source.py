@@ -50,6 +50,10 @@ class Source(ABC):
         """
         return Conversation(self.conversation(row))
 
+    def unused(self, row: Mapping[str, Any]) -> Sequence[str]:
+        """Return the names of the columns of `row` that its example is not made of. By default none is known."""
+        return ()
+
     def for_prediction(self) -> Source:
         """Return this source for the `predict` stage, where a row may lack a response. By default one is required."""
         return self

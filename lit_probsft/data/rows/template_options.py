@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from typing import Any
 
 from lit_probsft.data.rows.columns import shown_value
+from lit_probsft.data.rows.null_fill import without_nulls
 from lit_probsft.errors import UserError
 
 TEMPLATE_OPTIONS = "chat_template_kwargs"
@@ -54,14 +55,5 @@ def validate_template_options(value: Any, *, argument: str) -> dict[str, Any]:
                 f"{argument}.{name}",
                 f"expected text, numbers, true, false, lists or mappings, got {shown_value(option)}",
             ) from error
-    dropped: dict[str, Any] = _without_nulls(options)
+    dropped: dict[str, Any] = without_nulls(options)
     return dropped
-
-
-def _without_nulls(value: Any) -> Any:
-    """Plain data without the nulls in its mappings: Arrow adds one for each key that any other row has."""
-    if isinstance(value, Mapping):
-        return {key: _without_nulls(item) for key, item in value.items() if item is not None}
-    if isinstance(value, Sequence) and not isinstance(value, str):
-        return [_without_nulls(item) for item in value]
-    return value

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from lit_probsft.data.tokens.call_forms import in_call_form
 from lit_probsft.data.tokens.tokenizers import special_tokens
 from lit_probsft.errors import UserError, near_matches
 
@@ -119,13 +120,22 @@ class Renderer:
     def _render(
         self, messages: Sequence[Mapping[str, Any]], generation_prompt: bool, with_marks: bool
     ) -> tuple[str, list[Span]]:
+        def unmarked(changed: list[dict[str, Any]]) -> str:
+            return self._render_unchanged(changed, generation_prompt, False)[0]
+
+        conversation = [{key: value for key, value in message.items() if key != "train"} for message in messages]
+        conversation = in_call_form(self.template, conversation, unmarked)
+        return self._render_unchanged(conversation, generation_prompt, with_marks)
+
+    def _render_unchanged(
+        self, messages: list[dict[str, Any]], generation_prompt: bool, with_marks: bool
+    ) -> tuple[str, list[Span]]:
         import jinja2
         from transformers.utils.chat_template_utils import render_jinja_template
 
-        conversation = [{key: value for key, value in message.items() if key != "train"} for message in messages]
         try:
             rendered, marks = render_jinja_template(
-                [conversation],
+                [messages],
                 tools=None if self.tools is None else [dict(tool) for tool in self.tools],
                 chat_template=self.template,
                 add_generation_prompt=generation_prompt,
