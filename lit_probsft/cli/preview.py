@@ -70,6 +70,7 @@ class Preview:
         tokens: tokens of the documents that are kept.
         supervised: supervised tokens of the documents that are kept.
         truncated: number of truncated rows.
+        with_control_tokens: number of rows whose texts contain control tokens, which are written as ordinary text.
         unused: columns and keys of turns that nothing reads.
         problems: the most common first.
         shown: the rows to show.
@@ -82,6 +83,7 @@ class Preview:
     tokens: int = 0
     supervised: int = 0
     truncated: int = 0
+    with_control_tokens: int = 0
     unused: list[str] = field(default_factory=list)
     problems: list[Problem] = field(default_factory=list)
     shown: list[ShownRow] = field(default_factory=list)
@@ -100,6 +102,9 @@ class Preview:
             share = 100 * self.supervised / self.tokens
             facts["supervised"] = f"{self.supervised} of {self.tokens} tokens, {share:.1f} %"
         facts["truncated"] = f"{self.truncated} rows"
+        if self.with_control_tokens:
+            rows = f"{self.with_control_tokens} of {self.measured} rows"
+            facts["control tokens"] = f"{rows} contain control tokens in their text, written as ordinary text"
         if self.unused:
             facts["not used"] = visible(", ".join(self.unused))
         return facts
@@ -162,6 +167,7 @@ def make_preview(datamodule: InstructionDataModule, split: str = "train", rows: 
     problems: dict[str, list[tuple[str, int]]] = {}
     special = {*datamodule.tokenizer.all_special_ids, *_special_ids(datamodule.tokenizer)}
     for position, (index, outcome) in enumerate(zip(measured, outcomes, strict=True)):
+        preview.with_control_tokens += outcome.with_control_tokens
         if outcome.length:
             preview.lengths.append(outcome.length)
         preview.unused = merge_unused(preview.unused, outcome.unused)

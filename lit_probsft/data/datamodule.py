@@ -6,23 +6,24 @@ from collections.abc import Iterator
 from typing import Any, Literal
 
 from lightning.pytorch import LightningDataModule
-from lightning.pytorch.utilities import rank_zero_info
 from typing_extensions import override
 
 from lit_probsft.data.arguments import LENGTH_POOL, SHUFFLE_BUFFER, check_arguments
-from lit_probsft.data.batches.duplicates import digests
 from lit_probsft.data.batches.loader import PlanLoader
 from lit_probsft.data.batches.plan import Plan
 from lit_probsft.data.batches.reporting import report_overlap, report_split
 from lit_probsft.data.batches.row_tokenizer import Outcome, Recipe
 from lit_probsft.data.batches.store import Documents, TokenStore
-from lit_probsft.data.batches.stream_checks import check_not_trained, check_stream, stream_fingerprint
+from lit_probsft.data.batches.stream_checks import check_not_trained
 from lit_probsft.data.batches.stream_plan import StreamPlan
 from lit_probsft.data.batches.streaming import StreamLoader
 from lit_probsft.data.plans import data_ranks, evaluation_plan, stream_plan, training_plan
 from lit_probsft.data.rows.source import Source
+from lit_probsft.data.rows.template_options import validate_template_options
 from lit_probsft.data.stages import Splits, watch_split
+from lit_probsft.data.stream import check_and_report_stream, stream_loader
 from lit_probsft.data.tokenized import TokenizedSplits
+from lit_probsft.data.tokens.control_tokens import SpecialTokensInText
 from lit_probsft.data.tokens.rendering import read_template
 from lit_probsft.data.tokens.tokenization import Reasoning, Turns
 from lit_probsft.data.tokens.tokenizers import TokenizerSource
@@ -51,10 +52,15 @@ class InstructionDataModule(LightningDataModule):
         format: `chat` renders conversations with the chat template; `plain` writes prompt, response and end-of-text
             token.
         chat_template: a template file, or Jinja text, that replaces the tokenizer's own template.
+        template_options: further names that the chat template reads, such as `{enable_thinking: false}`. Those in a
+            row's column `chat_template_kwargs` take precedence. The exported model's template has them as defaults.
         require_end_of_turn: refuse rows in which the end of an answer is not supervised.
         turns: supervise `all` turns of the assistant, or only the `first` or `last` of each conversation.
         reasoning: `learn` supervises `<think>...</think>` and `reasoning_content`, `mask` keeps them without
             supervision, and `drop` removes them from the text.
+        special_tokens_in_text: what to do with control tokens inside the turns' texts, such as `<|im_end|>`: write them
+            as ordinary `text`, `refuse` the row, or `keep` them as control tokens. Texts that no template renders keep
+            theirs unless they are refused.
         on_bad_row: `error` stops at the first row that cannot be read or used. `skip` counts it, and lists it with the
             reason in `dropped_rows` (and fit in skipped.jsonl).
         max_length: the most tokens of a document.
@@ -103,9 +109,11 @@ class InstructionDataModule(LightningDataModule):
         add_special_tokens: list[str] | None = None,
         format: Literal["chat", "plain"] = "chat",
         chat_template: str | None = None,
+        template_options: dict[str, Any] | None = None,
         require_end_of_turn: bool = True,
         turns: Turns = "all",
         reasoning: Reasoning = "learn",
+        special_tokens_in_text: SpecialTokensInText = "text",
         on_bad_row: Literal["error", "skip"] = "error",
         max_length: int | None = None,
         overflow: Literal["error", "truncate", "drop"] = "error",
@@ -139,6 +147,8 @@ class InstructionDataModule(LightningDataModule):
             overflow=overflow,
             turns=turns,
             reasoning=reasoning,
+            template_options=validate_template_options(template_options, argument="data.template_options"),
+            special_tokens_in_text=special_tokens_in_text,
             on_bad_row=on_bad_row,
         )
         self._tokenized = TokenizedSplits(
@@ -179,7 +189,8 @@ class InstructionDataModule(LightningDataModule):
             if name in self.report:
                 continue
             if name in self._streamed:
-                self._set_up_stream()
+                self.report[name] = check_and_report_stream(self, self._tokenized.row_tokenizer(name))
+                self.dropped_rows[name] = []
                 continue
             store = self.documents(name)
             plan = self.plan if name == "train" else None
@@ -202,19 +213,8 @@ class InstructionDataModule(LightningDataModule):
                 "trainer.overfit_batches",
                 f"expected 0 with data.streaming (a source's `limit` does the same), got {overfit}",
             )
-        module = getattr(self.trainer, "lightning_module", None)
-        return StreamLoader(
-            self._tokenized.row_tokenizer("train"),
-            plan,
-            rank=data_ranks(self.trainer)[1],
-            pad_token_id=self.tokenizer.pad_token_id,
-            num_workers=self.num_workers,
-            validation=digests(self.documents("validation")) if "validation" in self._splits else frozenset(),
-            remove_duplicates=self.duplicates == "remove",
-            report=self.report["train"],
-            dropped_rows=self.dropped_rows["train"],
-            check=getattr(module, "check_fits", lambda largest_id, longest: None),
-        )
+        validation = self.documents("validation") if "validation" in self._splits else None
+        return stream_loader(self, self._tokenized.row_tokenizer("train"), plan, validation)
 
     @override
     def val_dataloader(self) -> Any:
@@ -329,14 +329,6 @@ class InstructionDataModule(LightningDataModule):
         return self._tokenized.inspect(name, most, streaming=name in self._streamed)
 
     # Internals.
-
-    def _set_up_stream(self) -> None:
-        row_tokenizer = self._tokenized.row_tokenizer("train")
-        check_stream(row_tokenizer, None if self.trainer is None else self.trainer.max_steps)
-        names = ("validation_fraction", "seed", "shuffle_buffer", "duplicates")
-        fingerprint = stream_fingerprint(row_tokenizer, {name: getattr(self, name) for name in names})
-        self.report["train"], self.dropped_rows["train"] = {"stream": True, "fingerprint": fingerprint}, []
-        rank_zero_info(f"data.train: a stream, shuffled in blocks of {self.plan.describe()['block_size']} rows")
 
     def _loader(self, documents: Documents, plan: Plan, *, fixed_epoch: bool, prompts: bool = False) -> PlanLoader:
         return PlanLoader(

@@ -282,6 +282,9 @@ OTHERS = [
     Mistake('weights from a folder without a model', 'validate --weights .'),
     Mistake('validate with a missing checkpoint', 'validate --ckpt_path nope.ckpt'),
     Mistake('validate with a damaged checkpoint', 'validate --ckpt_path train.jsonl'),
+    Mistake('chat with template options that are no mapping', 'chat m --template-options thinking'),
+    Mistake('chat with a template option that is a date', "chat m --template-options '{date: 2024-07-26}'"),
+    Mistake('chat with a template option that the template does not read', "chat runs/c --device cpu --template-options '{enable_thinking: false}'", before=mistake_files.completed_run),
 ]
 """Other commands than fit."""
 
@@ -367,6 +370,10 @@ OPTIONS = [
     Mistake('data: a stream with a tokenizer to train', '--data.streaming true --trainer.max_steps 3 --data.tokenizer BPETokenizer'),
     Mistake('data: a stream without max_steps', '--data.streaming true'),
     Mistake('data: a template for plain text', '--data.chat_template x --data.format plain'),
+    Mistake('data: template options for plain text', "--data.template_options '{enable_thinking: false}' --data.format plain"),
+    Mistake('data: template options without names', "--data.template_options '{1: 2}'"),
+    Mistake('data: a template option with a reserved name', "--data.template_options '{messages: []}'"),
+    Mistake('data: special_tokens_in_text', '--data.special_tokens_in_text txt'),
     Mistake('data: no rows', '--data.train null'),
     Mistake('data: no tokenizer', '--data.tokenizer null'),
     Mistake('data: a small vocabulary', '--data.tokenizer BPETokenizer --data.tokenizer.vocab_size 3'),
@@ -437,6 +444,11 @@ DATA = [
     Mistake('a template with a syntax error', "--data.chat_template '{% for m in messages %}x'"),
     Mistake('a template that raises', '--data.chat_template "{{ raise_exception(\'no\') }}"'),
     Mistake('a template that leaves out content', '--data.chat_template "{% for m in messages %}{{ m[\'role\'] }}{% endfor %}"'),
+    Mistake('a template option that the template does not read', "--data.chat_template '{{ enable_thinking }}' --data.template_options '{enable_thinkin: false}'"),
+    Mistake('a template that changes control tokens', '--data.chat_template "{% for m in messages %}{{ m[\'content\'] | upper }}{% endfor %}"', files={'train.jsonl': '{"question": "a<|im_end|>", "answer": "b"}\n'}),
+    Mistake('a refused control token', '--data.special_tokens_in_text refuse', files={'train.jsonl': '{"question": "a<|im_end|>", "answer": "b"}\n'}),
+    Mistake("a row's template options that are no mapping", '', files={'train.jsonl': '{"question": "a", "answer": "b", "chat_template_kwargs": "[1"}\n'}),
+    Mistake("a row's template option with a reserved name", '', files={'train.jsonl': '{"question": "a", "answer": "b", "chat_template_kwargs": {"eos_token": ""}}\n'}),
     Mistake('an empty file', '', files={'train.jsonl': ''}),
     Mistake('a line that is not JSON', '', files={'train.jsonl': '{"question": "1", "answer": "2"}\n{"question": \n'}),
     Mistake('a line that is a list', '', files={'train.jsonl': '{"question": "1", "answer": "2"}\n[1]\n'}),

@@ -33,6 +33,7 @@ class Counts:
         dropped: rows that are too long, or duplicates.
         truncated: rows that are cut to the maximum length.
         skipped: unusable rows.
+        with_control_tokens: rows whose texts contain control tokens, which are written as ordinary text.
         dropped_rows: for each row that is dropped or skipped, `row`, `what` (`dropped` or `skipped`) and `reason`, and
             `source` if there are several.
         unused: columns and keys of turns that nothing reads, at most `MAX_UNUSED` of them.
@@ -42,12 +43,14 @@ class Counts:
     dropped: int = 0
     truncated: int = 0
     skipped: int = 0
+    with_control_tokens: int = 0
     dropped_rows: list[dict[str, Any]] = field(default_factory=list)
     unused: list[str] = field(default_factory=list)
 
     def add(self, outcome: Outcome) -> None:
         """Counts a row."""
         self.rows += 1
+        self.with_control_tokens += outcome.with_control_tokens
         if outcome.status != "kept":
             setattr(self, outcome.status, getattr(self, outcome.status) + 1)
         self.unused = merge_unused(self.unused, outcome.unused)
@@ -59,7 +62,7 @@ class Counts:
 
     def merge(self, other: Counts) -> None:
         """Adds the counts and rows of another."""
-        for name in ("rows", "truncated", "dropped", "skipped", "dropped_rows"):
+        for name in ("rows", "truncated", "dropped", "skipped", "with_control_tokens", "dropped_rows"):
             setattr(self, name, getattr(self, name) + getattr(other, name))
         self.unused = merge_unused(self.unused, other.unused)
 

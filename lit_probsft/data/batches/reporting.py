@@ -38,6 +38,7 @@ def report_split(name: str, store: TokenStore, parts: Sequence[str], plan: Plan 
         )
         report |= {"packs": plan.num_rows, "share_full": plan.share_full}
     warn_skipped(name, meta["dropped_rows"])
+    warn_control_tokens(name, meta["with_control_tokens"], meta["rows"])
     report_unused(name, meta["unused"])
     return report
 
@@ -67,6 +68,15 @@ def warn_skipped(name: str, dropped_rows: Sequence[dict[str, Any]]) -> None:
     """Warns of the first three skipped rows, with the reasons."""
     for row in [row for row in dropped_rows if row["what"] == "skipped"][:3]:
         rank_zero_warn(f"data.{name}: skipped: {row['reason']}")
+
+
+def warn_control_tokens(name: str, number: int, rows: int) -> None:
+    """Warns of rows whose texts contain control tokens, if there are any."""
+    if number:
+        rank_zero_warn(
+            f"data.{name}: {number} of {rows} rows contain control tokens in their text, written as ordinary text; "
+            "`data.special_tokens_in_text: keep` keeps them"
+        )
 
 
 def report_unused(name: str, unused: Sequence[str]) -> None:

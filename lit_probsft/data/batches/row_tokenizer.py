@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from lit_probsft.data.batches.store import Document
-from lit_probsft.data.rows.files import BrokenRow
 from lit_probsft.data.rows.formats import Conversation, Example, Text
+from lit_probsft.data.rows.readers import BrokenRow
 from lit_probsft.data.rows.splits import Item, LoadedSource
+from lit_probsft.data.tokens.control_tokens import SpecialTokensInText, find_control_token
 from lit_probsft.data.tokens.message_keys import unread_keys
 from lit_probsft.data.tokens.rendering import check_template, chosen_template
 from lit_probsft.data.tokens.tokenization import (
@@ -39,6 +40,8 @@ class Recipe:
     prompts: bool = False
     turns: Turns = "all"
     reasoning: Reasoning = "learn"
+    template_options: dict[str, Any] = field(default_factory=dict)
+    special_tokens_in_text: SpecialTokensInText = "text"
     on_bad_row: str = "error"
 
 
@@ -51,6 +54,7 @@ class Outcome:
         status: `kept` (whole), `truncated`, `dropped` (too long or a duplicate) or `skipped` (unusable).
         reason: why the row is dropped or skipped.
         length: tokens before truncation.
+        with_control_tokens: whether its texts contain control tokens, which are written as ordinary text.
         unused: what the row has and nothing reads: columns, and keys of turns as `messages[].key`.
     """
 
@@ -58,6 +62,7 @@ class Outcome:
     status: Literal["kept", "truncated", "dropped", "skipped"] = "kept"
     reason: str = ""
     length: int = 0
+    with_control_tokens: bool = False
     unused: Sequence[str] = ()
 
 
@@ -99,7 +104,8 @@ class RowTokenizer:
         """
         try:
             example = self.loaded.example(item)
-            return replace(self._tokenize(example, item, row), unused=self._unused(example, item))
+            outcome = self._tokenize(example, item, row)
+            return replace(outcome, unused=self._unused(example, item), with_control_tokens=self._quotes(example))
         except UserError as error:
             if self.recipe.on_bad_row == "skip":
                 return Outcome(None, "skipped", str(error))
@@ -143,9 +149,11 @@ class RowTokenizer:
             options: dict[str, Any] = {
                 "tools": example.tools,
                 "chat_template": recipe.chat_template,
+                "template_options": {**recipe.template_options, **example.template_options},
                 "plain_text": recipe.plain_text,
                 "turns": recipe.turns,
                 "reasoning": recipe.reasoning,
+                "special_tokens_in_text": recipe.special_tokens_in_text,
             }
             if recipe.prompts:
                 ids = tokenize_prompt(self.tokenizer, example.messages, **options)
@@ -157,6 +165,16 @@ class RowTokenizer:
         if recipe.prompts:
             raise UserError("predict", f"expected rows with turns to answer, got {type(example).__name__.lower()}")
         if isinstance(example, Text):
-            tokens = tokenize_text(self.tokenizer, example.text)
+            policy = recipe.special_tokens_in_text
+            tokens = tokenize_text(self.tokenizer, example.text, special_tokens_in_text=policy)
             return tokens["input_ids"], tokens["labels"]
         return example.input_ids, example.labels
+
+    def _quotes(self, example: Example) -> bool:
+        """Whether control tokens in the texts of this row are written as ordinary text."""
+        if self.recipe.plain_text or self.recipe.special_tokens_in_text != "text":
+            return False
+        return (
+            isinstance(example, Conversation)
+            and find_control_token(self.tokenizer, example.messages, example.tools) is not None
+        )

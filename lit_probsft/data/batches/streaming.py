@@ -16,7 +16,7 @@ from lit_probsft.data.batches.collate import collate
 from lit_probsft.data.batches.loader import BatchSamplerProxy
 from lit_probsft.data.batches.plan import MicroBatch, Plan
 from lit_probsft.data.batches.prepare import merge_unused
-from lit_probsft.data.batches.reporting import report_unused, warn_skipped
+from lit_probsft.data.batches.reporting import report_unused, warn_control_tokens, warn_skipped
 from lit_probsft.data.batches.row_tokenizer import RowTokenizer
 from lit_probsft.data.batches.store import InMemory
 from lit_probsft.data.batches.stream_plan import StreamPlan
@@ -237,7 +237,8 @@ class StreamLoader:
 
     def _count_rows(self, facts_of_ranks: list[dict[str, Any]]) -> None:
         """Add a block's counts, over all ranks, to the report. Warn of the first skipped rows and duplicates."""
-        skipped_before, duplicates_before = self.report.get("skipped", 0), self.report.get("in_validation", 0)
+        names = ("skipped", "in_validation", "with_control_tokens")
+        skipped_before, duplicates_before, quoted_before = (self.report.get(name, 0) for name in names)
         unused_before = self.report.get("unused")
         for facts in facts_of_ranks:
             facts = dict(facts)
@@ -247,6 +248,8 @@ class StreamLoader:
                 self.report[name] = max(self.report.get(name, 0), facts.pop(name))
             for name, number in facts.items():
                 self.report[name] = self.report.get(name, 0) + number
+        if not quoted_before:
+            warn_control_tokens("train", self.report["with_control_tokens"], self.report["rows"])
         if not skipped_before:
             warn_skipped("train", self.dropped_rows)
         if not unused_before:

@@ -39,21 +39,10 @@ def columns_of(names: Iterable[str], columns: Iterable[str]) -> list[str]:
     return [column for column in columns if any(name == column or name.startswith(f"{column}.") for name in names)]
 
 
-def placeholders(template: str) -> list[str]:
-    """The names between single braces, which may or may not be columns."""
-    return [match[1] for match in _PLACEHOLDER.finditer(template) if match[1] is not None]
-
-
 def sole_placeholder(template: str) -> str | None:
     """The name in a template that is `{name}` and nothing else, otherwise None."""
     match = _PLACEHOLDER.fullmatch(template)
     return match[1] if match is not None and match[1] is not None and _NAME.fullmatch(match[1]) else None
-
-
-def columns_of(names: Iterable[str], columns: Iterable[str]) -> list[str]:
-    """Return those of a row's `columns` that are among `names`, or have a field among them: `a` for `a.b`."""
-    names = list(names)
-    return [column for column in columns if any(name == column or name.startswith(f"{column}.") for name in names)]
 
 
 def fill_template(template: str, row: Mapping[str, Any], *, argument: str) -> str:

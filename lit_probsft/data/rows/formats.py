@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from decimal import Decimal
 from typing import Any
 
@@ -28,6 +28,7 @@ from lit_probsft.data.rows.labels import name_of_label
 from lit_probsft.data.rows.null_fill import turns_without_nulls, without_nulls
 from lit_probsft.data.rows.opening import with_opening
 from lit_probsft.data.rows.stored_turns import stored_turns
+from lit_probsft.data.rows.template_options import TEMPLATE_OPTIONS, validate_template_options
 from lit_probsft.data.rows.tool_calls import validate_functions, validate_tools
 from lit_probsft.errors import UserError
 
@@ -48,12 +49,14 @@ class Conversation:
     Attributes:
         messages: see `Message`.
         tools: JSON schemas of the tools that may be called, for the chat template.
+        template_options: further names that the chat template may read, such as `enable_thinking`.
         weight: factor of the row's token losses in the sum of a step.
     """
 
     messages: list[Message]
     tools: list[dict[str, Any]] | None = None
     weight: float = 1.0
+    template_options: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -220,7 +223,9 @@ class Columns:
             if self.require_response or name_of_label(row.get(response, self.response)):
                 answer = fill_template(response, row, argument="response")
                 turns.append({"role": "assistant", "content": answer})
-        return Conversation(with_opening(turns, row, self.system, history="history" in _OPTIONAL[name]), tools)
+        options = validate_template_options(row.get(TEMPLATE_OPTIONS), argument=TEMPLATE_OPTIONS)
+        turns = with_opening(turns, row, self.system, history="history" in _OPTIONAL[name])
+        return Conversation(turns, tools, template_options=options)
 
     def _turns_and_tools(
         self, row: Mapping[str, Any], column: str, null_fill: bool

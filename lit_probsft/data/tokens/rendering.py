@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -86,11 +86,13 @@ class Renderer:
         tokenizer: provides the special tokens that the template may name.
         template: Jinja text.
         tools: JSON schemas of the conversation's tools.
+        options: further names that the template may read, such as `enable_thinking`.
     """
 
     tokenizer: Any
     template: str
     tools: Sequence[Mapping[str, Any]] | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def has_generation_marks(self) -> bool:
@@ -138,7 +140,7 @@ class Renderer:
                 chat_template=self.template,
                 add_generation_prompt=generation_prompt,
                 return_assistant_tokens_mask=with_marks,
-                **self.tokenizer.special_tokens_map,
+                **{**self.tokenizer.special_tokens_map, **self.options},
             )
             rendered[0].encode()
         except jinja2.TemplateSyntaxError as error:
