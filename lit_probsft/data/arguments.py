@@ -27,6 +27,7 @@ _CHOICES = {
     "format": ("chat", "plain"),
     "turns": ("all", "first", "last"),
     "reasoning": ("learn", "mask", "drop"),
+    "rewritten_history": ("keep", "split"),
     "on_bad_row": ("error", "skip"),
     "overflow": ("error", "truncate", "drop"),
     "duplicates": ("keep", "remove"),
@@ -55,6 +56,11 @@ def check_arguments(given: Mapping[str, Any]) -> None:
     _check_held_out(given)
     if given["format"] == "plain" and given["chat_template"] is not None:
         raise UserError("data.chat_template", "cannot be combined with `data.format: plain`, which uses no template")
+    if given["format"] == "plain" and given["rewritten_history"] != "keep":
+        raise UserError(
+            "data.rewritten_history",
+            f"needs a chat template, which `data.format: plain` does not use; got {given['rewritten_history']}",
+        )
     _check_packing_and_streaming(given)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
@@ -23,11 +23,14 @@ def report_split(name: str, store: TokenStore, parts: Sequence[str], plan: Plan 
         plan: the order of training, if the split is trained on.
     """
     meta = store.meta
+    documents = "documents of" if meta["split_rows"] else "of"
     rank_zero_info(
-        f"data.{name}: {meta['kept']} of {meta['rows']} rows ({meta['dropped']} dropped, {meta['truncated']} "
+        f"data.{name}: {meta['kept']} {documents} {meta['rows']} rows ({meta['dropped']} dropped, {meta['truncated']} "
         f"truncated, {meta['skipped']} skipped), {meta['tokens']} tokens, {meta['supervised_tokens']} of them "
         f"supervised; the longest row has {meta['max_length']}"
     )
+    if meta["split_rows"]:
+        report_split_rows(name, meta)
     report = {key: value for key, value in meta.items() if key not in ("max_token_id", "dropped_rows", "sources")}
     if store.sources is not None:
         report["sources"] = _report_sources(name, store, parts, plan)
@@ -39,6 +42,14 @@ def report_split(name: str, store: TokenStore, parts: Sequence[str], plan: Plan 
         report |= {"packs": plan.num_rows, "share_full": plan.share_full}
     warn_skipped(name, meta["dropped_rows"])
     return report
+
+
+def report_split_rows(name: str, counts: Mapping[str, Any], first: str = "") -> None:
+    """Logs how many of the rows (the `first` ones) are split into how many documents."""
+    rank_zero_info(
+        f"data.{name}: {counts['split_rows']} of {first}{counts['rows']} rows are split into "
+        f"{counts['split_documents']} documents, because the chat template rewrites earlier turns"
+    )
 
 
 def _report_sources(name: str, store: TokenStore, parts: Sequence[str], plan: Plan | None) -> dict[str, Any]:

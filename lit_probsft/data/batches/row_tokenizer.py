@@ -1,18 +1,21 @@
-"""Tokenizes one row: conversation, prompt or text in, document or the reason for having none out."""
+"""Tokenizes one row: conversation, prompt or text in, documents or the reasons for having none out."""
 
 from __future__ import annotations
 
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
 from lit_probsft.data.batches.store import Document
 from lit_probsft.data.rows.formats import Conversation, Example, Text
 from lit_probsft.data.rows.splits import Item, LoadedSource
+from lit_probsft.data.tokens.history import History
 from lit_probsft.data.tokens.rendering import check_template
 from lit_probsft.data.tokens.tokenization import (
     IGNORED,
     Reasoning,
     Turns,
+    split_conversation,
     tokenize_conversation,
     tokenize_prompt,
     tokenize_text,
@@ -36,17 +39,18 @@ class Recipe:
     prompts: bool = False
     turns: Turns = "all"
     reasoning: Reasoning = "learn"
+    rewritten_history: History = "keep"
     on_bad_row: str = "error"
 
 
 @dataclass(frozen=True)
 class Outcome:
-    """The result of tokenizing a row.
+    """What became of a row, or of one of the documents that a row is split into.
 
     Attributes:
-        document: None if the row is dropped or skipped.
-        status: `kept` (whole), `truncated`, `dropped` (too long or a duplicate) or `skipped` (unusable).
-        reason: why the row is dropped or skipped.
+        document: None if it is dropped or skipped.
+        status: `kept` (whole), `truncated`, `dropped` (too long or a duplicate) or `skipped` (the row is unusable).
+        reason: why it is dropped or skipped.
         length: tokens before truncation.
     """
 
@@ -57,7 +61,7 @@ class Outcome:
 
 
 DUPLICATE = Outcome(None, "dropped", "data.duplicates: it is in data.validation too")
-"""The outcome of a training row that `duplicates: remove` drops."""
+"""The outcome of a training document that `duplicates: remove` drops."""
 
 
 @dataclass
@@ -78,16 +82,19 @@ class RowTokenizer:
             with errors_within("data"):
                 check_template(self.tokenizer, self.recipe.chat_template)
 
-    def tokenize_row(self, index: int) -> Outcome:
+    def tokenize_row(self, index: int) -> list[Outcome]:
         """Tokenizes row `index` of the source; see `tokenize_item`."""
         return self.tokenize_item(self.loaded.item(index), index)
 
-    def tokenize_item(self, item: Item, row: int) -> Outcome:
+    def tokenize_item(self, item: Item, row: int) -> list[Outcome]:
         """Tokenizes a row.
 
         Args:
             item: the row.
-            row: the number that its document gets as `row`.
+            row: the number that its documents get as `row`.
+
+        Returns:
+            One outcome, or several if the row is split: one for each of its documents.
 
         Raises:
             UserError: the row is unusable, and `on_bad_row` is `error`.
@@ -96,17 +103,22 @@ class RowTokenizer:
             return self._tokenize(item, row)
         except UserError as error:
             if self.recipe.on_bad_row == "skip":
-                return Outcome(None, "skipped", str(error))
+                return [Outcome(None, "skipped", str(error))]
             raise
 
-    def _tokenize(self, item: Item, row: int) -> Outcome:
-        recipe = self.recipe
+    def _tokenize(self, item: Item, row: int) -> list[Outcome]:
         example = self.loaded.example(item)
         with errors_within("data", self.loaded.where(item)):
-            ids, labels = self._tokens(example)
-        limit, length = recipe.max_length, len(ids)
+            tokenized = list(self._tokens(example))
+        documents = [Document(row, ids, labels, example.weight, item.source) for ids, labels in tokenized]
+        return [self._limit(document, item) for document in documents]
+
+    def _limit(self, document: Document, item: Item) -> Outcome:
+        """Applies `max_length` to a document."""
+        recipe = self.recipe
+        limit, length = recipe.max_length, len(document.ids)
         if limit is None or length <= limit or recipe.prompts:
-            return Outcome(Document(row, ids, labels, example.weight, item.source), length=length)
+            return Outcome(document, length=length)
         if recipe.overflow == "error":
             raise UserError(
                 "data.max_length",
@@ -116,13 +128,14 @@ class RowTokenizer:
         too_long = f"data.max_length: {length} tokens, at most {limit} are kept"
         if recipe.overflow == "drop":
             return Outcome(None, "dropped", too_long, length)
+        ids, labels = document.ids[:limit], document.labels[:limit]
         # The first label does not count, as no position predicts it.
-        if all(label == IGNORED for label in labels[1:limit]):
+        if all(label == IGNORED for label in labels[1:]):
             return Outcome(None, "dropped", f"{too_long}, and none of the first {limit} is supervised", length)
-        document = Document(row, ids[:limit], labels[:limit], example.weight, item.source)
-        return Outcome(document, "truncated", length=length)
+        return Outcome(document._replace(ids=ids, labels=labels), "truncated", length=length)
 
-    def _tokens(self, example: Example) -> tuple[list[int], list[int]]:
+    def _tokens(self, example: Example) -> Iterator[tuple[list[int], list[int]]]:
+        """The ids and labels of each document of a row."""
         recipe = self.recipe
         if isinstance(example, Conversation):
             options: dict[str, Any] = {
@@ -133,15 +146,22 @@ class RowTokenizer:
                 "reasoning": recipe.reasoning,
             }
             if recipe.prompts:
-                ids = tokenize_prompt(self.tokenizer, example.messages, **options)
-                return ids, [IGNORED] * len(ids)
-            tokens = tokenize_conversation(
-                self.tokenizer, example.messages, require_end_of_turn=recipe.require_end_of_turn, **options
-            )
-            return tokens["input_ids"], tokens["labels"]
-        if recipe.prompts:
+                history = recipe.rewritten_history
+                ids = tokenize_prompt(self.tokenizer, example.messages, rewritten_history=history, **options)
+                yield ids, [IGNORED] * len(ids)
+                return
+            conversations: Sequence[Sequence[Mapping[str, Any]]] = [example.messages]
+            if recipe.rewritten_history == "split":
+                conversations = split_conversation(self.tokenizer, example.messages, **options)
+            for messages in conversations:
+                tokens = tokenize_conversation(
+                    self.tokenizer, messages, require_end_of_turn=recipe.require_end_of_turn, **options
+                )
+                yield tokens["input_ids"], tokens["labels"]
+        elif recipe.prompts:
             raise UserError("predict", f"expected rows with turns to answer, got {type(example).__name__.lower()}")
-        if isinstance(example, Text):
+        elif isinstance(example, Text):
             tokens = tokenize_text(self.tokenizer, example.text)
-            return tokens["input_ids"], tokens["labels"]
-        return example.input_ids, example.labels
+            yield tokens["input_ids"], tokens["labels"]
+        else:
+            yield example.input_ids, example.labels

@@ -15,7 +15,7 @@ from lit_probsft.data.batches.blocks import Block, BlockReader, block_loader, me
 from lit_probsft.data.batches.collate import collate
 from lit_probsft.data.batches.loader import BatchSamplerProxy
 from lit_probsft.data.batches.plan import MicroBatch, Plan
-from lit_probsft.data.batches.reporting import warn_skipped
+from lit_probsft.data.batches.reporting import report_split_rows, warn_skipped
 from lit_probsft.data.batches.row_tokenizer import RowTokenizer
 from lit_probsft.data.batches.store import InMemory
 from lit_probsft.data.batches.stream_plan import StreamPlan
@@ -225,7 +225,7 @@ class StreamLoader:
         chosen = [documents[document] for document in micro_batch.documents]
         fields: dict[str, Any] = documents.fields(micro_batch.documents)
         batch = collate(micro_batch, chosen, self._pad_token_id, **fields)
-        # Indices that are unique in the run, not only in the block.
+        # Numbers of rows that are unique in the run, not only in the block. Documents of a split row share one.
         batch["documents"] = torch.from_numpy(
             documents.rows[list(micro_batch.documents)] + block * self.plan.block_size
         )
@@ -234,8 +234,9 @@ class StreamLoader:
         return batch
 
     def _count_rows(self, facts_of_ranks: list[dict[str, Any]]) -> None:
-        """Add a block's counts, over all ranks, to the report. Warn of the first skipped rows and duplicates."""
+        """Add a block's counts, over all ranks, to the report. Log the first split or skipped rows and duplicates."""
         skipped_before, duplicates_before = self.report.get("skipped", 0), self.report.get("in_validation", 0)
+        split_before = self.report.get("split_rows", 0)
         for facts in facts_of_ranks:
             facts = dict(facts)
             self.dropped_rows += facts.pop("dropped_rows")[: MAX_LISTED - len(self.dropped_rows)]
@@ -245,6 +246,8 @@ class StreamLoader:
                 self.report[name] = self.report.get(name, 0) + number
         if not skipped_before:
             warn_skipped("train", self.dropped_rows)
+        if not split_before and self.report["split_rows"]:
+            report_split_rows("train", self.report, "the first ")
         if not duplicates_before and (duplicates := self.report["in_validation"]):
             remedy = "they are dropped" if self._reader.remove_duplicates else "`data.duplicates: remove` drops them"
             first = f"{duplicates} of the first {self.report['rows']} rows"

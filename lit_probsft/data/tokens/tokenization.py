@@ -6,16 +6,20 @@
 4. Text and spans to tokens and labels (`encoding.py`).
 
 A mask that supervises nothing, everything, or not the end of a turn is refused with the text.
+
+Before these steps, a conversation may be split into several, each of which becomes a document (`history.py`).
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
 from lit_probsft.data.rows.conversation import is_supervised
 from lit_probsft.data.rows.formats import IGNORED as IGNORED
 from lit_probsft.data.tokens.encoding import encode_spans
+from lit_probsft.data.tokens.history import History, exact_turns, split_at_rewritten_turns
 from lit_probsft.data.tokens.reasoning import drop_reasoning, exclude_reasoning
 from lit_probsft.data.tokens.rendering import Span, adds_bos, highlight
 from lit_probsft.data.tokens.turns import ends_with_special, render_and_find_turns
@@ -89,6 +93,31 @@ def tokenize_conversation(
     return {"input_ids": input_ids, "labels": labels}
 
 
+def split_conversation(
+    tokenizer: Any,
+    messages: Sequence[Mapping[str, Any]],
+    *,
+    turns: Turns = "all",
+    reasoning: Reasoning = "learn",
+    **rendering: Any,
+) -> list[list[Mapping[str, Any]]]:
+    """Split a conversation in whose text the template rewrites earlier turns; see `lit_probsft.data.tokens.history`.
+
+    Args:
+        tokenizer, messages, turns, reasoning: as `tokenize_conversation`.
+        rendering: `tools`, `chat_template` and `plain_text`, as `tokenize_conversation`.
+
+    Returns:
+        Conversations for `tokenize_conversation`, with the same options: the original alone if nothing is rewritten.
+
+    Raises:
+        UserError: the conversation up to one of the turns cannot be used.
+    """
+    messages = drop_reasoning(messages) if reasoning == "drop" else messages
+    find_turns = functools.partial(render_and_find_turns, tokenizer, **rendering)
+    return split_at_rewritten_turns(find_turns, messages, _supervised_turns(messages, turns))
+
+
 def tokenize_prompt(
     tokenizer: Any,
     messages: Sequence[Mapping[str, Any]],
@@ -98,24 +127,24 @@ def tokenize_prompt(
     plain_text: bool = False,
     turns: Turns = "all",
     reasoning: Reasoning = "learn",
+    rewritten_history: History = "keep",
 ) -> list[int]:
     """Tokenize a conversation up to its last assistant turn, for generation.
 
     Without a final assistant turn, tokenizes the whole conversation. Returns the same tokens that training has before
-    that turn. Arguments as `tokenize_conversation`.
+    that turn; with `rewritten_history: split`, the tokens before it in its own document. Other arguments as
+    `tokenize_conversation`.
     """
     messages = drop_reasoning(messages) if reasoning == "drop" else messages
     prompt = list(messages[:-1]) if messages[-1]["role"] == "assistant" else list(messages)
-    # Training cuts the text at the supervised turns, so the prompt is cut there too.
-    text, spans = render_and_find_turns(
-        tokenizer,
-        prompt,
-        [index for index in _supervised_turns(messages, turns) if index < len(prompt)],
-        tools=tools,
-        chat_template=chat_template,
-        plain_text=plain_text,
-        generation_prompt=True,
+    find_turns = functools.partial(
+        render_and_find_turns, tokenizer, tools=tools, chat_template=chat_template, plain_text=plain_text
     )
+    # Training cuts the text at the supervised turns, so the prompt is cut there too.
+    cuts = [index for index in _supervised_turns(messages, turns) if index < len(prompt)]
+    if rewritten_history == "split":
+        cuts = exact_turns(find_turns, prompt, cuts)
+    text, spans = find_turns(prompt, cuts, generation_prompt=True)
     if reasoning == "mask":
         spans = exclude_reasoning(text, spans)
     return encode_spans(tokenizer, text, spans)[0]
