@@ -24,6 +24,10 @@ _UNUSED = {
     "skipped": "cannot be used; fit stops here unless `data.on_bad_row: skip` is set",
 }
 _TRUNCATED = "data.max_length cuts off the end of the answer, so the model does not learn to stop there"
+_REWRITTEN = (
+    "the chat template rewrites an earlier turn, which is supervised in a form that the model never has to write; "
+    "`data.rewritten_history: split` supervises it as it has to be written"
+)
 _STYLES = {"masked": "dim", "supervised": "bold green", "end": "black on green"}
 
 
@@ -265,7 +269,9 @@ def _problem(outcome: Outcome, special: set[int]) -> str | None:
     if outcome.document is None:
         return f"{_UNUSED[outcome.status]}: {outcome.reason}"
     end = outcome.document.labels[-1]
-    return _TRUNCATED if outcome.status == "truncated" and end >= 0 and end not in special else None
+    if outcome.status == "truncated" and end >= 0 and end not in special:
+        return _TRUNCATED
+    return _REWRITTEN if outcome.rewritten else None
 
 
 def _special_ids(tokenizer: Any) -> set[int]:

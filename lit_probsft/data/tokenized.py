@@ -114,6 +114,8 @@ class TokenizedSplits:
     ) -> tuple[int | None, list[int], Iterator[list[Outcome]]]:
         """Tokenizes rows of a split without the cache, and skips bad rows with a reason whatever `on_bad_row` is.
 
+        Also looks for turns that are supervised as the template rewrites them.
+
         Args:
             name: of the split.
             most: number of rows, evenly spread over the split; the first rows of a stream.
@@ -128,7 +130,7 @@ class TokenizedSplits:
         """
         recipe = replace(self.recipe, on_bad_row="skip", prompts=name == "predict")
         split = replace(self.splits[name], loaded=unloaded(self.splits[name].loaded, skips=True))
-        row_tokenizer = RowTokenizer(split.loaded, self.tokenizer, recipe)
+        row_tokenizer = RowTokenizer(split.loaded, self.tokenizer, recipe, find_rewritten=True)
         row_tokenizer.check_template()
         if streaming:
             items = first_rows(split.loaded, most)

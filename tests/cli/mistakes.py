@@ -366,6 +366,7 @@ OPTIONS = [
     Mistake('data: a stream with a tokenizer to train', '--data.streaming true --trainer.max_steps 3 --data.tokenizer BPETokenizer'),
     Mistake('data: a stream without max_steps', '--data.streaming true'),
     Mistake('data: a template for plain text', '--data.chat_template x --data.format plain'),
+    Mistake('data: plain text has no history to split', '--data.rewritten_history split --data.format plain'),
     Mistake('data: no rows', '--data.train null'),
     Mistake('data: no tokenizer', '--data.tokenizer null'),
     Mistake('data: a small vocabulary', '--data.tokenizer BPETokenizer --data.tokenizer.vocab_size 3'),

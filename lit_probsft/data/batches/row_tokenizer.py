@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, Literal
 
 from lit_probsft.data.batches.store import Document
@@ -52,12 +52,14 @@ class Outcome:
         status: `kept` (whole), `truncated`, `dropped` (too long or a duplicate) or `skipped` (the row is unusable).
         reason: why it is dropped or skipped.
         length: tokens before truncation.
+        rewritten: whether an earlier turn is supervised as the template rewrites it. Only looked for on request.
     """
 
     document: Document | None
     status: Literal["kept", "truncated", "dropped", "skipped"] = "kept"
     reason: str = ""
     length: int = 0
+    rewritten: bool = False
 
 
 DUPLICATE = Outcome(None, "dropped", "data.duplicates: it is in data.validation too")
@@ -66,11 +68,16 @@ DUPLICATE = Outcome(None, "dropped", "data.duplicates: it is in data.validation 
 
 @dataclass
 class RowTokenizer:
-    """Tokenizes the rows of a source."""
+    """Tokenizes the rows of a source.
+
+    Attributes:
+        find_rewritten: look for turns that are supervised as the template rewrites them, which takes longer.
+    """
 
     loaded: LoadedSource
     tokenizer: Any
     recipe: Recipe
+    find_rewritten: bool = False
 
     def check_template(self) -> None:
         """Refuse a chat template that is broken for every row.
@@ -110,8 +117,9 @@ class RowTokenizer:
         example = self.loaded.example(item)
         with errors_within("data", self.loaded.where(item)):
             tokenized = list(self._tokens(example))
+            rewritten = self.find_rewritten and self._supervises_rewritten(example)
         documents = [Document(row, ids, labels, example.weight, item.source) for ids, labels in tokenized]
-        return [self._limit(document, item) for document in documents]
+        return [replace(self._limit(document, item), rewritten=rewritten) for document in documents]
 
     def _limit(self, document: Document, item: Item) -> Outcome:
         """Applies `max_length` to a document."""
@@ -138,13 +146,7 @@ class RowTokenizer:
         """The ids and labels of each document of a row."""
         recipe = self.recipe
         if isinstance(example, Conversation):
-            options: dict[str, Any] = {
-                "tools": example.tools,
-                "chat_template": recipe.chat_template,
-                "plain_text": recipe.plain_text,
-                "turns": recipe.turns,
-                "reasoning": recipe.reasoning,
-            }
+            options = self._options(example)
             if recipe.prompts:
                 history = recipe.rewritten_history
                 ids = tokenize_prompt(self.tokenizer, example.messages, rewritten_history=history, **options)
@@ -165,3 +167,25 @@ class RowTokenizer:
             yield tokens["input_ids"], tokens["labels"]
         else:
             yield example.input_ids, example.labels
+
+    def _supervises_rewritten(self, example: Example) -> bool:
+        """Whether `rewritten_history: split` would make other documents of the row."""
+        recipe = self.recipe
+        if recipe.prompts or recipe.rewritten_history == "split" or not isinstance(example, Conversation):
+            return False
+        try:
+            conversations = split_conversation(self.tokenizer, example.messages, **self._options(example))
+        except UserError:
+            return False
+        return [len(messages) for messages in conversations] != [len(example.messages)]
+
+    def _options(self, example: Conversation) -> dict[str, Any]:
+        """The options of all functions that tokenize a conversation."""
+        recipe = self.recipe
+        return {
+            "tools": example.tools,
+            "chat_template": recipe.chat_template,
+            "plain_text": recipe.plain_text,
+            "turns": recipe.turns,
+            "reasoning": recipe.reasoning,
+        }

@@ -68,6 +68,7 @@ MATTER = {
     "require_end_of_turn": [{}, {"require_end_of_turn": False}],
     "turns": [{}, {"turns": "first"}, {"turns": "last"}],
     "reasoning": [{}, {"reasoning": "mask"}, {"reasoning": "drop"}],
+    "rewritten_history": [{}, {"rewritten_history": "split"}],
     "on_bad_row": [{}, {"on_bad_row": "skip"}],
     "max_length": [{}, {"max_length": 2000}, {"max_length": 2001}],
     "overflow": [{"max_length": 75, "overflow": word} for word in ("truncate", "drop")],
