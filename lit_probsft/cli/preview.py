@@ -221,8 +221,10 @@ def print_preview(preview: Preview, console: Any) -> None:
     console.rule(Text(f"data.{preview.split}"), align="left", characters="-")
     legend = Text("masked ", style=_STYLES["masked"]) + Text("supervised", style=_STYLES["supervised"])
     console.print(Text("⟦supervised⟧") if plain else legend + Text(" ") + Text("end of turn", style=_STYLES["end"]))
-    for name, value in preview.facts().items():
-        console.print(Text(f"{name:<16} {value}"), soft_wrap=True)
+    facts = preview.facts()
+    width = max(16, *map(len, facts))
+    for name, value in facts.items():
+        console.print(Text(f"{name:<{width}} {value}"), soft_wrap=True)
     for problem in preview.problems:
         console.print(Text(problem.describe(preview.measured), style="red"), soft_wrap=True)
     if not preview.problems:

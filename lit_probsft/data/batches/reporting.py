@@ -23,11 +23,11 @@ def report_split(name: str, store: TokenStore, parts: Sequence[str], plan: Plan 
         plan: the order of training, if the split is trained on.
     """
     meta = store.meta
-    documents = "documents of" if meta["split_rows"] else "of"
+    of, unit = ("documents of", "document") if meta["split_rows"] else ("of", "row")
     rank_zero_info(
-        f"data.{name}: {meta['kept']} {documents} {meta['rows']} rows ({meta['dropped']} dropped, {meta['truncated']} "
+        f"data.{name}: {meta['kept']} {of} {meta['rows']} rows ({meta['dropped']} dropped, {meta['truncated']} "
         f"truncated, {meta['skipped']} skipped), {meta['tokens']} tokens, {meta['supervised_tokens']} of them "
-        f"supervised; the longest row has {meta['max_length']}"
+        f"supervised; the longest {unit} has {meta['max_length']}"
     )
     if meta["split_rows"]:
         report_split_rows(name, meta)
