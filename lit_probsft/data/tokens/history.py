@@ -40,8 +40,9 @@ def split_at_rewritten_turns(
     last = len(messages) - 1
     if set(turns) <= {last}:
         return [list(messages)]
-    text, texts = find_turns(messages, [])[0], _texts_through(find_turns, messages, turns)
-    if all(text.startswith(through) for through in texts.values()):
+    texts = _texts_through(find_turns, messages, turns)
+    whole = texts[last] if last in texts else find_turns(messages, [])[0]
+    if all(whole.startswith(through) for through in texts.values()):
         return [list(messages)]
     conversations: list[list[Message]] = []
     remaining = sorted(turns)
