@@ -29,6 +29,7 @@ _CHOICES = {
     "turns": ("all", "first", "last"),
     "reasoning": ("learn", "mask", "drop"),
     "special_tokens_in_text": ("text", "refuse", "keep"),
+    "rewritten_history": ("keep", "split"),
     "on_bad_row": ("error", "skip"),
     "overflow": ("error", "truncate", "drop"),
     "duplicates": ("keep", "remove"),
@@ -59,6 +60,11 @@ def check_arguments(given: Mapping[str, Any]) -> None:
     for argument in ("chat_template", "template_options"):
         if given["format"] == "plain" and given[argument]:
             raise UserError(f"data.{argument}", "cannot be combined with `data.format: plain`, which uses no template")
+    if given["format"] == "plain" and given["rewritten_history"] != "keep":
+        raise UserError(
+            "data.rewritten_history",
+            f"needs a chat template, which `data.format: plain` does not use; got {given['rewritten_history']}",
+        )
     _check_packing_and_streaming(given)
 
 

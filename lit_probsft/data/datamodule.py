@@ -24,6 +24,7 @@ from lit_probsft.data.stages import Splits, watch_split
 from lit_probsft.data.stream import check_and_report_stream, stream_loader
 from lit_probsft.data.tokenized import TokenizedSplits
 from lit_probsft.data.tokens.control_tokens import SpecialTokensInText
+from lit_probsft.data.tokens.history import History
 from lit_probsft.data.tokens.rendering import read_template
 from lit_probsft.data.tokens.tokenization import Reasoning, Turns
 from lit_probsft.data.tokens.tokenizers import TokenizerSource
@@ -61,6 +62,9 @@ class InstructionDataModule(LightningDataModule):
         special_tokens_in_text: what to do with control tokens inside the turns' texts, such as `<|im_end|>`: write them
             as ordinary `text`, `refuse` the row, or `keep` them as control tokens. Texts that no template renders keep
             theirs unless they are refused.
+        rewritten_history: what to do where the template rewrites earlier turns once later turns follow (Qwen 3's drops
+            their reasoning). `keep` supervises them as rewritten. `split` makes several documents of a conversation, as
+            few as possible, in which each supervised turn is what the model has to write.
         on_bad_row: `error` stops at the first row that cannot be read or used. `skip` counts it, and lists it with the
             reason in `dropped_rows` (and fit in skipped.jsonl).
         max_length: the most tokens of a document.
@@ -86,11 +90,11 @@ class InstructionDataModule(LightningDataModule):
 
     After `setup`:
         `tokenizer` (loaded; available before `setup` too), `report` (per split: rows, kept, dropped, truncated,
-        skipped, unused columns, tokens, supervised_tokens, max_length, fingerprint; packs, share_full if packed; the
-        sources of a mixture; in_validation for train; a stream's report grows while it is read, and has its passes),
-        `dropped_rows` (per split, the rows that are dropped or skipped: row, what, reason; the first ten thousand of a
-        stream), `watched` (names of the watched sets), `fingerprint` (of the training tokens), `max_token_id`, `plan`
-        and `num_windows` (optimizer steps per epoch).
+        skipped, split_rows, split_documents, unused columns, tokens, supervised_tokens, max_length, fingerprint; packs
+        and share_full if packed; the sources of a mixture; in_validation for train; a stream's report grows while it is
+        read, and has its passes), `dropped_rows` (per split, the rows that are dropped or skipped: row, document if the
+        row is split, what, reason; the first ten thousand of a stream), `watched` (names of the watched sets),
+        `fingerprint` (of the training tokens), `max_token_id`, `plan` and `num_windows` (optimizer steps per epoch).
 
     Raises:
         UserError: at construction if values are out of range; in `setup` if files, rows or templates are wrong.
@@ -114,6 +118,7 @@ class InstructionDataModule(LightningDataModule):
         turns: Turns = "all",
         reasoning: Reasoning = "learn",
         special_tokens_in_text: SpecialTokensInText = "text",
+        rewritten_history: History = "keep",
         on_bad_row: Literal["error", "skip"] = "error",
         max_length: int | None = None,
         overflow: Literal["error", "truncate", "drop"] = "error",
@@ -149,6 +154,7 @@ class InstructionDataModule(LightningDataModule):
             reasoning=reasoning,
             template_options=validate_template_options(template_options, argument="data.template_options"),
             special_tokens_in_text=special_tokens_in_text,
+            rewritten_history=rewritten_history,
             on_bad_row=on_bad_row,
         )
         self._tokenized = TokenizedSplits(
@@ -313,19 +319,8 @@ class InstructionDataModule(LightningDataModule):
         (the answer in the data, or None), and `source` if there are several."""
         return self._tokenized.prediction_row(int(self.documents("predict").rows[document]))
 
-    def inspect(self, name: str, most: int) -> tuple[int | None, list[int], Iterator[Outcome]]:
-        """Tokenizes rows of a split without the cache, and skips bad rows with a reason whatever `on_bad_row` is.
-
-        Args:
-            name: of the split.
-            most: number of rows, evenly spread over the split; the first rows of a stream.
-
-        Returns:
-            The number of rows in the split (None for a stream), the indices of the inspected rows, and their outcomes.
-
-        Raises:
-            UserError: the source cannot be read at all, or the template renders no row.
-        """
+    def inspect(self, name: str, most: int) -> tuple[int | None, list[int], Iterator[list[Outcome]]]:
+        """Tokenizes at most `most` rows of a split without the cache; see `TokenizedSplits.inspect`."""
         return self._tokenized.inspect(name, most, streaming=name in self._streamed)
 
     # Internals.

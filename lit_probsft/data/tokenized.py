@@ -113,11 +113,28 @@ class TokenizedSplits:
         """Returns a tokenizer of a split's rows that reads them itself, possibly in another process."""
         return RowTokenizer(unloaded(self.splits[name].loaded), self.tokenizer, self.recipe)
 
-    def inspect(self, name: str, most: int, *, streaming: bool) -> tuple[int | None, list[int], Iterator[Outcome]]:
-        """Tokenizes rows of a split without the cache; see `InstructionDataModule.inspect`."""
+    def inspect(
+        self, name: str, most: int, *, streaming: bool
+    ) -> tuple[int | None, list[int], Iterator[list[Outcome]]]:
+        """Tokenizes rows of a split without the cache, and skips bad rows with a reason whatever `on_bad_row` is.
+
+        Also looks for turns that are supervised as the template rewrites them.
+
+        Args:
+            name: of the split.
+            most: number of rows, evenly spread over the split; the first rows of a stream.
+            streaming: the split is a stream.
+
+        Returns:
+            The number of rows in the split (None for a stream), the indices of the inspected rows, and the outcomes of
+            each.
+
+        Raises:
+            UserError: the source cannot be read at all, or the template renders no row.
+        """
         recipe = replace(self.recipe, on_bad_row="skip", prompts=name == "predict")
         split = replace(self.splits[name], loaded=unloaded(self.splits[name].loaded, skips=True))
-        row_tokenizer = RowTokenizer(split.loaded, self.tokenizer, recipe)
+        row_tokenizer = RowTokenizer(split.loaded, self.tokenizer, recipe, find_rewritten=True)
         row_tokenizer.check_template()
         if streaming:
             items = first_rows(split.loaded, most)

@@ -9,7 +9,7 @@
     hf/                 the trained model as a Hugging Face folder
     hf-steps/           the model of each checkpoint, with `checkpoints.export: every`
     tokens.npz          p of validation tokens before and after training
-    skipped.jsonl       the rows that were not used: split, row, what, reason; missing if all were used
+    skipped.jsonl       the rows that were not used: split, row (and document), what, reason; missing if all were used
     predictions.jsonl   answers, written by `predict`
     report.html         written by `report`
     capability.json     p of the training rows before training, written by `capability`, which needs no run;

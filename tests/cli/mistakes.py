@@ -374,6 +374,7 @@ OPTIONS = [
     Mistake('data: template options without names', "--data.template_options '{1: 2}'"),
     Mistake('data: a template option with a reserved name', "--data.template_options '{messages: []}'"),
     Mistake('data: special_tokens_in_text', '--data.special_tokens_in_text txt'),
+    Mistake('data: plain text has no history to split', '--data.rewritten_history split --data.format plain'),
     Mistake('data: no rows', '--data.train null'),
     Mistake('data: no tokenizer', '--data.tokenizer null'),
     Mistake('data: a small vocabulary', '--data.tokenizer BPETokenizer --data.tokenizer.vocab_size 3'),

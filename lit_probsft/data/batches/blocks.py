@@ -28,7 +28,7 @@ class Block:
         position: where the stream continues after the block.
         passes: complete passes over the stream by then.
         documents: the documents; their `row` counts from the block's first row.
-        counts: counts of the rows. Dropped rows are listed in the first pass only.
+        counts: counts of the rows. What is dropped is listed in the first pass only.
         in_validation: number of documents that are also in the validation set.
         error: if set, the rows could not be read or tokenized, and the block is empty.
     """
@@ -98,17 +98,17 @@ class BlockReader:
         return block
 
     def _add(self, block: Block, item: Item, row: int, *, listed: bool) -> None:
-        outcome = self.row_tokenizer.tokenize_item(item, row)
-        if outcome.document is not None and occurs_in(self.validation, outcome.document):
-            block.in_validation += 1
-            if self.remove_duplicates:
-                outcome = DUPLICATE
-        block.counts.add(outcome)
-        if outcome.document is not None:
-            ids, labels = (np.asarray(x, dtype=np.int32) for x in (outcome.document.ids, outcome.document.labels))
-            block.documents.append(outcome.document._replace(ids=ids, labels=labels))
-        elif listed:
-            block.counts.list_row(outcome, self.row_tokenizer.loaded, item.source, item.row_index)
+        outcomes = self.row_tokenizer.tokenize_item(item, row)
+        duplicates = [occurs_in(self.validation, outcome.document) for outcome in outcomes]
+        block.in_validation += sum(duplicates)
+        if self.remove_duplicates:
+            outcomes = [DUPLICATE if known else outcome for known, outcome in zip(duplicates, outcomes, strict=True)]
+        block.counts.add(outcomes)
+        if listed:
+            block.counts.list_dropped(outcomes, self.row_tokenizer.loaded, item.source, item.row_index)
+        for document in (outcome.document for outcome in outcomes if outcome.document is not None):
+            ids, labels = (np.asarray(x, dtype=np.int32) for x in (document.ids, document.labels))
+            block.documents.append(document._replace(ids=ids, labels=labels))
 
 
 class _Blocks(IterableDataset[Block]):

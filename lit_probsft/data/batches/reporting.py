@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
@@ -23,11 +23,14 @@ def report_split(name: str, store: TokenStore, parts: Sequence[str], plan: Plan 
         plan: the order of training, if the split is trained on.
     """
     meta = store.meta
+    of, unit = ("documents of", "document") if meta["split_rows"] else ("of", "row")
     rank_zero_info(
-        f"data.{name}: {meta['kept']} of {meta['rows']} rows ({meta['dropped']} dropped, {meta['truncated']} "
+        f"data.{name}: {meta['kept']} {of} {meta['rows']} rows ({meta['dropped']} dropped, {meta['truncated']} "
         f"truncated, {meta['skipped']} skipped), {meta['tokens']} tokens, {meta['supervised_tokens']} of them "
-        f"supervised; the longest row has {meta['max_length']}"
+        f"supervised; the longest {unit} has {meta['max_length']}"
     )
+    if meta["split_rows"]:
+        report_split_rows(name, meta)
     report = {key: value for key, value in meta.items() if key not in ("max_token_id", "dropped_rows", "sources")}
     if store.sources is not None:
         report["sources"] = _report_sources(name, store, parts, plan)
@@ -41,6 +44,14 @@ def report_split(name: str, store: TokenStore, parts: Sequence[str], plan: Plan 
     warn_control_tokens(name, meta["with_control_tokens"], meta["rows"])
     report_unused(name, meta["unused"])
     return report
+
+
+def report_split_rows(name: str, counts: Mapping[str, Any], first: str = "") -> None:
+    """Logs how many of the rows (the `first` ones) are split into how many documents."""
+    rank_zero_info(
+        f"data.{name}: {counts['split_rows']} of {first}{counts['rows']} rows are split into "
+        f"{counts['split_documents']} documents, because the chat template rewrites earlier turns"
+    )
 
 
 def _report_sources(name: str, store: TokenStore, parts: Sequence[str], plan: Plan | None) -> dict[str, Any]:

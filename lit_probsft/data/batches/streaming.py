@@ -16,7 +16,7 @@ from lit_probsft.data.batches.collate import collate
 from lit_probsft.data.batches.loader import BatchSamplerProxy
 from lit_probsft.data.batches.plan import MicroBatch, Plan
 from lit_probsft.data.batches.prepare import merge_unused
-from lit_probsft.data.batches.reporting import report_unused, warn_control_tokens, warn_skipped
+from lit_probsft.data.batches.reporting import report_split_rows, report_unused, warn_control_tokens, warn_skipped
 from lit_probsft.data.batches.row_tokenizer import RowTokenizer
 from lit_probsft.data.batches.store import InMemory
 from lit_probsft.data.batches.stream_plan import StreamPlan
@@ -227,7 +227,7 @@ class StreamLoader:
         chosen = [documents[document] for document in micro_batch.documents]
         fields: dict[str, Any] = documents.fields(micro_batch.documents)
         batch = collate(micro_batch, chosen, documents.padding_id(self._pad_token_id), **fields)
-        # Indices that are unique in the run, not only in the block.
+        # Numbers of rows that are unique in the run, not only in the block. Documents of a split row share one.
         batch["documents"] = torch.from_numpy(
             documents.rows[list(micro_batch.documents)] + block * self.plan.block_size
         )
@@ -236,9 +236,9 @@ class StreamLoader:
         return batch
 
     def _count_rows(self, facts_of_ranks: list[dict[str, Any]]) -> None:
-        """Add a block's counts, over all ranks, to the report. Warn of the first skipped rows and duplicates."""
-        names = ("skipped", "in_validation", "with_control_tokens")
-        skipped_before, duplicates_before, quoted_before = (self.report.get(name, 0) for name in names)
+        """Add a block's counts, over all ranks, to the report. Log the first split or skipped rows and duplicates."""
+        names = ("skipped", "in_validation", "with_control_tokens", "split_rows")
+        skipped_before, duplicates_before, quoted_before, split_before = (self.report.get(name, 0) for name in names)
         unused_before = self.report.get("unused")
         for facts in facts_of_ranks:
             facts = dict(facts)
@@ -254,6 +254,8 @@ class StreamLoader:
             warn_skipped("train", self.dropped_rows)
         if not unused_before:
             report_unused("train", self.report["unused"])
+        if not split_before and self.report["split_rows"]:
+            report_split_rows("train", self.report, "the first ")
         if not duplicates_before and (duplicates := self.report["in_validation"]):
             remedy = "they are dropped" if self._reader.remove_duplicates else "`data.duplicates: remove` drops them"
             first = f"{duplicates} of the first {self.report['rows']} rows"

@@ -8,10 +8,13 @@
 4. Text and spans to tokens and labels (`encoding.py`).
 
 A mask that supervises nothing, everything, or not the end of a turn is refused with the text.
+
+Before these steps, a conversation may be split into several, each of which becomes a document (`history.py`).
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 from typing import Any, Literal
 
@@ -26,6 +29,7 @@ from lit_probsft.data.tokens.control_tokens import (
     restore,
 )
 from lit_probsft.data.tokens.encoding import encode_spans
+from lit_probsft.data.tokens.history import FindTurns, History, exact_turns, split_at_rewritten_turns
 from lit_probsft.data.tokens.reasoning import drop_reasoning, exclude_reasoning
 from lit_probsft.data.tokens.rendering import Renderer, Span, adds_bos, chosen_template, highlight
 from lit_probsft.data.tokens.turns import ends_with_special, render_and_find_turns
@@ -109,6 +113,46 @@ def tokenize_conversation(
     return {"input_ids": input_ids, "labels": labels}
 
 
+def split_conversation(
+    tokenizer: Any,
+    messages: Sequence[Mapping[str, Any]],
+    *,
+    tools: Sequence[Mapping[str, Any]] | None = None,
+    chat_template: str | None = None,
+    template_options: Mapping[str, Any] | None = None,
+    plain_text: bool = False,
+    turns: Turns = "all",
+    reasoning: Reasoning = "learn",
+    special_tokens_in_text: SpecialTokensInText = "text",
+) -> list[list[Mapping[str, Any]]]:
+    """Split a conversation in whose text the template rewrites earlier turns; see `lit_probsft.data.tokens.history`.
+
+    Arguments as `tokenize_conversation`.
+
+    Returns:
+        Conversations for `tokenize_conversation`, with the same options: the original alone if nothing is rewritten.
+
+    Raises:
+        UserError: the conversation up to one of the turns cannot be used.
+    """
+    messages = drop_reasoning(messages) if reasoning == "drop" else messages
+    template: dict[str, Any] = {"chat_template": chat_template, "template_options": template_options}
+    policy = _policy(special_tokens_in_text, plain_text=plain_text)
+    shown, tools, quoted = _quote(tokenizer, messages, tools, policy, **template)
+    find_turns: FindTurns = functools.partial(
+        render_and_find_turns, tokenizer, tools=tools, plain_text=plain_text, **template
+    )
+    with errors_restored(quoted):
+        parts = split_at_rewritten_turns(find_turns, shown, _supervised_turns(messages, turns))
+    return [
+        [
+            {**message, "train": False} if turn.get("train") is False else message
+            for message, turn in zip(messages, part, strict=False)  # a part is shorter
+        ]
+        for part in parts
+    ]
+
+
 def tokenize_prompt(
     tokenizer: Any,
     messages: Sequence[Mapping[str, Any]],
@@ -120,28 +164,28 @@ def tokenize_prompt(
     turns: Turns = "all",
     reasoning: Reasoning = "learn",
     special_tokens_in_text: SpecialTokensInText = "text",
+    rewritten_history: History = "keep",
 ) -> list[int]:
     """Tokenize a conversation up to its last assistant turn, for generation.
 
     Without a final assistant turn, tokenizes the whole conversation. Returns the same tokens that training has before
-    that turn. Arguments as `tokenize_conversation`.
+    that turn; with `rewritten_history: split`, the tokens before it in its own document. Other arguments as
+    `tokenize_conversation`.
     """
     messages = drop_reasoning(messages) if reasoning == "drop" else messages
     prompt = messages[:-1] if messages[-1]["role"] == "assistant" else messages
     template: dict[str, Any] = {"chat_template": chat_template, "template_options": template_options}
     policy = _policy(special_tokens_in_text, plain_text=plain_text)
     prompt, tools, quoted = _quote(tokenizer, prompt, tools, policy, generation_prompt=True, **template)
+    find_turns: FindTurns = functools.partial(
+        render_and_find_turns, tokenizer, tools=tools, plain_text=plain_text, **template
+    )
+    # Training cuts the text at the supervised turns, so the prompt is cut there too.
+    cuts = [index for index in _supervised_turns(messages, turns) if index < len(prompt)]
     with errors_restored(quoted):
-        # Training cuts the text at the supervised turns, so the prompt is cut there too.
-        text, spans = render_and_find_turns(
-            tokenizer,
-            prompt,
-            [index for index in _supervised_turns(messages, turns) if index < len(prompt)],
-            tools=tools,
-            plain_text=plain_text,
-            generation_prompt=True,
-            **template,
-        )
+        if rewritten_history == "split":
+            cuts = exact_turns(find_turns, prompt, cuts)
+        text, spans = find_turns(prompt, cuts, generation_prompt=True)
         if reasoning == "mask":
             spans = exclude_reasoning(text, spans)
         return encode_spans(tokenizer, text, spans, quoted)[0]
