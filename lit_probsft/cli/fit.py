@@ -16,7 +16,14 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from typing_extensions import override
 
-from lit_probsft.cli.config.checks import check_intervals, check_model, check_trainer, export_of, read_checkpoint
+from lit_probsft.cli.config.checks import (
+    check_intervals,
+    check_model,
+    check_seed,
+    check_trainer,
+    export_of,
+    read_checkpoint,
+)
 from lit_probsft.cli.config.diagnosis import Diagnosis
 from lit_probsft.cli.config.jsonargparse_internals import flags_of, place_and_reason
 from lit_probsft.cli.config.lightning_errors import run_error, trainer_error
@@ -102,6 +109,11 @@ class ProbSFTCLI(OpenCLI):
             if isinstance(error, Refusal):
                 raise UserError(*place_and_reason(str(error))) from error
             raise
+
+    @override
+    def seed(self) -> None:
+        check_seed(self.config[self.command].seed_everything)
+        super().seed()
 
     def read_hyperparameters(self) -> None:
         """Check the checkpoint before Lightning reads the module's arguments from it."""

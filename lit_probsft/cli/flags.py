@@ -45,9 +45,9 @@ def run_name(config: Namespace) -> str:
     Raises:
         UserError: the name is not that of a folder.
     """
-    if config.name:
+    if config.name is not None:
         name = str(config.name)
-        if name in (".", "..") or re.search(r"[/\\\0]", name):
+        if name in ("", ".", "..") or name != name.strip() or re.search(r"[/\\\0]", name):
             raise UserError("--name", f"expected a folder's name, without separators (see --runs_dir), got {name!r}")
         if len(name.encode()) > 255:
             raise UserError("--name", f"expected at most 255 bytes, got {len(name.encode())}")

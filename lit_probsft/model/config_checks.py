@@ -49,6 +49,8 @@ def check_sizes(known: Any, fields: Mapping[str, Any], argument: str) -> None:
         for size in ("hidden_size", "num_attention_heads", "num_key_value_heads", "head_dim")
     )
     heads = heads or defaults.get(names.get("num_attention_heads", "num_attention_heads"))
+    if width and heads and width % heads and not of_head:
+        return  # transformers knows whether the heads have to divide the width
     if heads and groups and heads % groups:
         raise UserError(
             f"{argument}.num_key_value_heads", f"expected a divisor of num_attention_heads ({heads}), got {groups}"
@@ -59,7 +61,7 @@ def check_sizes(known: Any, fields: Mapping[str, Any], argument: str) -> None:
         return
     if of_head and of_head % 2:
         raise UserError(f"{argument}.head_dim", f"expected an even number, got {of_head}")
-    if not of_head and width and heads and width % heads == 0 and width // heads % 2:
+    if not of_head and width and heads and width // heads % 2:
         raise UserError(
             f"{argument}.hidden_size", f"expected an even number for each of the {heads} attention heads, got {width}"
         )

@@ -24,6 +24,12 @@ def check_model(config: Namespace) -> None:
         raise UserError("model.objective", "expected an objective, such as NLL, got none")
 
 
+def check_seed(seed: int | bool | None) -> None:
+    """Refuse a seed that numpy does not take."""
+    if seed is not None and not 0 <= seed < 2**32:
+        raise UserError("seed_everything", f"expected a whole number from 0 to {2**32 - 1}, got {seed}")
+
+
 def check_trainer(trainer: Namespace, command: str) -> None:
     """Refuse values that Lightning accepts but that train nothing, or not as they say."""
     _check_choices(trainer)
@@ -138,7 +144,8 @@ def _check_numbers(trainer: Namespace) -> None:
             "trainer.val_check_interval",
             f"expected a share of an epoch, above 0 and at most 1, or a number of micro-batches, got {interval}",
         )
-    if isinstance(trainer.max_time, str) and not re.fullmatch(r"\d+(:\d+){3}", trainer.max_time.strip()):
+    time = trainer.max_time.strip() if isinstance(trainer.max_time, str) else None
+    if time is not None and not (re.fullmatch(r"\d+(:\d+){3}", time) and re.search("[1-9]", time)):
         raise UserError(
             "trainer.max_time", f"expected days:hours:minutes:seconds (00:12:00:00), got {trainer.max_time!r}"
         )
