@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Any
 from lit_probsft.errors import UserError
 from lit_probsft.model.adapter_base import check_adapter_export
 from lit_probsft.model.lora import LoRA
-from lit_probsft.model.reference import Reference
 from lit_probsft.objectives import Objective
 from lit_probsft.objectives.base import NEEDS, REFERENCE
 from lit_probsft.parallel.strategies import FSDP2, DeepSpeed
@@ -63,9 +62,9 @@ def check_combination(module: ProbSFTModule, stage: str) -> None:
         )
     if str(trainer.precision).startswith("16"):
         raise UserError("trainer.precision", f"expected 32-true, bf16-mixed or bf16-true, got {trainer.precision}")
-    if stage == "fit" and module.reference != Reference() and not objective.needs & REFERENCE:
+    if stage == "fit" and module.reference.model is not None and not objective.needs & REFERENCE:
         raise UserError(
-            "model.reference",
+            "model.reference.model",
             f"expected an objective that reads a reference, such as Anchored or PSFT, got {type(objective).__name__}",
         )
     if (needed := objective.needs & REFERENCE) and getattr(trainer.strategy, "zero_stage_3", False):

@@ -339,6 +339,7 @@ TRAINER = [
     Mistake('checkpoints every 0 steps', '--checkpoints.save_every 0'),
     Mistake('a minimum of steps above the maximum', '--trainer.max_steps 2 --trainer.min_steps 5'),
     Mistake('a minimum of epochs above the maximum', '--trainer.max_epochs 1 --trainer.min_epochs 3'),
+    Mistake('metrics every 0 steps', '--trainer.log_every_n_steps 0'),
     Mistake('a negative minimum of steps', '--trainer.min_steps -1'),
 ]
 """Flags of the trainer."""

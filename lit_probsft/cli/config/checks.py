@@ -117,7 +117,7 @@ _MINIMUM = {
     "accumulate_grad_batches": 1,
     "check_val_every_n_epoch": 1,
     "fast_dev_run": 0,
-    "log_every_n_steps": 0,
+    "log_every_n_steps": 1,
     "min_epochs": 0,
     "min_steps": 0,
     "num_nodes": 1,
