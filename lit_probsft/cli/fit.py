@@ -118,6 +118,8 @@ class ProbSFTCLI(OpenCLI):
     def read_hyperparameters(self) -> None:
         """Check the checkpoint before Lightning reads the module's arguments from it."""
         config = self.config[self.command]
+        if config.get("ckpt_path") == "":
+            raise UserError("--ckpt_path", "expected a checkpoint, got ''")
         if config.get("ckpt_path"):
             path = Path(config.ckpt_path)
             if (kind := other_folder(path)) is not None:

@@ -365,6 +365,7 @@ RUNS = [
     Mistake('resume with another objective', '--resume --model.objective NegP --trainer.max_epochs 2', before=mistake_files.completed_run),
     Mistake('resume with another optimizer', '--resume --model.optimizer torch.optim.SGD --trainer.max_epochs 2', before=mistake_files.completed_run),
     Mistake('resume with another model', '--resume --trainer.max_epochs 2', config=('hidden_size: 16', 'hidden_size: 32'), before=mistake_files.completed_run),
+    Mistake('an empty checkpoint', "--ckpt_path ''"),
     Mistake('fit with weights', '--weights x'),
 ]
 """Run folders, and resumed runs."""
