@@ -134,6 +134,17 @@ def option_at(place: str) -> Option | None:
     return next((option for option in options if option.place == place), None)
 
 
+def owners(place: str) -> list[tuple[str, Option]]:
+    """The option at `place` in each class that has it, where several classes are possible, by the class's name."""
+    head = place.rpartition(".")[0]
+    above = option_at(head) if head and head not in ROOTS else None
+    found: list[tuple[str, Option]] = []
+    for path in above.classes if above is not None and len(above.classes) > 1 else ():
+        fields = [option for option in options_of(head, path) if option.place == place]
+        found += [(path.rpartition(".")[2], option) for option in fields]
+    return sorted(found, key=lambda item: item[0].lower())
+
+
 @functools.cache
 def known_classes() -> dict[str, tuple[str, str]]:
     """Import path of every class that an option takes, and the option, by the class's name."""

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import re
+import sys
 from collections.abc import Sequence
 
 from lit_probsft.errors import UserError
@@ -32,4 +34,8 @@ def print_help(topic: str, command: str, summary: str) -> None:
     """
     from lit_probsft.cli.help.pages import overview, page
 
-    print(page(topic, command) if topic else overview(command, summary))
+    text = page(topic, command) if topic else overview(command, summary)
+    try:
+        print(text, flush=True)
+    except BrokenPipeError:  # `head` or a pager has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())

@@ -103,6 +103,14 @@ def test_an_option_shows_the_default_that_its_owner_gives_it(capsys: pytest.Capt
     assert "torch.optim.SGD" in of_option
 
 
+def test_an_option_of_several_classes_is_explained_for_each(capsys: pytest.CaptureFixture[str]) -> None:
+    main(["fit", "--help", "model.objective.alpha"])
+    shown = capsys.readouterr().out.splitlines()
+    owners = [line.removesuffix(":") for line in shown if not line.startswith(" ")]
+    assert {"EAFT", "Power", "TrSFT"} <= {*owners}
+    assert sum("--model.objective.alpha  a number" in line for line in shown) == len(owners)
+
+
 def test_a_class_of_the_user_is_read_and_not_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
