@@ -107,8 +107,8 @@ def page(topic: str, command: str) -> str:
     if place in ROOTS:
         return "\n".join(_class_page(describe(ROOTS[place]), place))
     if len(owned := options.owners(place)) > 1:
-        entries = [[f"{name}:", *_entry(option, f"--{option.place}")] for name, option in owned]
-        return "\n".join(line for entry in entries for line in entry)
+        sections = [[f"{name}:", *_entry(option, f"--{option.place}")] for name, option in owned]
+        return "\n".join(line for section in sections for line in section)
     if (option := options.option_at(place)) is not None:
         return "\n".join(_option_page(option))
     if (found := options.class_named(topic)) is not None:
