@@ -19,7 +19,6 @@ from typing_extensions import override
 from lit_probsft.cli.config.checks import (
     check_intervals,
     check_model,
-    check_seed,
     check_trainer,
     export_of,
     read_checkpoint,
@@ -110,11 +109,6 @@ class ProbSFTCLI(OpenCLI):
             if isinstance(error, Refusal):
                 raise UserError(*place_and_reason(str(error))) from error
             raise
-
-    @override
-    def seed(self) -> None:
-        check_seed(self.config[self.command].seed_everything)
-        super().seed()
 
     def read_hyperparameters(self) -> None:
         """Check the checkpoint before Lightning reads the module's arguments from it."""

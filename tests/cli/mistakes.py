@@ -333,7 +333,6 @@ TRAINER = [
     Mistake('an unknown profiler', '--trainer.profiler simpl'),
     Mistake('a word for max_time', '--trainer.max_time foo'),
     Mistake('no time', '--trainer.max_time 00:00:00:00'),
-    Mistake('a negative seed', '--seed_everything -1'),
     Mistake('barebones', '--trainer.barebones true'),
     Mistake('a checkpoint callback', "--trainer.callbacks '[{class_path: ModelCheckpoint}]'"),
     Mistake('export of the best without checkpoints', '--trainer.enable_checkpointing false --checkpoints.export best'),

@@ -24,12 +24,6 @@ def check_model(config: Namespace) -> None:
         raise UserError("model.objective", "expected an objective, such as NLL, got none")
 
 
-def check_seed(seed: int | bool | None) -> None:
-    """Refuse a seed that numpy does not take."""
-    if seed is not None and not 0 <= seed < 2**32:
-        raise UserError("seed_everything", f"expected a whole number from 0 to {2**32 - 1}, got {seed}")
-
-
 def check_trainer(trainer: Namespace, command: str) -> None:
     """Refuse values that Lightning accepts but that train nothing, or not as they say."""
     _check_choices(trainer)
