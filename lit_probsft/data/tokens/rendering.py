@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -85,11 +85,17 @@ class Renderer:
         tokenizer: provides the special tokens that the template may name.
         template: Jinja text.
         tools: JSON schemas of the conversation's tools.
+        options: variables for the template, such as `enable_thinking`.
     """
 
     tokenizer: Any
     template: str
     tools: Sequence[Mapping[str, Any]] | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
+
+    def with_options(self, **options: Any) -> Renderer:
+        """Return a renderer with more options for the template."""
+        return replace(self, options={**self.options, **options})
 
     @property
     def has_generation_marks(self) -> bool:
@@ -103,6 +109,10 @@ class Renderer:
             UserError: the template is broken, or refuses these messages.
         """
         return self._render(messages, generation_prompt, False)[0]
+
+    def with_prompt(self, messages: Sequence[Mapping[str, Any]]) -> str:
+        """Return the text, with the prompt for an answer at its end. Errors as of a call."""
+        return self(messages, True)
 
     def with_marks(
         self, messages: Sequence[Mapping[str, Any]], generation_prompt: bool = False
@@ -120,7 +130,7 @@ class Renderer:
         import jinja2
         from transformers.utils.chat_template_utils import render_jinja_template
 
-        conversation = [{key: value for key, value in message.items() if key != "train"} for message in messages]
+        conversation = [_as_read(self.template, message) for message in messages]
         try:
             rendered, marks = render_jinja_template(
                 [conversation],
@@ -128,7 +138,7 @@ class Renderer:
                 chat_template=self.template,
                 add_generation_prompt=generation_prompt,
                 return_assistant_tokens_mask=with_marks,
-                **self.tokenizer.special_tokens_map,
+                **{**self.tokenizer.special_tokens_map, **self.options},
             )
             rendered[0].encode()
         except jinja2.TemplateSyntaxError as error:
@@ -141,6 +151,39 @@ class Renderer:
             roles = ", ".join(message["role"] for message in messages)
             raise UserError("chat_template", f"the template refuses the roles {roles}: {error}") from error
         return rendered[0], [(start, end) for start, end in marks[0]] if marks else []
+
+
+def _as_read(template: str, message: Mapping[str, Any]) -> dict[str, Any]:
+    """The message in the form that the template reads."""
+    read = {key: value for key, value in message.items() if key != "train"}
+    if "reasoning_content" in read:
+        read[_reasoning_key(template)] = read.pop("reasoning_content")
+    if _reads_parts(template):
+        read["content"] = [{"type": "text", "text": read["content"]}]
+    return read
+
+
+@functools.lru_cache(maxsize=16)
+def _reasoning_key(template: str) -> str:
+    """The name by which a template reads the reasoning of a turn."""
+    keys = ("reasoning_content", "thinking", "reasoning")
+    return next((key for key in keys if re.search(rf"""[.'"]{key}\b""", template)), keys[0])
+
+
+@functools.lru_cache(maxsize=16)
+def _reads_parts(template: str) -> bool:
+    """Whether a template reads contents as lists of parts only, as those of models that see images may."""
+    from transformers.utils.chat_template_utils import render_jinja_template
+
+    def reads(content: Any) -> bool:
+        messages = [{"role": role, "content": content} for role in ("user", "assistant")]
+        try:
+            rendered, _ = render_jinja_template([messages], chat_template=template)
+        except Exception:  # a template is a program, and may raise anything
+            return False
+        return "xqzprobe" in rendered[0]
+
+    return not reads("xqzprobe") and reads([{"type": "text", "text": "xqzprobe"}])
 
 
 def _invalid_jinja(error: Any) -> UserError:

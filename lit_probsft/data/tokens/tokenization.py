@@ -105,7 +105,8 @@ def tokenize_prompt(
     that turn. Arguments as `tokenize_conversation`.
     """
     messages = drop_reasoning(messages) if reasoning == "drop" else messages
-    prompt = list(messages[:-1]) if messages[-1]["role"] == "assistant" else list(messages)
+    answer = messages[-1] if messages[-1]["role"] == "assistant" else None
+    prompt = list(messages) if answer is None else list(messages[:-1])
     # Training cuts the text at the supervised turns, so the prompt is cut there too.
     text, spans = render_and_find_turns(
         tokenizer,
@@ -115,6 +116,7 @@ def tokenize_prompt(
         chat_template=chat_template,
         plain_text=plain_text,
         generation_prompt=True,
+        answer=answer,
     )
     if reasoning == "mask":
         spans = exclude_reasoning(text, spans)
