@@ -63,14 +63,14 @@ def join_answer(render: Renderer, prompt: str, messages: Messages, whole: str) -
     if whole.startswith(prompt):
         return Joined(whole, len(prompt), "", whole, len(prompt))
     last = len(messages) - 1
-    aligned = align(render, render.with_prompt, messages, last, whole, prompt)
+    aligned = align(render, render, messages, last, whole, prompt)
     reasoning = ""
     if opens_reasoning(prompt) and (aligned is None or aligned.missing):
         # A template may leave out the reasoning with everything before it, so that the content has no beginning.
         reasoning = reasoning_of(messages[-1])
         messages = [*messages[:-1], without_reasoning(messages[-1])]
         whole = render(messages)
-        aligned = align(render, render.with_prompt, messages, last, whole, prompt)
+        aligned = align(render, render, messages, last, whole, prompt)
         if aligned is not None and not aligned.missing:
             return None  # it writes reasoning of its own, but not this one
     if aligned is None:
@@ -100,7 +100,7 @@ class Alignment:
 
 
 def align(
-    render: _Render, render_prompt: _Render, messages: Messages, index: int, text: str, prompt: str
+    render: _Render, ask: Renderer, messages: Messages, index: int, text: str, prompt: str
 ) -> Alignment | None:
     """Compare the text before a turn with the prompt that asks for the turn.
 
@@ -108,7 +108,7 @@ def align(
 
     Args:
         render: renders messages as `text`.
-        render_prompt: renders messages as `prompt`.
+        ask: renders the prompt for an answer.
         messages: of the text.
         index: of the turn.
         text: of the messages.
@@ -123,12 +123,14 @@ def align(
     while probe in text or probe in prompt:
         probe += "q"
     before = insert_probe(messages, index - 1, probe)
-    found = render(before), render_prompt(before[:index])
+    found = render(before), ask(before[:index], True)
     if any(one.count(probe) != 1 for one in found) or (text, prompt) != tuple(
         one.replace(probe, "") for one in found
     ):
         return None
     changed = render(insert_probe_before(messages, index, probe))
+    if changed == text:  # the template leaves out the empty text next to a call
+        changed = render(insert_probe(messages, index, probe))
     if changed == text:
         return None
     content = len(os.path.commonprefix([changed, text]))
@@ -139,6 +141,8 @@ def align(
     missing, between = asked[given - position :], text[given:content]
     if missing and between.strip() and not (opens_reasoning(prompt) and _CLOSING.match(between)):
         return None
+    if (end := ask.tokenizer.eos_token) is not None and end in missing:
+        return None  # a prompt that ends the text asks for nothing
     return Alignment(given, content, missing)
 
 
@@ -166,6 +170,8 @@ def next_role(render: Renderer, messages: Messages, ending: str, special: re.Pat
     try:
         text = render([*insert_probe(messages, last), follower])
     except UserError:
+        return ""
+    if text.count(PROBE) != 1 or text.count(_FOLLOWER) != 1:
         return ""
     between = text.partition(PROBE)[2].partition(_FOLLOWER)[0]
     found = special.search(between)

@@ -68,7 +68,7 @@ class EarlierTurns:
         render, prompt = prompt_for(self.base, before, self.messages[index])
         if self.text.startswith(prompt):
             return len(prompt)
-        aligned = align(self._render, render.with_prompt, self.messages, index, self.text, prompt)
+        aligned = align(self._render, render, self.messages, index, self.text, prompt)
         if aligned is None:
             raise self._rewritten(index)
         return aligned.given

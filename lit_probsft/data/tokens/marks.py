@@ -11,14 +11,14 @@ from lit_probsft.errors import UserError
 
 
 def spans_by_turn(
-    marks: Sequence[Span], turns: Sequence[int], start_of: Callable[[int], int]
+    marks: Sequence[Span], turns: Sequence[int], start_of: Callable[[int], int | None]
 ) -> list[list[Span]] | None:
     """Return the marks of each turn; a turn may have several, where the template leaves something out in between.
 
     Args:
         marks: the spans that the template marks.
         turns: indices of all the assistant's messages.
-        start_of: finds where a turn starts.
+        start_of: finds where a turn starts; None if the text does not show it.
 
     Returns:
         None if the text does not show which marks belong to which turn.
@@ -26,14 +26,11 @@ def spans_by_turn(
     joined = _join_touching(marks)
     if len(joined) == len(turns):
         return [[mark] for mark in joined]
-    try:
-        starts = [start_of(turn) for turn in turns]
-    except UserError:
-        return None
+    starts = [start for turn in turns if (start := start_of(turn)) is not None]
     found: list[list[Span]] = [[] for _ in turns]
     for mark in joined:
         earlier = [number for number, start in enumerate(starts) if start < mark[1]]
-        if not earlier:
+        if not earlier or len(starts) < len(turns):
             return None
         found[earlier[-1]].append(mark)
     return found

@@ -110,10 +110,6 @@ class Renderer:
         """
         return self._render(messages, generation_prompt, False)[0]
 
-    def with_prompt(self, messages: Sequence[Mapping[str, Any]]) -> str:
-        """Return the text, with the prompt for an answer at its end. Errors as of a call."""
-        return self(messages, True)
-
     def with_marks(
         self, messages: Sequence[Mapping[str, Any]], generation_prompt: bool = False
     ) -> tuple[str, list[Span]]:

@@ -8,7 +8,6 @@ turn differently from its prompt, probes in the contents locate it (`earlier_tur
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Collection, Mapping, Sequence
 from typing import Any
 
@@ -160,8 +159,13 @@ def _find_by_marks(
     if with_answer and not marks:
         raise UserError("chat_template", f"the template's generation marks cover nothing of:\n{highlight(text, [])}")
 
-    def start_of(turn: int) -> int:
-        return joined.start if turn == last and joined is not None else earlier.start(turn)
+    def start_of(turn: int) -> int | None:
+        if turn == last:
+            return None if joined is None else joined.start
+        try:
+            return earlier.start(turn)
+        except RewrittenHistory:
+            return None
 
     indices = [index for index, message in enumerate(messages) if message["role"] == "assistant"]
     by_turn = spans_by_turn(marks, indices, start_of)
@@ -175,13 +179,10 @@ def _find_by_marks(
     for turn, spans in zip(indices, by_turn, strict=True):
         if turn not in turns:
             continue
-        if turn == last and joined is not None:
-            spans = without_header(spans, joined.start)
-            if joined.inserted and spans:
-                spans[0] = (joined.start, spans[0][1])
-        elif reaches:
-            with contextlib.suppress(RewrittenHistory):
-                spans = without_header(spans, earlier.start(turn))
+        if (turn == last or reaches) and (start := start_of(turn)) is not None:
+            spans = without_header(spans, start)
+        if turn == last and joined is not None and joined.inserted and spans:
+            spans[0] = (joined.start, spans[0][1])
         found.append((turn, without_space_behind(text, spans, earlier.special)))
     return text if with_answer else earlier.text, found
 
