@@ -77,8 +77,11 @@ def join_answer(render: Renderer, prompt: str, messages: Messages, whole: str) -
         return None
     inserted, cut = "", aligned.given
     between = whole[aligned.given : aligned.content]
-    if aligned.missing and opens_reasoning(prompt) and not _CLOSING.match(between):
-        inserted, cut = f"{reasoning}\n</think>\n\n", aligned.content
+    if aligned.missing and opens_reasoning(prompt):
+        if _CLOSING.match(between):
+            inserted = reasoning
+        else:
+            inserted, cut = f"{reasoning}\n</think>\n\n", aligned.content
     elif aligned.missing and not between.strip():
         cut = aligned.content
     return Joined(prompt + inserted + whole[cut:], len(prompt), inserted, whole, cut)

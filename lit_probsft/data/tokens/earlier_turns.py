@@ -5,8 +5,8 @@ from __future__ import annotations
 import re
 from dataclasses import dataclass
 
-from lit_probsft.data.tokens.answers import align
-from lit_probsft.data.tokens.prompts import prompt_for
+from lit_probsft.data.tokens.answers import align, without_reasoning
+from lit_probsft.data.tokens.prompts import prompt_for, reasoning_of
 from lit_probsft.data.tokens.rendering import Renderer, Span, highlight
 from lit_probsft.data.tokens.turn_checks import PROBE, Messages, insert_probe
 from lit_probsft.data.tokens.turn_ends import common_end, find_content_end, find_end
@@ -64,14 +64,19 @@ class EarlierTurns:
         Raises:
             RewrittenHistory: the text does not show it.
         """
-        before = self.messages[:index]
-        render, prompt = prompt_for(self.base, before, self.messages[index])
-        if self.text.startswith(prompt):
-            return len(prompt)
-        aligned = align(self._render, render, self.messages, index, self.text, prompt)
-        if aligned is None:
+        before, message = self.messages[:index], self.messages[index]
+        shared = []
+        for asked in (message, without_reasoning(message)):  # the template may leave out earlier reasoning
+            render, prompt = prompt_for(self.base, before, asked)
+            if self.text.startswith(prompt):
+                return len(prompt)
+            if aligned := align(self._render, render, self.messages, index, self.text, prompt):
+                shared.append(aligned.given)
+            if not reasoning_of(message):
+                break
+        if not shared:
             raise self._rewritten(index)
-        return aligned.given
+        return max(shared)
 
     def _render(self, messages: Messages) -> str:
         return self.render(messages, self.prompts)

@@ -152,6 +152,9 @@ class Renderer:
 def _as_read(template: str, message: Mapping[str, Any]) -> dict[str, Any]:
     """The message in the form that the template reads."""
     read = {key: value for key, value in message.items() if key != "train"}
+    if read["role"] == "assistant" and "</think>" in read["content"] and _writes_block_twice(template):
+        before, _, answer = read["content"].rpartition("</think>")
+        read |= {"reasoning_content": before.partition("<think>")[2].strip(), "content": answer.lstrip()}
     if "reasoning_content" in read:
         read[_reasoning_key(template)] = read.pop("reasoning_content")
     if _reads_parts(template):
@@ -167,17 +170,33 @@ def _reasoning_key(template: str) -> str:
 
 
 @functools.lru_cache(maxsize=16)
-def _reads_parts(template: str) -> bool:
-    """Whether a template reads contents as lists of parts only, as those of models that see images may."""
+def _writes_block_twice(template: str) -> bool:
+    """Whether a template puts an empty block of reasoning before one in the content, since it reads the former only."""
+    answer = {"role": "assistant", "content": "<think>\nxqz\n</think>\n\nprobe"}
+    try:
+        text = _render_alone(template, [{"role": "user", "content": "xqz"}, answer])
+    except Exception:  # a template is a program, and may raise anything
+        return False
+    return "reasoning_content" in template and text.count("</think>") > 1
+
+
+def _render_alone(template: str, messages: list[dict[str, Any]]) -> str:
     from transformers.utils.chat_template_utils import render_jinja_template
 
+    rendered: list[str] = render_jinja_template([messages], chat_template=template)[0]
+    return rendered[0]
+
+
+@functools.lru_cache(maxsize=16)
+def _reads_parts(template: str) -> bool:
+    """Whether a template reads contents as lists of parts only, as those of models that see images may."""
+
     def reads(content: Any) -> bool:
-        messages = [{"role": role, "content": content} for role in ("user", "assistant")]
         try:
-            rendered, _ = render_jinja_template([messages], chat_template=template)
+            text = _render_alone(template, [{"role": role, "content": content} for role in ("user", "assistant")])
         except Exception:  # a template is a program, and may raise anything
             return False
-        return "xqzprobe" in rendered[0]
+        return "xqzprobe" in text
 
     return not reads("xqzprobe") and reads([{"type": "text", "text": "xqzprobe"}])
 
