@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -71,6 +72,7 @@ class Preview:
         supervised: supervised tokens of the documents that are kept.
         truncated: number of truncated rows.
         problems: the most common first.
+        prompts: how answers are asked for where that has to be said, and the number of measured rows of each.
         shown: the rows to show.
     """
 
@@ -82,6 +84,7 @@ class Preview:
     supervised: int = 0
     truncated: int = 0
     problems: list[Problem] = field(default_factory=list)
+    prompts: Counter[str] = field(default_factory=Counter)
     shown: list[ShownRow] = field(default_factory=list)
 
     def facts(self) -> dict[str, str]:
@@ -98,6 +101,8 @@ class Preview:
             share = 100 * self.supervised / self.tokens
             facts["supervised"] = f"{self.supervised} of {self.tokens} tokens, {share:.1f} %"
         facts["truncated"] = f"{self.truncated} rows"
+        if self.prompts:
+            facts["prompts"] = "; ".join(f"{rows} rows: {said}" for said, rows in self.prompts.most_common())
         return facts
 
 
@@ -163,6 +168,8 @@ def make_preview(datamodule: InstructionDataModule, split: str = "train", rows: 
             # Reasons that differ in numbers only, such as that of the row, are one problem.
             problems.setdefault(re.sub(r"\d+", "", problem), []).append((problem, index))
             continue
+        if outcome.prompt:
+            preview.prompts[outcome.prompt] += 1
         ids, labels = outcome.document.ids, outcome.document.labels
         supervised = sum(label >= 0 for label in labels[1:])
         preview.tokens += len(ids)

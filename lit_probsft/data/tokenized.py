@@ -113,7 +113,7 @@ class TokenizedSplits:
         """Tokenizes rows of a split without the cache; see `InstructionDataModule.inspect`."""
         recipe = replace(self.recipe, on_bad_row="skip", prompts=name == "predict")
         split = replace(self.splits[name], loaded=unloaded(self.splits[name].loaded, skips=True))
-        row_tokenizer = RowTokenizer(split.loaded, self.tokenizer, recipe)
+        row_tokenizer = RowTokenizer(split.loaded, self.tokenizer, recipe, describe_prompts=True)
         row_tokenizer.check_template()
         if streaming:
             items = first_rows(split.loaded, most)

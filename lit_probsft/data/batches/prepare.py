@@ -15,7 +15,7 @@ from lit_probsft.data.rows.splits import LoadedSource, Split
 from lit_probsft.errors import UserError
 from lit_probsft.parallel.parent import exit_with_parent
 
-VERSION = 5
+VERSION = 6
 """Part of every cache key. Raise it if the same rows and options give other tokens, or other files."""
 
 _CHUNK = 64

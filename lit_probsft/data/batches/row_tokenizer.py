@@ -13,6 +13,7 @@ from lit_probsft.data.tokens.tokenization import (
     IGNORED,
     Reasoning,
     Turns,
+    describe_prompt_of,
     tokenize_conversation,
     tokenize_prompt,
     tokenize_text,
@@ -48,12 +49,14 @@ class Outcome:
         status: `kept` (whole), `truncated`, `dropped` (too long or a duplicate) or `skipped` (unusable).
         reason: why the row is dropped or skipped.
         length: tokens before truncation.
+        prompt: how the last answer is asked for, if there is something to say. Only looked for on request.
     """
 
     document: Document | None
     status: Literal["kept", "truncated", "dropped", "skipped"] = "kept"
     reason: str = ""
     length: int = 0
+    prompt: str = ""
 
 
 DUPLICATE = Outcome(None, "dropped", "data.duplicates: it is in data.validation too")
@@ -62,11 +65,16 @@ DUPLICATE = Outcome(None, "dropped", "data.duplicates: it is in data.validation 
 
 @dataclass
 class RowTokenizer:
-    """Tokenizes the rows of a source."""
+    """Tokenizes the rows of a source.
+
+    Attributes:
+        describe_prompts: say how each last answer is asked for, which takes longer.
+    """
 
     loaded: LoadedSource
     tokenizer: Any
     recipe: Recipe
+    describe_prompts: bool = False
 
     def check_template(self) -> None:
         """Refuse a chat template that is broken for every row.
@@ -104,9 +112,10 @@ class RowTokenizer:
         example = self.loaded.example(item)
         with errors_within("data", self.loaded.where(item)):
             ids, labels = self._tokens(example)
+            prompt = self._describe_prompt(example)
         limit, length = recipe.max_length, len(ids)
         if limit is None or length <= limit or recipe.prompts:
-            return Outcome(Document(row, ids, labels, example.weight, item.source), length=length)
+            return Outcome(Document(row, ids, labels, example.weight, item.source), length=length, prompt=prompt)
         if recipe.overflow == "error":
             raise UserError(
                 "data.max_length",
@@ -120,7 +129,20 @@ class RowTokenizer:
         if all(label == IGNORED for label in labels[1:limit]):
             return Outcome(None, "dropped", f"{too_long}, and none of the first {limit} is supervised", length)
         document = Document(row, ids[:limit], labels[:limit], example.weight, item.source)
-        return Outcome(document, "truncated", length=length)
+        return Outcome(document, "truncated", length=length, prompt=prompt)
+
+    def _describe_prompt(self, example: Example) -> str:
+        if not self.describe_prompts or not isinstance(example, Conversation):
+            return ""
+        recipe = self.recipe
+        return describe_prompt_of(
+            self.tokenizer,
+            example.messages,
+            tools=example.tools,
+            chat_template=recipe.chat_template,
+            plain_text=recipe.plain_text,
+            reasoning=recipe.reasoning,
+        )
 
     def _tokens(self, example: Example) -> tuple[list[int], list[int]]:
         recipe = self.recipe

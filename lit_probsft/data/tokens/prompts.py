@@ -61,3 +61,23 @@ def prompt_for(
             if not unwanted.search(other := switched(messages, True)):
                 return switched, other
     return render, prompt
+
+
+def describe_prompt(
+    render: Renderer, messages: Sequence[Mapping[str, Any]], answer: Mapping[str, Any]
+) -> str:
+    """Say how an answer is asked for if that is not the template's default, or if the answer has to close reasoning.
+
+    Arguments and errors as `prompt_for`. Returns an empty text if there is nothing to say.
+    """
+    chosen, prompt = prompt_for(render, messages, answer)
+    reasons = bool(reasoning_of(answer))
+    for switch in chosen.options.keys() - render.options.keys():
+        value, why = str(reasons).lower(), "has reasoning" if reasons else "has no reasoning"
+        return (
+            f"prompted with `{switch}: {value}`, because the last answer {why}; "
+            f"`data.template_options` sets it for prompts without an answer too"
+        )
+    if opens_reasoning(prompt) and not reasons:
+        return "the prompt opens reasoning, which the last answer does not have, so it is trained to close it at once"
+    return ""

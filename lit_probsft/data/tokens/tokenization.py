@@ -16,8 +16,9 @@ from typing import Any, Literal
 from lit_probsft.data.rows.conversation import is_supervised
 from lit_probsft.data.rows.formats import IGNORED as IGNORED
 from lit_probsft.data.tokens.encoding import encode_spans
+from lit_probsft.data.tokens.prompts import describe_prompt
 from lit_probsft.data.tokens.reasoning import drop_reasoning, exclude_reasoning
-from lit_probsft.data.tokens.rendering import Span, adds_bos, highlight
+from lit_probsft.data.tokens.rendering import Renderer, Span, adds_bos, chosen_template, highlight
 from lit_probsft.data.tokens.turns import ends_with_special, render_and_find_turns
 from lit_probsft.errors import UserError
 
@@ -121,6 +122,26 @@ def tokenize_prompt(
     if reasoning == "mask":
         spans = exclude_reasoning(text, spans)
     return encode_spans(tokenizer, text, spans)[0]
+
+
+def describe_prompt_of(
+    tokenizer: Any,
+    messages: Sequence[Mapping[str, Any]],
+    *,
+    tools: Sequence[Mapping[str, Any]] | None = None,
+    chat_template: str | None = None,
+    plain_text: bool = False,
+    reasoning: Reasoning = "learn",
+) -> str:
+    """Say how the last answer of a conversation is asked for; see `lit_probsft.data.tokens.prompts`.
+
+    Arguments as `tokenize_conversation`. Returns an empty text if there is nothing to say.
+    """
+    if plain_text or messages[-1]["role"] != "assistant":
+        return ""
+    messages = drop_reasoning(messages) if reasoning == "drop" else messages
+    render = Renderer(tokenizer, chosen_template(tokenizer, chat_template), tools)
+    return describe_prompt(render, messages[:-1], messages[-1])
 
 
 def tokenize_text(tokenizer: Any, text: str) -> dict[str, list[int]]:
