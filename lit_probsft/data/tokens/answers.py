@@ -22,6 +22,7 @@ from lit_probsft.errors import UserError
 _Render = Callable[[Messages], str]
 
 _FOLLOWER = "xqzfollower"
+_BROKEN_TAG = re.compile(r"[<\[][^<>\[\]]*\Z")
 _CLOSING = re.compile(r"\s*</think>")
 
 
@@ -136,11 +137,16 @@ def align(
         changed = render(insert_probe(messages, index, probe))
     if changed == text:
         return None
-    content = len(os.path.commonprefix([changed, text]))
+    content = changed.find(probe)
+    if content < 0 or not text.startswith(changed[:content]):
+        content = len(os.path.commonprefix([changed, text]))
     position, asked = found[0].index(probe), found[1].partition(probe)[2]
     if content < position:
         return None
-    given = position + len(os.path.commonprefix([asked, text[position:content]]))
+    shared = os.path.commonprefix([asked, text[position:content]])
+    if shared != asked:
+        shared = _BROKEN_TAG.sub("", shared)
+    given = position + len(shared)
     missing, between = asked[given - position :], text[given:content]
     if missing and between.strip() and not (opens_reasoning(prompt) and _CLOSING.match(between)):
         return None
