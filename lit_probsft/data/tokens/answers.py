@@ -1,13 +1,12 @@
 """Joins the prompt of a conversation's last answer with the answer: the text that the model is trained on.
 
-The model is asked with the generation prompt, so a training text is that prompt and what the model has to write. In most
-templates that is the rendering of the whole conversation. In some it is not: they open reasoning in the prompt that the
-text lacks, or write the turns before the answer differently once it is there.
+The model is asked with the generation prompt, so a training text is that prompt and what the model has to write. With
+most templates that is the rendering of the whole conversation. With some it is not: they open reasoning in the prompt
+that the text lacks, or write the turns before the answer differently once it follows.
 """
 
 from __future__ import annotations
 
-import os
 import re
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -17,6 +16,7 @@ from lit_probsft.data.tokens.prompts import opens_reasoning, reasoning_of
 from lit_probsft.data.tokens.reasoning import split_reasoning
 from lit_probsft.data.tokens.rendering import Renderer
 from lit_probsft.data.tokens.turn_checks import PROBE, Messages, insert_probe, insert_probe_before
+from lit_probsft.data.tokens.turn_ends import common_end
 from lit_probsft.errors import UserError
 
 _Render = Callable[[Messages], str]
@@ -103,9 +103,7 @@ class Alignment:
     missing: str
 
 
-def align(
-    render: _Render, ask: Renderer, messages: Messages, index: int, text: str, prompt: str
-) -> Alignment | None:
+def align(render: _Render, ask: Renderer, messages: Messages, index: int, text: str, prompt: str) -> Alignment | None:
     """Compare the text before a turn with the prompt that asks for the turn.
 
     Only what follows the content of the message before it is compared: the template may write all else differently.
@@ -128,9 +126,7 @@ def align(
         probe += "q"
     before = insert_probe(messages, index - 1, probe)
     found = render(before), ask(before[:index], True)
-    if any(one.count(probe) != 1 for one in found) or (text, prompt) != tuple(
-        one.replace(probe, "") for one in found
-    ):
+    if any(one.count(probe) != 1 for one in found) or (text, prompt) != tuple(one.replace(probe, "") for one in found):
         return None
     changed = render(insert_probe_before(messages, index, probe))
     if changed == text:  # the template leaves out the empty text next to a call
@@ -139,11 +135,11 @@ def align(
         return None
     content = changed.find(probe)
     if content < 0 or not text.startswith(changed[:content]):
-        content = len(os.path.commonprefix([changed, text]))
+        content = common_end(changed, text)
     position, asked = found[0].index(probe), found[1].partition(probe)[2]
     if content < position:
         return None
-    shared = os.path.commonprefix([asked, text[position:content]])
+    shared = asked[: common_end(asked, text[position:content])]
     if shared != asked:
         shared = _BROKEN_TAG.sub("", shared)
     given = position + len(shared)

@@ -1,4 +1,4 @@
-"""Turns by the `{% generation %}` marks of a template: which mark belongs to which turn, without what its prompt gives."""
+"""Assigns the `{% generation %}` marks of a template to turns, without what the prompt of a turn gives."""
 
 from __future__ import annotations
 

@@ -1,8 +1,8 @@
 """Chooses the prompt that asks for an answer: with reasoning or without.
 
-Many templates of models that reason open the reasoning in the generation prompt (`<think>`). An answer without reasoning
-cannot follow that. Most of these templates have a switch, with which their prompt closes the reasoning at once. So the
-switch is set as the answer needs it, unless the user has set it.
+Many templates of models that reason open the reasoning in the generation prompt (`<think>`). An answer without
+reasoning cannot follow that. Most of these templates have a switch with which the prompt closes the reasoning at once.
+The switch is set as the answer needs it, unless the user has set it.
 """
 
 from __future__ import annotations
@@ -63,9 +63,7 @@ def prompt_for(
     return render, prompt
 
 
-def describe_prompt(
-    render: Renderer, messages: Sequence[Mapping[str, Any]], answer: Mapping[str, Any]
-) -> str:
+def describe_prompt(render: Renderer, messages: Sequence[Mapping[str, Any]], answer: Mapping[str, Any]) -> str:
     """Say how an answer is asked for if that is not the template's default, or if the answer has to close reasoning.
 
     Arguments and errors as `prompt_for`. Returns an empty text if there is nothing to say.

@@ -1,9 +1,9 @@
 """Finds the assistant's turns in the text of a conversation.
 
 The text is the prompt that asks for the last answer, and the answer (`answers.py`). A turn starts where the prompt that
-asks for it ends, and reaches to what stops the model's generation (`turn_ends.py`). Where the template writes an earlier
-turn differently from its prompt, probes in the contents locate it (`earlier_turns.py`). Where the template marks with
-`{% generation %}` what the assistant writes, the marks say where a turn ends (`marks.py`).
+asks for it ends, and reaches to what stops the model's generation (`turn_ends.py`). Where the template writes an
+earlier turn differently from its prompt, probes in the contents locate it (`earlier_turns.py`). Where the template
+marks with `{% generation %}` what the assistant writes, the marks say where a turn ends (`marks.py`).
 """
 
 from __future__ import annotations
@@ -153,9 +153,12 @@ def _find_by_marks(
     earlier: EarlierTurns, turns: Collection[int], answer: Mapping[str, Any] | None, *, with_answer: bool
 ) -> tuple[str, _Found]:
     """The text, and what the template marks in each turn, without what the turn's prompt gives."""
-    text, marks, joined = _marked_text(earlier, answer)
     last = len(earlier.messages)
     messages = earlier.messages if answer is None else [*earlier.messages, answer]
+    text, marks, joined = _marked_text(earlier, answer)
+    if joined is None and not with_answer:
+        messages = earlier.messages
+        text, marks = earlier.render.with_marks(messages, earlier.prompts)
     if with_answer and not marks:
         raise UserError("chat_template", f"the template's generation marks cover nothing of:\n{highlight(text, [])}")
 
@@ -170,8 +173,10 @@ def _find_by_marks(
     indices = [index for index, message in enumerate(messages) if message["role"] == "assistant"]
     by_turn = spans_by_turn(marks, indices, start_of)
     if by_turn is None:
-        if with_answer and set(turns) != set(indices):
+        if set(turns) != {index for index in indices if with_answer or index < last}:
             raise ambiguous_marks(text, marks, indices)
+        if not with_answer:
+            text, marks = earlier.text, [mark for mark in marks if mark[1] <= len(earlier.text)]
         return text, [(None, without_space_behind(text, marks, earlier.special))]
     # If the prompt does not reach into the mark of the last turn, none reaches into that of an earlier one.
     reaches = joined is None or any(first < joined.start < end for first, end in by_turn[-1])
@@ -190,7 +195,8 @@ def _find_by_marks(
 def _marked_text(earlier: EarlierTurns, answer: Mapping[str, Any] | None) -> tuple[str, list[Span], Joined | None]:
     """The text with the answer, if it is known, and its marks."""
     if answer is None:
-        return *earlier.render.with_marks(earlier.messages, earlier.prompts), None
+        text, marks = earlier.render.with_marks(earlier.messages, earlier.prompts)
+        return text, marks, None
     messages = [*earlier.messages, answer]
     whole, marks = earlier.render.with_marks(messages)
     joined = join_answer(earlier.render, earlier.text, messages, whole)

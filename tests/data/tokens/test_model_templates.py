@@ -44,7 +44,9 @@ def decode(tokenizer, ids):
 
 
 # What these write before an answer is not what their prompt for it has.
-PROMPT_DIFFERS = {("deepseek_r1", kind) for kind in ("single", "multi", "system", "reasoning")} | {("mistral", "system")}
+PROMPT_DIFFERS = {("deepseek_r1", kind) for kind in ("single", "multi", "system", "reasoning")} | {
+    ("mistral", "system")
+}
 
 
 def supervised(family, messages, kind=None, **options):
@@ -207,6 +209,7 @@ def test_generation_marks_select_turns_when_there_is_one_per_turn():
     for turns, expected in (("first", "Rain all day.<|im_end|>"), ("last", "Sun,\n\nat last.<|im_end|>")):
         tokens = tokenize_conversation(tokenizer, MULTI, chat_template=marked, turns=turns)
         assert decode(tokenizer, [label for label in tokens["labels"] if label != -100]) == expected
+
     def supervise(template, **options):
         tokens = tokenize_conversation(tokenizer, MULTI, chat_template=template, **options)
         return decode(tokenizer, [label for label in tokens["labels"] if label != -100])

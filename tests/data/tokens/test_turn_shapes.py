@@ -97,12 +97,16 @@ def test_reasoning_follows_the_prompt_that_opens_it(name, options, expected):
 
 def test_an_earlier_answer_starts_where_its_own_prompt_ends():
     kept = pieces(
-        tokenize_conversation(tokenizer(), [*conversation("a", "b"), *REASONED], chat_template=SHAPES["keeps blocks"][0])
+        tokenize_conversation(
+            tokenizer(), [*conversation("a", "b"), *REASONED], chat_template=SHAPES["keeps blocks"][0]
+        )
     )
     assert kept[1::2] == ["b<|end|>", "Clouds.\n</think>Rain.<|end|>"]
     assert kept[0].endswith("<think></think>")
     dropped = pieces(
-        tokenize_conversation(tokenizer(), [*REASONED, *conversation("a", "b")], chat_template=SHAPES["drops blocks"][0])
+        tokenize_conversation(
+            tokenizer(), [*REASONED, *conversation("a", "b")], chat_template=SHAPES["drops blocks"][0]
+        )
     )
     assert dropped == [
         "<|user|>q<|assistant|>",

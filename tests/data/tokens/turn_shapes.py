@@ -26,7 +26,9 @@ _REASONING = (
     "{%- set thought = said.split('</think>')[0].split('<think>')[-1].strip() %}"
     "{%- set said = said.split('</think>')[-1].strip() %}{%- endif %}"
 )
-_SWITCHED_ON = _HEADER + "{{- '<think></think>' if enable_thinking is defined and not enable_thinking else '<think>\n' }}"
+_SWITCHED_ON = (
+    _HEADER + "{{- '<think></think>' if enable_thinking is defined and not enable_thinking else '<think>\n' }}"
+)
 _SWITCHED_OFF = _HEADER + "{{- '<think>\n' if enable_thinking is defined and enable_thinking else '<think></think>' }}"
 _WITH_BLOCK = (
     "{{- '<think>' + ('\n' + thought + '\n' if thought else '') + '</think>' if loop.last or not drops else '' }}"
@@ -57,12 +59,11 @@ CHANNELS = _template(
 )
 # Writes the number of turns first, so that nothing of a text is a prefix of a longer one.
 COUNTS = _template(_HEADER, "{{- m.content + '<|end|>' }}", _HEADER, first="{{- messages | length }}")
-PARTS = _template(
-    _HEADER, "{{- m.content[0].text + '<|end|>' }}", _HEADER, question="'<|user|>' + m.content[0].text"
-)
+PARTS = _template(_HEADER, "{{- m.content[0].text + '<|end|>' }}", _HEADER, question="'<|user|>' + m.content[0].text")
 SYSTEM_IN_THE_LAST = (  # writes the system text only in a question that is the last message
     "{%- if messages[0].role == 'system' %}{%- set system = messages[0].content %}{%- endif %}{%- for m in messages %}"
-    "{%- if m.role == 'user' %}{{- '<|user|>' + (system + ' ' if loop.last and system is defined else '') + m.content }}"
+    "{%- if m.role == 'user' %}{{- '<|user|>' }}"
+    "{%- if loop.last and system is defined %}{{- system + ' ' }}{%- endif %}{{- m.content }}"
     "{%- elif m.role == 'assistant' %}{{- '<|assistant|>' + m.content + '<|end|>' }}{%- endif %}{%- endfor %}"
     "{%- if add_generation_prompt %}{{- '<|assistant|>' }}{%- endif %}"
 )
