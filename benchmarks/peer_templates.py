@@ -7,6 +7,7 @@ import re
 import zipfile
 from collections.abc import Mapping
 from dataclasses import dataclass
+from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -85,10 +86,19 @@ def read_templates(place: Path | None) -> dict[str, str]:
     return dict(sorted(found.items()))
 
 
+def trl_version(place: Path | None) -> str:
+    """The version of TRL in a wheel or in a folder that one is unpacked in, or else of the installed package."""
+    if place is None:
+        return metadata.version("trl")
+    names = [place.name, *(path.name for path in place.glob("trl-*.dist-info"))]
+    found = [match[1] for name in names if (match := re.match(r"trl-([\w.]+?)(-|\.dist-info)", name))]
+    return found[0] if found else "unknown"
+
+
 def tokenizer_for(name: str, template: str) -> Any:
     """A byte tokenizer that has the control tokens of a template."""
-    family = max((start for start in _TEXT_TOKENS if name.startswith(start)), key=len)
-    begin, end = _TEXT_TOKENS[family]
+    family = max((start for start in _TEXT_TOKENS if name.startswith(start)), key=len, default=None)
+    begin, end = (None, "<|endoftext|>") if family is None else _TEXT_TOKENS[family]
     tokenizer = ByteTokenizer().load(list)
     known = {*_CONTROL.findall(template), begin, end} - {None}
     tokenizer.add_tokens(sorted(known), special_tokens=True)

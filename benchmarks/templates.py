@@ -36,7 +36,7 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import harness
-from benchmarks.peer_templates import KINDS, TOOLS, Messages, Peer, read_templates, tokenizer_for, writes
+from benchmarks.peer_templates import KINDS, TOOLS, Messages, Peer, read_templates, tokenizer_for, trl_version, writes
 from lit_probsft.data import tokenize_conversation
 from lit_probsft.data.rows.conversation import validate_conversation
 from lit_probsft.errors import UserError
@@ -211,8 +211,8 @@ def run(options: argparse.Namespace) -> Path:
     print("\n" + ", ".join(f"{totals[verdict]} {verdict}" for verdict in reversed(_VERDICTS)))
     path = harness.write_result(
         "templates",
-        {key: str(value) for key, value in vars(options).items() if value is not None},
-        dtype="none",
+        {} if options.results is None else {"results": options.results},
+        trl=trl_version(options.trl),
         templates={
             name: {kind: {"verdict": cell.verdict, "reason": cell.reason} for kind, cell in cells.items()}
             for name, cells in found.items()
