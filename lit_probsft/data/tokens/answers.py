@@ -180,7 +180,9 @@ def next_role(render: Renderer, messages: Messages, ending: str, special: re.Pat
         return ""
     between = text.partition(PROBE)[2].partition(_FOLLOWER)[0]
     found = special.search(between)
-    return between[len(ending) : found.end()] if found is not None and between.startswith(ending) else ""
+    if found is None or not between.startswith(ending) or found[0] == render.tokenizer.bos_token:
+        return ""  # a token that begins a text ends nothing
+    return between[len(ending) : found.end()]
 
 
 def without_reasoning(message: Mapping[str, Any]) -> dict[str, Any]:

@@ -164,7 +164,7 @@ def _as_read(template: str, message: Mapping[str, Any]) -> dict[str, Any]:
 
 @functools.lru_cache(maxsize=16)
 def _reasoning_key(template: str) -> str:
-    """The name by which a template reads the reasoning of a turn."""
+    """The name by which a template reads the reasoning of a turn. Later versions of transformers give it all names."""
     keys = ("reasoning_content", "thinking", "reasoning")
     return next((key for key in keys if re.search(rf"""[.'"]{key}\b""", template)), keys[0])
 

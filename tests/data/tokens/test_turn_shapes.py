@@ -132,6 +132,15 @@ def test_a_turn_reaches_to_the_end_of_text_where_the_template_writes_it():
     assert found[1::2] == ["a<|stop|>", "b<|stop|>"]
 
 
+def test_a_token_that_begins_a_text_ends_no_turn():
+    from copy import deepcopy
+
+    beginning = deepcopy(tokenizer())
+    beginning.bos_token = "<|user|>"
+    with pytest.raises(UserError, match="^require_end_of_turn"):
+        tokenize_conversation(beginning, conversation("q", "a"), chat_template=SHAPES["next role"][0])
+
+
 def test_a_system_text_that_only_the_prompt_has_is_part_of_the_text():
     messages = [{"role": "system", "content": "Be kind."}, *conversation("a", "b", "c", "d")]
     template = turn_shapes.SYSTEM_IN_THE_LAST
