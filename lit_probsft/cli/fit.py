@@ -26,8 +26,9 @@ from lit_probsft.cli.config.yaml_files import check_config_files
 from lit_probsft.cli.flags import add_flags, run_folder
 from lit_probsft.cli.lightning_internals import OpenCLI
 from lit_probsft.cli.quiet import quieten
+from lit_probsft.cli.seeding import chosen_seed
 from lit_probsft.cli.trainer import complete_flags, fit_callbacks, loggers
-from lit_probsft.cli.weights import Start, lend_tokenizer, lent_tokenizer_error, use_weights
+from lit_probsft.cli.weights import Start, lend_tokenizer, lent_tokenizer_error, use_weights, warn_of_other_rows
 from lit_probsft.data import InstructionDataModule
 from lit_probsft.errors import UserError, first_rank
 from lit_probsft.parallel.processes import follow_parent, use_launcher
@@ -118,6 +119,13 @@ class ProbSFTCLI(OpenCLI):
 
     # --- before anything is built
 
+    def seed(self) -> None:
+        """Seed everything, and put the number into the configuration, which may have left it open."""
+        config = self.config[self.command]
+        given, config.seed_everything = config.seed_everything, chosen_seed(config)
+        if given is not False:
+            super().seed()
+
     def before_instantiate_classes(self) -> None:
         """Check the configuration, and complete it with the run's folder and weights."""
         config = self.config[self.command]
@@ -164,6 +172,8 @@ class ProbSFTCLI(OpenCLI):
         if self.command == "fit":
             self._check_optimizer()
             self._ensure_repo()
+        elif self.config[self.command].weights == "auto" and self.run.hf.is_dir():
+            warn_of_other_rows(self.run.record, self.datamodule)
 
     def _check_optimizer(self) -> None:
         """Build the optimizer once over a small matrix, so that wrong arguments are refused before data are read."""

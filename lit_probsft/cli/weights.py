@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from jsonargparse import Namespace
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
@@ -58,6 +59,23 @@ def use_weights(config: Namespace, command: str, exported: Path) -> Start | None
             reference.model = model.model
         _use_model(config, folder)
     return start if anchored else None
+
+
+def warn_of_other_rows(record: Path, datamodule: Any) -> None:
+    """Warn if a data module holds out other rows than the run did, and so measures the model on rows it has seen.
+
+    Args:
+        record: the run's run.json; nothing is known if it does not exist.
+        datamodule: of the command.
+    """
+    if not getattr(datamodule, "validation_fraction", 0) or not record.exists():
+        return
+    before = json.loads(record.read_text(encoding="utf-8")).get("seeds", {}).get("held_out")
+    if before not in (None, datamodule.seed):
+        rank_zero_warn(
+            f"data.validation_fraction: seed {datamodule.seed} holds out other rows than the run did with {before}; "
+            f"the model has seen most of them. --config {record.parent / 'config.yaml'} holds out the same"
+        )
 
 
 def _use_adapters(config: Namespace, folder: Path) -> None:

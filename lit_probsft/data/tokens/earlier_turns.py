@@ -115,7 +115,8 @@ class EarlierTurns:
         return RewrittenHistory(
             "chat_template",
             f"the template renders earlier turns differently once later turns follow, so the assistant's turn "
-            f"{index} cannot be found; mark it with {{% generation %}} in a template of your own, or supervise the "
-            f"last turn only (`turns: last`).\nUp to the turn: {highlight(before, [])}\nWith the turn: "
-            f"{highlight(through, [])}\nWhole conversation: {highlight(self.text, [])}",
+            f"{index} cannot be found; split such conversations (`rewritten_history: split`), supervise the last "
+            f"turn only (`turns: last`), or mark it with {{% generation %}} in a template of your own.\n"
+            f"Up to the turn: {highlight(before, [])}\nWith the turn: {highlight(through, [])}\n"
+            f"Whole conversation: {highlight(self.text, [])}",
         )

@@ -9,6 +9,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
+from lit_probsft.data.tokens.call_forms import in_call_form
 from lit_probsft.data.tokens.tokenizers import special_tokens
 from lit_probsft.errors import UserError, near_matches
 
@@ -85,7 +86,7 @@ class Renderer:
         tokenizer: provides the special tokens that the template may name.
         template: Jinja text.
         tools: JSON schemas of the conversation's tools.
-        options: variables for the template, such as `enable_thinking`.
+        options: further names that the template may read, such as `enable_thinking`.
     """
 
     tokenizer: Any
@@ -123,13 +124,22 @@ class Renderer:
     def _render(
         self, messages: Sequence[Mapping[str, Any]], generation_prompt: bool, with_marks: bool
     ) -> tuple[str, list[Span]]:
+        def unmarked(changed: list[dict[str, Any]]) -> str:
+            return self._render_unchanged(changed, generation_prompt, False)[0]
+
+        conversation = [_as_read(self.template, message) for message in messages]
+        conversation = in_call_form(self.template, conversation, unmarked)
+        return self._render_unchanged(conversation, generation_prompt, with_marks)
+
+    def _render_unchanged(
+        self, messages: list[dict[str, Any]], generation_prompt: bool, with_marks: bool
+    ) -> tuple[str, list[Span]]:
         import jinja2
         from transformers.utils.chat_template_utils import render_jinja_template
 
-        conversation = [_as_read(self.template, message) for message in messages]
         try:
             rendered, marks = render_jinja_template(
-                [conversation],
+                [messages],
                 tools=None if self.tools is None else [dict(tool) for tool in self.tools],
                 chat_template=self.template,
                 add_generation_prompt=generation_prompt,

@@ -29,6 +29,7 @@ def render_and_find_turns(
     *,
     tools: Sequence[Mapping[str, Any]] | None = None,
     chat_template: str | None = None,
+    template_options: Mapping[str, Any] | None = None,
     plain_text: bool = False,
     generation_prompt: bool = False,
     answer: Mapping[str, Any] | None = None,
@@ -43,6 +44,7 @@ def render_and_find_turns(
         turns: indices of the messages to find, all of them the assistant's.
         tools: JSON schemas, for the template.
         chat_template: Jinja text, instead of the tokenizer's template.
+        template_options: further names that the template may read.
         plain_text: use no template, see `tokenize_conversation`.
         generation_prompt: the text ends with the prompt for an answer.
         answer: the assistant's message that the prompt asks for, if it is known. It is not part of the text.
@@ -58,8 +60,10 @@ def render_and_find_turns(
     if plain_text:
         if tools:
             raise UserError("format", "plain text cannot represent tools; use a chat template that does")
+        if template_options:
+            raise UserError("template_options", "plain text has no chat template that could read them")
         return _concatenate(tokenizer, messages, turns)
-    base = Renderer(tokenizer, chosen_template(tokenizer, chat_template), tools)
+    base = Renderer(tokenizer, chosen_template(tokenizer, chat_template), tools, template_options or {})
     if tools and "tools" not in base.template:
         raise UserError("chat_template", "the template leaves out the tools; use one that renders `tools`")
     context, asks = messages, generation_prompt
