@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib.util
+import json
 import re
 import zipfile
 from collections.abc import Mapping
@@ -117,10 +118,17 @@ class Peer:
 
     def __call__(self, messages: Messages, prompt: bool = False) -> tuple[str, list[tuple[int, int]]]:
         """The text, and the spans that the template marks."""
+        read = [self._as_read(message) for message in messages]
+        try:
+            return self._render(read, prompt)
+        except TypeError:  # some templates join the arguments of a call as text
+            return self._render([_with_arguments_as_text(message) for message in read], prompt)
+
+    def _render(self, messages: Messages, prompt: bool) -> tuple[str, list[tuple[int, int]]]:
         from transformers.utils.chat_template_utils import render_jinja_template
 
         rendered, marks = render_jinja_template(
-            [[self._as_read(message) for message in messages]],
+            [messages],
             tools=self.tools,
             chat_template=self.template,
             add_generation_prompt=prompt,
@@ -141,6 +149,14 @@ class Peer:
                 reasoning = message.pop("reasoning_content")
                 message["content"] = f"<think>\n{reasoning}\n</think>\n\n{message['content']}"
         return message
+
+
+def _with_arguments_as_text(message: dict[str, Any]) -> dict[str, Any]:
+    calls = [
+        {**call, "function": {**call["function"], "arguments": json.dumps(call["function"]["arguments"])}}
+        for call in message.get("tool_calls", [])
+    ]
+    return {**message, "tool_calls": calls} if calls else message
 
 
 def writes(peer: Peer, kind: str, messages: Messages) -> bool:
