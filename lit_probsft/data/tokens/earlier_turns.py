@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Collection
 from dataclasses import dataclass
 
 from lit_probsft.data.tokens.answers import align, without_reasoning
@@ -28,7 +29,7 @@ class EarlierTurns:
         text: `render(messages, prompts)`.
         prompts: the text ends with the prompt for an answer.
         special: matches special tokens.
-        end_of_text: the token that stops generation.
+        stops: the tokens that stop generation.
     """
 
     base: Renderer
@@ -37,7 +38,7 @@ class EarlierTurns:
     text: str
     prompts: bool
     special: re.Pattern[str]
-    end_of_text: str | None
+    stops: Collection[str]
 
     def span(self, index: int) -> Span:
         """Find turn `index`.
@@ -99,7 +100,7 @@ class EarlierTurns:
 
     def _end(self, index: int, content_end: int, limit: int) -> int:
         """The end of a turn; `limit` is that of the ending which the template writes after a last turn too."""
-        end = find_end(self.text, (content_end, limit), self.special, self.end_of_text)
+        end = find_end(self.text, (content_end, limit), self.special, self.stops)
         if end is not None:
             return end
         # The template ends a turn only once another follows, with a token of its own or with that of the next role.

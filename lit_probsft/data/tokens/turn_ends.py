@@ -1,14 +1,15 @@
 """Finds the end of a turn: what the model has to write so that its generation stops.
 
-That is everything up to the tokenizer's end-of-text token. Where the turn does not have it, it is everything up to the
-last special token that the template writes before the next turn's header.
+That is everything up to the first stop token: the tokenizer's end-of-text token, or one of the model's generation
+config. Where the turn has none, it is everything up to the last special token that the template writes before the next
+turn's header.
 """
 
 from __future__ import annotations
 
 import os
 import re
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from lit_probsft.data.tokens.reasoning import split_reasoning
@@ -40,14 +41,14 @@ def find_content_end(text: str, span: Span, message: Mapping[str, Any], special:
     return None
 
 
-def find_end(text: str, ending: Span, special: re.Pattern[str], end_of_text: str | None) -> int | None:
+def find_end(text: str, ending: Span, special: re.Pattern[str], stops: Collection[str] = ()) -> int | None:
     """Find the end of a turn.
 
     Args:
         text: of the conversation.
         ending: what the template writes after the turn's content, before the next turn's header.
         special: matches special tokens.
-        end_of_text: the token that stops generation.
+        stops: the tokens that stop generation.
 
     Returns:
         The end of the token that the turn ends with, or None if there is no special token.
@@ -55,11 +56,11 @@ def find_end(text: str, ending: Span, special: re.Pattern[str], end_of_text: str
     end = None
     for match in special.finditer(text, *ending):
         end = match.end()
-        if match[0] == end_of_text:
+        if match[0] in stops:
             break
     return end
 
 
 def last_special_end(text: str, span: Span, special: re.Pattern[str]) -> int | None:
     """Find the end of the last special token in the span."""
-    return find_end(text, span, special, None)
+    return find_end(text, span, special)

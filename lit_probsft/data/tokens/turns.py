@@ -17,6 +17,7 @@ from lit_probsft.data.tokens.earlier_turns import RewrittenHistory as RewrittenH
 from lit_probsft.data.tokens.marks import ambiguous_marks, spans_by_turn, without_header, without_space_behind
 from lit_probsft.data.tokens.prompts import prompt_for
 from lit_probsft.data.tokens.rendering import Renderer, Span, adds_bos, chosen_template, highlight, special_pattern
+from lit_probsft.data.tokens.tokenizers import stop_tokens
 from lit_probsft.data.tokens.turn_checks import Messages, check_assistant_turn, check_context, check_tool_calls
 from lit_probsft.data.tokens.turn_ends import find_content_end, find_end, last_special_end
 from lit_probsft.errors import UserError
@@ -73,7 +74,7 @@ def render_and_find_turns(
     for index in turns:
         check_tool_calls(render, messages, index, generation_prompt)
     special = special_pattern(tokenizer)
-    earlier = EarlierTurns(base, render, context, prompt, asks, special, tokenizer.eos_token)
+    earlier = EarlierTurns(base, render, context, prompt, asks, special, stop_tokens(tokenizer))
     find = _find_by_marks if base.has_generation_marks else _find_by_prompts
     text, found = find(earlier, turns, answer, with_answer=len(messages) > len(context))
     filled = [span for _, spans in found for span in spans if span[0] < span[1]]
@@ -146,7 +147,7 @@ def _last_turn(earlier: EarlierTurns, joined: Joined, messages: Messages) -> tup
     content_end = find_content_end(text, (start, len(text)), messages[-1], special)
     if content_end is None:
         return text, without_space_behind(text, [(start, len(text))], special)[0]
-    end = find_end(text, (content_end, len(text)), special, earlier.end_of_text)
+    end = find_end(text, (content_end, len(text)), special, earlier.stops)
     if end is None:
         text += next_role(earlier.render, messages, text[content_end:], special)
         end = len(text)

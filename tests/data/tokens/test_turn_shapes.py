@@ -7,7 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lit_probsft.data import ByteTokenizer, tokenize_conversation, tokenize_prompt
+from lit_probsft.data.tokens.added_tokens import with_added_tokens
 from lit_probsft.data.tokens.tokenization import describe_prompt_of
+from lit_probsft.data.tokens.tokenizers import read_tokenizer, tokenizer_fingerprint
 from lit_probsft.data.tokens.turns import RewrittenHistory
 from lit_probsft.errors import UserError
 from tests.data.tokens import turn_shapes
@@ -172,3 +174,25 @@ def test_a_prompt_that_is_not_the_templates_default_is_said():
     assert say(APART, chat_template=SHAPES["closes blocks"][0]).startswith("prompted with `enable_thinking: true`")
     assert say(plain, chat_template=SHAPES["never blocks"][0]).endswith("trained to close it at once")
     assert say(plain, chat_template=SHAPES["two ends"][0]) == say(plain[:1]) == say(plain, plain_text=True) == ""
+
+
+def test_a_turn_reaches_to_a_stop_token_of_the_generation_config(tmp_path):
+    import pickle
+
+    from transformers import GenerationConfig
+
+    tokenizer().save_pretrained(tmp_path)
+    alone = read_tokenizer(str(tmp_path))
+    GenerationConfig(eos_token_id=tokenizer().convert_tokens_to_ids(["<|stop|>", "<|im_end|>"])).save_pretrained(
+        tmp_path
+    )
+    both = read_tokenizer(str(tmp_path))
+    template, messages = SHAPES["two ends"][0], conversation("q", "a", "q", "b")
+    for made, expected in (
+        (alone, ["a<|stop|><|end|>", "b<|stop|><|end|>"]),
+        (both, ["a<|stop|>", "b<|stop|>"]),
+        (pickle.loads(pickle.dumps(both)), ["a<|stop|>", "b<|stop|>"]),
+        (with_added_tokens(both, ["<new>"]), ["a<|stop|>", "b<|stop|>"]),
+    ):
+        assert pieces(tokenize_conversation(made, messages, chat_template=template))[1::2] == expected
+    assert tokenizer_fingerprint(alone) != tokenizer_fingerprint(both)
