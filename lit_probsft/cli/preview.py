@@ -141,7 +141,7 @@ def run(args: Sequence[str]) -> Preview:
     parser = CommandParser(
         prog="python -m lit_probsft preview",
         description="Show tokenized rows with their masks, and the problems in the data. Loads no model.",
-        epilog="--config FILE and all other flags are those of fit.",
+        epilog="--config FILE and all other flags are those of fit. See fit --help, or --help model.lora.",
     )
     parser.add_argument("--rows", metavar="N", type=int, default=3, help="number of rows to show (default: 3)")
     parser.add_argument(

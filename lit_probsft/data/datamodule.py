@@ -74,7 +74,7 @@ class InstructionDataModule(LightningDataModule):
             counts them, `remove` drops them from training.
         batch_size: documents per micro-batch on one rank. An optimizer step has this number times the trainer's
             `accumulate_grad_batches` times the number of processes.
-        eval_batch_size: the same outside training; by default `batch_size`.
+        eval_batch_size: documents per micro-batch outside training; by default `batch_size`.
         packing: fill the rows of training with several documents each, up to `max_length` tokens; `batch_size` then
             counts rows. No document attends to another, and none is dropped or cut. Evaluation sorts by length instead.
         streaming: read the training rows while training, over and over again, from files too large to tokenize in

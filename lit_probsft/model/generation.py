@@ -15,8 +15,8 @@ class Generation:
     """How `predict` generates answers.
 
     Args:
-        max_new_tokens: at least 1.
-        temperature: 0 is greedy.
+        max_new_tokens: the most tokens of an answer, at least 1.
+        temperature: of sampling; 0 is greedy.
         top_p: share of the probability mass that is sampled from (nucleus sampling), above 0 and at most 1.
     """
 

@@ -10,6 +10,7 @@ import torch
 from typing_extensions import override
 
 from lit_probsft.errors import UserError, near_matches
+from lit_probsft.model.config_checks import check_sizes
 from lit_probsft.model.source import DTypeName, ModelSource, ready_to_train
 from lit_probsft.parallel.seeds import run_seed
 from lit_probsft.parallel.sharding import Sharding
@@ -103,4 +104,5 @@ class RandomCausalLM(ModelSource):
             if not hasattr(known, name):
                 hint = near_matches(name, known.to_dict())
                 raise UserError(f"{_CONFIG}.{name}", f"{type(known).__name__} has no field {name!r}.{hint}")
+        check_sizes(known, self.config, _CONFIG)
         return kind, fields

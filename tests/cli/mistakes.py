@@ -150,6 +150,16 @@ PARSING = [
     Mistake('a word for a number after an objective that is named late', '--model.objective.alpha 3 --model.objective Power --trainer.max_epochs many'),
     Mistake('a list that is too short', '--model.optimizer.betas [0.8]'),
     Mistake('a word for a number after print_config', '--print_config --trainer.max_epochs many'),
+    Mistake('an abbreviated flag', '--model.obj NLL'),
+    Mistake('an abbreviated flag of the trainer', '--trainer.max_st 5'),
+    Mistake('an abbreviated flag of the run', '--na foo'),
+    Mistake('no flags', 'fit'),
+    Mistake('help on an unknown option', 'fit --help model.lor'),
+    Mistake('help on an unknown option of the trainer', 'predict --help=trainer.max_step'),
+    Mistake('help on an option without its group', 'preview --help lora'),
+    Mistake('help on an unknown class', 'fit --help Powr'),
+    Mistake('help on an unknown module', 'fit --help nowhere_of_mistakes.A'),
+    Mistake("jsonargparse's form of help", '--model.lora.help'),
 ]
 """Flags and their values, refused by the parser."""
 
@@ -260,6 +270,10 @@ OTHERS = [
     Mistake('preview with an unknown split', 'preview --split val'),
     Mistake('preview into a missing folder', 'preview --html nope/x.html'),
     Mistake('preview with an unknown flag', 'preview --row 3'),
+    Mistake('chat with a missing run', 'chat runs/nope'),
+    Mistake('chat with a missing checkpoint', 'chat nope.ckpt'),
+    Mistake('export of a model', 'export m out', files={'m/config.json': '{}'}),
+    Mistake('an abbreviated flag of capability', 'capability --samp 3'),
     Mistake('configs copy over a different file', 'configs copy quickstart out', files={'out/quickstart.yaml': 'x'}),
     Mistake('export over a run folder', 'export runs/c/checkpoints/last.ckpt runs/c', before=mistake_files.completed_run),
     Mistake('export over the folder of the checkpoint', 'export runs/c/checkpoints/last.ckpt runs --overwrite', before=mistake_files.completed_run),
@@ -285,6 +299,12 @@ OTHERS = [
     Mistake('chat with template options that are no mapping', 'chat m --template-options thinking'),
     Mistake('chat with a template option that is a date', "chat m --template-options '{date: 2024-07-26}'"),
     Mistake('chat with a template option that the template does not read', "chat runs/c --device cpu --template-options '{enable_thinking: false}'", before=mistake_files.completed_run),
+    Mistake('validate with a model for a checkpoint', 'validate --ckpt_path m', files={'m/config.json': '{}'}),
+    Mistake('validate with 0 batches', 'validate --trainer.limit_val_batches 0'),
+    Mistake('predict with 0 batches', 'predict --trainer.limit_predict_batches 0'),
+    Mistake('predict with the name of a missing run', 'predict --name nope'),
+    Mistake('predict with a misspelled name of a run', 'predict --name cc', before=mistake_files.completed_run),
+    Mistake('validate with the name of a run without a model', 'validate --name c', before=mistake_files.no_export),
 ]
 """Other commands than fit."""
 
@@ -312,6 +332,7 @@ TRAINER = [
     Mistake('half precision', '--trainer.precision 16-mixed'),
     Mistake('an unknown profiler', '--trainer.profiler simpl'),
     Mistake('a word for max_time', '--trainer.max_time foo'),
+    Mistake('no time', '--trainer.max_time 00:00:00:00'),
     Mistake('barebones', '--trainer.barebones true'),
     Mistake('a checkpoint callback', "--trainer.callbacks '[{class_path: ModelCheckpoint}]'"),
     Mistake('export of the best without checkpoints', '--trainer.enable_checkpointing false --checkpoints.export best'),
@@ -319,12 +340,18 @@ TRAINER = [
     Mistake('a limit within a window', '--trainer.limit_train_batches 3 --trainer.accumulate_grad_batches 2'),
     Mistake('a validation interval longer than an epoch', '--trainer.val_check_interval 1000'),
     Mistake('checkpoints every 0 steps', '--checkpoints.save_every 0'),
+    Mistake('a minimum of steps above the maximum', '--trainer.max_steps 2 --trainer.min_steps 5'),
+    Mistake('a minimum of epochs above the maximum', '--trainer.max_epochs 1 --trainer.min_epochs 3'),
+    Mistake('metrics every 0 steps', '--trainer.log_every_n_steps 0'),
+    Mistake('a negative minimum of steps', '--trainer.min_steps -1'),
 ]
 """Flags of the trainer."""
 
 RUNS = [
     Mistake('a name with a slash', '--name a/b'),
     Mistake('the parent folder as a name', '--name ..'),
+    Mistake('an empty name', "--name ''"),
+    Mistake('a blank name', "--name ' '"),
     Mistake('a long name', '--name xxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxxx'),
     Mistake('runs_dir is a file', '--runs_dir train.jsonl'),
     Mistake('runs_dir below a file', '--runs_dir train.jsonl/x'),
@@ -341,6 +368,8 @@ RUNS = [
     Mistake('resume with another objective', '--resume --model.objective NegP --trainer.max_epochs 2', before=mistake_files.completed_run),
     Mistake('resume with another optimizer', '--resume --model.optimizer torch.optim.SGD --trainer.max_epochs 2', before=mistake_files.completed_run),
     Mistake('resume with another model', '--resume --trainer.max_epochs 2', config=('hidden_size: 16', 'hidden_size: 32'), before=mistake_files.completed_run),
+    Mistake('an empty checkpoint', "--ckpt_path ''"),
+    Mistake('fit with weights', '--weights x'),
 ]
 """Run folders, and resumed runs."""
 
@@ -349,6 +378,8 @@ OPTIONS = [
     Mistake('model: zero memory for logits', '--model.logits_budget_mb 0'),
     Mistake('schedule: final', '--model.schedule.final 2'),
     Mistake('schedule: warmup', '--model.schedule.warmup -1'),
+    Mistake('schedule: a fraction of a step', '--model.schedule.warmup 1.5'),
+    Mistake('reference: nothing reads it', '--model.reference.model m'),
     Mistake('generation: tokens', '--model.generation.max_new_tokens 0'),
     Mistake('generation: top_p', '--model.generation.top_p 2'),
     Mistake('adapters: rank', '--model.lora LoRA --model.lora.r 0'),
@@ -436,6 +467,7 @@ DATA = [
     Mistake('a function without a module', '--data.train.row_function fn'),
     Mistake('a function with an unknown name', '--data.train.row_function json.lods'),
     Mistake('limit 0', '--data.train.limit 0'),
+    Mistake('a split of a local file', '--data.train.split foo'),
     Mistake('documents that are too long', '--data.max_length 40'),
     Mistake('all documents dropped as too long', '--data.max_length 10 --data.overflow drop'),
     Mistake('a missing tokenizer folder', '--data.tokenizer ./notok'),
@@ -519,6 +551,12 @@ MODEL = [
     Mistake('a misspelled field', '', config=('{model_type: llama, hidden', '{model_type: llama, hiden')),
     Mistake('a model type that is not causal', '', config=('model_type: llama, hidden_size: 16', 'model_type: t5, d_model: 16')),
     Mistake('a hidden size that the heads do not divide', '', config=('num_attention_heads: 2', 'num_attention_heads: 3')),
+    Mistake('a negative number of layers', '', config=('num_hidden_layers: 2', 'num_hidden_layers: -1')),
+    Mistake('a word for the number of layers', '', config=('num_hidden_layers: 2', 'num_hidden_layers: two')),
+    Mistake('zero heads', '', config=('num_attention_heads: 2', 'num_attention_heads: 0')),
+    Mistake('key-value heads that do not divide the heads', '', config=('num_key_value_heads: 2', 'num_key_value_heads: 3')),
+    Mistake('an odd width of the heads', '', config=('hidden_size: 16', 'hidden_size: 18')),
+    Mistake('an odd head_dim', '', config=('{model_type: llama', '{head_dim: 3, model_type: llama')),
     Mistake('a vocabulary that is too small', '', config=('{model_type: llama', '{vocab_size: 50, model_type: llama')),
     Mistake('too few positions', '', config=('max_position_embeddings: 256', 'max_position_embeddings: 20')),
 ]

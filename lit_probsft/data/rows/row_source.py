@@ -165,6 +165,8 @@ class Rows(Source):
         files = local_paths(self.path)
         if files is not None and self.revision is not None:
             raise UserError("revision", f"expected none with local files, which have no history, got {self.revision!r}")
+        if files is not None and self.split not in (None, "train") and not any(file.is_dir() for file in files):
+            raise UserError("split", f"expected none with local files, which have one split, got {self.split!r}")
         return files
 
     def _load_from_hub(self) -> ArrowRows:
