@@ -30,13 +30,13 @@ def use_weights(config: Namespace, command: str, run: RunFolder, *, named: bool 
         config: of the command; changed in place.
         command: for messages.
         run: whose export `auto` takes.
-        named: whether the user typed the run's name, and so expects its export.
+        named: whether the user typed the run's name.
 
     Returns:
         What training began with, where the objective's reference is the model before training.
 
     Raises:
-        UserError: there is no model in the folder, or in the run, that is named.
+        UserError: there is no model in the folder that is named, or the run's name is misspelled.
     """
     wanted = config.weights
     if wanted == "base" or config.get("ckpt_path") is not None:
@@ -45,8 +45,8 @@ def use_weights(config: Namespace, command: str, run: RunFolder, *, named: bool 
         raise UserError("--weights", f"expected `auto`, `base` or a folder with a model, got {wanted!r}")
     folder = run.hf if wanted == "auto" else Path(wanted)
     if not folder.is_dir():
-        if named:
-            raise _no_model(run)
+        if named and wanted == "auto":
+            _check_name(run)
         rank_zero_info(f"{command}: {folder} does not exist yet, using the base model")
         return None
     rank_zero_info(f"{command}: using weights and tokenizer of {folder}")
@@ -82,14 +82,11 @@ def warn_of_other_rows(record: Path, datamodule: Any) -> None:
         )
 
 
-def _no_model(run: RunFolder) -> UserError:
-    """The error for a run, named by the user, that has no exported model."""
-    expected = "expected a run with an exported model, or --weights base for the model before training"
-    if run.path.is_dir():
-        return UserError("--name", f"{expected}; {run.hf} does not exist")
-    others = run.path.parent.iterdir() if run.path.parent.is_dir() else ()
-    hint = near_matches(run.path.name, [path.name for path in others if RunFolder(path).hf.is_dir()])
-    return UserError("--name", f"{expected}; {run.path} does not exist{f'.{hint}' if hint else ''}")
+def _check_name(run: RunFolder) -> None:
+    """Refuse the name of a run that does not exist if it looks like a misspelled one. Any other name is a new run's."""
+    others = run.path.parent.iterdir() if not run.path.exists() and run.path.parent.is_dir() else ()
+    if hint := near_matches(run.path.name, [path.name for path in others if RunFolder(path).hf.is_dir()]):
+        raise UserError("--name", f"{run.path} does not exist.{hint} For a new name, add --weights base")
 
 
 def _use_adapters(config: Namespace, folder: Path) -> None:

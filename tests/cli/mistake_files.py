@@ -68,11 +68,6 @@ def no_checkpoints(folder: Path, trained: Path) -> None:
     shutil.rmtree(folder / "runs" / "c" / "checkpoints")
 
 
-def no_export(folder: Path, trained: Path) -> None:
-    completed_run(folder, trained)
-    shutil.rmtree(folder / "runs" / "c" / "hf")
-
-
 def broken_record(folder: Path, trained: Path) -> None:
     completed_run(folder, trained)
     (folder / "runs" / "c" / "run.json").write_text("{")

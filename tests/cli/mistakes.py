@@ -302,9 +302,7 @@ OTHERS = [
     Mistake('validate with a model for a checkpoint', 'validate --ckpt_path m', files={'m/config.json': '{}'}),
     Mistake('validate with 0 batches', 'validate --trainer.limit_val_batches 0'),
     Mistake('predict with 0 batches', 'predict --trainer.limit_predict_batches 0'),
-    Mistake('predict with the name of a missing run', 'predict --name nope'),
     Mistake('predict with a misspelled name of a run', 'predict --name cc', before=mistake_files.completed_run),
-    Mistake('validate with the name of a run without a model', 'validate --name c', before=mistake_files.no_export),
 ]
 """Other commands than fit."""
 
