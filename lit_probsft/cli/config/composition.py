@@ -1,0 +1,366 @@
+"""Composes one configuration of files and flags, in the order in which they take effect.
+
+The result is guided by the type hints of the options: a text is a text, a class named by a flag starts from its own
+defaults, and a flag below an option sets an argument of the class that the option has, or that its text implies.
+Whether the configuration is valid is for the parser to say.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Collection, Mapping, Sequence
+from pathlib import Path
+from types import NoneType
+from typing import Any
+
+import yaml
+
+from lit_probsft.cli.config.command_line import Flag, split_flags
+from lit_probsft.cli.config.hints import (
+    Option,
+    accepts,
+    alternatives,
+    class_families,
+    is_factory,
+    is_group,
+    item_hint,
+    known_options,
+    members,
+    takes,
+    typed,
+)
+from lit_probsft.cli.config.implied import ClassSpec, implied_class
+from lit_probsft.cli.config.imports import import_class, import_path
+from lit_probsft.cli.config.scalars import Scalar, plain, read
+from lit_probsft.cli.config.yaml_files import read_yaml, shown
+from lit_probsft.errors import UserError, near_matches
+
+_SPEC = {"class_path", "init_args", "dict_kwargs"}
+_PARTS = ("model", "data")
+_KIND: dict[type, str] = {list: "list", str: "text"}
+_UNKNOWN = Option(Any)
+
+
+@dataclasses.dataclass(frozen=True)
+class NoValue:
+    """In place of the value of a flag that was typed without one."""
+
+    flag: str
+
+
+@dataclasses.dataclass
+class Composition:
+    """What files and flags say together.
+
+    Attributes:
+        content: the configuration as nested mappings, classes as `class_path` and `init_args`.
+        files: the configuration files, in order.
+        help: the words of a flag that asks for help; empty without one.
+        printed: the value of `--print_config`; None if it is not given.
+        sound: whether every flag has its value, and null is only where an option takes it.
+    """
+
+    content: dict[str, Any] = dataclasses.field(default_factory=dict)
+    files: list[Path] = dataclasses.field(default_factory=list)
+    help: list[str] = dataclasses.field(default_factory=list)
+    printed: str | None = None
+    sound: bool = True
+
+
+class _Flags(dict[str, Option]):
+    """A group of flags, in place of a type hint."""
+
+
+@dataclasses.dataclass(frozen=True)
+class _Added:
+    """A value of `--trainer.callbacks+`: one more item of a list, or several."""
+
+    value: Any
+
+
+@dataclasses.dataclass(frozen=True)
+class _Origin:
+    """Where a value is written: by a flag or in a file of this folder."""
+
+    folder: Path = Path()
+    by_flag: bool = False
+
+
+class Composer:
+    """Composes the configurations of one command.
+
+    Args:
+        command: fit, validate, and so on, which a file may have as its only key.
+        flags: type hints of the parser's flags by name; None for a group of flags.
+        switches: the flags that take no value.
+    """
+
+    def __init__(self, command: str, flags: Mapping[str, Any], switches: Collection[str]) -> None:
+        self._command, self._switches = command, switches
+        self._root = _Flags()
+        for name, hint in flags.items():
+            group, *_, last = [self._root, *name.split(".")]
+            for part in name.split(".")[:-1]:
+                group = group.setdefault(part, Option(_Flags())).hint
+                if not isinstance(group, _Flags):  # such as `model.help`
+                    break
+            else:
+                group[last] = Option(_Flags() if hint is None else hint, None)
+
+    def compose(self, words: Sequence[str]) -> Composition:
+        """What the command line says.
+
+        Raises:
+            UserError: a file cannot be read or is no configuration, or a word belongs to no flag.
+        """
+        made, tree = Composition(), {}
+        for flag in split_flags(words, self._switches):
+            if flag.name == "help" or flag.name.endswith(".help"):
+                made.help = [flag.typed, *([] if flag.value is None else [flag.value])]
+                break
+            if flag.name.startswith("print_config"):
+                made.printed = flag.value or ""
+            elif flag.name == "config" and flag.value is not None:
+                tree = self._with_file(tree, flag.value, made.files)
+            elif flag.name in self._switches and flag.value is None:
+                tree[flag.name] = Scalar("true", True)
+            else:
+                value = NoValue(flag.typed) if flag.value is None else flag.value
+                known = flag.name.partition(".")[0] in self._root
+                path = flag.name.split(".") if known else [flag.name]
+                tree = self._put("", Option(self._root), tree, path, value, _Origin(by_flag=True))
+        reader = _Reader()
+        made.content, made.sound = reader.read(tree, Option(self._root)), not reader.wrong
+        return made
+
+    def _with_file(self, tree: dict[str, Any], name: str, files: list[Path]) -> dict[str, Any]:
+        path = Path(name).expanduser()
+        if name.lstrip().startswith("{") and not path.exists():  # the configuration itself, as JSON
+            content = read(name)
+        elif not path.exists():
+            raise UserError("--config", f"no such file: {path.absolute()}")
+        else:
+            content = read_yaml(path, name, "--config")
+            files.append(path.absolute())
+        if not isinstance(content, dict):
+            value = plain(content)
+            got = "an empty file" if value is None else f"the {_KIND.get(type(value), 'value')} {value!r}"
+            raise UserError("--config", f"expected a mapping with model, data and trainer in {name}, got {got}")
+        nested = content.get(self._command)
+        content = nested if isinstance(nested, dict) else content
+        for key, value in content.items():
+            known = str(key).partition(".")[0] in self._root
+            if not known and not plain(value):  # the parser would ignore an unknown key without a value
+                hint = near_matches(str(key), self._root)
+                raise UserError(str(key), f"no such option{f'.{hint}' if hint else ''}")
+        composed: dict[str, Any] = self._with_all("", Option(self._root), tree, content, _Origin(path.parent))
+        return composed
+
+    # --- one value
+
+    def _put(self, place: str, option: Option, now: Any, path: Sequence[str], value: Any, origin: _Origin) -> Any:
+        """What is at `place` after the option at `path` below it is set; `now` is what it is before."""
+        if not path:
+            return self._replaced(place, option, now, value, origin)
+        name, *rest = path
+        if not rest and name.endswith("+"):
+            name, value = name.removesuffix("+"), _Added(value)
+        below = f"{place}.{name}" if place else name
+        if isinstance(now, list) and takes(option.hint, "a list"):
+            item = Option(item_hint(option.hint, 0))
+            return [*now[:-1], self._put(place, item, now[-1] if now else None, path, value, origin)]
+        if (known := _fields(option.hint)) is not None:
+            fields = dict(now) if isinstance(now, dict) else {}
+            fields[name] = self._put(below, known.get(name, _UNKNOWN), fields.get(name), rest, value, origin)
+            return fields
+        if class_families(option.hint) and not isinstance(now, dict):
+            if (spec := self._spec(place, option, now, {name})) is not None:
+                inner = known_options(spec.kind).get(name, _UNKNOWN)
+                argument = self._put(below, inner, spec.arguments.get(name), rest, value, origin)
+                return dataclasses.replace(spec, arguments={**spec.arguments, name: argument})
+            _refuse_text(place, name, now)
+        items = dict(now) if isinstance(now, dict) else {}
+        items[name] = self._put(below, Option(item_hint(option.hint)), items.get(name), rest, value, origin)
+        return items
+
+    def _replaced(self, place: str, option: Option, now: Any, value: Any, origin: _Origin) -> Any:
+        """What is at `place` after the option there is set to `value`."""
+        hint = option.hint
+        if isinstance(value, NoValue):
+            return value
+        if isinstance(value, _Added):
+            before = now if isinstance(now, list) else [] if plain(now) is None else [now]
+            added = self._replaced(place, Option(item_hint(hint, 0)), None, value.value, origin)
+            return [*before, *(added if isinstance(added, list) else [added])]
+        if isinstance(value, str):
+            value = flag_value(value, hint)
+        fields = _fields(hint)
+        families = class_families(hint) if fields is None else []
+        if (families or fields is not None) and isinstance(value, Scalar) and value.text.endswith((".yaml", ".yml")):
+            part, folder = _part(place, value, hint, origin.folder)
+            if not isinstance(part, Scalar):
+                return self._replaced(place, option, now, part, dataclasses.replace(origin, folder=folder))
+        if fields is not None and isinstance(value, dict):
+            given = value["init_args"] if "class_path" in value and isinstance(value.get("init_args"), dict) else value
+            return self._with_all(place, option, now, given, origin)
+        if families and isinstance(value, Scalar) and (kind := _named_class(place, value, families, hint)) is not None:
+            return self._named(place, now, value.text, kind, origin)
+        if families and isinstance(value, dict) and (value.keys() & _SPEC or not takes(hint, "a mapping")):
+            return self._from_mapping(place, option, now, value, origin)
+        if fields is not None and plain(value) is None and not origin.by_flag:  # an empty block of a file
+            return now
+        if isinstance(value, list):
+            items = [(f"{place}[{index}]", item_hint(hint, index), item) for index, item in enumerate(value)]
+            return [self._replaced(at, Option(kind), None, item, origin) for at, kind, item in items]
+        if isinstance(value, dict):
+            inner = Option(item_hint(hint))
+            return {key: self._replaced(f"{place}.{key}", inner, None, item, origin) for key, item in value.items()}
+        return value
+
+    def _from_mapping(self, place: str, option: Option, now: Any, value: dict[str, Any], origin: _Origin) -> Any:
+        """A class given as a mapping; the mapping itself if it is malformed, which the parser refuses."""
+        arguments, others = value, None
+        if value.keys() & _SPEC:
+            arguments, others = value.get("init_args", {}), value.get("dict_kwargs")
+            if value.keys() - _SPEC or not isinstance(arguments, dict):
+                return value
+        if (name := value.get("class_path")) is None:
+            spec = self._spec(place, option, now, {str(key) for key in arguments})
+        else:
+            families = class_families(option.hint)
+            kind = _named_class(place, name, families, option.hint) if isinstance(name, Scalar) else None
+            spec = None if kind is None else self._named(place, now, name.text, kind, origin)
+        if spec is None:
+            return value
+        if others is not None:
+            spec = dataclasses.replace(spec, others=others)
+        return self._with_all(place, option, spec, arguments, origin)
+
+    def _with_all(self, place: str, option: Option, now: Any, values: dict[Any, Any], origin: _Origin) -> Any:
+        for key, value in values.items():
+            now = self._put(place, option, now, str(key).split("."), value, origin)
+        return {} if now is None else now
+
+    def _named(self, place: str, now: Any, name: str, kind: Any, origin: _Origin) -> ClassSpec:
+        """A class that is named at `place`, with the arguments that stay."""
+        same = isinstance(now, ClassSpec) and now.kind is kind and not origin.by_flag
+        # a subclass of the module takes the place of its parent, whose options the files set
+        kept = now.arguments if isinstance(now, ClassSpec) and (same or place in _PARTS) else {}
+        return ClassSpec(name if "." in name else import_path(kind), kind, kept)
+
+    def _spec(self, place: str, option: Option, now: Any, names: set[str]) -> ClassSpec | None:
+        """The class at `place` that the arguments `names` belong to."""
+        if isinstance(now, ClassSpec):
+            return now
+        if place in _PARTS:
+            return None if plain(now) is not None else ClassSpec.of(class_families(option.hint)[0], {})
+        return implied_class(option, now, names)
+
+
+def _fields(hint: Any) -> dict[str, Option] | None:
+    """The options of a group; None for any other hint."""
+    if isinstance(hint, _Flags):
+        return hint
+    return known_options(hint) if is_group(hint) else None
+
+
+def _named_class(place: str, name: Scalar, families: list[type], hint: Any) -> Any:
+    """The class that a text names; None if it names none."""
+    if not isinstance(name.value, str):
+        return None
+    known = {member.__name__: member for family in families for member in members(family)}
+    if name.text in known:
+        return known[name.text]
+    if not re.fullmatch(r"\w+(\.\w+)+", name.text) or (takes(hint, "a text") and Path(name.text).exists()):
+        return None
+    found = import_class(name.text, place)
+    return found if isinstance(found, type) and issubclass(found, tuple(families)) else None
+
+
+def _part(place: str, name: Scalar, hint: Any, folder: Path) -> tuple[Any, Path]:
+    """The content of the file that a part names, with the folder of its own parts; `name` if it is a text of its own.
+
+    Raises:
+        UserError: the file does not exist or is no part.
+    """
+    path = folder / Path(name.text).expanduser()
+    a_text = not isinstance(hint, _Flags) and takes(hint, "a text")
+    if not path.exists():
+        if a_text:
+            return name, folder
+        raise UserError(place, f"no such file: {path}")
+    content = read_yaml(path, str(path), place)
+    is_list = isinstance(content, list) and not isinstance(hint, _Flags) and takes(hint, "a list")
+    if a_text and not is_list and not (isinstance(content, dict) and content.keys() & _SPEC):
+        return name, folder
+    if not isinstance(content, dict) and not is_list:
+        raise UserError(place, f"expected a mapping in {path}, got {shown(plain(content))}")
+    return content, path.parent
+
+
+def _refuse_text(place: str, name: str, now: Any) -> None:
+    """Refuse an option below a text that stands for no class.
+
+    Raises:
+        UserError: `now` is a text.
+    """
+    if not isinstance(now, Scalar) or not isinstance(now.value, str):
+        return
+    function = now.text.rpartition(".")[2]
+    if callable(import_class(now.text, place)):
+        raise UserError(place, f"{function} is a function, which takes no arguments from a configuration")
+    raise UserError(f"{place}.{name}", f"expected a class with arguments as {place}, got the text {now.text!r}")
+
+
+def flag_value(text: str, hint: Any) -> Any:
+    """The text of a flag as a tree, for an option of type `hint`.
+
+    To an option that takes only texts, it is one, as it was typed; `null` is none where the option takes that too.
+    """
+    kinds = [] if isinstance(hint, _Flags) else alternatives(hint)
+    if kinds and set(kinds) <= {str, NoneType}:
+        return Scalar(text, None if text == "null" and NoneType in kinds else text)
+    try:
+        tree = read(text) if text.strip() else Scalar(text, text)
+    except (yaml.YAMLError, RecursionError):
+        return Scalar(text, text)
+    if isinstance(tree, Scalar):
+        is_comment = tree.value is None and text.strip() not in ("null", "Null", "NULL", "~")
+        return Scalar(text, text if is_comment else tree.value)
+    if not kinds or not (str in kinds and (isinstance(tree, dict) and not text.lstrip().startswith("{"))):
+        return tree
+    return Scalar(text, text)
+
+
+class _Reader:
+    """Reads each scalar of a tree as its option wants it."""
+
+    def __init__(self) -> None:
+        self.wrong = False
+        """Whether a flag has no value or an option is null that cannot be, which the parser would ignore."""
+
+    def read(self, tree: Any, option: Option) -> Any:
+        """The values of a tree."""
+        hint = option.hint
+        if isinstance(tree, ClassSpec):
+            arguments = self._fields(tree.arguments, known_options(tree.kind))
+            if tree.name is None:
+                return arguments
+            others = {"dict_kwargs": plain(tree.others)} if tree.others else {}
+            return {"class_path": tree.name, "init_args": arguments, **others}
+        if isinstance(tree, Scalar):
+            value = tree.value if isinstance(hint, _Flags) else typed(tree, hint)
+            self.wrong |= value is None and (isinstance(hint, _Flags) or not accepts(None, hint))
+            return value
+        if isinstance(tree, list):
+            return [self.read(item, Option(item_hint(hint, index))) for index, item in enumerate(tree)]
+        if isinstance(tree, dict):
+            if (fields := _fields(hint)) is not None:
+                return self._fields(tree, fields)
+            return {key: self.read(value, Option(item_hint(hint))) for key, value in tree.items()}
+        self.wrong |= isinstance(tree, NoValue)
+        return tree
+
+    def _fields(self, tree: dict[str, Any], known: Mapping[str, Option]) -> dict[str, Any]:
+        return {name: self.read(value, known.get(name, _UNKNOWN)) for name, value in tree.items()}
