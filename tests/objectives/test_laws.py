@@ -12,9 +12,9 @@ import yaml
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from jsonargparse import ArgumentParser
+from lit_probsft.cli.config.objective_defaults import with_own_defaults
 
 from lit_probsft import objectives
-from lit_probsft.cli.config.objective_defaults import with_own_defaults
 from lit_probsft.errors import UserError
 from lit_probsft.objectives import (
     ASFT,

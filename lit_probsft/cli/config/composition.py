@@ -8,45 +8,34 @@ Whether the configuration is valid is for the parser to say.
 from __future__ import annotations
 
 import dataclasses
+import os
 import re
 from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
-from types import NoneType
 from typing import Any
 
-import yaml
-
-from lit_probsft.cli.config.command_line import Flag, split_flags
+from lit_probsft.cli.config.command_line import split_flags
 from lit_probsft.cli.config.hints import (
+    UNKNOWN,
+    FlagGroup,
     Option,
-    accepts,
-    alternatives,
     class_families,
-    is_factory,
-    is_group,
+    fields_of,
     item_hint,
     known_options,
     members,
     takes,
-    typed,
 )
 from lit_probsft.cli.config.implied import ClassSpec, implied_class
 from lit_probsft.cli.config.imports import import_class, import_path
-from lit_probsft.cli.config.scalars import Scalar, plain, read
+from lit_probsft.cli.config.reading import NoValue, Reader, flag_value
+from lit_probsft.cli.config.scalars import Scalar, plain
 from lit_probsft.cli.config.yaml_files import read_yaml, shown
 from lit_probsft.errors import UserError, near_matches
 
 _SPEC = {"class_path", "init_args", "dict_kwargs"}
 _PARTS = ("model", "data")
 _KIND: dict[type, str] = {list: "list", str: "text"}
-_UNKNOWN = Option(Any)
-
-
-@dataclasses.dataclass(frozen=True)
-class NoValue:
-    """In place of the value of a flag that was typed without one."""
-
-    flag: str
 
 
 @dataclasses.dataclass
@@ -66,10 +55,6 @@ class Composition:
     help: list[str] = dataclasses.field(default_factory=list)
     printed: str | None = None
     sound: bool = True
-
-
-class _Flags(dict[str, Option]):
-    """A group of flags, in place of a type hint."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,15 +83,14 @@ class Composer:
 
     def __init__(self, command: str, flags: Mapping[str, Any], switches: Collection[str]) -> None:
         self._command, self._switches = command, switches
-        self._root = _Flags()
+        self._root = FlagGroup()
         for name, hint in flags.items():
-            group, *_, last = [self._root, *name.split(".")]
-            for part in name.split(".")[:-1]:
-                group = group.setdefault(part, Option(_Flags())).hint
-                if not isinstance(group, _Flags):  # such as `model.help`
-                    break
-            else:
-                group[last] = Option(_Flags() if hint is None else hint, None)
+            *groups, last = name.split(".")
+            inside: Any = self._root
+            for group in groups:
+                inside = inside.setdefault(group, Option(FlagGroup())).hint if isinstance(inside, FlagGroup) else None
+            if isinstance(inside, FlagGroup):  # `model.help` is no option of the model
+                inside[last] = Option(FlagGroup() if hint is None else hint, None)
 
     def compose(self, words: Sequence[str]) -> Composition:
         """What the command line says.
@@ -114,12 +98,13 @@ class Composer:
         Raises:
             UserError: a file cannot be read or is no configuration, or a word belongs to no flag.
         """
-        made, tree = Composition(), {}
+        made = Composition()
+        tree: dict[str, Any] = {}
         for flag in split_flags(words, self._switches):
             if flag.name == "help" or flag.name.endswith(".help"):
                 made.help = [flag.typed, *([] if flag.value is None else [flag.value])]
                 break
-            if flag.name.startswith("print_config"):
+            if flag.name == "print_config":
                 made.printed = flag.value or ""
             elif flag.name == "config" and flag.value is not None:
                 tree = self._with_file(tree, flag.value, made.files)
@@ -130,19 +115,19 @@ class Composer:
                 known = flag.name.partition(".")[0] in self._root
                 path = flag.name.split(".") if known else [flag.name]
                 tree = self._put("", Option(self._root), tree, path, value, _Origin(by_flag=True))
-        reader = _Reader()
+        reader = Reader()
         made.content, made.sound = reader.read(tree, Option(self._root)), not reader.wrong
         return made
 
     def _with_file(self, tree: dict[str, Any], name: str, files: list[Path]) -> dict[str, Any]:
         path = Path(name).expanduser()
-        if name.lstrip().startswith("{") and not path.exists():  # the configuration itself, as JSON
-            content = read(name)
-        elif not path.exists():
-            raise UserError("--config", f"no such file: {path.absolute()}")
-        else:
+        if os.path.exists(path):
             content = read_yaml(path, name, "--config")
             files.append(path.absolute())
+        else:
+            content = flag_value(name, self._root)  # the configuration itself, as JSON
+            if isinstance(content, Scalar):
+                raise UserError("--config", f"no such file: {path.absolute()}")
         if not isinstance(content, dict):
             value = plain(content)
             got = "an empty file" if value is None else f"the {_KIND.get(type(value), 'value')} {value!r}"
@@ -170,14 +155,14 @@ class Composer:
         if isinstance(now, list) and takes(option.hint, "a list"):
             item = Option(item_hint(option.hint, 0))
             return [*now[:-1], self._put(place, item, now[-1] if now else None, path, value, origin)]
-        if (known := _fields(option.hint)) is not None:
+        if (known := fields_of(option.hint)) is not None:
             fields = dict(now) if isinstance(now, dict) else {}
-            fields[name] = self._put(below, known.get(name, _UNKNOWN), fields.get(name), rest, value, origin)
+            fields[name] = self._put(below, known.get(name, UNKNOWN), fields.get(name), rest, value, origin)
             return fields
         if class_families(option.hint) and not isinstance(now, dict):
             if (spec := self._spec(place, option, now, {name})) is not None:
-                inner = known_options(spec.kind).get(name, _UNKNOWN)
-                argument = self._put(below, inner, spec.arguments.get(name), rest, value, origin)
+                inner = known_options(spec.kind).get(name, UNKNOWN)
+                argument = self._put(below, inner, spec.all_arguments.get(name), rest, value, origin)
                 return dataclasses.replace(spec, arguments={**spec.arguments, name: argument})
             _refuse_text(place, name, now)
         items = dict(now) if isinstance(now, dict) else {}
@@ -195,7 +180,7 @@ class Composer:
             return [*before, *(added if isinstance(added, list) else [added])]
         if isinstance(value, str):
             value = flag_value(value, hint)
-        fields = _fields(hint)
+        fields = fields_of(hint)
         families = class_families(hint) if fields is None else []
         if (families or fields is not None) and isinstance(value, Scalar) and value.text.endswith((".yaml", ".yml")):
             part, folder = _part(place, value, hint, origin.folder)
@@ -254,15 +239,8 @@ class Composer:
         if isinstance(now, ClassSpec):
             return now
         if place in _PARTS:
-            return None if plain(now) is not None else ClassSpec.of(class_families(option.hint)[0], {})
+            return None if plain(now) is not None else ClassSpec.of(class_families(option.hint)[0])
         return implied_class(option, now, names)
-
-
-def _fields(hint: Any) -> dict[str, Option] | None:
-    """The options of a group; None for any other hint."""
-    if isinstance(hint, _Flags):
-        return hint
-    return known_options(hint) if is_group(hint) else None
 
 
 def _named_class(place: str, name: Scalar, families: list[type], hint: Any) -> Any:
@@ -272,7 +250,7 @@ def _named_class(place: str, name: Scalar, families: list[type], hint: Any) -> A
     known = {member.__name__: member for family in families for member in members(family)}
     if name.text in known:
         return known[name.text]
-    if not re.fullmatch(r"\w+(\.\w+)+", name.text) or (takes(hint, "a text") and Path(name.text).exists()):
+    if not re.fullmatch(r"\w+(\.\w+)+", name.text) or (takes(hint, "a text") and os.path.exists(name.text)):
         return None
     found = import_class(name.text, place)
     return found if isinstance(found, type) and issubclass(found, tuple(families)) else None
@@ -285,13 +263,13 @@ def _part(place: str, name: Scalar, hint: Any, folder: Path) -> tuple[Any, Path]
         UserError: the file does not exist or is no part.
     """
     path = folder / Path(name.text).expanduser()
-    a_text = not isinstance(hint, _Flags) and takes(hint, "a text")
-    if not path.exists():
+    a_text = not isinstance(hint, FlagGroup) and takes(hint, "a text")
+    if not os.path.exists(path):
         if a_text:
             return name, folder
         raise UserError(place, f"no such file: {path}")
     content = read_yaml(path, str(path), place)
-    is_list = isinstance(content, list) and not isinstance(hint, _Flags) and takes(hint, "a list")
+    is_list = isinstance(content, list) and not isinstance(hint, FlagGroup) and takes(hint, "a list")
     if a_text and not is_list and not (isinstance(content, dict) and content.keys() & _SPEC):
         return name, folder
     if not isinstance(content, dict) and not is_list:
@@ -311,56 +289,3 @@ def _refuse_text(place: str, name: str, now: Any) -> None:
     if callable(import_class(now.text, place)):
         raise UserError(place, f"{function} is a function, which takes no arguments from a configuration")
     raise UserError(f"{place}.{name}", f"expected a class with arguments as {place}, got the text {now.text!r}")
-
-
-def flag_value(text: str, hint: Any) -> Any:
-    """The text of a flag as a tree, for an option of type `hint`.
-
-    To an option that takes only texts, it is one, as it was typed; `null` is none where the option takes that too.
-    """
-    kinds = [] if isinstance(hint, _Flags) else alternatives(hint)
-    if kinds and set(kinds) <= {str, NoneType}:
-        return Scalar(text, None if text == "null" and NoneType in kinds else text)
-    try:
-        tree = read(text) if text.strip() else Scalar(text, text)
-    except (yaml.YAMLError, RecursionError):
-        return Scalar(text, text)
-    if isinstance(tree, Scalar):
-        is_comment = tree.value is None and text.strip() not in ("null", "Null", "NULL", "~")
-        return Scalar(text, text if is_comment else tree.value)
-    if not kinds or not (str in kinds and (isinstance(tree, dict) and not text.lstrip().startswith("{"))):
-        return tree
-    return Scalar(text, text)
-
-
-class _Reader:
-    """Reads each scalar of a tree as its option wants it."""
-
-    def __init__(self) -> None:
-        self.wrong = False
-        """Whether a flag has no value or an option is null that cannot be, which the parser would ignore."""
-
-    def read(self, tree: Any, option: Option) -> Any:
-        """The values of a tree."""
-        hint = option.hint
-        if isinstance(tree, ClassSpec):
-            arguments = self._fields(tree.arguments, known_options(tree.kind))
-            if tree.name is None:
-                return arguments
-            others = {"dict_kwargs": plain(tree.others)} if tree.others else {}
-            return {"class_path": tree.name, "init_args": arguments, **others}
-        if isinstance(tree, Scalar):
-            value = tree.value if isinstance(hint, _Flags) else typed(tree, hint)
-            self.wrong |= value is None and (isinstance(hint, _Flags) or not accepts(None, hint))
-            return value
-        if isinstance(tree, list):
-            return [self.read(item, Option(item_hint(hint, index))) for index, item in enumerate(tree)]
-        if isinstance(tree, dict):
-            if (fields := _fields(hint)) is not None:
-                return self._fields(tree, fields)
-            return {key: self.read(value, Option(item_hint(hint))) for key, value in tree.items()}
-        self.wrong |= isinstance(tree, NoValue)
-        return tree
-
-    def _fields(self, tree: dict[str, Any], known: Mapping[str, Option]) -> dict[str, Any]:
-        return {name: self.read(value, known.get(name, _UNKNOWN)) for name, value in tree.items()}

@@ -11,7 +11,6 @@ import re
 from collections.abc import Iterable, Mapping
 from typing import Any, get_args
 
-from lit_probsft.cli.config.composition import NoValue
 from lit_probsft.cli.config.hints import (
     Option,
     accepts,
@@ -25,6 +24,7 @@ from lit_probsft.cli.config.hints import (
     options_of,
 )
 from lit_probsft.cli.config.imports import import_class
+from lit_probsft.cli.config.reading import NoValue
 from lit_probsft.cli.config.yaml_files import shown
 from lit_probsft.errors import UserError, near_matches
 
@@ -129,8 +129,8 @@ class Diagnosis:
             names = sorted(known)
             if place.endswith("optimizer") and "." in name:  # torch's and, once imported, bitsandbytes' of one name
                 names = sorted(f"{kind.__module__.partition('.')[0]}.optim.{kind.__name__}" for kind in derived)
-            shown = name.lower() if name in ("True", "False") else name
-            raise UserError(place, f"expected {_A_CLASS}, got {shown!r}{_appended(near_matches(name, names))}")
+            written = name.lower() if name in ("True", "False") else name
+            raise UserError(place, f"expected {_A_CLASS}, got {written!r}{_appended(near_matches(name, names))}")
         is_class = isinstance(found, type)
         function = place in self._factories and not is_class and callable(found)
         if not function and not (is_class and issubclass(found, tuple(families))):

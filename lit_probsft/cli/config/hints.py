@@ -45,6 +45,13 @@ class Option(NamedTuple):
         return self.default is inspect.Parameter.empty
 
 
+UNKNOWN = Option(Any)
+
+
+class FlagGroup(dict[str, Option]):
+    """The flags of a group such as `trainer` by name, in place of a type hint."""
+
+
 def alternatives(hint: Any) -> list[Any]:
     """The members of a union, or the hint alone."""
     if get_origin(hint) in (Union, UnionType):
@@ -122,7 +129,7 @@ def typed(scalar: Scalar, hint: Any) -> Any:
     others = [kind for kind in kinds if kind not in known and not class_families(kind) and kind is not torch.Tensor]
     if str in kinds or others or any(get_origin(kind) is Literal and _fits(scalar.text, kind) for kind in known):
         return scalar.text
-    value = _read_again(scalar) if isinstance(scalar.value, str) else scalar.value
+    value = _read_again(scalar.value) if isinstance(scalar.value, str) else scalar.value
     return value if any(_fits(value, kind) for kind in known) else scalar.value
 
 
@@ -131,12 +138,12 @@ def _is_unchecked(kind: Any) -> bool:
     return kind in (Any, object) or not (isinstance(kind, type) or get_origin(kind) is not None)
 
 
-def _read_again(scalar: Scalar) -> Any:
+def _read_again(text: str) -> Any:
     """What YAML reads in a text in quotes: "3" is a whole number to an option that takes no texts."""
     try:
-        return load(scalar.text) if scalar.text.strip() else scalar.text
+        return load(text) if text.strip() else text
     except (yaml.YAMLError, ValueError):
-        return scalar.text
+        return text
 
 
 def item_hint(hint: Any, position: int | None = None) -> Any:
@@ -147,7 +154,7 @@ def item_hint(hint: Any, position: int | None = None) -> Any:
         items = get_args(kind)
         if items and _WORDS.get(get_origin(kind)) == word:
             kinds.append(items[-1] if position is None else items[min(position, (_length(kind) or 1) - 1)])
-    return Union[tuple(kinds)] if kinds else Any
+    return Union[tuple(kinds)] if kinds else Any  # noqa: UP007  of a number that is not known here
 
 
 def takes(hint: Any, word: str) -> bool:
@@ -194,6 +201,13 @@ def known_options(owner: Any) -> dict[str, Option]:
     return found
 
 
+def fields_of(hint: Any) -> dict[str, Option] | None:
+    """The options of a group, whose values are given without a class; None for any other hint."""
+    if isinstance(hint, FlagGroup):
+        return hint
+    return known_options(hint) if is_group(hint) else None
+
+
 def options_of(owner: Any) -> dict[str, Option] | None:
     """The parameters of a class by name; None if it passes on others (`**kwargs`) or has no signature."""
     try:
@@ -207,7 +221,9 @@ def options_of(owner: Any) -> dict[str, Option] | None:
 
 def _options(owner: Any) -> dict[str, Option]:
     try:
-        hints = get_type_hints(owner if not isinstance(owner, type) or dataclasses.is_dataclass(owner) else owner.__init__)
+        hints = get_type_hints(
+            owner if not isinstance(owner, type) or dataclasses.is_dataclass(owner) else owner.__init__
+        )
     except Exception:  # a hint that names what is imported for the type checker only
         hints = {}
     return {

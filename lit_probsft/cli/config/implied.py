@@ -31,20 +31,27 @@ class ClassSpec:
 
     Attributes:
         name: as it is written, or the import path; None for a dataclass whose fields are given alone.
-        kind: the class; for a factory also a function.
+        kind: the class.
         arguments: trees of scalars, lists, mappings and further classes, by name.
+        preset: arguments of a default, which stay only while no class is named.
         others: `dict_kwargs`, for a class that takes any arguments.
     """
 
     name: str | None
-    kind: Any
+    kind: type
     arguments: dict[str, Any] = dataclasses.field(default_factory=dict)
+    preset: dict[str, Any] = dataclasses.field(default_factory=dict)
     others: dict[str, Any] = dataclasses.field(default_factory=dict)
 
     @classmethod
-    def of(cls, kind: type, arguments: Mapping[str, Any]) -> ClassSpec:
+    def of(cls, kind: type, preset: Mapping[str, Any] | None = None) -> ClassSpec:
         """The class `kind`, which nothing names."""
-        return cls(None if is_group(kind) else import_path(kind), kind, dict(arguments))
+        return cls(None if is_group(kind) else import_path(kind), kind, {}, dict(preset or {}))
+
+    @property
+    def all_arguments(self) -> dict[str, Any]:
+        """The arguments with the preset ones."""
+        return {**self.preset, **self.arguments}
 
 
 def implied_class(option: Option, given: Any, fields: set[str]) -> ClassSpec | None:
@@ -72,7 +79,7 @@ def implied_class(option: Option, given: Any, fields: set[str]) -> ClassSpec | N
         return None
     kind = next((kind for kind in kinds if fields <= set(known_options(kind))), kinds[-1])
     first = next(iter(known_options(kind)))
-    return ClassSpec.of(kind, {} if text is None else {first: Scalar(text, text)})
+    return ClassSpec.of(kind, None if text is None else {first: Scalar(text, text)})
 
 
 def _made_by(function: Callable[..., Any]) -> ClassSpec:

@@ -44,7 +44,7 @@ class Parser(LightningArgumentParser):
     @override
     def dump(self, *args: Any, **options: Any) -> str:
         with literal_values():
-            return super().dump(*args, **options)
+            return str(super().dump(*args, **options))
 
     def instantiate_classes(self, cfg: Any, **options: Any) -> Any:
         """Build every class of a configuration.
@@ -53,10 +53,10 @@ class Parser(LightningArgumentParser):
             UserError: a constructor refuses its arguments; names the place in the configuration.
         """
         self._builder.refused.clear()
-        default = (self._builder.around(call), object, True)
+        instantiators = [*self._given_instantiators, (self._builder.around(call), object, True)]
         try:
             with literal_values():
-                return self.instantiate(with_places(cfg), instantiators=[*self._given_instantiators, default], **options)
+                return self.instantiate(with_places(cfg), instantiators=instantiators, **options)
         except Exception:
             if not self._builder.refused:
                 raise

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from enum import Enum
-from typing import Any, NamedTuple
+from typing import Any, ClassVar, NamedTuple
 
 import yaml
 
@@ -114,7 +114,7 @@ class _Loader(yaml.SafeLoader):
 class _Dumper(yaml.SafeDumper):
     """Puts a text in quotes if this reader, or one of YAML 1.1, would take it for something else."""
 
-    yaml_implicit_resolvers = {
+    yaml_implicit_resolvers: ClassVar[dict[str, Any]] = {
         first: [*found, (_FLOAT, _FLOAT_PATTERN)] if first in "-+.0123456789" else found
         for first, found in yaml.SafeDumper.yaml_implicit_resolvers.items()
     }
