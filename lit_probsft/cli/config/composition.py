@@ -156,7 +156,7 @@ class Composer:
             item = Option(item_hint(option.hint, 0))
             return [*now[:-1], self._put(place, item, now[-1] if now else None, path, value, origin)]
         if (known := fields_of(option.hint)) is not None:
-            fields = dict(now) if isinstance(now, dict) else {}
+            fields = _mapping(place, now)
             fields[name] = self._put(below, known.get(name, UNKNOWN), fields.get(name), rest, value, origin)
             return fields
         if class_families(option.hint) and not isinstance(now, dict):
@@ -165,7 +165,7 @@ class Composer:
                 argument = self._put(below, inner, spec.all_arguments.get(name), rest, value, origin)
                 return dataclasses.replace(spec, arguments={**spec.arguments, name: argument})
             _refuse_text(place, name, now)
-        items = dict(now) if isinstance(now, dict) else {}
+        items = _mapping(place, now)
         items[name] = self._put(below, Option(item_hint(option.hint)), items.get(name), rest, value, origin)
         return items
 
@@ -176,8 +176,10 @@ class Composer:
             return value
         if isinstance(value, _Added):
             before = now if isinstance(now, list) else [] if plain(now) is None else [now]
-            added = self._replaced(place, Option(item_hint(hint, 0)), None, value.value, origin)
-            return [*before, *(added if isinstance(added, list) else [added])]
+            added = flag_value(value.value, hint) if isinstance(value.value, str) else value.value
+            items = [value.value] if isinstance(added, Scalar) else added if isinstance(added, list) else [added]
+            inner = Option(item_hint(hint, 0))
+            return [*before, *(self._replaced(place, inner, None, item, origin) for item in items)]
         if isinstance(value, str):
             value = flag_value(value, hint)
         fields = fields_of(hint)
@@ -275,6 +277,19 @@ def _part(place: str, name: Scalar, hint: Any, folder: Path) -> tuple[Any, Path]
     if not isinstance(content, dict) and not is_list:
         raise UserError(place, f"expected a mapping in {path}, got {shown(plain(content))}")
     return content, path.parent
+
+
+def _mapping(place: str, now: Any) -> dict[Any, Any]:
+    """A copy of the mapping at `place`, empty if there is none.
+
+    Raises:
+        UserError: something else is given there.
+    """
+    if isinstance(now, dict):
+        return dict(now)
+    if (value := plain(now)) is not None:
+        raise UserError(place, f"expected a mapping, or a YAML file with one, got {shown(value)}")
+    return {}
 
 
 def _refuse_text(place: str, name: str, now: Any) -> None:

@@ -221,9 +221,7 @@ def options_of(owner: Any) -> dict[str, Option] | None:
 
 def _options(owner: Any) -> dict[str, Option]:
     try:
-        hints = get_type_hints(
-            owner if not isinstance(owner, type) or dataclasses.is_dataclass(owner) else owner.__init__
-        )
+        hints = get_type_hints(owner if dataclasses.is_dataclass(owner) else owner.__init__)
     except Exception:  # a hint that names what is imported for the type checker only
         hints = {}
     return {

@@ -77,7 +77,7 @@ def implied_class(option: Option, given: Any, fields: set[str]) -> ClassSpec | N
         kinds = [family for family in families if members(family) == {family}]
     if not kinds:
         return None
-    kind = next((kind for kind in kinds if fields <= set(known_options(kind))), kinds[-1])
+    kind = max(kinds, key=lambda kind: len(fields & set(known_options(kind))))
     first = next(iter(known_options(kind)))
     return ClassSpec.of(kind, None if text is None else {first: Scalar(text, text)})
 

@@ -18,6 +18,7 @@ from lit_probsft.cli.config.hints import (
     fields_of,
     item_hint,
     known_options,
+    takes,
     typed,
 )
 from lit_probsft.cli.config.implied import ClassSpec
@@ -46,9 +47,8 @@ def flag_value(text: str, hint: Any) -> Any:
     if isinstance(tree, Scalar):
         is_comment = tree.value is None and text.strip() not in ("null", "Null", "NULL", "~")
         return Scalar(text, text if is_comment else tree.value)
-    if not kinds or not (str in kinds and (isinstance(tree, dict) and not text.lstrip().startswith("{"))):
-        return tree
-    return Scalar(text, text)
+    nested = text.lstrip().startswith("{") if isinstance(tree, dict) else takes(hint, "a list")
+    return Scalar(text, text) if str in kinds and not nested else tree
 
 
 class Reader:

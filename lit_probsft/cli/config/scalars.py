@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import re
 from enum import Enum
-from typing import Any, ClassVar, NamedTuple
+from typing import Any, NamedTuple
 
 import yaml
 
@@ -114,10 +114,18 @@ class _Loader(yaml.SafeLoader):
 class _Dumper(yaml.SafeDumper):
     """Puts a text in quotes if this reader, or one of YAML 1.1, would take it for something else."""
 
-    yaml_implicit_resolvers: ClassVar[dict[str, Any]] = {
-        first: [*found, (_FLOAT, _FLOAT_PATTERN)] if first in "-+.0123456789" else found
-        for first, found in yaml.SafeDumper.yaml_implicit_resolvers.items()
-    }
 
-
+_Dumper.yaml_implicit_resolvers = {
+    first: [*found, (_FLOAT, _FLOAT_PATTERN)] if first in "-+.0123456789" else found
+    for first, found in yaml.SafeDumper.yaml_implicit_resolvers.items()
+}
 _Dumper.add_multi_representer(Enum, lambda dumper, member: dumper.represent_data(member.value))
+
+
+def _represent_text(dumper: yaml.SafeDumper, text: str) -> yaml.ScalarNode:
+    """PyYAML folds line breaks of Unicode unless they are escaped, as they are in double quotes."""
+    style = '"' if re.search("[\x85\u2028\u2029\ufeff]", text) else None
+    return dumper.represent_scalar("tag:yaml.org,2002:str", text, style)
+
+
+_Dumper.add_representer(str, _represent_text)
