@@ -175,8 +175,9 @@ class ProbSFTCLI(OpenCLI):
         """Build data module, module and trainer, and check the optimizer and the upload."""
         super().instantiate_classes()
         if not dataclasses.is_dataclass(self.model.objective):
-            name = type(self.model.objective).__name__
-            raise UserError("model.objective", f"{name} must be decorated with @dataclass(frozen=True)")
+            kind = type(self.model.objective)
+            problem = f"{kind.__module__}.{kind.__qualname__} must be decorated with @dataclass(frozen=True)"
+            raise UserError("model.objective", problem)
         if self._start is not None:
             self.model.began_with = self._start.adapters
         if self.command == "fit":

@@ -14,6 +14,9 @@ from collections.abc import Collection, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import lit_probsft.data.rows.choices
+import lit_probsft.data.rows.figlet
+import lit_probsft.data.rows.mixture  # noqa: F401  classes have short names once they are imported
 from lit_probsft.cli.config.command_line import split_flags
 from lit_probsft.cli.config.hints import (
     UNKNOWN,
@@ -231,10 +234,11 @@ class Composer:
 
     def _named(self, place: str, now: Any, name: str, kind: Any, origin: _Origin) -> ClassSpec:
         """A class that is named at `place`, with the arguments that stay."""
-        same = isinstance(now, ClassSpec) and now.kind is kind and not origin.by_flag
+        before = now if isinstance(now, ClassSpec) else ClassSpec(None, object)
+        same = before.kind is kind and before.by_flag >= origin.by_flag
         # a subclass of the module takes the place of its parent, whose options the files set
-        kept = now.arguments if isinstance(now, ClassSpec) and (same or place in _PARTS) else {}
-        return ClassSpec(name if "." in name else import_path(kind), kind, kept)
+        arguments = before.arguments if same or place in _PARTS else {}
+        return ClassSpec(name if "." in name else import_path(kind), kind, arguments, by_flag=origin.by_flag)
 
     def _spec(self, place: str, option: Option, now: Any, names: set[str]) -> ClassSpec | None:
         """The class at `place` that the arguments `names` belong to."""

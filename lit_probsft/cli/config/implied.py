@@ -35,6 +35,7 @@ class ClassSpec:
         arguments: trees of scalars, lists, mappings and further classes, by name.
         preset: arguments of a default, which stay only while no class is named.
         others: `dict_kwargs`, for a class that takes any arguments.
+        by_flag: whether a flag names the class.
     """
 
     name: str | None
@@ -42,6 +43,7 @@ class ClassSpec:
     arguments: dict[str, Any] = dataclasses.field(default_factory=dict)
     preset: dict[str, Any] = dataclasses.field(default_factory=dict)
     others: dict[str, Any] = dataclasses.field(default_factory=dict)
+    by_flag: bool = False
 
     @classmethod
     def of(cls, kind: type, preset: Mapping[str, Any] | None = None) -> ClassSpec:

@@ -12,9 +12,6 @@ from jsonargparse import set_dumper, set_loader
 from lightning.pytorch.cli import LightningArgumentParser
 from typing_extensions import override
 
-import lit_probsft.data.rows.choices
-import lit_probsft.data.rows.figlet
-import lit_probsft.data.rows.mixture  # noqa: F401  the parser finds classes by their short names once they are imported
 from lit_probsft.cli.config.instantiation import Builder, call, with_places
 from lit_probsft.cli.config.jsonargparse_internals import literal_values
 from lit_probsft.cli.config.moved import register_moved_modules

@@ -54,6 +54,7 @@ def file(tmp_path: Path) -> str:
 
 
 MIXTURE = "--data.train Mixture --data.train.sources.x a"
+POWER = "--model.objective Power --model.objective.alpha 4"
 PRETRAINED = ("PretrainedCausalLM", {"model_name_or_path": "folder", "dtype": "bfloat16"})
 
 
@@ -103,6 +104,8 @@ def test_a_flag_below_an_option_sets_an_argument_of_its_class(words: str, place:
         ("--model.objective.base.alpha 4", "model.objective.base", ("Power", {"alpha": 4})),
         ("--model.objective Threshold", "model.objective", ("Threshold", {})),
         ("--model.objective.alpha 4 --model.objective Power", "model.objective", ("Power", {"alpha": 4})),
+        (f"{POWER} --model.objective Power", "model.objective", ("Power", {"alpha": 4})),
+        (f"{POWER} --model.objective NegP", "model.objective", ("NegP", {})),
         ("--model.model folder", "model.model", "folder"),
         ("--model.model.revision 0e12345", "model.model.revision", "0e12345"),
         ('--model.objective {"class_path":"Power"}', "model.objective", ("Power", {})),
