@@ -15,6 +15,7 @@ from lit_probsft.cli.config.hints import (
     Option,
     accepts,
     alternatives,
+    class_families,
     fields_of,
     item_hint,
     known_options,
@@ -45,10 +46,15 @@ def flag_value(text: str, hint: Any) -> Any:
     except (yaml.YAMLError, RecursionError):
         return Scalar(text, text)
     if isinstance(tree, Scalar):
-        is_comment = tree.value is None and text.strip() not in ("null", "Null", "NULL", "~")
-        return Scalar(text, text if is_comment else tree.value)
-    nested = text.lstrip().startswith("{") if isinstance(tree, dict) else takes(hint, "a list")
-    return Scalar(text, text) if str in kinds and not nested else tree
+        nulls = ("null",) if str in kinds else ("null", "Null", "NULL", "~")
+        return Scalar(text, text if tree.value is None and text.strip() not in nulls else tree.value)
+    if str not in kinds:
+        return tree
+    mapping = isinstance(tree, dict) and text.lstrip().startswith("{")
+    nested = (mapping and (takes(hint, "a mapping") or class_families(hint))) or (
+        isinstance(tree, list) and takes(hint, "a list")
+    )
+    return tree if nested else Scalar(text, text)
 
 
 class Reader:

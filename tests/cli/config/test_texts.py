@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -11,15 +12,18 @@ import yaml
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
 
+from lit_probsft.cli.config.composition import Composer
+from lit_probsft.cli.config.jsonargparse_internals import flags_of
 from lit_probsft.cli.config.scalars import Scalar, dump, load, plain, read
 from lit_probsft.cli.fit import ProbSFTCLI
 
 STRANGE = (
-    "1e3", "77950e8", "0e12345", "1_000", "0x1F", "1:30", "00:12:00:00", ".inf", ".nan", "+.5", "1.", "12345678" * 800,
-    "# Role: a poet", "null", "Null", "~", "true", "no", "2024-01-01", "[a]", "[", "{q}", "{a: b", "a: b", "a:", "- a",
-    "'quoted'", '"', " leading", "trailing ", "", " ", "a\nb", "\n", "a\n\n b\n", "\t", "a # b", "!a", "&a", "*a", "%a",
-    "@a", "`a", "|", ">", "?", "? a", "-", "--", "--- a", "---", "...", "=", "<<", "café", "😀", "\x85", "\u2028",
-    "\ufeffa", "\x7f", "\r\n", "a\rb", "\x1b[0m", "\\n", "{{ a }}", "{% a %}", "${HOME}", "Rows", "c.yaml", "a" * 300,
+    "1e3", "77950e8", "# Role: a poet", "0e12345", "null", "[a]", "{q}", "a: b", " leading", "2024-01-01", "1_000",
+    "0x1F", "1:30", "00:12:00:00", ".inf", ".nan", "+.5", "1.", "12345678" * 800, "Null", "~", "true", "no", "[",
+    "{a: b", "a:", "- a", "'quoted'", '"', "trailing ", "", " ", "a\nb", "\n", "a\n\n b\n", "\t", "a # b", "!a", "&a",
+    "*a", "%a", "@a", "`a", "|", ">", "?", "? a", "-", "--", "--- a", "---", "...", "=", "<<", "café", "😀", "\x85",
+    "\u2028", "\ufeffa", "\x7f", "\r\n", "a\rb", "\x1b[0m", "\\n", "{{ a }}", "{% a %}", "${HOME}", "Rows", "c.yaml",
+    "a" * 300,
 )  # fmt: skip
 """Texts that YAML, a shell or a parser could take for something else."""
 
@@ -57,7 +61,7 @@ class _Parsed(ProbSFTCLI):
             data.chat_template,
             data.train.init_args.system,
             model.model.init_args.revision,
-            *(source.init_args.system for source in (data.watch or {}).values()),
+            *(data.add_tokens or []),
         ]
         return found, self.parser_of("fit").dump(config, skip_unset=False, skip_validation=True)
 
@@ -67,22 +71,40 @@ def cli() -> _Parsed:
     return _Parsed(["fit", *BASE])
 
 
+@given(st.one_of(st.sampled_from(STRANGE), TEXTS))
+@settings(max_examples=60, deadline=None)
+def test_a_flags_text_is_the_options_text(cli: _Parsed, text: str) -> None:
+    words = [f"--{place}={text}" for place in PLACES]
+    content = Composer("fit", *flags_of(cli.parser_of("fit"))).compose([*BASE, *words]).content
+    found = [
+        content["runs_dir"],
+        content["trainer"]["default_root_dir"],
+        content["data"]["init_args"]["chat_template"],
+        content["data"]["init_args"]["train"]["init_args"]["system"],
+        content["model"]["init_args"]["model"]["init_args"]["revision"],
+    ]
+    assert found == [text, *[None if text == "null" else text] * 4]
+
+
 @pytest.mark.filterwarnings("ignore")
 @given(st.lists(TEXTS, min_size=5, max_size=15))
 @settings(max_examples=2, deadline=None)
 @example([*STRANGE])
+@example([*STRANGE[5:10]])
 def test_any_text_comes_back_by_flag_by_file_and_by_config_yaml(cli: _Parsed, texts: list[str]) -> None:
-    places = [*PLACES, *(f"data.watch.w{index}.system" for index in range(len(texts) - len(PLACES)))]
-    paths = [f"--{place.removesuffix('system')}path=x" for place in places if "watch" in place]
-    flags = [f"--{place}={text}" for place, text in zip(places, texts, strict=True)]
-    by_flag, config = cli.texts(*paths, *flags)
-    assert by_flag == [None if text == "null" and index else text for index, text in enumerate(texts)]
+    values: dict[str, Any] = dict(zip(PLACES, texts, strict=False)) | {"data.add_tokens": texts[len(PLACES) :]}
+    flags = [
+        f"--{place}={value if isinstance(value, str) else json.dumps(value, ensure_ascii=False)}"
+        for place, value in values.items()
+    ]
+    by_flag, config = cli.texts(*flags)
+    assert by_flag == [None if text == "null" and 0 < index < 5 else text for index, text in enumerate(texts)]
     with tempfile.TemporaryDirectory() as folder:
         file = Path(folder) / "c.yaml"
         file.write_text(config, encoding="utf-8", newline="")
         assert cli.texts("--config", str(file))[0] == by_flag
-        file.write_text(yaml.safe_dump(dict(zip(places, texts, strict=True))), encoding="utf-8", newline="")
-        by_file, config = cli.texts(*paths, "--config", str(file))
+        file.write_text(yaml.safe_dump(values), encoding="utf-8", newline="")
+        by_file, config = cli.texts("--config", str(file))
         assert by_file == texts
         file.write_text(config, encoding="utf-8", newline="")
         assert cli.texts("--config", str(file))[0] == texts
