@@ -73,11 +73,18 @@ def _tree(loader: _Loader, node: yaml.Node) -> Any:
     if isinstance(node, yaml.MappingNode):
         loader.refuse_duplicates(node)
         loader.flatten_mapping(node)
-        return {loader.construct_object(key, deep=True): _tree(loader, item) for key, item in node.value}
+        if nested := [key for key, _ in node.value if not isinstance(key, yaml.ScalarNode)]:
+            problem = "a bracket where a key belongs"
+            raise yaml.constructor.ConstructorError(None, None, problem, nested[0].start_mark)
+        return {loader.construct_object(key): _tree(loader, item) for key, item in node.value}
     try:
-        return Scalar(node.value, loader.construct_object(node))
+        value = loader.construct_object(node)
     except ValueError:  # an integer of too many digits
-        return Scalar(node.value, node.value)
+        value = node.value
+    if isinstance(value, str) and re.search("[\ud800-\udfff]", value):  # JSON writes 😀 as two escapes
+        value = value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+        return Scalar(value, value)
+    return Scalar(node.value, value)
 
 
 def _resolvers(base: Any) -> dict[str, list[tuple[str, re.Pattern[str]]]]:
