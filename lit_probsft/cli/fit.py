@@ -91,9 +91,9 @@ class ProbSFTCLI(OpenCLI):
         flags, switches = flags_of(self.parser_of(self.command))
         import_named_optimizer(args)
         composed = Composer(self.command, flags, switches).compose(list(args)[1:])
-        if composed.help:
-            super().parse_arguments(parser, [self.command, *composed.help])
         try:
+            if composed.help:
+                super().parse_arguments(parser, [self.command, *composed.help])
             if not composed.sound:
                 raise Refusal("a flag has no value, or an option is null that cannot be")
             super().parse_arguments(parser, {"subcommand": self.command, self.command: composed.content})
