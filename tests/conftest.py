@@ -59,6 +59,7 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 @pytest.fixture(autouse=True)
 def _seed() -> None:
     torch.manual_seed(0)
+    os.environ.pop("PL_GLOBAL_SEED", None)  # the seed of an earlier test's run
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -27,6 +27,7 @@ STOREYS = (
     "run",
     "analysis",
     "cli.config",
+    "cli.help",
     "cli",
 )
 """The folders, from the ground up."""

@@ -27,7 +27,7 @@ def run(args: Sequence[str]) -> ProbeCLI:
         prog="python -m lit_probsft capability",
         description="Run a model over the training rows without training it, report what it knows, and suggest an "
         "objective.",
-        epilog="--config FILE and all other flags are those of validate.",
+        epilog="--config FILE and all other flags are those of validate. See validate --help, or --help model.lora.",
     )
     parser.add_argument(
         "--sample", type=int, metavar="N", help="measure N rows drawn at random (of a stream, the first N)"

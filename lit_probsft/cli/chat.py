@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import sys
 from collections.abc import Iterator, Sequence
+from typing import Any
 
 from lit_probsft.cli.arguments import CommandParser
 from lit_probsft.errors import UserError
@@ -24,6 +25,11 @@ def run(args: Sequence[str]) -> None:
     )
     parser.add_argument("model", metavar="MODEL", help="exported folder, folder of a run, or hub id")
     parser.add_argument("--system", metavar="TEXT", help="system message of the conversation")
+    parser.add_argument(
+        "--template-options",
+        metavar="MAPPING",
+        help="options for the chat template, such as '{enable_thinking: false}' (default: those of training)",
+    )
     parser.add_argument("--temperature", type=float, default=0.0, help="0 is greedy decoding (default: 0)")
     parser.add_argument("--top-p", type=float, default=1.0, help="nucleus to sample from (default: 1)")
     parser.add_argument(
@@ -50,6 +56,7 @@ def run(args: Sequence[str]) -> None:
     except UserError as error:
         flag = error.argument.rpartition(".")[2].replace("_", "-")
         raise UserError(f"--{flag}", error.problem) from error
+    template_options = _mapping(options.template_options)
     model, tokenizer = load_model(
         options.model,
         device_named(options.device),
@@ -57,8 +64,9 @@ def run(args: Sequence[str]) -> None:
         revision=options.revision,
         trust_remote_code=options.trust_remote_code,
         system=options.system,
+        template_options=template_options,
     )
-    session = ChatSession(model, tokenizer, generation, options.system)
+    session = ChatSession(model, tokenizer, generation, options.system, template_options)
     torch.manual_seed(options.seed)
     terminal = sys.stdin.isatty()
     if terminal:
@@ -76,6 +84,19 @@ def run(args: Sequence[str]) -> None:
                 if not terminal:
                     raise
                 print(error)
+
+
+def _mapping(text: str | None) -> dict[str, Any]:
+    """The options of `--template-options`."""
+    import yaml
+
+    from lit_probsft.data.rows.template_options import validate_template_options
+
+    try:
+        value = yaml.safe_load(text or "{}")
+    except yaml.YAMLError:
+        value = text
+    return validate_template_options(value, argument="--template-options")
 
 
 def _lines(terminal: bool) -> Iterator[str]:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +12,7 @@ import transformers
 from typing_extensions import override
 
 from lit_probsft.data.tokens.rendering import Renderer, chosen_template
+from lit_probsft.data.tokens.template_defaults import check_template_reads
 from lit_probsft.data.tokens.tokenization import tokenize_prompt
 from lit_probsft.data.tokens.tokenizers import read_tokenizer
 from lit_probsft.errors import UserError
@@ -26,9 +29,18 @@ class ChatSession:
         tokenizer: with a chat template.
         generation: how answers are generated.
         system: the system message.
+        template_options: further names that the chat template reads.
     """
 
-    def __init__(self, model: Any, tokenizer: Any, generation: Generation, system: str | None = None) -> None:
+    def __init__(
+        self,
+        model: Any,
+        tokenizer: Any,
+        generation: Generation,
+        system: str | None = None,
+        template_options: Mapping[str, Any] | None = None,
+    ) -> None:
+        self._template_options = template_options
         self.model, self.tokenizer, self.generation = model, tokenizer, generation
         self._start = [{"role": "system", "content": system}] if system else []
         self.messages: list[dict[str, Any]] = []
@@ -46,30 +58,24 @@ class ChatSession:
                 as it was.
         """
         messages = [*self.messages, {"role": "user", "content": text}]
-        prompt = tokenize_prompt(self.tokenizer, messages)
+        prompt = tokenize_prompt(self.tokenizer, messages, template_options=self._template_options)
         limit = getattr(self.model.config.get_text_config(), "max_position_embeddings", None)
         if limit is not None and len(prompt) >= limit:
             raise UserError(
                 "chat",
                 f"the conversation has {len(prompt)} tokens, the model {limit} positions; /reset starts a new one",
             )
-        options = self.generation.as_kwargs()
+        generation = self.generation
         if limit is not None:
-            options["max_new_tokens"] = min(options["max_new_tokens"], limit - len(prompt))
+            generation = replace(generation, max_new_tokens=min(generation.max_new_tokens, limit - len(prompt)))
         ids = torch.tensor([prompt], device=self.model.device)
-        pad = self.tokenizer.pad_token_id
         streamer = _Streamer(
             self.tokenizer, skip_prompt=True, skip_special_tokens=True, clean_up_tokenization_spaces=False
         )
         try:
             with torch.no_grad():
-                self.model.generate(
-                    ids,
-                    attention_mask=torch.ones_like(ids),
-                    pad_token_id=self.tokenizer.eos_token_id if pad is None else pad,
-                    streamer=streamer,
-                    **options,
-                )
+                pad = self.tokenizer.pad_token_id
+                generation.answer(self.model, ids, torch.ones_like(ids), pad_token_id=pad, streamer=streamer)
         except KeyboardInterrupt:
             streamer.end()
         # `train: False`: only the prompt is rendered, so the template need not show where earlier turns begin.
@@ -96,6 +102,7 @@ def load_model(
     revision: str | None = None,
     trust_remote_code: bool = False,
     system: str | None = None,
+    template_options: Mapping[str, Any] | None = None,
 ) -> tuple[Any, Any]:
     """Load a model and its tokenizer for a conversation.
 
@@ -106,6 +113,7 @@ def load_model(
         revision: branch, tag or commit on the hub.
         trust_remote_code: run code that comes with the model.
         system: a system message, which the chat template must render.
+        template_options: further names, which the chat template must read.
 
     Raises:
         UserError: naming the flag of `chat`.
@@ -116,16 +124,17 @@ def load_model(
     if dtype == "auto":
         dtype = "bfloat16" if device.type == "cuda" else "float32"
     transformers.utils.logging.disable_progress_bar()
-    transformers.utils.logging.set_verbosity_error()  # hides warnings about sampling options in greedy decoding
+    transformers.utils.logging.set_verbosity_error()  # hides warnings about options that `chat` does not use
     try:
         tokenizer = read_tokenizer(place, revision, trust_remote_code)
         try:
-            render = Renderer(tokenizer, chosen_template(tokenizer, None))
+            render = Renderer(tokenizer, chosen_template(tokenizer, None), options=template_options or {})
         except UserError as error:
             raise UserError(
                 "MODEL",
                 f"{name!r} has no chat template, so it is not trained for chat; fine-tune it first",
             ) from error
+        check_template_reads(tokenizer, template_options or {})
         if system:
             _check_system(render, system)
         source = PretrainedCausalLM(place, revision=revision, trust_remote_code=trust_remote_code)
@@ -135,7 +144,12 @@ def load_model(
     return model.to(device).eval(), tokenizer
 
 
-_FLAGS = {"name_or_path": "MODEL", "model_name_or_path": "MODEL", "trust_remote_code": "--trust-remote-code"}
+_FLAGS = {
+    "name_or_path": "MODEL",
+    "model_name_or_path": "MODEL",
+    "trust_remote_code": "--trust-remote-code",
+    "template_options": "--template-options",
+}
 """Flags of `chat`, by the last part of the argument that an error names."""
 
 

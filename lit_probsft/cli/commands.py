@@ -28,6 +28,11 @@ OTHERS = {
 }
 """All other commands: each is a file of this folder with a function `run(args)`."""
 
+WITH_FLAGS_OF_FIT = ("preview", "capability", "divergence")
+"""Other commands that take `--config` and the flags of the configuration."""
+
+START = "Start with: python -m lit_probsft fit --config configs/quickstart.yaml"
+
 
 def main(args: Sequence[str] | None = None) -> Any:
     """Run one command, from the shell, a test or a notebook.
@@ -52,6 +57,13 @@ def main(args: Sequence[str] | None = None) -> Any:
         print(__version__)
         return None
     command, flags = argv[0], argv[1:]
+    if command in TRAINING or command in WITH_FLAGS_OF_FIT:
+        from lit_probsft.cli.help.request import print_help, topic_of
+
+        topic = topic_of(flags)
+        if topic or (topic is not None and command in TRAINING):
+            print_help(topic, command if command in TRAINING else "fit", TRAINING.get(command, ""))
+            return None
     if command in OTHERS:
         return import_module(f"lit_probsft.cli.{command}").run(flags)
     if command not in TRAINING:
@@ -59,6 +71,8 @@ def main(args: Sequence[str] | None = None) -> Any:
         raise UserError(
             "COMMAND", f"expected one of {', '.join(known)}, got {command!r}.{near_matches(command, known)}"
         )
+    if not flags:
+        raise UserError(command, f"expected flags, got none. {START}. List the flags with {command} --help")
     if command == "fit" and "--dry_run" in flags:
         from lit_probsft.cli.dry_run import run_dry_run
 
@@ -78,7 +92,7 @@ def _overview() -> str:
             "commands:",
             *(f"  {name:<10} {summary}" for name, summary in {**TRAINING, **OTHERS}.items()),
             "",
-            "Start with: python -m lit_probsft fit --config configs/quickstart.yaml",
+            START,
             "List the flags of a command: python -m lit_probsft COMMAND --help",
             "Show the traceback of an error: add --debug, or set LIT_PROBSFT_DEBUG=1",
         ]

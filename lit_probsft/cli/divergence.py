@@ -31,7 +31,7 @@ def run(args: Sequence[str]) -> dict[str, Any]:
         prog="python -m lit_probsft divergence",
         description="Compare two models on the supervised tokens of a split: KL divergence both ways, Jensen-Shannon "
         "divergence, NLL.",
-        epilog="--config FILE and all other flags are those of fit.",
+        epilog="--config FILE and all other flags are those of fit. See fit --help, or --help model.lora.",
     )
     model = f"a folder, a hub id, `{BASE}` for the configuration's model, or `{RUN}` for the one its run exported"
     parser.add_argument("--model-a", default=BASE, metavar="MODEL", help=f"{model} (default: {BASE})")

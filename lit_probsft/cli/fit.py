@@ -16,7 +16,13 @@ from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from typing_extensions import override
 
-from lit_probsft.cli.config.checks import check_intervals, check_model, check_trainer, export_of, read_checkpoint
+from lit_probsft.cli.config.checks import (
+    check_intervals,
+    check_model,
+    check_trainer,
+    export_of,
+    read_checkpoint,
+)
 from lit_probsft.cli.config.composition import Composer
 from lit_probsft.cli.config.diagnosis import Diagnosis
 from lit_probsft.cli.config.jsonargparse_internals import flags_of, place_and_reason
@@ -25,8 +31,9 @@ from lit_probsft.cli.config.parser import Parser, Refusal, import_named_optimize
 from lit_probsft.cli.flags import add_flags, run_folder
 from lit_probsft.cli.lightning_internals import OpenCLI
 from lit_probsft.cli.quiet import quieten
+from lit_probsft.cli.seeding import chosen_seed
 from lit_probsft.cli.trainer import complete_flags, fit_callbacks, loggers
-from lit_probsft.cli.weights import Start, lend_tokenizer, lent_tokenizer_error, use_weights
+from lit_probsft.cli.weights import Start, lend_tokenizer, lent_tokenizer_error, use_weights, warn_of_other_rows
 from lit_probsft.data import InstructionDataModule
 from lit_probsft.errors import UserError, first_rank
 from lit_probsft.parallel.processes import follow_parent, use_launcher
@@ -35,7 +42,7 @@ from lit_probsft.run.predictions import PredictionWriter
 from lit_probsft.run.summary import summary
 from lit_probsft.run.upload import HubOptions, ensure_repo, upload
 from lit_probsft.storage.atomic import write_json
-from lit_probsft.storage.checkpoint_files import damage
+from lit_probsft.storage.checkpoint_files import damage, other_folder
 from lit_probsft.storage.checkpoint_writing import WholeFileIO
 from lit_probsft.training.callbacks import ProgressBar
 from lit_probsft.training.checkpoints import where_to_continue
@@ -74,6 +81,7 @@ class ProbSFTCLI(OpenCLI):
     def init_parser(self, **kwargs: Any) -> LightningArgumentParser:
         kwargs.setdefault("prog", "python -m lit_probsft")
         kwargs.setdefault("dump_header", [f"lightning.pytorch=={L.__version__}"])
+        kwargs.setdefault("allow_abbrev", False)
         parser = Parser(**kwargs)
         parser.add_argument("-c", "--config", action="config", help="a configuration file; later ones win")
         return parser
@@ -123,8 +131,12 @@ class ProbSFTCLI(OpenCLI):
     def read_hyperparameters(self) -> None:
         """Check the checkpoint before Lightning reads the module's arguments from it."""
         config = self.config[self.command]
+        if config.get("ckpt_path") == "":
+            raise UserError("--ckpt_path", "expected a checkpoint, got ''")
         if config.get("ckpt_path"):
             path = Path(config.ckpt_path)
+            if (kind := other_folder(path)) is not None:
+                raise UserError("--ckpt_path", f"expected a checkpoint, {path} is {kind}")
             if path.exists() and config.get("weights_only") is not False and (problem := damage(path)):
                 raise UserError("--ckpt_path", f"expected an intact checkpoint, {path} is damaged: {problem}")
             self._checkpoint = read_checkpoint(path, "--ckpt_path", config.get("weights_only"))
@@ -135,6 +147,13 @@ class ProbSFTCLI(OpenCLI):
             raise UserError("--ckpt_path", f"its hyperparameters do not fit this configuration: {reason}") from error
 
     # --- before anything is built
+
+    def seed(self) -> None:
+        """Seed everything, and put the number into the configuration, which may have left it open."""
+        config = self.config[self.command]
+        given, config.seed_everything = config.seed_everything, chosen_seed(config)
+        if given is not False:
+            super().seed()
 
     def before_instantiate_classes(self) -> None:
         """Check the configuration, and complete it with the run's folder and weights."""
@@ -149,6 +168,11 @@ class ProbSFTCLI(OpenCLI):
             if config.resume and config.get("ckpt_path") is None:
                 config.ckpt_path = str(where_to_continue(self.run.checkpoints))
                 self._checkpoint = read_checkpoint(Path(config.ckpt_path), "--resume", None)
+            if config.weights != "auto":
+                raise UserError(
+                    "--weights",
+                    f"expected with validate, test and predict only; fit trains model.model, got {config.weights!r}",
+                )
         elif config.resume or config.overwrite:
             raise UserError("--resume and --overwrite", f"expected only with fit, got them with {self.command}")
         check_model(config)
@@ -157,7 +181,8 @@ class ProbSFTCLI(OpenCLI):
             export_of(config)
         self.config_text = self._text_of(config)
         if self.command != "fit":
-            self._start = use_weights(config, self.command, self.run.hf)
+            named = any(word.partition("=")[0] == "--name" for word in self._args)
+            self._start = use_weights(config, self.command, self.run, named=named)
         self._lent_tokenizer = lend_tokenizer(config)
         complete_flags(config.trainer, self._validate_every)
 
@@ -183,6 +208,8 @@ class ProbSFTCLI(OpenCLI):
         if self.command == "fit":
             self._check_optimizer()
             self._ensure_repo()
+        elif self.config[self.command].weights == "auto" and self.run.hf.is_dir():
+            warn_of_other_rows(self.run.record, self.datamodule)
 
     def _check_optimizer(self) -> None:
         """Build the optimizer once over a small matrix, so that wrong arguments are refused before data are read."""

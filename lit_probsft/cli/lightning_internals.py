@@ -16,7 +16,7 @@ class OpenCLI(LightningCLI):
         return self._parser(command)
 
     def seed(self) -> None:
-        """Seed everything, before any class is built."""
+        """Seed everything with `seed_everything` of the configuration, before any class is built."""
         super()._set_seed()
 
     def read_hyperparameters(self) -> None:

@@ -11,8 +11,10 @@ from lit_probsft.cli.config.checks import check_model
 from lit_probsft.cli.fit import ProbSFTCLI
 from lit_probsft.cli.flags import run_folder
 from lit_probsft.cli.quiet import quieten
+from lit_probsft.cli.seeding import chosen_seed
 from lit_probsft.cli.weights import lend_tokenizer
 from lit_probsft.data import InstructionDataModule
+from lit_probsft.parallel.seeds import with_run_seed
 from lit_probsft.run.folder import RunFolder
 from lit_probsft.training.module import ProbSFTModule
 
@@ -32,10 +34,13 @@ class _DataOnly(ProbSFTCLI):
         """One part of the configuration, built alone."""
         config = Namespace(subcommand=self.command)
         config[self.command] = Namespace({part: self.config[self.command][part]})
-        return self.parser.instantiate_classes(config)[self.command][part]
+        with with_run_seed(self.config[self.command].seed_everything):
+            return self.parser.instantiate_classes(config)[self.command][part]
 
     def seed(self) -> None:
-        """Leave the random state of the process alone."""
+        """Find the run's seed, but leave the random state of the process alone."""
+        config = self.config[self.command]
+        config.seed_everything = chosen_seed(config)
 
     def run_command(self, command: str) -> None:
         """Run nothing."""

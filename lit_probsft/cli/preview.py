@@ -14,6 +14,7 @@ from lit_probsft.errors import UserError
 
 if TYPE_CHECKING:
     from lit_probsft.data import InstructionDataModule
+    from lit_probsft.data.batches.row_tokenizer import Outcome
 
 MEASURED = 2000
 """At most so many rows are tokenized for the counts."""
@@ -23,15 +24,20 @@ _UNUSED = {
     "skipped": "cannot be used; fit stops here unless `data.on_bad_row: skip` is set",
 }
 _TRUNCATED = "data.max_length cuts off the end of the answer, so the model does not learn to stop there"
+_REWRITTEN = (
+    "the chat template rewrites an earlier turn, which is supervised in a form that the model never has to write; "
+    "`data.rewritten_history: split` supervises it as it has to be written"
+)
 _STYLES = {"masked": "dim", "supervised": "bold green", "end": "black on green"}
 
 
 @dataclass(frozen=True)
-class ShownRow:
-    """One row as text.
+class ShownDocument:
+    """A row as text, or one of the documents that it is split into.
 
     Attributes:
-        row: its index in the source.
+        row: index of the row in the source.
+        part: ` (document 1 of 3)`; empty unless the row is split.
         pieces: (text, kind) of each stretch; the kind is `masked`, `supervised` or `end`, the end of a turn.
         tokens: after truncation.
         supervised: supervised tokens, counted after the shift.
@@ -39,6 +45,7 @@ class ShownRow:
     """
 
     row: int
+    part: str
     pieces: list[tuple[str, str]]
     tokens: int
     supervised: int
@@ -66,12 +73,16 @@ class Preview:
         split: its name.
         rows: number of rows in the split; None in a stream, whose length is unknown.
         measured: number of rows that were tokenized, evenly spaced over the split; the first rows of a stream.
-        lengths: tokens of each measured row before truncation, skipped rows left out.
+        lengths: tokens of each document of the measured rows before truncation, skipped rows left out.
         tokens: tokens of the documents that are kept.
         supervised: supervised tokens of the documents that are kept.
-        truncated: number of truncated rows.
+        truncated: number of truncated documents.
+        split_rows: number of measured rows that are split.
+        split_documents: number of documents that they are split into.
+        with_control_tokens: number of rows whose texts contain control tokens, which are written as ordinary text.
+        unused: columns and keys of turns that nothing reads.
         problems: the most common first.
-        shown: the rows to show.
+        shown: the documents of the rows to show.
     """
 
     split: str
@@ -81,8 +92,12 @@ class Preview:
     tokens: int = 0
     supervised: int = 0
     truncated: int = 0
+    split_rows: int = 0
+    split_documents: int = 0
+    with_control_tokens: int = 0
+    unused: list[str] = field(default_factory=list)
     problems: list[Problem] = field(default_factory=list)
-    shown: list[ShownRow] = field(default_factory=list)
+    shown: list[ShownDocument] = field(default_factory=list)
 
     def facts(self) -> dict[str, str]:
         """The statistics in words, by name."""
@@ -93,11 +108,22 @@ class Preview:
         if self.lengths:
             ordered = sorted(self.lengths)
             median, high = ordered[len(ordered) // 2], ordered[int(0.95 * (len(ordered) - 1))]
-            facts["tokens per row"] = f"{ordered[0]} to {ordered[-1]}, median {median}, 95 % have at most {high}"
+            unit = "document" if self.split_rows else "row"
+            facts[f"tokens per {unit}"] = f"{ordered[0]} to {ordered[-1]}, median {median}, 95 % have at most {high}"
         if self.tokens:
             share = 100 * self.supervised / self.tokens
             facts["supervised"] = f"{self.supervised} of {self.tokens} tokens, {share:.1f} %"
-        facts["truncated"] = f"{self.truncated} rows"
+        facts["truncated"] = f"{self.truncated} {'documents' if self.split_rows else 'rows'}"
+        if self.split_rows:
+            facts["split"] = (
+                f"{self.split_rows} rows into {self.split_documents} documents, because the chat template rewrites "
+                "earlier turns"
+            )
+        if self.with_control_tokens:
+            rows = f"{self.with_control_tokens} of {self.measured} rows"
+            facts["control tokens"] = f"{rows} contain control tokens in their text, written as ordinary text"
+        if self.unused:
+            facts["not used"] = visible(", ".join(self.unused))
         return facts
 
 
@@ -110,7 +136,7 @@ def run(args: Sequence[str]) -> Preview:
     parser = CommandParser(
         prog="python -m lit_probsft preview",
         description="Show tokenized rows with their masks, and the problems in the data. Loads no model.",
-        epilog="--config FILE and all other flags are those of fit.",
+        epilog="--config FILE and all other flags are those of fit. See fit --help, or --help model.lora.",
     )
     parser.add_argument("--rows", metavar="N", type=int, default=3, help="number of rows to show (default: 3)")
     parser.add_argument(
@@ -150,30 +176,43 @@ def make_preview(datamodule: InstructionDataModule, split: str = "train", rows: 
     Raises:
         UserError: if the source, the tokenizer or the template cannot be used at all.
     """
-    count, measured, outcomes = datamodule.inspect(split, MEASURED)
+    from lit_probsft.data.batches.prepare import merge_unused
+
+    count, measured, row_outcomes = datamodule.inspect(split, MEASURED)
     preview = Preview(split, count, len(measured))
     spacing = max(len(measured) // rows, 1)
     problems: dict[str, list[tuple[str, int]]] = {}
     special = {*datamodule.tokenizer.all_special_ids, *_special_ids(datamodule.tokenizer)}
-    for position, (index, outcome) in enumerate(zip(measured, outcomes, strict=True)):
-        if outcome.length:
-            preview.lengths.append(outcome.length)
-        if outcome.document is None:
-            problem = f"{_UNUSED[outcome.status]}: {outcome.reason}"
-            # Reasons that differ in numbers only, such as that of the row, are one problem.
-            problems.setdefault(re.sub(r"\d+", "", problem), []).append((problem, index))
-            continue
-        ids, labels = outcome.document.ids, outcome.document.labels
-        supervised = sum(label >= 0 for label in labels[1:])
-        preview.tokens += len(ids)
-        preview.supervised += supervised
-        preview.truncated += outcome.status == "truncated"
-        if outcome.status == "truncated" and labels[-1] >= 0 and labels[-1] not in special:
-            problems.setdefault(_TRUNCATED, []).append((_TRUNCATED, index))
-        if position // spacing >= len(preview.shown) and len(preview.shown) < rows:
-            pieces = _pieces(datamodule.tokenizer, ids, labels, special)
-            preview.shown.append(ShownRow(index, pieces, len(ids), supervised, outcome.length))
-    counted = [Problem(*found[0], rows=len(found)) for found in problems.values()]
+    num_shown = 0
+    for position, (index, outcomes) in enumerate(zip(measured, row_outcomes, strict=True)):
+        preview.with_control_tokens += outcomes[0].with_control_tokens
+        preview.unused = merge_unused(preview.unused, outcomes[0].unused)
+        if len(outcomes) > 1:
+            preview.split_rows += 1
+            preview.split_documents += len(outcomes)
+        is_shown = position // spacing >= num_shown and num_shown < rows
+        num_shown += is_shown and any(outcome.document is not None for outcome in outcomes)
+        found: dict[str, str] = {}  # one problem of each kind, however many documents have it
+        for number, outcome in enumerate(outcomes):
+            if outcome.length:
+                preview.lengths.append(outcome.length)
+            if problem := _problem(outcome, special):
+                # Reasons that differ in numbers only, such as that of the row, are one problem.
+                found.setdefault(re.sub(r"\d+", "", problem), problem)
+            if outcome.document is None:
+                continue
+            ids, labels = outcome.document.ids, outcome.document.labels
+            supervised = sum(label >= 0 for label in labels[1:])
+            preview.tokens += len(ids)
+            preview.supervised += supervised
+            preview.truncated += outcome.status == "truncated"
+            if is_shown:
+                part = f" (document {number + 1} of {len(outcomes)})" if len(outcomes) > 1 else ""
+                pieces = _pieces(datamodule.tokenizer, ids, labels, special)
+                preview.shown.append(ShownDocument(index, part, pieces, len(ids), supervised, outcome.length))
+        for kind, problem in found.items():
+            problems.setdefault(kind, []).append((problem, index))
+    counted = [Problem(*same[0], rows=len(same)) for same in problems.values()]
     preview.problems = sorted(counted, key=lambda problem: -problem.rows)
     return preview
 
@@ -195,8 +234,10 @@ def print_preview(preview: Preview, console: Any) -> None:
     console.rule(Text(f"data.{preview.split}"), align="left", characters="-")
     legend = Text("masked ", style=_STYLES["masked"]) + Text("supervised", style=_STYLES["supervised"])
     console.print(Text("⟦supervised⟧") if plain else legend + Text(" ") + Text("end of turn", style=_STYLES["end"]))
-    for name, value in preview.facts().items():
-        console.print(Text(f"{name:<16} {value}"), soft_wrap=True)
+    facts = preview.facts()
+    width = max(16, *map(len, facts))
+    for name, value in facts.items():
+        console.print(Text(f"{name:<{width}} {value}"), soft_wrap=True)
     for problem in preview.problems:
         console.print(Text(problem.describe(preview.measured), style="red"), soft_wrap=True)
     if not preview.problems:
@@ -238,11 +279,23 @@ def _pieces(tokenizer: Any, ids: list[int], labels: list[int], special: set[int]
     return pieces
 
 
+def _problem(outcome: Outcome, special: set[int]) -> str | None:
+    """Why a document is not used, or not as it should be."""
+    if outcome.document is None:
+        return f"{_UNUSED[outcome.status]}: {outcome.reason}"
+    end = outcome.document.labels[-1]
+    if outcome.status == "truncated" and end >= 0 and end not in special:
+        return _TRUNCATED
+    return _REWRITTEN if outcome.rewritten else None
+
+
 def _special_ids(tokenizer: Any) -> set[int]:
     return {index for index, token in tokenizer.added_tokens_decoder.items() if token.special}
 
 
-def _title(shown: ShownRow) -> str:
+def _title(shown: ShownDocument) -> str:
     share = 100 * shown.supervised / max(shown.tokens, 1)
     truncated = f" (truncated from {shown.length})" if shown.tokens < shown.length else ""
-    return f"row {shown.row}: {shown.tokens} tokens{truncated}, {shown.supervised} supervised ({share:.0f} %)"
+    return (
+        f"row {shown.row}{shown.part}: {shown.tokens} tokens{truncated}, {shown.supervised} supervised ({share:.0f} %)"
+    )

@@ -80,7 +80,7 @@ class Probe(ProbSFTModule):
     @override
     def check_fits(self, largest: int, longest: int) -> None:
         # Only the measured documents have to fit, and a stream's report does not have theirs.
-        largest = max(largest, int(getattr(self.documents, "max_token_id", -1)))
+        largest = max(largest, self.documents.max_token_id)
         super().check_fits(largest, int(self.documents.lengths.max(initial=0)))
 
     @override

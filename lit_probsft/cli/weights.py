@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import dataclasses
+import json
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from jsonargparse import Namespace
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 
-from lit_probsft.errors import UserError
+from lit_probsft.errors import UserError, near_matches
 from lit_probsft.model.lora import LoRA
+from lit_probsft.run.folder import RunFolder
 from lit_probsft.storage.adapter_folder import is_adapter_folder, read_config
 
 
@@ -21,27 +23,30 @@ class Start(NamedTuple):
     """The folder of adapters that training began with."""
 
 
-def use_weights(config: Namespace, command: str, exported: Path) -> Start | None:
+def use_weights(config: Namespace, command: str, run: RunFolder, *, named: bool = False) -> Start | None:
     """Replace the configuration's model and tokenizer by what `--weights` names.
 
     Args:
         config: of the command; changed in place.
         command: for messages.
-        exported: the run's own export, which `auto` takes.
+        run: whose export `auto` takes.
+        named: whether the user typed the run's name, and so expects its export.
 
     Returns:
         What training began with, where the objective's reference is the model before training.
 
     Raises:
-        UserError: there is no model in the folder that is named.
+        UserError: there is no model in the folder, or in the run, that is named.
     """
     wanted = config.weights
     if wanted == "base" or config.get("ckpt_path") is not None:
         return None
     if wanted != "auto" and not (is_adapter_folder(wanted) or (Path(wanted) / "config.json").is_file()):
         raise UserError("--weights", f"expected `auto`, `base` or a folder with a model, got {wanted!r}")
-    folder = exported if wanted == "auto" else Path(wanted)
+    folder = run.hf if wanted == "auto" else Path(wanted)
     if not folder.is_dir():
+        if named:
+            raise _no_model(run)
         rank_zero_info(f"{command}: {folder} does not exist yet, using the base model")
         return None
     rank_zero_info(f"{command}: using weights and tokenizer of {folder}")
@@ -58,6 +63,33 @@ def use_weights(config: Namespace, command: str, exported: Path) -> Start | None
             reference.model = model.model
         _use_model(config, folder)
     return start if anchored else None
+
+
+def warn_of_other_rows(record: Path, datamodule: Any) -> None:
+    """Warn if a data module holds out other rows than the run did, and so measures the model on rows it has seen.
+
+    Args:
+        record: the run's run.json; nothing is known if it does not exist.
+        datamodule: of the command.
+    """
+    if not getattr(datamodule, "validation_fraction", 0) or not record.exists():
+        return
+    before = json.loads(record.read_text(encoding="utf-8")).get("seeds", {}).get("held_out")
+    if before not in (None, datamodule.seed):
+        rank_zero_warn(
+            f"data.validation_fraction: seed {datamodule.seed} holds out other rows than the run did with {before}; "
+            f"the model has seen most of them. --config {record.parent / 'config.yaml'} holds out the same"
+        )
+
+
+def _no_model(run: RunFolder) -> UserError:
+    """The error for a run, named by the user, that has no exported model."""
+    expected = "expected a run with an exported model, or --weights base for the model before training"
+    if run.path.is_dir():
+        return UserError("--name", f"{expected}; {run.hf} does not exist")
+    others = run.path.parent.iterdir() if run.path.parent.is_dir() else ()
+    hint = near_matches(run.path.name, [path.name for path in others if RunFolder(path).hf.is_dir()])
+    return UserError("--name", f"{expected}; {run.path} does not exist{f'.{hint}' if hint else ''}")
 
 
 def _use_adapters(config: Namespace, folder: Path) -> None:

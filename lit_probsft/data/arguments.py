@@ -6,6 +6,7 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
+from lit_probsft.data.rows.template_options import validate_template_options
 from lit_probsft.errors import UserError, near_matches
 
 LENGTH_POOL = 50
@@ -27,6 +28,8 @@ _CHOICES = {
     "format": ("chat", "plain"),
     "turns": ("all", "first", "last"),
     "reasoning": ("learn", "mask", "drop"),
+    "special_tokens_in_text": ("text", "refuse", "keep"),
+    "rewritten_history": ("keep", "split"),
     "on_bad_row": ("error", "skip"),
     "overflow": ("error", "truncate", "drop"),
     "duplicates": ("keep", "remove"),
@@ -53,8 +56,15 @@ def check_arguments(given: Mapping[str, Any]) -> None:
             hint = near_matches(value, choices)
             raise UserError(f"data.{argument}", f"expected one of {', '.join(choices)}, got {value!r}.{hint}")
     _check_held_out(given)
-    if given["format"] == "plain" and given["chat_template"] is not None:
-        raise UserError("data.chat_template", "cannot be combined with `data.format: plain`, which uses no template")
+    validate_template_options(given["template_options"], argument="data.template_options")
+    for argument in ("chat_template", "template_options"):
+        if given["format"] == "plain" and given[argument]:
+            raise UserError(f"data.{argument}", "cannot be combined with `data.format: plain`, which uses no template")
+    if given["format"] == "plain" and given["rewritten_history"] != "keep":
+        raise UserError(
+            "data.rewritten_history",
+            f"needs a chat template, which `data.format: plain` does not use; got {given['rewritten_history']}",
+        )
     _check_packing_and_streaming(given)
 
 

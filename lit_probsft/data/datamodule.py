@@ -6,27 +6,30 @@ from collections.abc import Iterator
 from typing import Any, Literal
 
 from lightning.pytorch import LightningDataModule
-from lightning.pytorch.utilities import rank_zero_info
 from typing_extensions import override
 
 from lit_probsft.data.arguments import LENGTH_POOL, SHUFFLE_BUFFER, check_arguments
-from lit_probsft.data.batches.duplicates import digests
 from lit_probsft.data.batches.loader import PlanLoader
 from lit_probsft.data.batches.plan import Plan
 from lit_probsft.data.batches.reporting import report_overlap, report_split
 from lit_probsft.data.batches.row_tokenizer import Outcome, Recipe
 from lit_probsft.data.batches.store import Documents, TokenStore
-from lit_probsft.data.batches.stream_checks import check_not_trained, check_stream, stream_fingerprint
+from lit_probsft.data.batches.stream_checks import check_not_trained
 from lit_probsft.data.batches.stream_plan import StreamPlan
 from lit_probsft.data.batches.streaming import StreamLoader
 from lit_probsft.data.plans import data_ranks, evaluation_plan, stream_plan, training_plan
 from lit_probsft.data.rows.source import Source
+from lit_probsft.data.rows.template_options import validate_template_options
 from lit_probsft.data.stages import Splits, watch_split
+from lit_probsft.data.stream import check_and_report_stream, stream_loader
 from lit_probsft.data.tokenized import TokenizedSplits
+from lit_probsft.data.tokens.control_tokens import SpecialTokensInText
+from lit_probsft.data.tokens.history import History
 from lit_probsft.data.tokens.rendering import read_template
 from lit_probsft.data.tokens.tokenization import Reasoning, Turns
 from lit_probsft.data.tokens.tokenizers import TokenizerSource
 from lit_probsft.errors import UserError
+from lit_probsft.parallel.seeds import run_seed
 
 
 class InstructionDataModule(LightningDataModule):
@@ -50,10 +53,18 @@ class InstructionDataModule(LightningDataModule):
         format: `chat` renders conversations with the chat template; `plain` writes prompt, response and end-of-text
             token.
         chat_template: a template file, or Jinja text, that replaces the tokenizer's own template.
+        template_options: further names that the chat template reads, such as `{enable_thinking: false}`. Those in a
+            row's column `chat_template_kwargs` take precedence. The exported model's template has them as defaults.
         require_end_of_turn: refuse rows in which the end of an answer is not supervised.
         turns: supervise `all` turns of the assistant, or only the `first` or `last` of each conversation.
         reasoning: `learn` supervises `<think>...</think>` and `reasoning_content`, `mask` keeps them without
             supervision, and `drop` removes them from the text.
+        special_tokens_in_text: what to do with control tokens inside the turns' texts, such as `<|im_end|>`: write them
+            as ordinary `text`, `refuse` the row, or `keep` them as control tokens. Texts that no template renders keep
+            theirs unless they are refused.
+        rewritten_history: what to do where the template rewrites earlier turns once later turns follow (Qwen 3's drops
+            their reasoning). `keep` supervises them as rewritten. `split` makes several documents of a conversation, as
+            few as possible, in which each supervised turn is what the model has to write.
         on_bad_row: `error` stops at the first row that cannot be read or used. `skip` counts it, and lists it with the
             reason in `dropped_rows` (and fit in skipped.jsonl).
         max_length: the most tokens of a document.
@@ -63,7 +74,7 @@ class InstructionDataModule(LightningDataModule):
             counts them, `remove` drops them from training.
         batch_size: documents per micro-batch on one rank. An optimizer step has this number times the trainer's
             `accumulate_grad_batches` times the number of processes.
-        eval_batch_size: the same outside training; by default `batch_size`.
+        eval_batch_size: documents per micro-batch outside training; by default `batch_size`.
         packing: fill the rows of training with several documents each, up to `max_length` tokens; `batch_size` then
             counts rows. No document attends to another, and none is dropped or cut. Evaluation sorts by length instead.
         streaming: read the training rows while training, over and over again, from files too large to tokenize in
@@ -71,7 +82,7 @@ class InstructionDataModule(LightningDataModule):
         shuffle_buffer: rows of a stream that are shuffled, or packed, together. A resumed run tokenizes at most that
             many rows again. Rounded up to complete optimizer steps.
         length_pool: number of optimizer steps whose documents are sorted by length together (see `Plan`); 0 for none.
-        seed: decides the order of training and the rows that are held out.
+        seed: decides the order of training and the rows that are held out; None is the run's seed.
         num_workers: processes that prepare batches ahead. Batches are small arrays, so 0 is usually fastest. For a
             stream they read and tokenize; 1 or more keep the model from waiting.
         num_proc: processes that tokenize.
@@ -79,11 +90,11 @@ class InstructionDataModule(LightningDataModule):
 
     After `setup`:
         `tokenizer` (loaded; available before `setup` too), `report` (per split: rows, kept, dropped, truncated,
-        skipped, tokens, supervised_tokens, max_length, fingerprint; packs and share_full if packed; the sources of a
-        mixture; in_validation for train; a stream's report grows while it is read, and has its passes),
-        `dropped_rows` (per split, the rows that are dropped or skipped: row, what, reason; the first ten thousand of a
-        stream), `watched` (names of the watched sets), `fingerprint` (of the training tokens), `max_token_id`, `plan`
-        and `num_windows` (optimizer steps per epoch).
+        skipped, split_rows, split_documents, unused columns, tokens, supervised_tokens, max_length, fingerprint; packs
+        and share_full if packed; the sources of a mixture; in_validation for train; a stream's report grows while it is
+        read, and has its passes), `dropped_rows` (per split, the rows that are dropped or skipped: row, document if the
+        row is split, what, reason; the first ten thousand of a stream), `watched` (names of the watched sets),
+        `fingerprint` (of the training tokens), `max_token_id`, `plan` and `num_windows` (optimizer steps per epoch).
 
     Raises:
         UserError: at construction if values are out of range; in `setup` if files, rows or templates are wrong.
@@ -102,9 +113,12 @@ class InstructionDataModule(LightningDataModule):
         add_special_tokens: list[str] | None = None,
         format: Literal["chat", "plain"] = "chat",
         chat_template: str | None = None,
+        template_options: dict[str, Any] | None = None,
         require_end_of_turn: bool = True,
         turns: Turns = "all",
         reasoning: Reasoning = "learn",
+        special_tokens_in_text: SpecialTokensInText = "text",
+        rewritten_history: History = "keep",
         on_bad_row: Literal["error", "skip"] = "error",
         max_length: int | None = None,
         overflow: Literal["error", "truncate", "drop"] = "error",
@@ -115,18 +129,19 @@ class InstructionDataModule(LightningDataModule):
         streaming: bool = False,
         shuffle_buffer: int = SHUFFLE_BUFFER,
         length_pool: int = LENGTH_POOL,
-        seed: int = 0,
+        seed: int | None = None,
         num_workers: int = 0,
         num_proc: int | None = None,
         cache_dir: str | None = None,
     ) -> None:
         check_arguments(locals())
         super().__init__()
+        self.watched, self.validation_fraction, self.seed = tuple(watch or ()), validation_fraction, run_seed(seed)
         self._splits = Splits(
             {"train": train, "validation": validation, "test": test, "predict": predict},
             watch or {},
             validation_fraction=validation_fraction,
-            seed=seed,
+            seed=self.seed,
             skips=on_bad_row == "skip",
         )
         recipe = Recipe(
@@ -137,6 +152,9 @@ class InstructionDataModule(LightningDataModule):
             overflow=overflow,
             turns=turns,
             reasoning=reasoning,
+            template_options=validate_template_options(template_options, argument="data.template_options"),
+            special_tokens_in_text=special_tokens_in_text,
+            rewritten_history=rewritten_history,
             on_bad_row=on_bad_row,
         )
         self._tokenized = TokenizedSplits(
@@ -151,8 +169,6 @@ class InstructionDataModule(LightningDataModule):
         )
         if streaming:
             check_not_trained(self._tokenized.tokenizer_source)
-        self.watched = tuple(watch or ())
-        self.validation_fraction, self.seed = validation_fraction, seed
         self.batch_size, self.eval_batch_size = batch_size, eval_batch_size or batch_size
         self.max_length, self.overflow, self.duplicates, self.on_bad_row = max_length, overflow, duplicates, on_bad_row
         self.packing, self.length_pool, self.num_workers = packing, length_pool, num_workers
@@ -179,7 +195,8 @@ class InstructionDataModule(LightningDataModule):
             if name in self.report:
                 continue
             if name in self._streamed:
-                self._set_up_stream()
+                self.report[name] = check_and_report_stream(self, self._tokenized.row_tokenizer(name))
+                self.dropped_rows[name] = []
                 continue
             store = self.documents(name)
             plan = self.plan if name == "train" else None
@@ -202,19 +219,8 @@ class InstructionDataModule(LightningDataModule):
                 "trainer.overfit_batches",
                 f"expected 0 with data.streaming (a source's `limit` does the same), got {overfit}",
             )
-        module = getattr(self.trainer, "lightning_module", None)
-        return StreamLoader(
-            self._tokenized.row_tokenizer("train"),
-            plan,
-            rank=data_ranks(self.trainer)[1],
-            pad_token_id=self.tokenizer.pad_token_id,
-            num_workers=self.num_workers,
-            validation=digests(self.documents("validation")) if "validation" in self._splits else frozenset(),
-            remove_duplicates=self.duplicates == "remove",
-            report=self.report["train"],
-            dropped_rows=self.dropped_rows["train"],
-            check=getattr(module, "check_fits", lambda largest_id, longest: None),
-        )
+        validation = self.documents("validation") if "validation" in self._splits else None
+        return stream_loader(self, self._tokenized.row_tokenizer("train"), plan, validation)
 
     @override
     def val_dataloader(self) -> Any:
@@ -313,30 +319,11 @@ class InstructionDataModule(LightningDataModule):
         (the answer in the data, or None), and `source` if there are several."""
         return self._tokenized.prediction_row(int(self.documents("predict").rows[document]))
 
-    def inspect(self, name: str, most: int) -> tuple[int | None, list[int], Iterator[Outcome]]:
-        """Tokenizes rows of a split without the cache, and skips bad rows with a reason whatever `on_bad_row` is.
-
-        Args:
-            name: of the split.
-            most: number of rows, evenly spread over the split; the first rows of a stream.
-
-        Returns:
-            The number of rows in the split (None for a stream), the indices of the inspected rows, and their outcomes.
-
-        Raises:
-            UserError: the source cannot be read at all, or the template renders no row.
-        """
+    def inspect(self, name: str, most: int) -> tuple[int | None, list[int], Iterator[list[Outcome]]]:
+        """Tokenizes at most `most` rows of a split without the cache; see `TokenizedSplits.inspect`."""
         return self._tokenized.inspect(name, most, streaming=name in self._streamed)
 
     # Internals.
-
-    def _set_up_stream(self) -> None:
-        row_tokenizer = self._tokenized.row_tokenizer("train")
-        check_stream(row_tokenizer, None if self.trainer is None else self.trainer.max_steps)
-        names = ("validation_fraction", "seed", "shuffle_buffer", "duplicates")
-        fingerprint = stream_fingerprint(row_tokenizer, {name: getattr(self, name) for name in names})
-        self.report["train"], self.dropped_rows["train"] = {"stream": True, "fingerprint": fingerprint}, []
-        rank_zero_info(f"data.train: a stream, shuffled in blocks of {self.plan.describe()['block_size']} rows")
 
     def _loader(self, documents: Documents, plan: Plan, *, fixed_epoch: bool, prompts: bool = False) -> PlanLoader:
         return PlanLoader(

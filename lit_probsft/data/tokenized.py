@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import json
 import os
 from collections.abc import Iterator, Sequence
@@ -18,9 +19,10 @@ from lit_probsft.data.rows.formats import Conversation
 from lit_probsft.data.stages import Splits
 from lit_probsft.data.tokens.added_tokens import check_added_tokens, with_added_tokens
 from lit_probsft.data.tokens.rendering import plain_template
+from lit_probsft.data.tokens.template_defaults import check_template_reads, with_defaults
 from lit_probsft.data.tokens.tokenization import IGNORED, tokenize_conversation
 from lit_probsft.data.tokens.tokenizers import TokenizerSource, as_tokenizer_source, checked_tokenizer
-from lit_probsft.errors import UserError
+from lit_probsft.errors import UserError, errors_within
 
 
 class TokenizedSplits:
@@ -67,7 +69,7 @@ class TokenizedSplits:
 
     @property
     def tokenizer(self) -> Any:
-        """The loaded tokenizer. It has the recipe's chat template, so that both are saved together."""
+        """The loaded tokenizer. It has the recipe's chat template and options, so that all are saved together."""
         if self._tokenizer is None:
             try:
                 tokenizer = with_added_tokens(self._load_tokenizer(), self._add_tokens, self._add_special_tokens)
@@ -75,6 +77,8 @@ class TokenizedSplits:
                     tokenizer.chat_template = self.recipe.chat_template
                 elif self.recipe.plain_text and tokenizer.eos_token is not None:
                     tokenizer.chat_template = plain_template(tokenizer)
+                if self.recipe.template_options:
+                    tokenizer = self._with_template_options(tokenizer)
             except UserError as error:
                 raise error if error.argument.startswith("data.") else error.within("data.tokenizer") from error
             self._tokenizer = tokenizer
@@ -109,11 +113,28 @@ class TokenizedSplits:
         """Returns a tokenizer of a split's rows that reads them itself, possibly in another process."""
         return RowTokenizer(unloaded(self.splits[name].loaded), self.tokenizer, self.recipe)
 
-    def inspect(self, name: str, most: int, *, streaming: bool) -> tuple[int | None, list[int], Iterator[Outcome]]:
-        """Tokenizes rows of a split without the cache; see `InstructionDataModule.inspect`."""
+    def inspect(
+        self, name: str, most: int, *, streaming: bool
+    ) -> tuple[int | None, list[int], Iterator[list[Outcome]]]:
+        """Tokenizes rows of a split without the cache, and skips bad rows with a reason whatever `on_bad_row` is.
+
+        Also looks for turns that are supervised as the template rewrites them.
+
+        Args:
+            name: of the split.
+            most: number of rows, evenly spread over the split; the first rows of a stream.
+            streaming: the split is a stream.
+
+        Returns:
+            The number of rows in the split (None for a stream), the indices of the inspected rows, and the outcomes of
+            each.
+
+        Raises:
+            UserError: the source cannot be read at all, or the template renders no row.
+        """
         recipe = replace(self.recipe, on_bad_row="skip", prompts=name == "predict")
         split = replace(self.splits[name], loaded=unloaded(self.splits[name].loaded, skips=True))
-        row_tokenizer = RowTokenizer(split.loaded, self.tokenizer, recipe)
+        row_tokenizer = RowTokenizer(split.loaded, self.tokenizer, recipe, find_rewritten=True)
         row_tokenizer.check_template()
         if streaming:
             items = first_rows(split.loaded, most)
@@ -152,6 +173,14 @@ class TokenizedSplits:
         """Returns the hub commits of the tokenizer and of the sources, by argument."""
         commit = getattr(self.tokenizer_source, "commit", None)
         return {**({} if commit is None else {"data.tokenizer": commit}), **self.splits.commits()}
+
+    def _with_template_options(self, tokenizer: Any) -> Any:
+        """The tokenizer with the recipe's options as its template's defaults. The given one may be the caller's."""
+        with errors_within("data"):
+            check_template_reads(tokenizer, self.recipe.template_options)
+        tokenizer = copy.copy(tokenizer)
+        tokenizer.chat_template = with_defaults(tokenizer.chat_template, self.recipe.template_options)
+        return tokenizer
 
     def _load_tokenizer(self) -> Any:
         source = self.tokenizer_source

@@ -5,6 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from torch import Tensor
+
 from lit_probsft.errors import UserError
 
 
@@ -13,8 +15,8 @@ class Generation:
     """How `predict` generates answers.
 
     Args:
-        max_new_tokens: at least 1.
-        temperature: 0 is greedy.
+        max_new_tokens: the most tokens of an answer, at least 1.
+        temperature: of sampling; 0 is greedy.
         top_p: share of the probability mass that is sampled from (nucleus sampling), above 0 and at most 1.
     """
 
@@ -30,7 +32,44 @@ class Generation:
         if not 0 < self.top_p <= 1:
             raise UserError("model.generation.top_p", f"expected a number above 0 and at most 1, got {self.top_p}")
 
-    def as_kwargs(self) -> dict[str, Any]:
-        """The arguments of transformers' `generate`."""
-        sampling = {"do_sample": True, "temperature": self.temperature, "top_p": self.top_p}
-        return {"max_new_tokens": self.max_new_tokens, **(sampling if self.temperature else {"do_sample": False})}
+    def answer(
+        self, model: Any, prompts: Tensor, attention_mask: Tensor, *, pad_token_id: int | None, **options: Any
+    ) -> Tensor:
+        """Answer prompts with these options alone.
+
+        Of the model's `generation_config`, only the tokens that end an answer count. Its other fields, such as a
+        repetition penalty, would change what the model answers at temperature 0.
+
+        Args:
+            model: a `PreTrainedModel`.
+            prompts: (B, T), padded on the left.
+            attention_mask: (B, T).
+            pad_token_id: follows answers that end before others; a token that ends answers takes its place if it is
+                None or the model has no row for it.
+            options: more arguments of transformers' `generate`.
+
+        Returns:
+            (B, T + T'): prompts and answers.
+        """
+        from transformers import GenerationConfig
+
+        own = model.generation_config
+        stops = own.eos_token_id if isinstance(own.eos_token_id, list) else [own.eos_token_id]
+        if pad_token_id is None or pad_token_id >= model.get_output_embeddings().out_features:
+            pad_token_id = next(iter(stops), None)
+        sampling = {"temperature": self.temperature, "top_p": self.top_p, "top_k": 0} if self.temperature else {}
+        config = GenerationConfig(
+            max_new_tokens=self.max_new_tokens,
+            do_sample=self.temperature > 0,
+            eos_token_id=own.eos_token_id,
+            pad_token_id=pad_token_id,
+            **sampling,
+        )
+        model.generation_config = config  # `generate` fills the fields that are not set from it
+        try:
+            produced: Tensor = model.generate(
+                prompts, attention_mask=attention_mask, generation_config=config, **options
+            )
+        finally:
+            model.generation_config = own
+        return produced

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Any, Literal
 from torch import nn
 
 from lit_probsft.errors import UserError
+from lit_probsft.parallel.seeds import run_seed
 from lit_probsft.storage.adapter_folder import read_config
 
 if TYPE_CHECKING:
@@ -26,7 +27,7 @@ class LoRA:
         target_modules: `all-linear` for every linear layer inside the decoder layers, or names of modules, such as
             `[q_proj, v_proj]`. The output layer (`lm_head`) is adapted if it is named and not tied to the embeddings;
             its gradient then has the size of the whole layer.
-        seed: of A's initial values.
+        seed: of A's initial values; None is the run's seed.
         dora: also train the length of each row of the adapted matrix (arXiv 2402.09353).
         rslora: scale by alpha / sqrt(r) (arXiv 2312.03732).
         modules_to_save: names of modules that are trained in full as well, such as `[embed_tokens, lm_head]`; if the
@@ -39,7 +40,7 @@ class LoRA:
     alpha: float = 32.0
     dropout: float = 0.0
     target_modules: str | list[str] = "all-linear"
-    seed: int = 0
+    seed: int | None = None
     dora: bool = False
     rslora: bool = False
     modules_to_save: list[str] = field(default_factory=list)
@@ -47,6 +48,7 @@ class LoRA:
     export: Literal["merged", "adapter"] = "merged"
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "seed", run_seed(self.seed))
         if self.r < 1:
             raise UserError("model.lora.r", f"expected at least 1, got {self.r}")
         if not (math.isfinite(self.alpha) and self.alpha > 0):

@@ -16,6 +16,7 @@ from lit_probsft.head.adapted import ADAPTER, Magnitude
 from lit_probsft.model.adapters import belongs_to, is_adapter, peft_name
 from lit_probsft.model.lora import LoRA, ends_with, is_tied
 from lit_probsft.model.quantization import is_quantized_layer, plain_matrix
+from lit_probsft.parallel.seeds import run_seed
 from lit_probsft.parallel.sharding import Sharding, decoder_layers
 from lit_probsft.storage.adapter_folder import read_weights
 
@@ -45,7 +46,7 @@ def inject_adapters(model: PreTrainedModel, lora: LoRA, sharding: Sharding | Non
     inner = [wanted for wanted in lora.target_names if not ends_with(head_name, wanted)]
     on_head = len(inner) < len(lora.target_names)
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(lora.seed)
+        torch.manual_seed(run_seed(lora.seed))
         if inner or not on_head:
             try:
                 with _whole_shapes(model):

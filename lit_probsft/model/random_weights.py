@@ -10,7 +10,9 @@ import torch
 from typing_extensions import override
 
 from lit_probsft.errors import UserError, near_matches
+from lit_probsft.model.config_checks import check_sizes
 from lit_probsft.model.source import DTypeName, ModelSource, ready_to_train
+from lit_probsft.parallel.seeds import run_seed
 from lit_probsft.parallel.sharding import Sharding
 
 if TYPE_CHECKING:
@@ -26,7 +28,8 @@ class RandomCausalLM(ModelSource):
     Args:
         config: fields of the transformers configuration, with `model_type`. Vocabulary size and special tokens default
             to the tokenizer's.
-        seed: of the weights; the same seed gives the same weights, whatever else is random, sharded or not.
+        seed: of the weights; None is the run's seed. The same seed gives the same weights, whatever else is random,
+            sharded or not.
         dtype: as in `PretrainedCausalLM`.
         attn_implementation: as in `PretrainedCausalLM`.
         gradient_checkpointing: as in `PretrainedCausalLM`.
@@ -34,11 +37,14 @@ class RandomCausalLM(ModelSource):
     """
 
     config: dict[str, Any] = field(default_factory=dict)
-    seed: int = 0
+    seed: int | None = None
     dtype: DTypeName = "auto"
     attn_implementation: str | None = None
     gradient_checkpointing: bool = False
     compile: bool = False
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "seed", run_seed(self.seed))
 
     @property
     @override
@@ -62,7 +68,7 @@ class RandomCausalLM(ModelSource):
                 model = AutoModelForCausalLM.from_config(CONFIG_MAPPING[kind](**fields), dtype=dtype, **kwargs)
             model.to_empty(device="cpu")
             with torch.random.fork_rng(devices=[]):
-                torch.manual_seed(self.seed)
+                torch.manual_seed(run_seed(self.seed))
                 model.init_weights()
         except Exception as error:  # the exceptions of transformers' configurations have no common base class
             lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [type(error).__name__]
@@ -98,4 +104,5 @@ class RandomCausalLM(ModelSource):
             if not hasattr(known, name):
                 hint = near_matches(name, known.to_dict())
                 raise UserError(f"{_CONFIG}.{name}", f"{type(known).__name__} has no field {name!r}.{hint}")
+        check_sizes(known, self.config, _CONFIG)
         return kind, fields

@@ -1,4 +1,4 @@
-"""Training on many devices: strategies, sharded models, and the processes of a run.
+"""Training on many devices: strategies, sharded models, and the processes of a run and their seed.
 
 The strategies are imported on first use: a worker process that needs only `parent` does not import Lightning.
 """

@@ -29,6 +29,7 @@ def describe_run(trainer: L.Trainer, module: ProbSFTModule) -> dict[str, Any]:
             "world_size": trainer.world_size,
             "precision": str(trainer.precision),
         },
+        "seeds": describe_seeds(module, datamodule),
         "objective": describe_objective(module),
         "model": {"name": model_name(module), **describe(module.model)},
         **({"reference": reference} if (reference := module.frozen_reference.description) else {}),
@@ -50,6 +51,17 @@ def versions() -> dict[str, str]:
         except metadata.PackageNotFoundError:
             found[name] = "not installed"
     return found
+
+
+def describe_seeds(module: ProbSFTModule, datamodule: Any) -> dict[str, int]:
+    """The seed of everything that is random in the run: those set by themselves, and those that follow the run's."""
+    found = {"order": getattr(datamodule, "seed", None)}
+    if getattr(datamodule, "validation_fraction", 0):
+        found["held_out"] = found["order"]
+    found["model"] = getattr(module.source, "seed", None)
+    found["adapters"] = None if module.lora is None else module.lora.seed
+    found["dropout"] = module.seed
+    return {name: seed for name, seed in found.items() if seed is not None}
 
 
 def describe_objective(module: ProbSFTModule) -> dict[str, Any]:

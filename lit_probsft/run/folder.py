@@ -4,12 +4,12 @@
 
     config.yaml         the complete configuration; `fit --config` on it repeats the run
     metrics.csv         one row per logged step
-    run.json            versions, seed, objective, data, counts, metrics
+    run.json            versions, seeds, objective, data, counts, metrics
     checkpoints/        step-N.ckpt; last.ckpt and best.ckpt (by val/nll) are second names of two of them
     hf/                 the trained model as a Hugging Face folder
     hf-steps/           the model of each checkpoint, with `checkpoints.export: every`
     tokens.npz          p of validation tokens before and after training
-    skipped.jsonl       the rows that were not used: split, row, what, reason; missing if all were used
+    skipped.jsonl       the rows that were not used: split, row (and document), what, reason; missing if all were used
     predictions.jsonl   answers, written by `predict`
     report.html         written by `report`
     capability.json     p of the training rows before training, written by `capability`, which needs no run;

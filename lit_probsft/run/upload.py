@@ -17,7 +17,7 @@ class HubOptions:
     """Where `fit` uploads the model that it exports at its end.
 
     Args:
-        repo_id: such as `me/model`; created if it does not exist. None uploads nothing.
+        repo_id: the repository, such as `me/model`; created if it does not exist. None uploads nothing.
         private: create the repository as a private one; an existing one stays as it is.
         revision: the branch; created if it does not exist.
         message: of the commit.

@@ -61,6 +61,17 @@ def world_size_of(path: Path) -> int | None:
     return None if value is None else int(value)
 
 
+def other_folder(path: Path) -> str | None:
+    """What a folder is that no checkpoint was ever written to, in words; None for all others."""
+    if not path.is_dir() or path.suffix == ".ckpt" or any((path / name).exists() for name in (MANIFEST, METADATA)):
+        return None
+    if any((path / name).is_file() for name in ("config.json", "adapter_config.json")):
+        return "a Hugging Face folder"
+    if (path / "checkpoints").is_dir():
+        return f"the folder of a run; its newest checkpoint is {path / 'checkpoints' / 'last.ckpt'}"
+    return "another folder"
+
+
 def damage(path: Path) -> str | None:
     """Read a checkpoint from its first byte to its last; return what is wrong with it, or None if it is intact."""
     try:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 
 from lit_probsft.errors import UserError, first_line
-from lit_probsft.storage.checkpoint_files import METADATA, damage, format_of
+from lit_probsft.storage.checkpoint_files import METADATA, damage, format_of, other_folder
 from lit_probsft.storage.checkpoint_safety import check_harmless
 
 
@@ -22,8 +22,10 @@ def read_content(path: Path, argument: str) -> dict[str, Any]:
         argument: names the checkpoint in errors.
 
     Raises:
-        UserError: the checkpoint is damaged, would run code, or cannot be read.
+        UserError: the checkpoint is damaged, would run code, or cannot be read, or the folder is something else.
     """
+    if (kind := other_folder(path)) is not None:
+        raise UserError(argument, f"expected a checkpoint, {path} is {kind}")
     if (found := damage(path)) is not None:
         raise UserError(argument, f"expected an intact checkpoint, {path} is damaged: {found}")
     try:

@@ -11,20 +11,23 @@ from pathlib import Path
 from lit_probsft.errors import UserError, near_matches
 
 _FILES = ("config.json", "tokenizer_config.json")
+_SUFFIXES = (".ckpt", ".pt", ".safetensors", ".gguf")
 _SNAPSHOT = re.compile(r"/snapshots/([0-9a-f]{40})/")
 
 
 def missing_folder(place: str) -> tuple[bool, str]:
     """Whether `place` is the path of a missing folder rather than a hub id, and a hint from `near_matches`.
 
-    `runs/quickstrt` could be either. It is taken for a path if `runs/` contains a similar name.
+    `models/quickstrt` could be either. It is taken for a path if `models/` contains a similar name. A name in `runs/`,
+    the default folder of all runs, or with the suffix of a checkpoint or of weights is a path.
     """
     path = Path(place).expanduser()
     if path.is_dir():
         return False, ""
     names = [entry.name for entry in path.parent.iterdir()] if "/" in place and path.parent.is_dir() else []
     hint = near_matches(path.name, names)
-    return bool(hint) or place.startswith((".", "/", "~")) or place.count("/") > 1, hint
+    is_path = place.startswith((".", "/", "~", "runs/")) or place.count("/") > 1 or path.suffix in _SUFFIXES
+    return bool(hint) or is_path, hint
 
 
 def custom_code(place: str, revision: str | None = None) -> list[str]:

@@ -55,7 +55,7 @@ def load(module: ProbSFTModule, checkpoint: dict[str, Any]) -> None:
     if module.trainer.training or module.trainer.state.fn == "fit":
         _check_identity(progress.get("run", {}), run_identity(module))
         _recount(checkpoint, progress.get("accumulate"), module.trainer.accumulate_grad_batches)
-    module.seed = progress.get("seed", module.seed)
+        module.seed = progress.get("seed", module.seed)
     module.gradients.skipped_steps = progress.get("skipped_steps", 0)
     if "fitted" in progress:
         module.objective_state.load_state_dict(progress["fitted"])
@@ -72,6 +72,7 @@ def run_identity(module: ProbSFTModule) -> dict[str, Any]:
         del plan[factor]
     reference = module.frozen_reference.description.get("weights")
     return {
+        "the plan's seed": plan.pop("seed"),  # the first, because it decides the held-out rows and their fingerprint
         "model.objective": json.dumps(module.objective.as_config()),
         "model.normalize": module.normalize,
         "model.lora": json.dumps(module.lora and module.lora.identity),

@@ -62,6 +62,11 @@ def check_combination(module: ProbSFTModule, stage: str) -> None:
         )
     if str(trainer.precision).startswith("16"):
         raise UserError("trainer.precision", f"expected 32-true, bf16-mixed or bf16-true, got {trainer.precision}")
+    if stage == "fit" and module.reference.model is not None and not objective.needs & REFERENCE:
+        raise UserError(
+            "model.reference.model",
+            f"expected an objective that reads a reference, such as Anchored or PSFT, got {type(objective).__name__}",
+        )
     if (needed := objective.needs & REFERENCE) and getattr(trainer.strategy, "zero_stage_3", False):
         raise UserError(
             "model.objective",

@@ -80,12 +80,13 @@ class Calibration(Metric):
     @override
     def update(self, output: HeadOutput) -> None:
         """Add the tokens of a head's output, which may not include ignored ones; and its entropy, if computed."""
-        bin = (output.top_prob * self.BINS).long().clamp(max=self.BINS - 1)
-        units = (output.top_prob / self.UNIT).round().long()
+        top_prob = output.top_prob.nan_to_num()  # of a model with NaN in its weights, which the NLL shows
+        bin = (top_prob * self.BINS).long().clamp(max=self.BINS - 1)
+        units = (top_prob / self.UNIT).round().long()
         columns = torch.stack([torch.ones_like(units), units, output.correct.long()], dim=-1)
         self.bins.index_add_(0, bin, columns)
         if output.entropy is not None:
-            units = (output.entropy / self.UNIT).round().long()
+            units = (output.entropy.nan_to_num() / self.UNIT).round().long()
             self.entropy += torch.stack([torch.ones_like(units).sum(), units.sum()])
 
     @override

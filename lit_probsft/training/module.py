@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import os
 from typing import Any
 
 import lightning as L
@@ -24,6 +23,7 @@ from lit_probsft.model.reference import Reference
 from lit_probsft.model.source import ModelSource
 from lit_probsft.objectives import NLL, Objective, TokenStats
 from lit_probsft.objectives.base import gradient_weight
+from lit_probsft.parallel.seeds import derived_seed, run_seed
 from lit_probsft.parallel.strategies import DeepSpeed, sharding_of
 from lit_probsft.training import checkpoint_contents
 from lit_probsft.training.compatibility import check_arguments, check_combination, check_fits
@@ -40,7 +40,6 @@ from lit_probsft.training.optim import OptimizerFactory, Schedule, build_optimiz
 from lit_probsft.training.postponed_stop import PostponedStop
 from lit_probsft.training.probing import measure_capability
 from lit_probsft.training.run_length import total_steps
-from lit_probsft.training.seeds import derived_seed
 from lit_probsft.training.step_metrics import StepMetrics
 
 
@@ -105,7 +104,7 @@ class ProbSFTModule(L.LightningModule):
         self.initial_metrics: dict[str, float] = {}  # val/... before the first step, of the trainer's sanity check
         self.changes_reported = False  # to the user, of a resumed run
         self._optimizer_options: list[dict[str, Any]] = []
-        self.seed = int(os.environ.get("PL_GLOBAL_SEED") or torch.initial_seed() % 2**32)
+        self.seed = run_seed()
         self.model: Any = with_head(self, model) if isinstance(model, nn.Module) else None
         """The `PreTrainedModel`; None until it is loaded."""
 
@@ -246,6 +245,11 @@ class ProbSFTModule(L.LightningModule):
     # --- evaluation
 
     @override
+    def on_predict_batch_start(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
+        # Sampled answers do not depend on earlier ones either. Ranks have different documents, or the same replica.
+        torch.manual_seed(derived_seed(self.seed, *batch["documents"].tolist()))
+
+    @override
     def validation_step(self, batch: dict[str, Any], batch_idx: int, dataloader_idx: int = 0) -> dict[str, Tensor]:
         """Returns `log_probs` (N,) of the supervised tokens in row-major order, in nats."""
         output = self.compute(batch)[0]
@@ -268,12 +272,12 @@ class ProbSFTModule(L.LightningModule):
     def predict_step(self, batch: dict[str, Any], batch_idx: int) -> dict[str, Tensor]:
         """`documents` (B,) and `answers` (B, T'), the token ids after prompts that are padded on the left."""
         prompt, sharded = batch["input_ids"], sharding_of(self.trainer.strategy) is not None
-        produced = self.model.generate(
+        produced = self.generation.answer(
+            self.model,
             prompt,
-            attention_mask=batch["attention_mask"],
+            batch["attention_mask"],
             pad_token_id=self.datamodule.tokenizer.pad_token_id,
             synced_gpus=sharded and self.trainer.world_size > 1,
-            **self.generation.as_kwargs(),
         )
         return {"documents": batch["documents"], "answers": produced[:, prompt.shape[1] :]}
 

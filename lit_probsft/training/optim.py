@@ -92,9 +92,9 @@ class Schedule:
     def __post_init__(self) -> None:
         if self.decay not in ("cosine", "linear", "constant", "wsd"):
             raise UserError("model.schedule.decay", f"expected cosine, linear, constant or wsd, got {self.decay!r}")
-        if not (math.isfinite(self.warmup) and self.warmup >= 0):
+        if not (0 <= self.warmup < 1 or float(self.warmup).is_integer()) or self.warmup < 0:
             raise UserError(
-                "model.schedule.warmup", f"expected a share below 1 or a number of steps, got {self.warmup}"
+                "model.schedule.warmup", f"expected a share below 1 or a whole number of steps, got {self.warmup}"
             )
         if not 0 <= self.final <= 1:
             raise UserError("model.schedule.final", f"expected a factor from 0 to 1, got {self.final}")
@@ -116,7 +116,12 @@ class Schedule:
         return self.final + (1 - self.final) * shape
 
     def attach(self, optimizer: torch.optim.Optimizer, total: int) -> torch.optim.lr_scheduler.LambdaLR:
-        """A scheduler to be stepped once per optimizer step."""
+        """A scheduler to be stepped once per optimizer step. Warns if the warm-up is longer than `total` steps."""
+        if self.warmup > max(total, 1):
+            rank_zero_warn(
+                f"model.schedule.warmup: {self.warmup:g} steps are more than the {total} of the run, whose learning "
+                f"rate rises to {total / self.warmup:.2g} of the optimizer's and never falls"
+            )
         return torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: self.factor(step, total))
 
 

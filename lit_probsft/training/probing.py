@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -44,6 +45,7 @@ class Subset(Documents):
 
     def __init__(self, store: Documents, indices: Sequence[int]) -> None:
         self._store, self._indices = store, np.asarray(indices, dtype=np.int64)
+        self.max_token_id = store.max_token_id
         for name in ("lengths", "supervised", "rows", "weights", "sources"):
             values = getattr(store, name)
             setattr(self, name, None if values is None else values[self._indices])
@@ -71,14 +73,14 @@ def training_documents(datamodule: InstructionDataModule, most: int | None) -> D
         return Subset(store, np.sort(chosen).tolist())
     assert most is not None
     found = []
-    for outcome in datamodule.inspect("train", most)[2]:
+    for outcome in itertools.chain.from_iterable(datamodule.inspect("train", most)[2]):
         if outcome.status == "skipped" and datamodule.on_bad_row == "error":
             raise UserError("data.train", f"{outcome.reason}")
         if outcome.document is not None:
             found.append(outcome.document)
     if not found:
         raise UserError("data.train", f"expected usable rows, but none of the first {most} can be used")
-    return InMemory(found, parts=bool(datamodule.sources_of("train")))
+    return InMemory(found[:most], parts=bool(datamodule.sources_of("train")))
 
 
 def measure_capability(module: ProbSFTModule, most: int) -> Capability:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import json
 import os
 import shutil
@@ -67,9 +68,49 @@ def no_checkpoints(folder: Path, trained: Path) -> None:
     shutil.rmtree(folder / "runs" / "c" / "checkpoints")
 
 
+def no_export(folder: Path, trained: Path) -> None:
+    completed_run(folder, trained)
+    shutil.rmtree(folder / "runs" / "c" / "hf")
+
+
 def broken_record(folder: Path, trained: Path) -> None:
     completed_run(folder, trained)
     (folder / "runs" / "c" / "run.json").write_text("{")
+
+
+def compressed_rows_that_end_early(folder: Path, trained: Path) -> None:
+    import pyarrow  # type: ignore[import-untyped]
+
+    (folder / "t.csv.gz").write_bytes(gzip.compress(b"question,answer\na,b\n")[:-9])
+    with pyarrow.CompressedOutputStream(str(folder / "t.jsonl.zst"), "zstd") as stream:
+        stream.write(b'{"question": "a", "answer": "b"}\n')
+    (folder / "t.jsonl.zst").write_bytes((folder / "t.jsonl.zst").read_bytes()[:-9])
+
+
+def parquet_with_a_damaged_page(folder: Path, trained: Path) -> None:
+    import pyarrow
+    from pyarrow import parquet  # type: ignore[import-untyped]
+
+    table = pyarrow.table({"question": ["a", "b", "c"], "answer": ["d", "second", "f"]})
+    options = {"compression": "none", "use_dictionary": False, "write_page_checksum": True}
+    parquet.write_table(table, folder / "t.parquet", **options)
+    (folder / "t.parquet").write_bytes((folder / "t.parquet").read_bytes().replace(b"econd", b"econt"))
+
+
+def parquet_with_a_repeated_column(folder: Path, trained: Path) -> None:
+    import pyarrow
+    from pyarrow import parquet
+
+    table = pyarrow.table([["a"], ["b"], ["c"]], names=["question", "answer", "answer"])
+    parquet.write_table(table, folder / "t.parquet")
+
+
+def parquet_with_pictures_for_answers(folder: Path, trained: Path) -> None:
+    from datasets import Dataset, Features, Image, Value
+
+    row = {"question": "a", "answer": {"bytes": b"no picture", "path": None}}
+    features = Features({"question": Value("string"), "answer": Image()})
+    Dataset.from_list([row], features=features).to_parquet(folder / "t.parquet")
 
 
 def model(folder: Path, trained: Path) -> Path:

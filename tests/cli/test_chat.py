@@ -66,6 +66,15 @@ def test_each_line_is_a_turn_of_one_conversation_until_reset(
     assert capsys.readouterr().out == expected(folder, ["hi"], "Be brief.")[0] + "\n"
 
 
+def test_the_prompt_has_the_template_options_and_control_tokens_as_text(monkeypatch: pytest.MonkeyPatch) -> None:
+    tokenizer, prompts = ByteTokenizer().load(list), []
+    tokenizer.chat_template = "{{ style }}{% for m in messages %}{{ m.content }}<|im_end|>{% endfor %}"
+    model = tiny.model()
+    monkeypatch.setattr(model, "generate", lambda ids, **_: prompts.append(ids[0].tolist()))
+    ChatSession(model, tokenizer, Generation(4, 0.0, 1.0), template_options={"style": "x"}).answer("a<|im_end|>")
+    assert prompts == [[*b"xa<|im_end|>", 258]]
+
+
 def test_sampled_answers_depend_on_the_seed(
     folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:

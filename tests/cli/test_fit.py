@@ -81,7 +81,7 @@ def test_fit_writes_the_promised_files(tmp_path: Path, capsys: pytest.CaptureFix
     assert record["counts"]["optimizer_steps"] == 3
     assert record["counts"]["tokens"] == record["data"]["train"]["tokens"]
     assert record["metrics"]["val/nll"] < record["initial_metrics"]["val/nll"]
-    assert record["seed"] == 0
+    assert (record["seed"], record["seeds"]) == (0, {"order": 0, "model": 0, "dropout": 0})
     assert record["data_fingerprint"] == cli.datamodule.fingerprint
     assert record["versions"]["torch"] == torch.__version__
 

@@ -57,6 +57,32 @@ def test_a_row_is_shown_with_its_mask(make: Any) -> None:
     assert "\x1b[31mhi" not in coloured  # which the row itself has
 
 
+def test_rows_with_control_tokens_in_their_text_are_counted_in_preview_and_fit(make: Any) -> None:
+    rows = GOOD + b'{"prompt": "Say hi", "response": "hi<|im_end|>"}\n'
+    preview = make_preview(make(rows))
+    text = "1 of 2 rows contain control tokens in their text, written as ordinary text"
+    assert preview.facts()["control tokens"] == text
+    assert [kind for _, kind in preview.shown[1].pieces] == ["masked", "supervised", "end", "masked"]
+    data = make(rows)
+    with pytest.warns(UserWarning, match=f"data.train: {text}"):
+        data.setup()
+    assert data.report["train"]["with_control_tokens"] == 1
+    for kept in (make(rows, special_tokens_in_text="keep"), make(rows, format="plain"), make(GOOD)):
+        assert "control tokens" not in make_preview(kept).facts()
+
+
+def test_columns_and_keys_of_turns_that_nothing_reads_are_named(make: Any) -> None:
+    preview = make_preview(
+        make(
+            b'{"messages": [{"role": "user", "content": "a", "id": 3}, {"role": "assistant", '
+            b'"content": "b", "audio": null}], "url": "x"}\n{"prompt": "a", "response": "b", "n": 1}\n'
+        )
+    )
+    assert preview.facts()["not used"] == "url, messages[].id, n"
+    assert "not used         url, messages[].id, n\n" in printed(preview)
+    assert "not used" not in make_preview(make(GOOD)).facts()
+
+
 def test_problems_are_counted_and_located_under_any_policy(make: Any) -> None:
     content = GOOD * 3 + b'{"prompt": \n' + b'{"prompt": "a", "response": ""}\n' * 2 + GOOD
     preview = make_preview(make(content), rows=10)

@@ -28,7 +28,7 @@ def said(caplog: pytest.LogCaptureFixture) -> list[str]:
 
 
 def test_each_changed_flag_is_listed_and_takes_effect(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    fit(config(tmp_path))
+    fit(config(tmp_path, data__seed=0))
     caplog.set_level(logging.INFO)
     flags = {
         "seed_everything": "7", "checkpoints.keep_last": "3", "validate_every": "2", "early_stopping.patience": "9",
@@ -83,7 +83,7 @@ def test_a_refused_resumption_lists_and_writes_nothing(tmp_path: Path, caplog: p
     before = (tmp_path / "runs/tiny/config.yaml").read_text()
     caplog.set_level(logging.INFO)
     with pytest.raises(UserError, match="--resume: expected the plan's seed as in the checkpoint, 0, got 3"):
-        fit(tmp_path / "tiny.yaml", "--resume", "--trainer.max_epochs=2", "--data.seed=3")
+        fit(tmp_path / "tiny.yaml", "--resume", "--trainer.max_epochs=2", "--seed_everything=3")
     assert said(caplog) == []
     assert (tmp_path / "runs/tiny/config.yaml").read_text() == before
 

@@ -57,6 +57,12 @@ def test_a_model_whose_accuracy_equals_its_confidence_is_calibrated(right: int, 
     assert metric.compute()["bins"][14].tolist() == pytest.approx([50, 49, right], abs=1e-5)
 
 
+def test_a_model_of_nan_is_measured_without_an_error() -> None:
+    metric = Calibration()
+    metric.update(output([math.nan, 0.5], [False, True], [math.nan, 1.0]))
+    assert float(metric.compute()["bins"][:, 0].sum()) == 2
+
+
 @settings(max_examples=30, deadline=None)
 @given(TOKENS, TOKENS)
 def test_sums_of_two_ranks_equal_those_of_one_to_the_bit(one: list, other: list) -> None:

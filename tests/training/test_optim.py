@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import itertools
 import sys
+import warnings
 from pathlib import Path
 from typing import Any
 
@@ -73,6 +74,15 @@ def test_the_scheduler_moves_by_optimizer_step() -> None:
         optimizer.step()
         scheduler.step()
     assert seen == pytest.approx([2.0, 1.5, 1.0, 0.5])
+
+
+def test_a_warm_up_longer_than_the_run_is_warned_of() -> None:
+    optimizer = torch.optim.SGD([torch.nn.Parameter(torch.zeros(1))], lr=2.0)
+    with pytest.warns(UserWarning, match="warmup: 8 steps are more than the 4 of the run, .* rises to 0.5 of"):
+        Schedule(warmup=8).attach(optimizer, 4)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        Schedule(warmup=4).attach(optimizer, 4)
 
 
 def test_norms_and_biases_are_not_decayed_and_every_parameter_is_in_a_group() -> None:

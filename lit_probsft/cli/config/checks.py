@@ -39,11 +39,14 @@ def check_trainer(trainer: Namespace, command: str) -> None:
         number = trainer[name]
         if number is not None and number < -1:
             raise UserError(f"trainer.{name}", f"expected at least 1, or -1 for no limit, got {number}")
-    if command != "fit":
-        return
-    for name in ("max_epochs", "max_steps", "limit_train_batches"):
+    for unit in ("epochs", "steps"):
+        least, most = trainer[f"min_{unit}"], trainer[f"max_{unit}"]
+        if least and most is not None and 0 <= most < least:
+            raise UserError(f"trainer.min_{unit}", f"expected at most trainer.max_{unit}, {most}, got {least}")
+    stage, done = _STAGES[command]
+    for name in (*(("max_epochs", "max_steps") if command == "fit" else ()), f"limit_{stage}_batches"):
         if trainer[name] is not None and trainer[name] == 0:
-            raise UserError(f"trainer.{name}", f"expected more than 0, got {trainer[name]}: nothing would be trained")
+            raise UserError(f"trainer.{name}", f"expected more than 0, got {trainer[name]}: nothing would be {done}")
 
 
 def check_intervals(config: Namespace) -> Every | None:
@@ -96,13 +99,24 @@ def check_callbacks(callbacks: Sequence[Any]) -> None:
         )
 
 
+_STAGES = {
+    "fit": ("train", "trained"),
+    "validate": ("val", "evaluated"),
+    "test": ("test", "evaluated"),
+    "predict": ("predict", "answered"),
+}
+"""What each command limits with `limit_STAGE_batches`, and what it does."""
+
 _MINIMUM = {
     "accumulate_grad_batches": 1,
     "check_val_every_n_epoch": 1,
     "fast_dev_run": 0,
-    "log_every_n_steps": 0,
+    "log_every_n_steps": 1,
+    "min_epochs": 0,
+    "min_steps": 0,
     "num_nodes": 1,
     "num_sanity_val_steps": -1,
+    "reload_dataloaders_every_n_epochs": 0,
 }
 
 _SHARES = ("limit_train_batches", "limit_val_batches", "limit_test_batches", "limit_predict_batches", "overfit_batches")
@@ -124,7 +138,8 @@ def _check_numbers(trainer: Namespace) -> None:
             "trainer.val_check_interval",
             f"expected a share of an epoch, above 0 and at most 1, or a number of micro-batches, got {interval}",
         )
-    if isinstance(trainer.max_time, str) and not re.fullmatch(r"\d+(:\d+){3}", trainer.max_time.strip()):
+    time = trainer.max_time.strip() if isinstance(trainer.max_time, str) else None
+    if time is not None and not (re.fullmatch(r"\d+(:\d+){3}", time) and re.search("[1-9]", time)):
         raise UserError(
             "trainer.max_time", f"expected days:hours:minutes:seconds (00:12:00:00), got {trainer.max_time!r}"
         )

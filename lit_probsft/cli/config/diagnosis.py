@@ -25,14 +25,12 @@ from lit_probsft.cli.config.hints import (
 )
 from lit_probsft.cli.config.imports import import_class
 from lit_probsft.cli.config.reading import NoValue
+from lit_probsft.cli.config.run_flags import OUR_CHOICES
 from lit_probsft.cli.config.yaml_files import shown
 from lit_probsft.errors import UserError, near_matches
 
 _RENAMED = {"checkpoints.every_n_steps": "checkpoints.save_every"}
 """Options of earlier versions, and what does the same now."""
-
-_OUR_CHOICE = {"trainer.precision": "32-true, bf16-mixed or bf16-true"}
-"""Options of Lightning that take less here than there."""
 
 _A_CLASS = "a class (its name or import path)"
 
@@ -238,13 +236,13 @@ class Diagnosis:
 
 
 def _wrong_value(place: str, value: Any, hint: Any) -> UserError:
-    words = _OUR_CHOICE.get(place) or described(hint)
+    words = OUR_CHOICES.get(place) or described(hint)
     got = shown(value)
     if class_families(hint) and not re.search("list|true|number", words):
         words = f"{_A_CLASS} or a mapping of its arguments"
     elif value == "None":
         got = "the text 'None'"
-    near = near_matches(value, choices(hint)) if isinstance(value, str) and place not in _OUR_CHOICE else ""
+    near = near_matches(value, choices(hint)) if isinstance(value, str) and place not in OUR_CHOICES else ""
     return UserError(place, f"expected {words}, got {got}{_appended(near)}")
 
 

@@ -11,7 +11,6 @@ from enum import Enum
 from types import NoneType, UnionType
 from typing import Any, Literal, NamedTuple, Union, get_args, get_origin, get_type_hints
 
-import torch
 import yaml
 
 from lit_probsft.cli.config.scalars import Scalar, load
@@ -61,6 +60,8 @@ def alternatives(hint: Any) -> list[Any]:
 
 def class_families(hint: Any) -> list[type]:
     """Base classes of the objects that `hint` accepts; of a factory, what it returns."""
+    import torch  # `--help` describes types without it
+
     found = []
     for kind in alternatives(hint):
         if get_origin(kind) is get_origin(Callable[..., Any]):
@@ -84,6 +85,8 @@ def is_group(hint: Any) -> bool:
 
 def accepts(value: Any, hint: Any) -> bool:
     """Whether a value, as YAML reads it, fits one of the plain types of `hint`; true for types that are not plain."""
+    import torch
+
     objects = [*class_families(hint), torch.Tensor]
     return any(_fits(value, kind) for kind in alternatives(hint) if kind not in objects and not is_factory(kind))
 
@@ -120,6 +123,8 @@ def typed(scalar: Scalar, hint: Any) -> Any:
 
     `null` is null where the option takes both; in quotes in a file, it is the text.
     """
+    import torch
+
     kinds = alternatives(hint)
     known = [kind for kind in kinds if kind in _WORDS or (get_origin(kind) or kind) in (*_WORDS, Literal)]
     if not isinstance(scalar.value, str) and any(_fits(scalar.value, kind) for kind in known):

@@ -28,7 +28,7 @@ class Block:
         position: where the stream continues after the block.
         passes: complete passes over the stream by then.
         documents: the documents; their `row` counts from the block's first row.
-        counts: counts of the rows. Dropped rows are listed in the first pass only.
+        counts: counts of the rows. What is dropped is listed in the first pass only.
         in_validation: number of documents that are also in the validation set.
         error: if set, the rows could not be read or tokenized, and the block is empty.
     """
@@ -49,11 +49,12 @@ class BlockReader:
     Attributes:
         row_tokenizer: source, tokenizer and recipe.
         size: rows of a block, over all ranks.
-        rank, world_size: of every `world_size` consecutive rows, this rank tokenizes one. Which one is random (seeded
-            by the block's number); otherwise each rank could get one source of an alternating mixture.
+        rank, world_size: of every `world_size` consecutive rows, this rank tokenizes one. Which one is random (drawn
+            from `seed` and the block's number); otherwise each rank could get one source of an alternating mixture.
         worker, num_workers: of the rank's rows, this worker tokenizes every `num_workers`-th.
         validation: digests of the validation set's documents.
         remove_duplicates: drop documents that are also in the validation set.
+        seed: of the stream's plan.
     """
 
     row_tokenizer: RowTokenizer
@@ -64,6 +65,7 @@ class BlockReader:
     num_workers: int = 1
     validation: frozenset[bytes] = frozenset()
     remove_duplicates: bool = False
+    seed: int = 0
 
     def blocks(self, number: int, position: Any) -> Iterator[Block]:
         """Yields block `number`, whose first row is at `position`, and all later ones; an error ends the iteration."""
@@ -83,7 +85,7 @@ class BlockReader:
     def _read(self, stream: Any, number: int) -> Block:
         block = Block(number)
         num_groups = -(-self.size // self.world_size)
-        offsets = np.random.default_rng(number).integers(self.world_size, size=num_groups).tolist()
+        offsets = np.random.default_rng([number, self.seed]).integers(self.world_size, size=num_groups).tolist()
         for row in range(self.size):
             with self._errors_within_argument():
                 load_row, source, index, passes = stream.next()
@@ -96,17 +98,17 @@ class BlockReader:
         return block
 
     def _add(self, block: Block, item: Item, row: int, *, listed: bool) -> None:
-        outcome = self.row_tokenizer.tokenize_item(item, row)
-        if outcome.document is not None and occurs_in(self.validation, outcome.document):
-            block.in_validation += 1
-            if self.remove_duplicates:
-                outcome = DUPLICATE
-        block.counts.add(outcome)
-        if outcome.document is not None:
-            ids, labels = (np.asarray(x, dtype=np.int32) for x in (outcome.document.ids, outcome.document.labels))
-            block.documents.append(outcome.document._replace(ids=ids, labels=labels))
-        elif listed:
-            block.counts.list_row(outcome, self.row_tokenizer.loaded, item.source, item.row_index)
+        outcomes = self.row_tokenizer.tokenize_item(item, row)
+        duplicates = [occurs_in(self.validation, outcome.document) for outcome in outcomes]
+        block.in_validation += sum(duplicates)
+        if self.remove_duplicates:
+            outcomes = [DUPLICATE if known else outcome for known, outcome in zip(duplicates, outcomes, strict=True)]
+        block.counts.add(outcomes)
+        if listed:
+            block.counts.list_dropped(outcomes, self.row_tokenizer.loaded, item.source, item.row_index)
+        for document in (outcome.document for outcome in outcomes if outcome.document is not None):
+            ids, labels = (np.asarray(x, dtype=np.int32) for x in (document.ids, document.labels))
+            block.documents.append(document._replace(ids=ids, labels=labels))
 
 
 class _Blocks(IterableDataset[Block]):

@@ -15,9 +15,9 @@ def digests(store: TokenStore) -> frozenset[bytes]:
     return frozenset(_digest(*store[index]) for index in range(len(store)))
 
 
-def occurs_in(known: frozenset[bytes], document: Document) -> bool:
-    """Whether the document has the ids and the mask of one of the documents with these digests."""
-    return bool(known) and _digest(document.ids, document.labels) in known
+def occurs_in(known: frozenset[bytes], document: Document | None) -> bool:
+    """Whether the document, if there is one, has the ids and the mask of one of the documents with these digests."""
+    return bool(known) and document is not None and _digest(document.ids, document.labels) in known
 
 
 def overlap(store: TokenStore, other: TokenStore) -> int:

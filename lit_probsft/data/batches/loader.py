@@ -36,7 +36,7 @@ class PlanLoader:
         store: the documents.
         plan: their order.
         rank: this rank, out of `plan.world_size`.
-        pad_token_id: pads `input_ids`.
+        pad_token_id: pads `input_ids` (see `Documents.padding_id`).
         prompts: make batches for generation: padded on the left, without labels.
         num_workers: processes that prepare batches ahead; they stay alive from epoch to epoch.
         fixed_epoch: repeat the first epoch's order whatever the trainer sets (for evaluation, and deliberate
@@ -153,7 +153,7 @@ class _Batches(Dataset[dict[str, Any]]):
     """Maps a micro-batch to its tensors."""
 
     def __init__(self, store: Documents, pad_token_id: int, prompts: bool) -> None:
-        self.store, self.pad_token_id, self.prompts = store, pad_token_id, prompts
+        self.store, self.pad_token_id, self.prompts = store, store.padding_id(pad_token_id), prompts
 
     def __getitem__(self, micro_batch: MicroBatch) -> dict[str, Any]:
         documents = [self.store[index] for index in micro_batch.documents]

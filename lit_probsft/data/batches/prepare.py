@@ -15,46 +15,76 @@ from lit_probsft.data.rows.splits import LoadedSource, Split
 from lit_probsft.errors import UserError
 from lit_probsft.parallel.parent import exit_with_parent
 
-VERSION = 5
+VERSION = 6
 """Part of every cache key. Raise it if the same rows and options give other tokens, or other files."""
+
+MAX_UNUSED = 100
+"""The most unused columns that are named; rows of JSON may all have different ones."""
 
 _CHUNK = 64
 
 
 @dataclass
 class Counts:
-    """Counts rows by what happened to them.
+    """Counts rows, and what happened to their documents.
+
+    A row is one document unless it is split.
 
     Attributes:
         rows: all rows.
-        dropped: rows that are too long, or duplicates.
-        truncated: rows that are cut to the maximum length.
+        dropped: documents that are too long, or duplicates.
+        truncated: documents that are cut to the maximum length.
         skipped: unusable rows.
-        dropped_rows: for each row that is dropped or skipped, `row`, `what` (`dropped` or `skipped`) and `reason`, and
-            `source` if there are several.
+        split_rows: rows that are split, because the template rewrites earlier turns.
+        split_documents: documents of these rows.
+        with_control_tokens: rows whose texts contain control tokens, which are written as ordinary text.
+        dropped_rows: for each document that is dropped, and each row that is skipped, `row`, `what` (`dropped` or
+            `skipped`) and `reason`; `document` (counted from 0) in a row that is split, and `source` if there are
+            several.
+        unused: columns and keys of turns that nothing reads, at most `MAX_UNUSED` of them.
     """
 
     rows: int = 0
     dropped: int = 0
     truncated: int = 0
     skipped: int = 0
+    split_rows: int = 0
+    split_documents: int = 0
+    with_control_tokens: int = 0
     dropped_rows: list[dict[str, Any]] = field(default_factory=list)
+    unused: list[str] = field(default_factory=list)
 
-    def add(self, outcome: Outcome) -> None:
+    def add(self, outcomes: Sequence[Outcome]) -> None:
         """Counts a row."""
         self.rows += 1
-        if outcome.status != "kept":
-            setattr(self, outcome.status, getattr(self, outcome.status) + 1)
+        self.with_control_tokens += outcomes[0].with_control_tokens
+        self.unused = merge_unused(self.unused, outcomes[0].unused)
+        if len(outcomes) > 1:
+            self.split_rows += 1
+            self.split_documents += len(outcomes)
+        for outcome in outcomes:
+            if outcome.status != "kept":
+                setattr(self, outcome.status, getattr(self, outcome.status) + 1)
 
-    def list_row(self, outcome: Outcome, loaded: LoadedSource, source: int, row: int) -> None:
-        """Adds a dropped or skipped row to `dropped_rows`: row `row` of part `source`."""
+    def list_dropped(self, outcomes: Sequence[Outcome], loaded: LoadedSource, source: int, row: int) -> None:
+        """Adds what is dropped or skipped of a row to `dropped_rows`: row `row` of part `source`."""
         origin = {"source": loaded.source.parts[source]} if loaded.source.parts else {}
-        self.dropped_rows.append({**origin, "row": row, "what": outcome.status, "reason": outcome.reason})
+        for number, outcome in enumerate(outcomes):
+            if outcome.document is None:
+                which = {"row": row, "document": number} if len(outcomes) > 1 else {"row": row}
+                self.dropped_rows.append({**origin, **which, "what": outcome.status, "reason": outcome.reason})
 
     def merge(self, other: Counts) -> None:
         """Adds the counts and rows of another."""
-        for name in ("rows", "truncated", "dropped", "skipped", "dropped_rows"):
+        for name in vars(self).keys() - {"unused"}:
             setattr(self, name, getattr(self, name) + getattr(other, name))
+        self.unused = merge_unused(self.unused, other.unused)
+
+
+def merge_unused(names: list[str], others: Sequence[str]) -> list[str]:
+    """Returns the names with those of the others that are new, at most `MAX_UNUSED`."""
+    new = [name for name in others if name not in names]
+    return (names + new)[:MAX_UNUSED] if new else names
 
 
 def unloaded(loaded: LoadedSource, *, skips: bool | None = None) -> LoadedSource:
@@ -98,21 +128,18 @@ def tokenize_rows(
     row_tokenizer.check_template()
     with bar:
         if num_proc is None or num_proc <= 1:
-            outcomes: Iterator[Outcome] = map(row_tokenizer.tokenize_row, indices)
+            rows: Iterator[list[Outcome]] = map(row_tokenizer.tokenize_row, indices)
         else:
-            outcomes = _in_processes(row_tokenizer, indices, num_proc)
-        for index, outcome in zip(indices, outcomes, strict=True):
+            rows = _in_processes(row_tokenizer, indices, num_proc)
+        for index, outcomes in zip(indices, rows, strict=True):
             bar.update()
-            if outcome.document is not None and occurs_in(without, outcome.document):
-                outcome = DUPLICATE
-            counts.add(outcome)
-            if outcome.document is None:
-                counts.list_row(outcome, split.loaded, *split.loaded.locate(index))
-            else:
-                yield outcome.document
+            outcomes = [DUPLICATE if occurs_in(without, outcome.document) else outcome for outcome in outcomes]
+            counts.add(outcomes)
+            counts.list_dropped(outcomes, split.loaded, *split.loaded.locate(index))
+            yield from (outcome.document for outcome in outcomes if outcome.document is not None)
 
 
-def _in_processes(row_tokenizer: RowTokenizer, indices: Sequence[int], num_proc: int) -> Iterator[Outcome]:
+def _in_processes(row_tokenizer: RowTokenizer, indices: Sequence[int], num_proc: int) -> Iterator[list[Outcome]]:
     from concurrent.futures import ProcessPoolExecutor
     from concurrent.futures.process import BrokenProcessPool
 
@@ -124,8 +151,8 @@ def _in_processes(row_tokenizer: RowTokenizer, indices: Sequence[int], num_proc:
     spawn = multiprocessing.get_context("spawn")
     try:
         with ProcessPoolExecutor(num_proc, spawn, initializer=_start_worker, initargs=arguments) as executor:
-            for outcomes in executor.map(_tokenize_chunk, chunks):
-                yield from outcomes
+            for rows in executor.map(_tokenize_chunk, chunks):
+                yield from rows
     except BrokenProcessPool as error:
         raise UserError(
             "data.num_proc",
@@ -144,5 +171,5 @@ def _start_worker(row_tokenizer: bytes) -> None:
     _worker = pickle.loads(row_tokenizer)
 
 
-def _tokenize_chunk(indices: list[int]) -> list[Outcome]:
+def _tokenize_chunk(indices: list[int]) -> list[list[Outcome]]:
     return [_worker.tokenize_row(index) for index in indices]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
@@ -23,11 +23,14 @@ def report_split(name: str, store: TokenStore, parts: Sequence[str], plan: Plan 
         plan: the order of training, if the split is trained on.
     """
     meta = store.meta
+    of, unit = ("documents of", "document") if meta["split_rows"] else ("of", "row")
     rank_zero_info(
-        f"data.{name}: {meta['kept']} of {meta['rows']} rows ({meta['dropped']} dropped, {meta['truncated']} "
+        f"data.{name}: {meta['kept']} {of} {meta['rows']} rows ({meta['dropped']} dropped, {meta['truncated']} "
         f"truncated, {meta['skipped']} skipped), {meta['tokens']} tokens, {meta['supervised_tokens']} of them "
-        f"supervised; the longest row has {meta['max_length']}"
+        f"supervised; the longest {unit} has {meta['max_length']}"
     )
+    if meta["split_rows"]:
+        report_split_rows(name, meta)
     report = {key: value for key, value in meta.items() if key not in ("max_token_id", "dropped_rows", "sources")}
     if store.sources is not None:
         report["sources"] = _report_sources(name, store, parts, plan)
@@ -38,7 +41,17 @@ def report_split(name: str, store: TokenStore, parts: Sequence[str], plan: Plan 
         )
         report |= {"packs": plan.num_rows, "share_full": plan.share_full}
     warn_skipped(name, meta["dropped_rows"])
+    warn_control_tokens(name, meta["with_control_tokens"], meta["rows"])
+    report_unused(name, meta["unused"])
     return report
+
+
+def report_split_rows(name: str, counts: Mapping[str, Any], first: str = "") -> None:
+    """Logs how many of the rows (the `first` ones) are split into how many documents."""
+    rank_zero_info(
+        f"data.{name}: {counts['split_rows']} of {first}{counts['rows']} rows are split into "
+        f"{counts['split_documents']} documents, because the chat template rewrites earlier turns"
+    )
 
 
 def _report_sources(name: str, store: TokenStore, parts: Sequence[str], plan: Plan | None) -> dict[str, Any]:
@@ -66,6 +79,22 @@ def warn_skipped(name: str, dropped_rows: Sequence[dict[str, Any]]) -> None:
     """Warns of the first three skipped rows, with the reasons."""
     for row in [row for row in dropped_rows if row["what"] == "skipped"][:3]:
         rank_zero_warn(f"data.{name}: skipped: {row['reason']}")
+
+
+def warn_control_tokens(name: str, number: int, rows: int) -> None:
+    """Warns of rows whose texts contain control tokens, if there are any."""
+    if number:
+        rank_zero_warn(
+            f"data.{name}: {number} of {rows} rows contain control tokens in their text, written as ordinary text; "
+            "`data.special_tokens_in_text: keep` keeps them"
+        )
+
+
+def report_unused(name: str, unused: Sequence[str]) -> None:
+    """Logs the columns and keys of turns that nothing reads."""
+    if unused:
+        more = f" and {len(unused) - 20} more" if len(unused) > 20 else ""
+        rank_zero_info(f"data.{name}: not used: {', '.join(unused[:20])}{more}")
 
 
 def report_overlap(train: TokenStore, validation: TokenStore) -> dict[str, Any]:

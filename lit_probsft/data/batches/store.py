@@ -34,6 +34,7 @@ class Documents:
         rows: (n,) the row of the source that each document was made from; dropped rows are missing.
         weights: (n,) factor of each document in the sum of a step's losses; None if all are 1.
         sources: (n,) the part of the source that each document comes from; None if the source has no parts.
+        max_token_id: the largest id; -1 if there are no documents.
     """
 
     rows: NDArray[np.int64]
@@ -41,6 +42,7 @@ class Documents:
     lengths: NDArray[np.int64]
     weights: NDArray[np.float64] | None
     sources: NDArray[np.int64] | None
+    max_token_id: int
     _offsets: NDArray[np.int64]
     _tokens: NDArray[np.int32]
     _mask: NDArray[np.uint8]
@@ -59,6 +61,14 @@ class Documents:
         arrays = {"weights": self.weights, "sources": self.sources}
         return {name: values[list(indices)] for name, values in arrays.items() if values is not None}
 
+    def padding_id(self, pad_token_id: int) -> int:
+        """Returns an id that pads these documents: `pad_token_id`, or their largest id where it is above all of them.
+
+        Any token can pad. The model may lack a row for a pad token that was added to its tokenizer, but it needs one
+        for every id in the documents.
+        """
+        return min(pad_token_id, max(self.max_token_id, 0))
+
 
 class TokenStore(Documents):
     """The documents of one split, on disk.
@@ -71,6 +81,7 @@ class TokenStore(Documents):
     def __init__(self, folder: Path) -> None:
         self.folder = folder
         self.meta: dict[str, Any] = json.loads((folder / "meta.json").read_text())
+        self.max_token_id = self.meta["max_token_id"]
         self._offsets = np.load(folder / "offsets.npy")
         self.rows = np.load(folder / "rows.npy")
         self.supervised = np.load(folder / "supervised.npy")
@@ -91,9 +102,6 @@ class InMemory(Documents):
     Args:
         documents: in order.
         parts: keep `sources`, because the source has several parts.
-
-    Attributes:
-        max_token_id: the largest id; -1 if there are no documents.
     """
 
     def __init__(self, documents: Sequence[Document], *, parts: bool) -> None:

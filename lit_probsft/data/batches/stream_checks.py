@@ -54,7 +54,7 @@ def check_stream(row_tokenizer: RowTokenizer, max_steps: int | None) -> None:
         )
     row_tokenizer.check_template()
     for row, item in enumerate(first_rows(row_tokenizer.loaded, _MAX_CHECKED)):
-        if row_tokenizer.tokenize_item(item, row).document is not None:
+        if any(outcome.document is not None for outcome in row_tokenizer.tokenize_item(item, row)):
             break
 
 

@@ -15,7 +15,8 @@ from lit_probsft.data.batches.blocks import Block, BlockReader, block_loader, me
 from lit_probsft.data.batches.collate import collate
 from lit_probsft.data.batches.loader import BatchSamplerProxy
 from lit_probsft.data.batches.plan import MicroBatch, Plan
-from lit_probsft.data.batches.reporting import warn_skipped
+from lit_probsft.data.batches.prepare import merge_unused
+from lit_probsft.data.batches.reporting import report_split_rows, report_unused, warn_control_tokens, warn_skipped
 from lit_probsft.data.batches.row_tokenizer import RowTokenizer
 from lit_probsft.data.batches.store import InMemory
 from lit_probsft.data.batches.stream_plan import StreamPlan
@@ -59,7 +60,7 @@ class StreamLoader:
         row_tokenizer: source, tokenizer and recipe.
         plan: the shape of blocks and steps.
         rank: this rank, out of `plan.world_size`.
-        pad_token_id: pads `input_ids`.
+        pad_token_id: pads `input_ids` (see `Documents.padding_id`).
         num_workers: processes that read and tokenize ahead.
         validation: digests of the validation set's documents.
         remove_duplicates: drop documents that are also in the validation set.
@@ -94,6 +95,7 @@ class StreamLoader:
             world_size=plan.world_size,
             validation=validation,
             remove_duplicates=remove_duplicates,
+            seed=plan.seed,
         )
         self._pad_token_id, self._num_workers = pad_token_id, num_workers
         self._check, self._gather = check, gather
@@ -224,8 +226,8 @@ class StreamLoader:
         micro_batch = replace(micro_batch, window_tokens=tokens, window_sequences=sequences, window_length=length)
         chosen = [documents[document] for document in micro_batch.documents]
         fields: dict[str, Any] = documents.fields(micro_batch.documents)
-        batch = collate(micro_batch, chosen, self._pad_token_id, **fields)
-        # Indices that are unique in the run, not only in the block.
+        batch = collate(micro_batch, chosen, documents.padding_id(self._pad_token_id), **fields)
+        # Numbers of rows that are unique in the run, not only in the block. Documents of a split row share one.
         batch["documents"] = torch.from_numpy(
             documents.rows[list(micro_batch.documents)] + block * self.plan.block_size
         )
@@ -234,17 +236,26 @@ class StreamLoader:
         return batch
 
     def _count_rows(self, facts_of_ranks: list[dict[str, Any]]) -> None:
-        """Add a block's counts, over all ranks, to the report. Warn of the first skipped rows and duplicates."""
-        skipped_before, duplicates_before = self.report.get("skipped", 0), self.report.get("in_validation", 0)
+        """Add a block's counts, over all ranks, to the report. Log the first split or skipped rows and duplicates."""
+        names = ("skipped", "in_validation", "with_control_tokens", "split_rows")
+        skipped_before, duplicates_before, quoted_before, split_before = (self.report.get(name, 0) for name in names)
+        unused_before = self.report.get("unused")
         for facts in facts_of_ranks:
             facts = dict(facts)
             self.dropped_rows += facts.pop("dropped_rows")[: MAX_LISTED - len(self.dropped_rows)]
+            self.report["unused"] = merge_unused(self.report.get("unused", []), facts.pop("unused"))
             for name in ("max_length", "passes"):
                 self.report[name] = max(self.report.get(name, 0), facts.pop(name))
             for name, number in facts.items():
                 self.report[name] = self.report.get(name, 0) + number
+        if not quoted_before:
+            warn_control_tokens("train", self.report["with_control_tokens"], self.report["rows"])
         if not skipped_before:
             warn_skipped("train", self.dropped_rows)
+        if not unused_before:
+            report_unused("train", self.report["unused"])
+        if not split_before and self.report["split_rows"]:
+            report_split_rows("train", self.report, "the first ")
         if not duplicates_before and (duplicates := self.report["in_validation"]):
             remedy = "they are dropped" if self._reader.remove_duplicates else "`data.duplicates: remove` drops them"
             first = f"{duplicates} of the first {self.report['rows']} rows"

@@ -13,6 +13,7 @@ from typing_extensions import override
 
 from lit_probsft.data.rows.columns import (
     check_placeholders,
+    columns_of,
     fill_placeholders,
     missing_column,
     shown_value,
@@ -20,8 +21,9 @@ from lit_probsft.data.rows.columns import (
     with_nested,
 )
 from lit_probsft.data.rows.conversation import Message, validate_conversation
-from lit_probsft.data.rows.files import RowSequence, refuse_broken
-from lit_probsft.data.rows.readers import Reader
+from lit_probsft.data.rows.files import refuse_broken
+from lit_probsft.data.rows.labels import name_of_label
+from lit_probsft.data.rows.readers import Reader, RowSequence
 from lit_probsft.data.rows.row_source import Rows
 from lit_probsft.data.rows.source import Source
 from lit_probsft.data.rows.streams import RowStream
@@ -49,7 +51,7 @@ class MultipleChoice(Source):
         answer: the column with the label of the right choice.
         prompt: a template of `{question}` and `{choices}`; the latter has one line per choice, such as `A. a text`.
         flipped: share of rows with a wrong label, 0 to 1.
-        seed: seed of the flips.
+        seed: seed of the flips. It says which labels are wrong, so it does not follow the run's seed.
         revision: as in `Rows`.
     """
 
@@ -111,6 +113,11 @@ class MultipleChoice(Source):
         response = self._response([question, choices, labels, answer])
         return validate_conversation([{"role": "user", "content": prompt}, {"role": "assistant", "content": response}])
 
+    @override
+    def unused(self, row: Mapping[str, Any]) -> list[str]:
+        used = columns_of((self.question, self.choices, self.labels, self.answer), row)
+        return [column for column in row if column not in used]
+
     def is_flipped(self, row: Mapping[str, Any]) -> bool:
         """Whether this row is supervised with a wrong label.
 
@@ -146,7 +153,7 @@ class MultipleChoice(Source):
                 f"expected at least two choices with a different label each, got {len(choices)} choices with labels "
                 f"{shown_value(labels)}",
             )
-        answer = row[self.answer]
+        answer = name_of_label(row[self.answer])
         if answer not in labels:
             raise UserError("answer", f"column {self.answer!r}: expected one of {labels}, got {shown_value(answer)}")
         return question, choices, labels, answer

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import re
+from collections import ChainMap
 from collections.abc import Iterable, Mapping, Sequence
-from typing import Any
+from typing import Any, cast
 
+from lit_probsft.data.rows.labels import name_of_label
 from lit_probsft.errors import UserError, near_matches
 
 # A doubled brace is a literal one; `{name}` is a column; any other brace (LaTeX has many) stays as it is.
@@ -13,12 +15,34 @@ _PLACEHOLDER = re.compile(r"\{\{|\}\}|\{([^{}]*)\}")
 _NAME = re.compile(r"[A-Za-z_][\w .\-]*")
 
 
-def with_nested(row: Mapping[str, Any]) -> Mapping[str, Any]:
-    """Return `row` with the fields of nested mappings as columns of dotted names: `extra_info.question`."""
-    nested = {key: with_nested(value) for key, value in row.items() if isinstance(value, Mapping)}
-    if not nested:
-        return row
-    return {**row, **{f"{key}.{inner}": value for key, fields in nested.items() for inner, value in fields.items()}}
+def with_nested(row: Mapping[str, Any], used: Iterable[str] | None = None) -> Mapping[str, Any]:
+    """Return `row` with the fields of nested mappings as columns of dotted names: `extra_info.question`.
+
+    Args:
+        row: columns and their values.
+        used: the columns to look into, by default all. No other value is read.
+    """
+    values = {column: row[column] for column in (row if used is None else used)}
+    nested = {key: with_nested(value) for key, value in values.items() if isinstance(value, Mapping)}
+    fields = {f"{key}.{inner}": value for key, fields in nested.items() for inner, value in fields.items()}
+    return ChainMap(fields, cast(dict[str, Any], row)) if fields else row
+
+
+def placeholders(template: str) -> list[str]:
+    """The names between single braces, which may or may not be columns."""
+    return [match[1] for match in _PLACEHOLDER.finditer(template) if match[1] is not None]
+
+
+def columns_of(names: Iterable[str], columns: Iterable[str]) -> list[str]:
+    """Return those of a row's `columns` that are among `names`, or have a field among them: `a` for `a.b`."""
+    names = list(names)
+    return [column for column in columns if any(name == column or name.startswith(f"{column}.") for name in names)]
+
+
+def sole_placeholder(template: str) -> str | None:
+    """The name in a template that is `{name}` and nothing else, otherwise None."""
+    match = _PLACEHOLDER.fullmatch(template)
+    return match[1] if match is not None and match[1] is not None and _NAME.fullmatch(match[1]) else None
 
 
 def fill_template(template: str, row: Mapping[str, Any], *, argument: str) -> str:
@@ -41,13 +65,13 @@ def check_placeholders(template: str, columns: Sequence[str], argument: str) -> 
     """
     if template in columns:
         return
-    placeholders = [match for match in _PLACEHOLDER.finditer(template) if match[1] is not None]
-    if not any(match[1] in columns for match in placeholders):
-        named = [match[1] for match in placeholders if _NAME.fullmatch(match[1])]
+    found = placeholders(template)
+    if not any(name in columns for name in found):
+        named = [name for name in found if _NAME.fullmatch(name)]
         raise UserError(argument, missing_column(named[0] if named else template, columns))
-    for match in placeholders:
-        if match[1] not in columns and _NAME.fullmatch(match[1]):
-            raise UserError(argument, f"{missing_column(match[1], columns)} (a literal brace is written twice: '{{{{')")
+    for name in found:
+        if name not in columns and _NAME.fullmatch(name):
+            raise UserError(argument, f"{missing_column(name, columns)} (a literal brace is written twice: '{{{{')")
 
 
 def fill_placeholders(template: str, row: Mapping[str, Any], *, argument: str) -> str:
@@ -64,7 +88,7 @@ def fill_placeholders(template: str, row: Mapping[str, Any], *, argument: str) -
 
 
 def text_field(value: Any, where: str, *, empty: bool = False) -> str:
-    """Return `value` if it is text that UTF-8 can encode.
+    """Return `value` if it is text that UTF-8 can encode, or the name of a class label.
 
     Args:
         value: of a column or a turn.
@@ -74,6 +98,7 @@ def text_field(value: Any, where: str, *, empty: bool = False) -> str:
     Raises:
         UserError: it is not a string, is empty, or is not valid Unicode.
     """
+    value = name_of_label(value)
     if not isinstance(value, str) or not (empty or value.strip()):
         raise UserError(where, f"expected non-empty text, got {shown_value(value)}")
     try:

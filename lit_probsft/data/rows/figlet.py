@@ -25,7 +25,7 @@ class FigletPuzzles(Source):
     Args:
         start: index of the first puzzle.
         count: number of puzzles.
-        seed: seed of the generator.
+        seed: seed of the generator. It says which puzzles these are, so it does not follow the run's seed.
         min_word_len: least letters in a word.
         max_word_len: most letters in a word.
         space_letters: put blanks between the letters.

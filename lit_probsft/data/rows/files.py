@@ -1,45 +1,76 @@
-"""Rows from local files, with errors that name the file and the line.
-
-JSON and CSV are parsed here and not by Arrow. Arrow guesses types, so a text that looks like a date or a number would
-not stay text, and its errors have no line numbers.
-"""
+"""Local files and folders of rows: which ones a path names, how each kind is read, and what identifies them."""
 
 from __future__ import annotations
 
-import codecs
 import contextlib
-import csv
 import glob
 import hashlib
-import json
-import sys
-from collections import Counter
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from bisect import bisect_right
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from itertools import accumulate
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
+from typing_extensions import override
+
+from lit_probsft.data.rows.compression import DECOMPRESSORS, compression
+from lit_probsft.data.rows.csv_files import csv_rows
+from lit_probsft.data.rows.json_files import read_json, read_json_lines, stream_json_lines
+from lit_probsft.data.rows.parquet_files import ParquetRowGroups, UsedColumns, read_parquet
+from lit_probsft.data.rows.readers import BrokenRow, IndexedReader, IteratorReader, LazyRow, Reader, RowSequence
+from lit_probsft.data.rows.saved_folders import read_saved
 from lit_probsft.errors import UserError, near_matches
 
 
-@dataclass(frozen=True)
-class BrokenRow:
-    """Stands in for a row that cannot be read.
+class Kind(NamedTuple):
+    """How files of a kind are read.
 
     Attributes:
-        error: raised when the row is used; names the file and the line.
+        read: returns all rows of a file.
+        stream: returns a reader of a file at a position.
+        compressible: whether such a file may be compressed as a whole.
     """
 
-    error: UserError
-
-    def within(self, prefix: str) -> BrokenRow:
-        """Return the row with its error within `prefix`, see `UserError.within`."""
-        return BrokenRow(self.error.within(prefix))
+    read: Callable[[Path, UsedColumns], RowSequence]
+    stream: Callable[[Path, UsedColumns, Any], Reader]
+    compressible: bool = True
 
 
-RowSequence = Sequence[Mapping[str, Any] | BrokenRow]
+def _separated_by(separator: str) -> Kind:
+    return Kind(
+        lambda path, used: list(csv_rows(path, separator)),
+        lambda path, used, position: IteratorReader(csv_rows(path, separator), position),
+    )
 
-SUFFIXES = (".json", ".jsonl", ".parquet", ".csv")
+
+KINDS = {
+    ".json": Kind(
+        lambda path, used: read_json(path), lambda path, used, position: IndexedReader(read_json(path), position)
+    ),
+    ".jsonl": Kind(
+        lambda path, used: read_json_lines(path), lambda path, used, position: stream_json_lines(path, position)
+    ),
+    ".csv": _separated_by(","),
+    ".tsv": _separated_by("\t"),
+    ".parquet": Kind(
+        read_parquet,
+        lambda path, used, position: IndexedReader(ParquetRowGroups(path, used), position),
+        compressible=False,
+    ),
+}
+"""The kinds of files by suffix. A `compressible` one may have a suffix of `DECOMPRESSORS` after it."""
+
+
+def every_column(columns: Sequence[str]) -> Sequence[str]:
+    """Marks all columns as used."""
+    return columns
+
+
+def kind_of(path: Path) -> Kind | None:
+    """Return how a file is read, judging by its name; None if it has no known suffix."""
+    compressed = compression(path)
+    kind = KINDS.get((path.with_suffix("") if compressed else path).suffix.lower())
+    return None if kind is None or (compressed and not kind.compressible) else kind
 
 
 def local_paths(path: str | list[str]) -> list[Path] | None:
@@ -71,7 +102,7 @@ def local_paths(path: str | list[str]) -> list[Path] | None:
         )
     if "://" in path:
         raise UserError("path", f"expected a local file or the name of a data set on the hub, got the address {path!r}")
-    looks_local = expanded.suffix.lower() in SUFFIXES or path.startswith((".", "~", "/")) or path.count("/") > 1
+    looks_local = kind_of(expanded) is not None or path.startswith((".", "~", "/")) or path.count("/") > 1
     if not looks_local:
         return None
     folder = expanded.parent
@@ -81,21 +112,94 @@ def local_paths(path: str | list[str]) -> list[Path] | None:
     raise UserError("path", f"no such file: {path!r}.{near_matches(expanded.name, names)}")
 
 
-def read_files(paths: list[Path], split: str | None) -> RowSequence:
-    """Read the rows of all files in order. `split` selects a split of a saved folder.
+def read_files(paths: list[Path], split: str | None, used: UsedColumns = every_column) -> RowSequence:
+    """Read the rows of all files in order.
 
     A line that cannot be read becomes a `BrokenRow`, as long as the lines after it can be read.
+
+    Args:
+        paths: files, or one saved folder.
+        split: of a saved folder.
+        used: says which columns will be used. The others are not read from files that allow it.
 
     Raises:
         UserError: a file cannot be read at all.
     """
-    parts = []
+    parts: list[RowSequence] = []
     for path in paths:
-        with file_errors(path):
-            parts.append(_read(path, split))
+        with _file_errors(path):
+            parts.append(read_saved(path, split) if path.is_dir() else _known_kind(path).read(path, used))
     if len(parts) == 1:
         return parts[0]
-    return [row for part in parts for row in part]
+    return JoinedRows(parts)
+
+
+class FilesReader(Reader):
+    """Reads several files in order. Its position is the index of the file, and the position in it."""
+
+    def __init__(
+        self,
+        paths: Sequence[Path],
+        split: str | None,
+        position: Sequence[Any] | None,
+        used: UsedColumns = every_column,
+    ) -> None:
+        self._paths, self._split, self._used = paths, split, used
+        self._file: int = 0 if position is None else position[0]
+        self._reader = self._open(None if position is None else position[1])
+
+    @override
+    def next(self) -> LazyRow | None:
+        while (row := self._next()) is None:
+            if self._file + 1 >= len(self._paths):
+                return None
+            self._file += 1
+            self._reader = self._open(None)
+        return row
+
+    def _next(self) -> LazyRow | None:
+        with _file_errors(self._paths[self._file]):
+            return self._reader.next()
+
+    @property
+    @override
+    def position(self) -> list[Any]:
+        return [self._file, self._reader.position]
+
+    def _open(self, position: Any) -> Reader:
+        path = self._paths[self._file]
+        with _file_errors(path):
+            if path.is_dir():
+                return IndexedReader(read_saved(path, self._split), position)
+            return _known_kind(path).stream(path, self._used, position)
+
+
+class JoinedRows(Sequence[Any]):
+    """The rows of several sequences in order.
+
+    Attributes:
+        sequences: the sequences.
+    """
+
+    def __init__(self, sequences: Sequence[RowSequence]) -> None:
+        self.sequences = sequences
+        self._ends = list(accumulate(len(rows) for rows in sequences))
+
+    @override
+    def __len__(self) -> int:
+        return self._ends[-1]
+
+    @override
+    def __getitem__(self, index: Any) -> Any:
+        if isinstance(index, slice):
+            return [self[i] for i in range(*index.indices(len(self)))]
+        sequence, row = self.find(range(len(self))[index])
+        return self.sequences[sequence][row]
+
+    def find(self, index: int) -> tuple[int, int]:
+        """Index of the sequence that row `index` belongs to, and the row's index in it."""
+        sequence = bisect_right(self._ends, index)
+        return sequence, index - (self._ends[sequence - 1] if sequence else 0)
 
 
 def refuse_broken(rows: RowSequence) -> Sequence[Mapping[str, Any]]:
@@ -104,8 +208,8 @@ def refuse_broken(rows: RowSequence) -> Sequence[Mapping[str, Any]]:
     Raises:
         UserError: the error of the first `BrokenRow`.
     """
-    if isinstance(rows, list):  # only files parsed here can have broken rows
-        for row in rows:
+    for part in rows.sequences if isinstance(rows, JoinedRows) else [rows]:
+        for row in part if isinstance(part, list) else ():  # only files parsed line by line can have broken rows
             if isinstance(row, BrokenRow):
                 raise row.error
     intact: Any = rows
@@ -117,7 +221,7 @@ def hash_files(paths: list[Path]) -> str:
     """Digest every byte of the files and folders, in order."""
     digest = hashlib.sha256()
     for _, file in _files_in(paths):
-        with file_errors(file), file.open("rb") as stream:
+        with _file_errors(file), file.open("rb") as stream:
             digest.update(hashlib.file_digest(stream, "sha256").digest())
     return digest.hexdigest()
 
@@ -125,6 +229,19 @@ def hash_files(paths: list[Path]) -> str:
 def file_sizes(paths: list[Path]) -> list[list[Any]]:
     """Return name and size in bytes of each file, and of each file in a folder, in order."""
     return [[str(file.relative_to(path.parent)), file.stat().st_size] for path, file in _files_in(paths)]
+
+
+def _known_kind(path: Path) -> Kind:
+    kind = kind_of(path)
+    if kind is None:
+        compressible = [suffix for suffix, known in KINDS.items() if known.compressible]
+        others = [suffix for suffix, known in KINDS.items() if not known.compressible]
+        raise UserError(
+            "path",
+            f"expected a file that ends in {', '.join([*compressible, *others])}, or in {' or '.join(DECOMPRESSORS)} "
+            f"after {', '.join(compressible[:-1])} or {compressible[-1]}, got {str(path)!r}",
+        )
+    return kind
 
 
 def _files_in(paths: list[Path]) -> Iterator[tuple[Path, Path]]:
@@ -136,149 +253,9 @@ def _files_in(paths: list[Path]) -> Iterator[tuple[Path, Path]]:
 
 
 @contextlib.contextmanager
-def file_errors(path: Path) -> Iterator[None]:
+def _file_errors(path: Path) -> Iterator[None]:
     """Raise an OSError of this block as a `UserError` that names the file."""
     try:
         yield
     except OSError as error:
         raise UserError("path", f"cannot read {str(path)!r}: {error.strerror or error}") from error
-
-
-@contextlib.contextmanager
-def parquet_errors(path: Path) -> Iterator[None]:
-    """Raise an error of pyarrow in this block as a `UserError` that names the file."""
-    import pyarrow  # type: ignore[import-untyped]
-
-    try:
-        yield
-    except pyarrow.ArrowException as error:
-        raise UserError("path", f"{str(path)!r}: not a readable parquet file: {error}") from error
-
-
-def _read(path: Path, split: str | None) -> RowSequence:
-    if path.is_dir():
-        return _read_saved(path, split)
-    suffix = path.suffix.lower()
-    if suffix in (".json", ".jsonl"):
-        return _read_json(path)
-    if suffix == ".csv":
-        return list(csv_rows(path))
-    if suffix == ".parquet":
-        return _read_parquet(path)
-    raise UserError("path", f"expected a file that ends in {', '.join(SUFFIXES)}, got {str(path)!r}")
-
-
-def _read_json(path: Path) -> RowSequence:
-    """Read a JSON list of objects, an object of objects, or one object per line."""
-    data = path.read_bytes().removeprefix(codecs.BOM_UTF8)
-    if data.lstrip()[:1] == b"[":
-        return [
-            row if isinstance(row, dict) else _broken(f"{str(path)!r} row {index}: {_not_an_object(row)}")
-            for index, row in enumerate(_parse_file(data, repr(str(path))))
-        ]
-    lines = [(number, line) for number, line in enumerate(data.split(b"\n"), start=1) if line.strip()]
-    if path.suffix.lower() == ".json" and lines and isinstance(_parse_line(lines[0][1], ""), BrokenRow):
-        whole = _parse_file(data, repr(str(path)))
-        keyed = whole and isinstance(whole, dict) and all(isinstance(row, dict) for row in whole.values())
-        return [{"key": key, **row} for key, row in whole.items()] if keyed else [whole]
-    return [json_row(path, number, line) for number, line in lines]
-
-
-def json_row(path: Path, number: int, line: bytes) -> Mapping[str, Any] | BrokenRow:
-    """Parse line `number` of a file of JSON lines."""
-    where = f"{str(path)!r} line {number}"
-    row: Any = _parse_line(line, where)
-    return row if isinstance(row, dict | BrokenRow) else _broken(f"{where}: {_not_an_object(row)}")
-
-
-def _broken(problem: str) -> BrokenRow:
-    return BrokenRow(UserError("path", problem))
-
-
-def _parse_line(data: bytes, where: str) -> Any:
-    """Parse JSON; return a `BrokenRow` where it is invalid."""
-    try:
-        return json.loads(data)
-    except json.JSONDecodeError as error:
-        return _broken(f"{where}: not valid JSON: {error.msg}")
-    except UnicodeDecodeError as error:
-        return _broken(f"{where}: not UTF-8: {error}")
-    except (ValueError, RecursionError) as error:  # a number of thousands of digits, thousands of nested brackets
-        return _broken(f"{where}: not readable JSON: {error}")
-
-
-def _parse_file(data: bytes, where: str) -> Any:
-    """Parse a whole file as one JSON value."""
-    try:
-        return json.loads(data)
-    except json.JSONDecodeError as error:
-        raise UserError("path", f"{where} line {error.lineno}: not valid JSON: {error.msg}") from error
-    except (ValueError, RecursionError):
-        broken = _parse_line(data, where)
-        raise broken.error from None
-
-
-def _not_an_object(row: Any) -> str:
-    kinds = {list: "a list", str: "a string", bool: "true or false", type(None): "null"}
-    return f"expected an object, got {kinds.get(type(row), 'a number')}"
-
-
-def csv_rows(path: Path) -> Iterator[Mapping[str, Any] | BrokenRow]:
-    """Yield the rows of a CSV file. Every value stays a string: an answer of `5` is not the number 5.
-
-    Raises:
-        UserError: a line and everything after it cannot be parsed.
-    """
-    # Process-wide. It is not restored, because another file may be half read.
-    csv.field_size_limit(min(sys.maxsize, 2**31 - 1))
-    try:
-        # Bytes that are not UTF-8 decode to lone surrogates, so that one of them does not fail the whole file.
-        with path.open(newline="", encoding="utf-8-sig", errors="surrogateescape") as stream:
-            reader = csv.DictReader(stream)
-            if twice := [name for name, count in Counter(reader.fieldnames or ()).items() if count > 1]:
-                raise UserError("path", f"{str(path)!r} line 1: expected each column once, got {twice[0]!r} twice")
-            for row in reader:
-                where = f"{str(path)!r} line {reader.line_num}"
-                text = "".join(value for value in row.values() if isinstance(value, str))
-                if None in row:
-                    yield _broken(f"{where}: expected {len(row) - 1} values, got more")
-                elif None in row.values():
-                    given = sum(value is not None for value in row.values())
-                    yield _broken(f"{where}: expected {len(row)} values, got {given}; is a quote left open?")
-                elif any("\udc80" <= character <= "\udcff" for character in text):
-                    yield _broken(f"{where}: not UTF-8")
-                else:
-                    yield row
-    except csv.Error as error:
-        raise UserError("path", f"{str(path)!r} line {reader.line_num}: not valid CSV: {error}") from error
-
-
-def _read_parquet(path: Path) -> RowSequence:
-    from datasets import Dataset
-    from pyarrow import parquet
-
-    with parquet_errors(path):
-        rows: RowSequence = Dataset(parquet.read_table(path, memory_map=True))
-    return rows
-
-
-def _read_saved(path: Path, split: str | None) -> RowSequence:
-    """Read a folder written by `datasets`' save_to_disk, with one split or several."""
-    if not (path / "dataset_info.json").exists() and not (path / "dataset_dict.json").exists():
-        raise UserError(
-            "path",
-            f"the folder {str(path)!r} was not written by datasets' save_to_disk; name its files instead, such as "
-            f"{str(path / '*.jsonl')!r}",
-        )
-    from datasets import DatasetDict, load_from_disk
-
-    loaded = load_from_disk(str(path))
-    if isinstance(loaded, DatasetDict):
-        name = split or "train"
-        if name not in loaded:
-            raise UserError(
-                "split", f"no split {name!r} among {', '.join(loaded)} of {str(path)!r}.{near_matches(name, loaded)}"
-            )
-        loaded = loaded[name]
-    rows: RowSequence = loaded
-    return rows

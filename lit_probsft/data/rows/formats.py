@@ -5,22 +5,31 @@ The format is recognized from the row's columns unless it is given.
 
 from __future__ import annotations
 
+import functools
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from decimal import Decimal
 from typing import Any
 
 from lit_probsft.data.rows.columns import (
     check_placeholders,
-    fill_placeholders,
+    columns_of,
     fill_template,
     listed,
     missing_column,
+    placeholders,
     shown_value,
     text_field,
     with_nested,
 )
-from lit_probsft.data.rows.conversation import Message, validate_conversation, validate_tools
+from lit_probsft.data.rows.conversation import Message, validate_conversation
+from lit_probsft.data.rows.labels import name_of_label
+from lit_probsft.data.rows.null_fill import turns_without_nulls, without_nulls
+from lit_probsft.data.rows.opening import with_opening
+from lit_probsft.data.rows.stored_turns import stored_turns
+from lit_probsft.data.rows.template_options import TEMPLATE_OPTIONS, validate_template_options
+from lit_probsft.data.rows.tool_calls import validate_functions, validate_tools
 from lit_probsft.errors import UserError
 
 FORMATS = ("messages", "sharegpt", "prompt", "alpaca", "tokens", "text")
@@ -28,6 +37,9 @@ FORMATS = ("messages", "sharegpt", "prompt", "alpaca", "tokens", "text")
 
 IGNORED = -100
 """The label of a token that is not supervised."""
+
+MAX_WEIGHT = 1e9
+"""The largest weight of a row. The squares of a step's gradient, summed over a million tokens, must stay below 3e38."""
 
 
 @dataclass(frozen=True)
@@ -37,12 +49,14 @@ class Conversation:
     Attributes:
         messages: see `Message`.
         tools: JSON schemas of the tools that may be called, for the chat template.
+        template_options: further names that the chat template may read, such as `enable_thinking`.
         weight: factor of the row's token losses in the sum of a step.
     """
 
     messages: list[Message]
     tools: list[dict[str, Any]] | None = None
     weight: float = 1.0
+    template_options: dict[str, Any] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)
@@ -76,8 +90,9 @@ class Columns:
             brace is doubled; `{}` stays as it is. A field of a nested column has a dotted name.
         messages: the column with the turns.
         text: the column with a text without turns.
-        system: a text (or template) that opens every conversation without a system turn.
-        weight: the column with the row's weight, a number of at least 0.
+        system: a text (or template) that opens every conversation without a system turn, instead of the column
+            `system`.
+        weight: the column with the row's weight, a number from 0 to `MAX_WEIGHT`.
         require_response: refuse rows without a response. Prediction does not: it accepts a missing or empty one.
 
     Raises:
@@ -136,6 +151,24 @@ class Columns:
             f"{listed(columns)}. Name the ones to use with `prompt` and `response`, `messages` or `text`.",
         )
 
+    def used(self, columns: Sequence[str]) -> list[str]:
+        """Return those of a row's columns that its example is made of, in their order; all if no format fits.
+
+        A nested column counts as used if one of its fields is.
+        """
+        try:
+            name = self.recognize(columns)
+        except UserError:
+            return list(columns)
+        named = [column for column in _OPTIONAL[name] if column != "system" or self.system is None]
+        if name == "prompt":
+            named += [self.prompt or "prompt", self.response or "response"]
+            named += [*placeholders(self.prompt or ""), *placeholders(self.response or "")]
+        else:
+            named += self._required(name)
+        named += placeholders(self.system or "")
+        return columns_of(named if self.weight is None else [*named, self.weight], columns)
+
     def check(self, columns: Sequence[str]) -> None:
         """Refuse missing columns before any row is used.
 
@@ -150,48 +183,61 @@ class Columns:
             if self.require_response or self.response is not None:
                 check_placeholders(self.response or "response", columns, "response")
             return
-        for column in self._used(name):
+        for column in self._required(name):
             if column not in columns:
                 argument = name if column == getattr(self, name, None) else "format"
                 raise UserError(argument, missing_column(column, columns))
 
-    def example(self, row: Mapping[str, Any]) -> Example:
+    def example(self, row: Mapping[str, Any], *, null_fill: bool = False) -> Example:
         """Return the training example in `row`.
+
+        Args:
+            row: by column.
+            null_fill: the row comes from Arrow, which adds nulls. Null fields of tools, and of mappings in turns, are
+                dropped.
 
         Raises:
             UserError: a column is missing, empty or of the wrong type, or turns are out of order. Names the argument
                 at fault.
         """
-        row = with_nested(row)
+        row = with_nested(row, self.used(list(row)))
         self.check(list(row))
-        example = self._example(row, self.recognize(list(row)))
+        example = self._example(row, self.recognize(list(row)), null_fill)
         return example if self.weight is None else replace(example, weight=_weight(row[self.weight], self.weight))
 
-    def _example(self, row: Mapping[str, Any], name: str) -> Example:
+    def _example(self, row: Mapping[str, Any], name: str, null_fill: bool) -> Example:
         if name == "text":
             column = self.text or "text"
             return Text(text_field(row[column], f"text: column {column!r}"))
         if name == "tokens":
             return _tokens(row["input_ids"], row["labels"])
+        tools = None
         if name in ("messages", "sharegpt"):
-            turns = validate_conversation(
-                row[self._used(name)[0]], argument="messages", require_answer=self.require_response
-            )
+            turns, tools = self._turns_and_tools(row, self._required(name)[0], null_fill)
         elif name == "alpaca":
-            turns = _alpaca(row, self.require_response or bool(row.get("output")))
+            turns = _alpaca(row, self.require_response or bool(name_of_label(row.get("output"))))
         else:
             turns = [{"role": "user", "content": fill_template(self.prompt or "prompt", row, argument="prompt")}]
             response = self.response or "response"
-            if self.require_response or row.get(response, self.response):  # false for a template, which is not a column
+            # A template is not a column.
+            if self.require_response or name_of_label(row.get(response, self.response)):
                 answer = fill_template(response, row, argument="response")
                 turns.append({"role": "assistant", "content": answer})
-        if self.system is not None and turns[0]["role"] != "system":
-            # A bare column name is not looked up in a system text: "helpful" must not silently mean a column.
-            turns.insert(0, {"role": "system", "content": fill_placeholders(self.system, row, argument="system")})
-        tools = validate_tools(row.get("tools")) if name in ("messages", "sharegpt") else None
-        return Conversation(turns, tools)
+        options = validate_template_options(row.get(TEMPLATE_OPTIONS), argument=TEMPLATE_OPTIONS)
+        turns = with_opening(turns, row, self.system, history="history" in _OPTIONAL[name])
+        return Conversation(turns, tools, template_options=options)
 
-    def _used(self, name: str) -> tuple[str, ...]:
+    def _turns_and_tools(
+        self, row: Mapping[str, Any], column: str, null_fill: bool
+    ) -> tuple[list[Message], list[dict[str, Any]] | None]:
+        turns, tools, functions = row[column], row.get("tools"), row.get("functions")
+        if null_fill:
+            turns = turns_without_nulls(stored_turns(turns))
+            tools, functions = without_nulls(tools), without_nulls(functions)
+        messages = validate_conversation(turns, argument="messages", require_answer=self.require_response)
+        return messages, validate_tools(tools) or validate_functions(functions)
+
+    def _required(self, name: str) -> tuple[str, ...]:
         """The columns that a row of this format must have, as named by the arguments."""
         if name in ("messages", "sharegpt") and self.messages is not None:
             return (self.messages,)
@@ -202,6 +248,13 @@ class Columns:
         return _NEEDED[name] if self.require_response or name not in _WITH_RESPONSE else _NEEDED[name][:-1]
 
 
+@functools.lru_cache(maxsize=256)
+def unused_columns(columns: Columns, names: tuple[str, ...]) -> tuple[str, ...]:
+    """Return the names of a row's columns that its example is not made of, see `Columns.used`."""
+    used = columns.used(names)
+    return tuple(name for name in names if name not in used)
+
+
 _NEEDED = {
     "messages": ("messages",),
     "sharegpt": ("conversations",),
@@ -210,19 +263,28 @@ _NEEDED = {
     "tokens": ("input_ids", "labels"),
     "text": ("text",),
 }
+_OPTIONAL: dict[str, tuple[str, ...]] = {
+    "messages": ("tools", "functions", "system", "chat_template_kwargs"),
+    "sharegpt": ("tools", "functions", "system", "history", "chat_template_kwargs"),
+    "prompt": ("system", "chat_template_kwargs"),
+    "alpaca": ("input", "output", "system", "history", "chat_template_kwargs"),
+    "tokens": (),
+    "text": (),
+}
+"""The columns that are read where a row has them."""
+
 _WITH_RESPONSE = ("prompt", "alpaca")
 """Formats whose last column is the response."""
 
 
 def _weight(value: Any, column: str) -> float:
+    is_number = isinstance(value, int | float | str | Decimal) and not isinstance(value, bool)
     try:  # a CSV file has strings only
-        weight = float(value) if isinstance(value, int | float | str) and not isinstance(value, bool) else math.nan
-    except ValueError:
+        weight = float(value) if is_number else math.nan
+    except (ValueError, OverflowError):
         weight = math.nan
-    if not 0 <= weight < math.inf:
-        raise UserError(
-            "weight", f"column {column!r}: expected a finite number of at least 0, got {shown_value(value)}"
-        )
+    if not 0 <= weight <= MAX_WEIGHT:
+        raise UserError("weight", f"column {column!r}: expected a number from 0 to 1e9, got {shown_value(value)}")
     return weight
 
 

@@ -2,19 +2,41 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
 from typing import Any
 
 from typing_extensions import override
 
+from lit_probsft.data.rows.arrow_rows import ArrowRows, decode_fields, decoders_of
 from lit_probsft.data.rows.readers import LazyRow, Reader
+from lit_probsft.data.rows.saved_folders import rows_of_dataset
 from lit_probsft.errors import UserError, first_line, near_matches
 from lit_probsft.storage.hub import dataset_commit
 
 
-def load_from_hub(
-    path: str | list[str], name: str | None, split: str | None, revision: str | None, **options: Any
-) -> Sequence[Mapping[str, Any]]:
+def load_from_hub(path: str | list[str], name: str | None, split: str | None, revision: str | None) -> ArrowRows:
+    """Load a split of a hub data set.
+
+    The arguments are those of `datasets.load_dataset`.
+
+    Raises:
+        UserError: names `path`, `name` or `split`, whichever the hub refuses.
+    """
+    return rows_of_dataset(_load(path, name, split, revision))
+
+
+def stream_from_hub(path: str | list[str], name: str | None, split: str | None, revision: str | None) -> Any:
+    """Open a split of a hub data set as an iterable data set of `datasets`, which decodes no image, audio or video.
+
+    The arguments are those of `datasets.load_dataset`.
+
+    Raises:
+        UserError: names `path`, `name` or `split`, whichever the hub refuses.
+    """
+    dataset = _load(path, name, split, revision, streaming=True)
+    return dataset.decode(False) if dataset.features else dataset
+
+
+def _load(path: str | list[str], name: str | None, split: str | None, revision: str | None, **options: Any) -> Any:
     """Load a split of a hub data set with `datasets.load_dataset`.
 
     Args:
@@ -33,7 +55,7 @@ def load_from_hub(
     # Pin the commit that the run records, whatever is pushed meanwhile.
     revision = dataset_commit(str(path), revision) or revision
     try:
-        rows: Sequence[Mapping[str, Any]] = load_dataset(path, name, split=split, revision=revision, **options)
+        return load_dataset(path, name, split=split, revision=revision, **options)
     except Exception as error:  # the hub's errors share no base class
         text = str(error)
         if "scripts are no longer supported" in text:
@@ -50,7 +72,6 @@ def load_from_hub(
             "name" if "config" in text.lower() else "path",
             f"expected a local file or a data set on the hub, could not load {path!r}: {first_line(error)}",
         ) from error
-    return rows
 
 
 class HubReader(Reader):
@@ -58,6 +79,7 @@ class HubReader(Reader):
 
     def __init__(self, dataset: Any, position: dict[str, Any] | None) -> None:
         self._dataset, self._initial = dataset, position
+        self._decoders = decoders_of(dataset.features)
         if position is not None:
             dataset.load_state_dict(position)
         self._rows = iter(dataset)
@@ -71,7 +93,7 @@ class HubReader(Reader):
         except Exception as error:  # the hub's errors share no base class
             problem = f"the hub gave no more rows: {type(error).__name__}: {first_line(error)}"
             raise UserError("path", problem) from error
-        return None if row is None else lambda: row
+        return None if row is None else lambda: decode_fields(row, self._decoders)
 
     @property
     @override

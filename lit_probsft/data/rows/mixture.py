@@ -7,17 +7,16 @@ import hashlib
 import json
 import math
 import re
-from bisect import bisect_right
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
-from itertools import accumulate
 from typing import Any, TypeVar
 
 from typing_extensions import override
 
 from lit_probsft.data.rows.conversation import Message
-from lit_probsft.data.rows.files import RowSequence
+from lit_probsft.data.rows.files import JoinedRows
 from lit_probsft.data.rows.formats import Example
+from lit_probsft.data.rows.readers import RowSequence
 from lit_probsft.data.rows.row_source import as_source
 from lit_probsft.data.rows.source import Source
 from lit_probsft.data.rows.streams import MixedStream, row_of_part
@@ -151,6 +150,11 @@ class Mixture(Source):
             return self._parts[row["source"]][0].example(row["row"])
 
     @override
+    def unused(self, row: Mapping[str, Any]) -> list[str]:
+        part, _ = self._parts[row["source"]]
+        return [f"{row['source']}.{column}" for column in part.unused(row["row"])]
+
+    @override
     def conversation(self, row: Mapping[str, Any]) -> list[Message]:
         with errors_within(f"sources.{row['source']}"):
             return self._parts[row["source"]][0].conversation(row["row"])
@@ -210,26 +214,19 @@ class Mixture(Source):
         return quotas
 
 
-class _Concatenated(Sequence[Any]):
+class _Concatenated(JoinedRows):
     """The rows of several sources in order."""
 
     def __init__(self, loaded: Mapping[str, RowSequence]) -> None:
-        self._loaded = list(loaded.items())
-        self._ends = list(accumulate(len(rows) for rows in loaded.values()))
+        super().__init__(list(loaded.values()))
+        self._names = list(loaded)
 
-    def __len__(self) -> int:
-        return self._ends[-1]
-
+    @override
     def __getitem__(self, index: Any) -> Any:
         if isinstance(index, slice):
-            return [self[i] for i in range(*index.indices(len(self)))]
-        source, row_index = self.locate(index)
-        name, rows = self._loaded[source]
-        return row_of_part(name, rows[row_index])
+            return super().__getitem__(index)
+        return row_of_part(self._names[self.locate(index)[0]], super().__getitem__(index))
 
     def locate(self, index: int) -> tuple[int, int]:
         """Index of the source that row `index` belongs to, and the row's index in it."""
-        if not 0 <= index < len(self):
-            raise IndexError(index)
-        source = bisect_right(self._ends, index)
-        return source, index - (self._ends[source - 1] if source else 0)
+        return self.find(index)

@@ -11,9 +11,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from lit_probsft.data.rows.conversation import Message
-from lit_probsft.data.rows.files import BrokenRow, RowSequence
 from lit_probsft.data.rows.formats import Conversation, Example
-from lit_probsft.data.rows.readers import IndexedReader, Reader
+from lit_probsft.data.rows.readers import BrokenRow, IndexedReader, Reader, RowSequence
 from lit_probsft.data.rows.streams import MixedStream, RowStream
 from lit_probsft.errors import UserError
 
@@ -49,6 +48,10 @@ class Source(ABC):
             UserError: as `conversation`.
         """
         return Conversation(self.conversation(row))
+
+    def unused(self, row: Mapping[str, Any]) -> Sequence[str]:
+        """Return the names of the columns of `row` that its example is not made of. By default none is known."""
+        return ()
 
     def for_prediction(self) -> Source:
         """Return this source for the `predict` stage, where a row may lack a response. By default one is required."""

@@ -9,8 +9,8 @@ from typing import Any, Literal, NamedTuple
 
 import numpy as np
 
-from lit_probsft.data.rows.files import BrokenRow, RowSequence
 from lit_probsft.data.rows.formats import Conversation, Example, Text
+from lit_probsft.data.rows.readers import BrokenRow, RowSequence
 from lit_probsft.data.rows.source import Source
 from lit_probsft.errors import UserError, errors_within
 

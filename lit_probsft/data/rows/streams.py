@@ -5,8 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from typing import Any, NamedTuple
 
-from lit_probsft.data.rows.files import BrokenRow
-from lit_probsft.data.rows.readers import LazyRow, Reader, Row
+from lit_probsft.data.rows.readers import BrokenRow, LazyRow, Reader, Row
 from lit_probsft.errors import UserError, errors_within
 
 

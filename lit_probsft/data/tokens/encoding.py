@@ -11,30 +11,36 @@ from collections.abc import Sequence
 from typing import Any
 
 from lit_probsft.data.rows.formats import IGNORED
+from lit_probsft.data.tokens.control_tokens import Quoted, errors_restored, quoting_tokenizer, unused_character
 from lit_probsft.data.tokens.rendering import Span
 from lit_probsft.errors import UserError
 
-_Piece = tuple[int, int, bool]
-"""First character, the one after the last, and whether the piece is supervised."""
+_Piece = tuple[str, bool]
+"""A text, and whether it is supervised."""
 
 
-def encode_spans(tokenizer: Any, text: str, spans: Sequence[Span]) -> tuple[list[int], list[int]]:
+def encode_spans(
+    tokenizer: Any, text: str, spans: Sequence[Span], quoted: Quoted | None = None
+) -> tuple[list[int], list[int]]:
     """Tokenize a text with supervised `spans`.
 
     Args:
         tokenizer: a fast tokenizer.
         text: to be tokenized.
         spans: ascending, without overlaps.
+        quoted: what characters of the text stand for; see `control_tokens.py`. These texts become ordinary tokens.
 
     Returns:
         Token ids (T,), and labels (T,): the ids in the spans and -100 elsewhere.
 
     Raises:
-        UserError: a token straddles the edge of a span.
+        UserError: a token straddles the edge of a span, or a quoted text cannot be written as ordinary tokens.
     """
+    pieces = _pieces(text, spans)
+    encoded = _encode_pieces(tokenizer, pieces) if not quoted else _encode_quoted(tokenizer, pieces, quoted)
     input_ids: list[int] = []
     labels: list[int] = []
-    for ids, supervised in _encode_pieces(tokenizer, text, _pieces(text, spans)):
+    for ids, supervised in encoded:
         input_ids += ids
         labels += ids if supervised else [IGNORED] * len(ids)
     return input_ids, labels
@@ -44,25 +50,36 @@ def _pieces(text: str, spans: Sequence[Span]) -> list[_Piece]:
     """Cut the text at the spans: all of it in order, without empty pieces."""
     pieces, position = [], 0
     for start, end in spans:
-        pieces += [(position, start, False), (start, end, True)]
+        pieces += [(text[position:start], False), (text[start:end], True)]
         position = end
-    pieces.append((position, len(text), False))
-    return [piece for piece in pieces if piece[0] < piece[1]]
+    pieces.append((text[position:], False))
+    return [piece for piece in pieces if piece[0]]
 
 
-def _encode_pieces(tokenizer: Any, text: str, pieces: Sequence[_Piece]) -> list[tuple[list[int], bool]]:
+def _encode_quoted(tokenizer: Any, pieces: Sequence[_Piece], quoted: Quoted) -> list[tuple[list[int], bool]]:
+    """The ids of each piece, with the quoted texts as ordinary tokens."""
+    mark = unused_character("".join([*quoted, *quoted.values(), *(text for text, _ in pieces)]))
+    writer = quoting_tokenizer(tokenizer, mark)
+    renamed = [(writer.rename(text, quoted), supervised) for text, supervised in pieces]
+    with errors_restored({name: token for token, name in writer.names.items()}):
+        encoded = _encode_pieces(writer.tokenizer, renamed)
+    return [(writer.original_ids(ids), supervised) for ids, supervised in encoded]
+
+
+def _encode_pieces(tokenizer: Any, pieces: Sequence[_Piece]) -> list[tuple[list[int], bool]]:
     """The ids of each piece, and whether it is supervised."""
     if not pieces:
         return []
     if _is_concatenative(tokenizer):
-        return [(_encode(tokenizer, text[start:end]), supervised) for start, end, supervised in pieces]
+        return [(_encode(tokenizer, piece), supervised) for piece, supervised in pieces]
     # This tokenizer writes something before every text, such as a blank. So the text is tokenized as a whole, and each
     # token belongs to the piece in which it starts.
+    text = "".join(piece for piece, _ in pieces)
     encoding = _call(tokenizer, text, return_offsets_mapping=True)
-    result, position = [], 0
+    result, position, end = [], 0, 0
     ids, offsets = encoding["input_ids"], encoding["offset_mapping"]
-    for _, end, supervised in pieces:
-        first = position
+    for piece, supervised in pieces:
+        first, end = position, end + len(piece)
         while position < len(ids) and (offsets[position][0] < end or end == len(text)):
             position += 1
         if position > first and offsets[position - 1][1] > end:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import functools
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from lit_probsft.data.tokens.call_forms import in_call_form
 from lit_probsft.data.tokens.tokenizers import special_tokens
 from lit_probsft.errors import UserError, near_matches
 
@@ -85,11 +86,13 @@ class Renderer:
         tokenizer: provides the special tokens that the template may name.
         template: Jinja text.
         tools: JSON schemas of the conversation's tools.
+        options: further names that the template may read, such as `enable_thinking`.
     """
 
     tokenizer: Any
     template: str
     tools: Sequence[Mapping[str, Any]] | None = None
+    options: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def has_generation_marks(self) -> bool:
@@ -117,18 +120,27 @@ class Renderer:
     def _render(
         self, messages: Sequence[Mapping[str, Any]], generation_prompt: bool, with_marks: bool
     ) -> tuple[str, list[Span]]:
+        def unmarked(changed: list[dict[str, Any]]) -> str:
+            return self._render_unchanged(changed, generation_prompt, False)[0]
+
+        conversation = [{key: value for key, value in message.items() if key != "train"} for message in messages]
+        conversation = in_call_form(self.template, conversation, unmarked)
+        return self._render_unchanged(conversation, generation_prompt, with_marks)
+
+    def _render_unchanged(
+        self, messages: list[dict[str, Any]], generation_prompt: bool, with_marks: bool
+    ) -> tuple[str, list[Span]]:
         import jinja2
         from transformers.utils.chat_template_utils import render_jinja_template
 
-        conversation = [{key: value for key, value in message.items() if key != "train"} for message in messages]
         try:
             rendered, marks = render_jinja_template(
-                [conversation],
+                [messages],
                 tools=None if self.tools is None else [dict(tool) for tool in self.tools],
                 chat_template=self.template,
                 add_generation_prompt=generation_prompt,
                 return_assistant_tokens_mask=with_marks,
-                **self.tokenizer.special_tokens_map,
+                **{**self.tokenizer.special_tokens_map, **self.options},
             )
             rendered[0].encode()
         except jinja2.TemplateSyntaxError as error:

@@ -34,6 +34,7 @@ def render_and_find_turns(
     *,
     tools: Sequence[Mapping[str, Any]] | None = None,
     chat_template: str | None = None,
+    template_options: Mapping[str, Any] | None = None,
     plain_text: bool = False,
     generation_prompt: bool = False,
 ) -> tuple[str, list[Span]]:
@@ -47,6 +48,7 @@ def render_and_find_turns(
         turns: indices of the messages to find, all of them the assistant's.
         tools: JSON schemas, for the template.
         chat_template: Jinja text, instead of the tokenizer's template.
+        template_options: further names that the template may read.
         plain_text: use no template, see `tokenize_conversation`.
         generation_prompt: the text ends with the prompt for an answer.
 
@@ -60,8 +62,10 @@ def render_and_find_turns(
     if plain_text:
         if tools:
             raise UserError("format", "plain text cannot represent tools; use a chat template that does")
+        if template_options:
+            raise UserError("template_options", "plain text has no chat template that could read them")
         return _concatenate(tokenizer, messages, turns)
-    render = Renderer(tokenizer, chosen_template(tokenizer, chat_template), tools)
+    render = Renderer(tokenizer, chosen_template(tokenizer, chat_template), tools, template_options or {})
     if tools and "tools" not in render.template:
         raise UserError("chat_template", "the template leaves out the tools; use one that renders `tools`")
     for index in turns:
@@ -168,9 +172,10 @@ class _TurnFinder:
             raise UserError(
                 "chat_template",
                 f"the template renders earlier turns differently once later turns follow, so the assistant's turn "
-                f"{index} cannot be found; mark it with {{% generation %}} in a template of your own, or supervise the "
-                f"last turn only (`turns: last`).\nUp to the turn: {highlight(before, [])}\nWith the turn: "
-                f"{highlight(through, [])}\nWhole conversation: {highlight(self.text, [])}",
+                f"{index} cannot be found; split such conversations (`rewritten_history: split`), supervise the last "
+                f"turn only (`turns: last`), or mark it with {{% generation %}} in a template of your own.\n"
+                f"Up to the turn: {highlight(before, [])}\nWith the turn: {highlight(through, [])}\n"
+                f"Whole conversation: {highlight(self.text, [])}",
             )
         return span_by_probe
 

@@ -48,6 +48,7 @@ def templated():
     return tokenizer
 
 
+OPTION = "{% if x == 1 %}{% endif %}"
 TWO, THREE, REMOVE = {"validation": "two"}, {"validation": "three"}, {"duplicates": "remove"}
 HELD_OUT = {"validation_fraction": 0.25}
 
@@ -68,6 +69,9 @@ MATTER = {
     "require_end_of_turn": [{}, {"require_end_of_turn": False}],
     "turns": [{}, {"turns": "first"}, {"turns": "last"}],
     "reasoning": [{}, {"reasoning": "mask"}, {"reasoning": "drop"}],
+    "template_options": [{"chat_template": OPTION + CHATML, "template_options": o} for o in (None, {"x": 1}, {"x": 2})],
+    "special_tokens_in_text": [{}, {"special_tokens_in_text": "refuse"}, {"special_tokens_in_text": "keep"}],
+    "rewritten_history": [{}, {"rewritten_history": "split"}],
     "on_bad_row": [{}, {"on_bad_row": "skip"}],
     "max_length": [{}, {"max_length": 2000}, {"max_length": 2001}],
     "overflow": [{"max_length": 75, "overflow": word} for word in ("truncate", "drop")],

@@ -82,3 +82,28 @@ def test_a_field_of_a_nested_column_has_a_dotted_name() -> None:
     assert [turn["content"] for turn in turns] == ["1 + 1? Think.", "2"]
     with pytest.raises(UserError, match=r"response: no column 'extra.answer'.*'extra.deep.answer'"):
         conversation_from_columns(row, prompt="extra.question", response="extra.answer")
+
+
+@pytest.mark.parametrize(
+    ("options", "columns", "used"),
+    [
+        ({}, "prompt response id system weight", "prompt response system"),
+        ({"system": "Be kind."}, "prompt response system", "prompt response"),
+        ({"system": "Be {tone}, {system}."}, "prompt response tone system", "prompt response tone system"),
+        ({"system": "tone"}, "prompt response tone", "prompt response"),
+        ({"prompt": "{system}?", "response": "a", "system": "b"}, "system a b", "system a"),
+        ({"prompt": "{extra.q}", "response": "extra.a", "weight": "w.x"}, "id extra ext w", "extra w"),
+        ({"prompt": "{{q}} {q.a", "response": "a"}, "q a", "a"),
+        ({"require_response": False}, "prompt id", "prompt"),
+        ({}, "messages tools prompt response chat_template_kwargs history", "messages tools chat_template_kwargs"),
+        ({"messages": "chat"}, "chat messages tools", "chat tools"),
+        ({}, "conversations system history image", "conversations system history"),
+        ({}, "instruction input output history system text", "instruction input output history system"),
+        ({"require_response": False}, "instruction input output", "instruction input output"),
+        ({"weight": "w"}, "input_ids labels attention_mask w", "input_ids labels w"),
+        ({"text": "story"}, "story text url", "story"),
+        ({}, "question answer", "question answer"),
+    ],
+)
+def test_the_used_columns_are_those_that_a_row_is_made_of(options, columns, used):
+    assert Columns(**options).used(columns.split()) == used.split()

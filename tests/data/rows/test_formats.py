@@ -5,9 +5,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lit_probsft.data import ByteTokenizer, InstructionDataModule, Rows
-from lit_probsft.data.rows.conversation import validate_conversation, validate_tools
+from lit_probsft.data.rows.conversation import validate_conversation
 from lit_probsft.data.rows.formats import Columns, Conversation, Text, Tokens
 from lit_probsft.data.rows.mixture import Mixture
+from lit_probsft.data.rows.tool_calls import validate_tools
 from lit_probsft.errors import UserError
 
 USER, ASSISTANT = {"role": "user", "content": "Weather?"}, {"role": "assistant", "content": "Rain."}
@@ -93,6 +94,32 @@ def test_other_role_vocabularies_give_the_same_turns():
     ]
 
 
+def test_openais_older_calls_and_functions_equal_the_newer_ones():
+    function = CALL["function"]
+    older = [
+        USER,
+        {"role": "assistant", "content": "", "tool_calls": None, "function_call": function},
+        {"role": "function", "content": "wet", "name": "weather", "function_call": None},
+        {**ASSISTANT, "function_call": {}},
+    ]
+    row = {"messages": older, "functions": [TOOLS[0]["function"]], "tools": None}
+    assert Columns().example(row) == Conversation(WITH_TOOLS, TOOLS)
+    for form in (json.dumps(function), {**function, "arguments": json.dumps(function["arguments"])}):
+        older[1] = {"role": "assistant", "content": "", "function_call": form}
+        assert Columns().example({**row, "functions": json.dumps(row["functions"])}) == Conversation(WITH_TOOLS, TOOLS)
+    older[1] = {"role": "assistant", "content": "Look.", "function_call": function}
+    assert Columns().example({"messages": older}).messages[1] == {**WITH_TOOLS[1], "content": "Look."}
+
+
+def test_further_keys_of_a_turn_that_hold_a_value_are_kept_for_the_template():
+    empty = {"audio": None, "name": "", "tags": [], "meta": {}, "weight": None}
+    turns = [{**USER, **empty, "name": "Ann", "turn": 0}, {**ASSISTANT, **empty, "audio": {"id": "x"}, "ok": False}]
+    assert validate_conversation(turns) == [
+        {**USER, "name": "Ann", "turn": 0},
+        {**ASSISTANT, "audio": {"id": "x"}, "ok": False},
+    ]
+
+
 def test_a_turn_may_be_left_unsupervised_and_may_carry_reasoning():
     turns = [USER, {**ASSISTANT, "weight": 0}, USER, {**ASSISTANT, "train": True, "thinking": "Clouds."}]
     assert validate_conversation(turns) == [
@@ -126,6 +153,17 @@ def test_a_turn_may_be_left_unsupervised_and_may_carry_reasoning():
             [USER, {"role": "assistant", "content": None}],
             r"^messages\[1\]: expected non-empty text, got null",
         ),
+        (
+            [{**USER, "tool_calls": [CALL]}, ASSISTANT],
+            r"^messages\[0\].tool_calls: expected none in a user turn, got \[",
+        ),
+        ([USER, WITH_TOOLS[1], {**USER, "role": "function", "function_call": "f"}], "expected none in a tool turn"),
+        (
+            [USER, {**WITH_TOOLS[1], "function_call": CALL["function"]}],
+            r"^messages\[1\].function_call: expected none in a turn with tool_calls",
+        ),
+        ([USER, {**ASSISTANT, "function_call": "f(x)"}], r"^messages\[1\].function_call: expected a mapping with name"),
+        ([USER, {**ASSISTANT, "function_call": {"arguments": "{}"}}], "function_call: expected a mapping with name"),
         ([USER, {**ASSISTANT, "tool_calls": "x"}], r"^messages\[1\].tool_calls: expected a list, got 'x'"),
         (
             [USER, {**ASSISTANT, "tool_calls": [{"x": 1}]}],

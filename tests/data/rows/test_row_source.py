@@ -1,5 +1,7 @@
 import csv
 import dataclasses
+import gzip
+import io
 import json
 
 import pytest
@@ -20,11 +22,49 @@ def expected(rows=ROWS):
     ]
 
 
-def write_csv(path):
+def write_csv(path, **options):
     with path.open("w", newline="") as stream:
-        writer = csv.DictWriter(stream, ["prompt", "response"])
+        writer = csv.DictWriter(stream, ["prompt", "response"], **options)
         writer.writeheader()
         writer.writerows(ROWS)
+
+
+def gzipped(write):
+    def write_gzipped(path):
+        write(path)
+        path.write_bytes(gzip.compress(path.read_bytes()))
+
+    return write_gzipped
+
+
+def zstd(write):
+    def write_zstd(path):
+        import pyarrow
+
+        write(path)
+        content = path.read_bytes()
+        half = len(content) // 2
+        with path.open("wb") as file:
+            for part in (content[:half], content[half:]):  # two frames, as `cat` and parallel compression make them
+                with pyarrow.CompressedOutputStream(pyarrow.PythonFile(_Unclosed(file)), "zstd") as stream:
+                    stream.write(part)
+
+    return write_zstd
+
+
+class _Unclosed(io.RawIOBase):
+    def __init__(self, file):
+        self.file = file
+
+    def writable(self):
+        return True
+
+    def write(self, data):
+        return self.file.write(data)
+
+
+def write_lines(path):
+    path.write_text("\n".join(json.dumps(row) for row in ROWS) + "\n\n")
 
 
 def write_parquet(path):
@@ -46,10 +86,19 @@ def save_splits(path):
 
 
 WRITERS = {
-    "rows.jsonl": lambda path: path.write_text("\n".join(json.dumps(row) for row in ROWS) + "\n\n"),
+    "rows.jsonl": write_lines,
+    "rows.jsonl.gz": gzipped(write_lines),
+    "rows.jsonl.zst": zstd(write_lines),
     "rows.json": lambda path: path.write_text(json.dumps(ROWS, indent=2)),
     "lines.json": lambda path: path.write_text("\n".join(json.dumps(row) for row in ROWS)),
+    "data.json": lambda path: path.write_text(json.dumps({"version": 1, "data": ROWS})),
+    "data.json.gz": gzipped(lambda path: path.write_text(json.dumps({"version": 1, "data": ROWS}, indent=2))),
+    "any_key.json": lambda path: path.write_text(json.dumps({"examples": ROWS}, indent=2)),
+    "keyed.json": lambda path: path.write_text(json.dumps({f"id{i}": row for i, row in enumerate(ROWS)})),
     "rows.csv": write_csv,
+    "rows.csv.gz": gzipped(write_csv),
+    "rows.TSV": lambda path: write_csv(path, delimiter="\t"),
+    "rows.tsv.zst": zstd(lambda path: write_csv(path, delimiter="\t", quoting=csv.QUOTE_ALL)),
     "rows.parquet": write_parquet,
     "folder": save_folder,
     "splits": save_splits,

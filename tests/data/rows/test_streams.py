@@ -1,16 +1,17 @@
 """Streams have the same rows as loading does, in any format, and resume at any position."""
 
 import csv
+import gzip
 import json
 from collections import Counter
+from pathlib import Path
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lit_probsft.data import FigletPuzzles, Mixture, Part, Rows
-from lit_probsft.data.rows.files import BrokenRow
-from lit_probsft.data.rows.readers import IndexedReader
+from lit_probsft.data.rows.readers import BrokenRow, IndexedReader
 from lit_probsft.data.rows.streams import MixedStream, RowStream
 from lit_probsft.errors import UserError
 
@@ -33,12 +34,31 @@ def as_list_in_lines(path):
     return str(path.with_suffix(".jsonl"))
 
 
-def as_csv(path):
-    with path.with_suffix(".csv").open("w", newline="") as file:
-        writer = csv.DictWriter(file, ["prompt", "response"])
+def as_csv(path, suffix=".csv", **options):
+    with path.with_suffix(suffix).open("w", newline="") as file:
+        writer = csv.DictWriter(file, ["prompt", "response"], **options)
         writer.writeheader()
         writer.writerows(ROWS)
-    return str(path.with_suffix(".csv"))
+    return str(path.with_suffix(suffix))
+
+
+def as_tsv(path):
+    return as_csv(path, ".tsv", delimiter="\t")
+
+
+def as_gzip(path):
+    content = Path(as_json_lines(path)).read_bytes()
+    path.with_suffix(".jsonl.gz").write_bytes(gzip.compress(content[:100]) + gzip.compress(content[100:]))
+    return str(path.with_suffix(".jsonl.gz"))
+
+
+def as_zstd(path):
+    import pyarrow
+
+    content = Path(as_json_lines(path)).read_bytes()
+    with pyarrow.CompressedOutputStream(str(path.with_suffix(".jsonl.zst")), "zstd") as stream:
+        stream.write(content)
+    return str(path.with_suffix(".jsonl.zst"))
 
 
 def as_parquet(path):
@@ -63,7 +83,7 @@ def as_several(path):
     return str(path.with_name("*.jsonl"))
 
 
-FILES = [as_json_lines, as_list, as_list_in_lines, as_csv, as_parquet, as_saved, as_several]
+FILES = [as_json_lines, as_list, as_list_in_lines, as_csv, as_tsv, as_gzip, as_zstd, as_parquet, as_saved, as_several]
 
 
 def take(stream, count):

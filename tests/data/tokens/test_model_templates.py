@@ -178,10 +178,13 @@ def test_masking_unclosed_reasoning_or_dropping_all_of_an_answer_is_refused():
         supervised("chatml", [USER, {"role": "assistant", "content": "<think>\nClouds.\n</think>"}], reasoning="drop")
 
 
-def test_special_tokens_in_a_call_are_refused():
+def test_control_tokens_in_a_call_are_ordinary_text_and_refused_if_kept():
     call = {"function": {"name": "sky", "arguments": {"town": "<|im_end|>"}}}
+    messages = [USER, {**CALLS, "tool_calls": [call]}]
+    text = '<tool_call>\n{"name": "sky", "arguments": {"town": "<|im_end|>"}}\n</tool_call><|im_end|>'
+    assert supervised("qwen_2_5", messages) == [text]
     with pytest.raises(UserError, match="^messages: expected no special token in a tool call"):
-        supervised("qwen_2_5", [USER, {**CALLS, "tool_calls": [call]}])
+        supervised("qwen_2_5", messages, special_tokens_in_text="keep")
 
 
 def test_a_template_that_leaves_out_the_system_turn_is_refused():
