@@ -146,6 +146,7 @@ PARSING = [
     Mistake('a misspelled side', '--model.objective QuantileThreshold --model.objective.side lef'),
     Mistake('null for the model', '--model null'),
     Mistake('a flag of a strategy that is a text', '--trainer.strategy ddp --trainer.strategy.timeout 3'),
+    Mistake('a flag of a logger that is not named', '--trainer.logger.save_dir logs'),
     Mistake('a word for a number of a source that a flag names', '--data.train FigletPuzzles --data.train.count many'),
     Mistake('a word for a number after an objective that is named late', '--model.objective.alpha 3 --model.objective Power --trainer.max_epochs many'),
     Mistake('a list that is too short', '--model.optimizer.betas [0.8]'),

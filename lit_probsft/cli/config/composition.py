@@ -168,6 +168,8 @@ class Composer:
                 argument = self._put(below, inner, spec.all_arguments.get(name), rest, value, origin)
                 return dataclasses.replace(spec, arguments={**spec.arguments, name: argument})
             _refuse_text(place, name, now)
+            if plain(now) is None and not takes(option.hint, "a mapping"):
+                raise UserError(below, f"expected a class with arguments as {place}, got none")
         items = _mapping(place, now)
         items[name] = self._put(below, Option(item_hint(option.hint)), items.get(name), rest, value, origin)
         return items

@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from lit_probsft.cli.config.hints import Option, class_families, is_factory, is_group, known_options, members, takes
+from lit_probsft.cli.config.hints import Option, class_families, is_factory, is_group, known_options, takes
 from lit_probsft.cli.config.imports import import_path
 from lit_probsft.cli.config.scalars import Scalar
 from lit_probsft.data.rows.row_source import Rows
@@ -76,7 +76,7 @@ def implied_class(option: Option, given: Any, fields: set[str]) -> ClassSpec | N
     kinds = [family for family in families if is_group(family)]
     kinds += [_OF_A_TEXT[family] for family in families if family in _OF_A_TEXT]
     if text is None and not kinds:
-        kinds = [family for family in families if members(family) == {family}]
+        kinds = [family for family in families if not inspect.isabstract(family) and fields <= {*known_options(family)}]
     if not kinds:
         return None
     kind = max(kinds, key=lambda kind: len(fields & set(known_options(kind))))
