@@ -7,7 +7,8 @@ import math
 import pytest
 import torch
 
-from benchmarks import capability, gsm8k, harness, head, objectives, packing, step, tokenization
+from benchmarks import capability, gsm8k, harness, head, objectives, packing, step, templates, tokenization
+from tests.data.chat_templates import CHATML, MARKED, REWRITES_HISTORY
 
 
 def call_a():
@@ -224,3 +225,20 @@ def test_the_readmes_picture_shows_each_of_its_objectives(tmp_path):
     objectives.draw(tmp_path / "picture.svg")
     for picture in (tmp_path / "picture.svg", objectives.PICTURE):
         assert all(f">{name}<" in picture.read_text() for name in objectives.OBJECTIVES)
+
+
+def test_templates_are_compared_with_their_marked_variants_and_with_their_prompts(tmp_path, capsys):
+    longer = MARKED.replace("+ '<|im_end|>\n' }}{% endgen", "+ ' or so<|im_end|>\n' }}{% endgen")
+    written = {"lfm2": CHATML, "lfm2_training": MARKED, "lfm2_v2": REWRITES_HISTORY, "lfm2_v2_training": MARKED}
+    written |= {"qwen3": CHATML, "qwen3_training": longer}
+    folder = tmp_path / "chat_templates"
+    folder.mkdir()
+    for name, template in written.items():
+        (folder / f"{name}.jinja").write_text(template)
+    path = templates.run(templates.parse(["--trl", str(tmp_path), "--results", str(tmp_path)]))
+    result = json.loads(path.read_text())
+    found = {name: [cell["verdict"] for cell in cells.values()] for name, cells in result["templates"].items()}
+    assert found["lfm2"] == found["lfm2_training"] == ["exact", "exact", "exact", "-", "-"]
+    assert found["lfm2_v2"] == ["exact", "refused", "refused", "-", "-"]
+    assert found["qwen3"] == ["wrong", "wrong", "wrong", "-", "-"]  # the marked variant has words of its own
+    assert "1 refused, 0 disputed, 1 wrong" in capsys.readouterr().out

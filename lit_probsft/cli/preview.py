@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -81,6 +82,7 @@ class Preview:
         split_documents: number of documents that they are split into.
         with_control_tokens: number of rows whose texts contain control tokens, which are written as ordinary text.
         unused: columns and keys of turns that nothing reads.
+        prompts: how answers are asked for where that has to be said, and the number of measured rows of each.
         problems: the most common first.
         shown: the documents of the rows to show.
     """
@@ -96,6 +98,7 @@ class Preview:
     split_documents: int = 0
     with_control_tokens: int = 0
     unused: list[str] = field(default_factory=list)
+    prompts: Counter[str] = field(default_factory=Counter)
     problems: list[Problem] = field(default_factory=list)
     shown: list[ShownDocument] = field(default_factory=list)
 
@@ -119,6 +122,8 @@ class Preview:
                 f"{self.split_rows} rows into {self.split_documents} documents, because the chat template rewrites "
                 "earlier turns"
             )
+        if self.prompts:
+            facts["prompts"] = "; ".join(f"{rows} rows: {said}" for said, rows in self.prompts.most_common())
         if self.with_control_tokens:
             rows = f"{self.with_control_tokens} of {self.measured} rows"
             facts["control tokens"] = f"{rows} contain control tokens in their text, written as ordinary text"
@@ -186,6 +191,7 @@ def make_preview(datamodule: InstructionDataModule, split: str = "train", rows: 
     num_shown = 0
     for position, (index, outcomes) in enumerate(zip(measured, row_outcomes, strict=True)):
         preview.with_control_tokens += outcomes[0].with_control_tokens
+        preview.prompts.update(filter(None, [outcomes[0].prompt]))
         preview.unused = merge_unused(preview.unused, outcomes[0].unused)
         if len(outcomes) > 1:
             preview.split_rows += 1

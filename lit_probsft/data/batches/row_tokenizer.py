@@ -18,6 +18,7 @@ from lit_probsft.data.tokens.tokenization import (
     IGNORED,
     Reasoning,
     Turns,
+    describe_prompt_of,
     split_conversation,
     tokenize_conversation,
     tokenize_prompt,
@@ -59,6 +60,7 @@ class Outcome:
         length: tokens before truncation.
         with_control_tokens: whether its texts contain control tokens, which are written as ordinary text.
         unused: what the row has and nothing reads: columns, and keys of turns as `messages[].key`.
+        prompt: how the last answer is asked for, if there is something to say. Only looked for on request.
         rewritten: whether an earlier turn is supervised as the template rewrites it. Only looked for on request.
     """
 
@@ -68,6 +70,7 @@ class Outcome:
     length: int = 0
     with_control_tokens: bool = False
     unused: Sequence[str] = ()
+    prompt: str = ""
     rewritten: bool = False
 
 
@@ -80,12 +83,14 @@ class RowTokenizer:
     """Tokenizes the rows of a source.
 
     Attributes:
+        describe_prompts: say how each last answer is asked for, which takes longer.
         find_rewritten: look for turns that are supervised as the template rewrites them, which takes longer.
     """
 
     loaded: LoadedSource
     tokenizer: Any
     recipe: Recipe
+    describe_prompts: bool = False
     find_rewritten: bool = False
 
     def check_template(self) -> None:
@@ -132,8 +137,9 @@ class RowTokenizer:
         with errors_within("data", self.loaded.where(item)):
             tokenized = list(self._tokens(example))
             rewritten = self.find_rewritten and self._supervises_rewritten(example)
+            prompt = self._describe_prompt(example)
         documents = [Document(row, ids, labels, example.weight, item.source) for ids, labels in tokenized]
-        return [replace(self._limit(document, item), rewritten=rewritten) for document in documents]
+        return [replace(self._limit(document, item), rewritten=rewritten, prompt=prompt) for document in documents]
 
     def _limit(self, document: Document, item: Item) -> Outcome:
         """Applies `max_length` to a document."""
@@ -201,6 +207,13 @@ class RowTokenizer:
             isinstance(example, Conversation)
             and find_control_token(self.tokenizer, example.messages, example.tools) is not None
         )
+
+    def _describe_prompt(self, example: Example) -> str:
+        if not self.describe_prompts or not isinstance(example, Conversation):
+            return ""
+        options = self._options(example)
+        del options["turns"], options["special_tokens_in_text"]
+        return describe_prompt_of(self.tokenizer, example.messages, **options)
 
     def _supervises_rewritten(self, example: Example) -> bool:
         """Whether `rewritten_history: split` would make other documents of the row."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -94,6 +94,10 @@ class Renderer:
     tools: Sequence[Mapping[str, Any]] | None = None
     options: Mapping[str, Any] = field(default_factory=dict)
 
+    def with_options(self, **options: Any) -> Renderer:
+        """Return a renderer with more options for the template."""
+        return replace(self, options={**self.options, **options})
+
     @property
     def has_generation_marks(self) -> bool:
         """Whether the template marks what the assistant generates with `{% generation %}`."""
@@ -123,7 +127,7 @@ class Renderer:
         def unmarked(changed: list[dict[str, Any]]) -> str:
             return self._render_unchanged(changed, generation_prompt, False)[0]
 
-        conversation = [{key: value for key, value in message.items() if key != "train"} for message in messages]
+        conversation = [_as_read(self.template, message) for message in messages]
         conversation = in_call_form(self.template, conversation, unmarked)
         return self._render_unchanged(conversation, generation_prompt, with_marks)
 
@@ -153,6 +157,58 @@ class Renderer:
             roles = ", ".join(message["role"] for message in messages)
             raise UserError("chat_template", f"the template refuses the roles {roles}: {error}") from error
         return rendered[0], [(start, end) for start, end in marks[0]] if marks else []
+
+
+def _as_read(template: str, message: Mapping[str, Any]) -> dict[str, Any]:
+    """The message in the form that the template reads."""
+    read = {key: value for key, value in message.items() if key != "train"}
+    if read["role"] == "assistant" and "</think>" in read["content"] and _writes_block_twice(template):
+        before, _, answer = read["content"].rpartition("</think>")
+        read |= {"reasoning_content": before.partition("<think>")[2].strip(), "content": answer.lstrip()}
+    if "reasoning_content" in read:
+        read[_reasoning_key(template)] = read.pop("reasoning_content")
+    if _reads_parts(template):
+        read["content"] = [{"type": "text", "text": read["content"]}]
+    return read
+
+
+@functools.lru_cache(maxsize=16)
+def _reasoning_key(template: str) -> str:
+    """The name by which a template reads the reasoning of a turn. Later versions of transformers give it all names."""
+    keys = ("reasoning_content", "thinking", "reasoning")
+    return next((key for key in keys if re.search(rf"""[.'"]{key}\b""", template)), keys[0])
+
+
+@functools.lru_cache(maxsize=16)
+def _writes_block_twice(template: str) -> bool:
+    """Whether a template puts an empty block of reasoning before one in the content, since it reads the former only."""
+    answer = {"role": "assistant", "content": "<think>\nxqz\n</think>\n\nprobe"}
+    try:
+        text = _render_alone(template, [{"role": "user", "content": "xqz"}, answer])
+    except Exception:  # a template is a program, and may raise anything
+        return False
+    return "reasoning_content" in template and text.count("</think>") > 1
+
+
+def _render_alone(template: str, messages: list[dict[str, Any]]) -> str:
+    from transformers.utils.chat_template_utils import render_jinja_template
+
+    rendered: list[str] = render_jinja_template([messages], chat_template=template)[0]
+    return rendered[0]
+
+
+@functools.lru_cache(maxsize=16)
+def _reads_parts(template: str) -> bool:
+    """Whether a template reads contents as lists of parts only, as those of models that see images may."""
+
+    def reads(content: Any) -> bool:
+        try:
+            text = _render_alone(template, [{"role": role, "content": content} for role in ("user", "assistant")])
+        except Exception:  # a template is a program, and may raise anything
+            return False
+        return "xqzprobe" in text
+
+    return not reads("xqzprobe") and reads([{"type": "text", "text": "xqzprobe"}])
 
 
 def _invalid_jinja(error: Any) -> UserError:

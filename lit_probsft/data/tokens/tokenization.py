@@ -30,6 +30,7 @@ from lit_probsft.data.tokens.control_tokens import (
 )
 from lit_probsft.data.tokens.encoding import encode_spans
 from lit_probsft.data.tokens.history import FindTurns, History, exact_turns, split_at_rewritten_turns
+from lit_probsft.data.tokens.prompts import describe_prompt
 from lit_probsft.data.tokens.reasoning import drop_reasoning, exclude_reasoning
 from lit_probsft.data.tokens.rendering import Renderer, Span, adds_bos, chosen_template, highlight
 from lit_probsft.data.tokens.turns import ends_with_special, render_and_find_turns
@@ -173,12 +174,13 @@ def tokenize_prompt(
     `tokenize_conversation`.
     """
     messages = drop_reasoning(messages) if reasoning == "drop" else messages
-    prompt = messages[:-1] if messages[-1]["role"] == "assistant" else messages
+    answer = messages[-1] if messages[-1]["role"] == "assistant" else None
+    prompt = messages if answer is None else messages[:-1]
     template: dict[str, Any] = {"chat_template": chat_template, "template_options": template_options}
     policy = _policy(special_tokens_in_text, plain_text=plain_text)
     prompt, tools, quoted = _quote(tokenizer, prompt, tools, policy, generation_prompt=True, **template)
     find_turns: FindTurns = functools.partial(
-        render_and_find_turns, tokenizer, tools=tools, plain_text=plain_text, **template
+        render_and_find_turns, tokenizer, tools=tools, plain_text=plain_text, answer=answer, **template
     )
     # Training cuts the text at the supervised turns, so the prompt is cut there too.
     cuts = [index for index in _supervised_turns(messages, turns) if index < len(prompt)]
@@ -189,6 +191,27 @@ def tokenize_prompt(
         if reasoning == "mask":
             spans = exclude_reasoning(text, spans)
         return encode_spans(tokenizer, text, spans, quoted)[0]
+
+
+def describe_prompt_of(
+    tokenizer: Any,
+    messages: Sequence[Mapping[str, Any]],
+    *,
+    tools: Sequence[Mapping[str, Any]] | None = None,
+    chat_template: str | None = None,
+    template_options: Mapping[str, Any] | None = None,
+    plain_text: bool = False,
+    reasoning: Reasoning = "learn",
+) -> str:
+    """Say how the last answer of a conversation is asked for; see `lit_probsft.data.tokens.prompts`.
+
+    Arguments as `tokenize_conversation`. Returns an empty text if there is nothing to say.
+    """
+    if plain_text or messages[-1]["role"] != "assistant":
+        return ""
+    messages = drop_reasoning(messages) if reasoning == "drop" else messages
+    render = Renderer(tokenizer, chosen_template(tokenizer, chat_template), tools, template_options or {})
+    return describe_prompt(render, messages[:-1], messages[-1])
 
 
 def tokenize_text(

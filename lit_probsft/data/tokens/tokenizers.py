@@ -33,6 +33,9 @@ CHATML = (
 """ChatML with generation marks: the template of the tokenizers built here."""
 
 
+_STOPS_ATTRIBUTE = "_lit_probsft_stops"
+
+
 @dataclass(frozen=True)
 class TokenizerSource(ABC):
     """Loads a fast tokenizer with a pad token. Decorate subclasses with `@dataclass(frozen=True)` too."""
@@ -107,7 +110,7 @@ def read_tokenizer(name_or_path: str, revision: str | None = None, trust_remote_
         warn_of_code("trust_remote_code", name, revision)
     try:
         revision = model_commit(name, revision) or revision or "main"
-        return AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=trust_remote_code)
+        tokenizer = AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=trust_remote_code)
     except Exception as error:  # a missing file, a refused connection and a broken file share no base class
         if (base := _base_of_adapters(name, revision)) is not None:
             return read_tokenizer(*base, trust_remote_code)
@@ -117,6 +120,25 @@ def read_tokenizer(name_or_path: str, revision: str | None = None, trust_remote_
         raise refused_code(error, "trust_remote_code", name, revision) or UserError(
             "name_or_path", f"expected a folder or a hub id that holds a tokenizer, got {name_or_path!r}{why}{hint}"
         ) from error
+    setattr(tokenizer, _STOPS_ATTRIBUTE, _stops_of_model(tokenizer, name, revision))
+    return tokenizer
+
+
+def stop_tokens(tokenizer: Any) -> frozenset[str]:
+    """Return the tokens that stop generation: the tokenizer's eos token, and those of the model's generation config."""
+    return frozenset(filter(None, [tokenizer.eos_token, *getattr(tokenizer, _STOPS_ATTRIBUTE, ())]))
+
+
+def _stops_of_model(tokenizer: Any, name: str, revision: str) -> tuple[str, ...]:
+    """The stop tokens in the generation config next to the tokenizer; none without one."""
+    from transformers import GenerationConfig
+
+    try:
+        ids = GenerationConfig.from_pretrained(name, revision=revision).eos_token_id
+    except (OSError, ValueError):
+        return ()
+    texts = tokenizer.convert_ids_to_tokens(ids if isinstance(ids, list) else [] if ids is None else [ids])
+    return tuple(text for text in texts if text)
 
 
 def _base_of_adapters(name_or_path: str, revision: str | None) -> tuple[str, str | None] | None:
@@ -233,9 +255,10 @@ def special_tokens(tokenizer: Any) -> list[str]:
 
 
 def tokenizer_fingerprint(tokenizer: Any) -> str:
-    """Return a digest of everything that determines the ids of a text."""
+    """Return a digest of everything that determines the ids of a text and the ends of its turns."""
     digest = hashlib.sha256(tokenizer.backend_tokenizer.to_str().encode("utf-8", "surrogatepass"))
     digest.update(repr(sorted((key, str(value)) for key, value in tokenizer.special_tokens_map.items())).encode())
+    digest.update(repr(sorted(stop_tokens(tokenizer))).encode())
     return digest.hexdigest()
 
 

@@ -35,6 +35,15 @@ def insert_probe(messages: Messages, index: int, probe: str = PROBE) -> list[Map
     return [*messages[:index], changed, *messages[index + 1 :]]
 
 
+def insert_probe_before(messages: Messages, index: int, probe: str = PROBE) -> list[Mapping[str, Any]]:
+    """Insert a probe in message `index`, before its answer: behind reasoning in the content, which may be left out."""
+    content = messages[index]["content"]
+    reasoning, closing, answer = content.rpartition("</think>")
+    space = answer[: len(answer) - len(answer.lstrip())]
+    changed = {**messages[index], "content": reasoning + closing + space + probe + answer[len(space) :]}
+    return [*messages[:index], changed, *messages[index + 1 :]]
+
+
 def check_tool_calls(render: Renderer, messages: Messages, index: int, generation_prompt: bool) -> None:
     """Refuse tool calls that the template leaves out, or that contain special tokens, which would hide the turn's end.
 

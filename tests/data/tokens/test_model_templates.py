@@ -43,13 +43,21 @@ def decode(tokenizer, ids):
     return tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False)
 
 
-def supervised(family, messages, **options):
+# What these write before an answer is not what their prompt for it has.
+PROMPT_DIFFERS = {("deepseek_r1", kind) for kind in ("single", "multi", "system", "reasoning")} | {
+    ("mistral", "system")
+}
+
+
+def supervised(family, messages, kind=None, **options):
     """The supervised texts. Also checks that nothing is lost, and that training starts with the prompt's tokens."""
     tokenizer, messages = tokenizer_of(family), validate_conversation(messages)
     tokens = tokenize_conversation(tokenizer, messages, **options)
     if options.get("reasoning") != "drop":
-        rendered = tokenizer.apply_chat_template(messages, tools=options.get("tools"), tokenize=False)
-        assert decode(tokenizer, tokens["input_ids"]) == rendered
+        render = functools.partial(tokenizer.apply_chat_template, tools=options.get("tools"), tokenize=False)
+        text = decode(tokenizer, tokens["input_ids"])
+        assert text.startswith(render(messages[:-1], add_generation_prompt=True))
+        assert text == render(messages) or (family, kind) in PROMPT_DIFFERS
     prompt = tokenize_prompt(tokenizer, messages, **options)
     assert tokens["input_ids"][: len(prompt)] == prompt
     assert (
@@ -63,12 +71,12 @@ def supervised(family, messages, **options):
     return [decode(tokenizer, ids) for ids in spans]
 
 
+# What the model writes before and behind the last answer only.
+BEFORE_LAST = {"qwen_3": "<think>\n\n</think>\n\n", "deepseek_r1": "\n</think>\n\n"}
+BEHIND_LAST = {"phi_3": "\n<|endoftext|>"}
+
 REFUSED = {
     ("gemma_2", "system"): "^chat_template: the template refuses the roles system, user.*System role not supported",
-    ("mistral", "system"): "^chat_template: the generation prompt differs from the text before the last answer",
-    ("deepseek_r1", "single"): "^chat_template: the generation prompt differs from the text before the last answer",
-    ("deepseek_r1", "multi"): "^chat_template: the template renders earlier turns differently",
-    ("deepseek_r1", "system"): "^chat_template: the template renders earlier turns differently",
 }
 
 
@@ -81,14 +89,13 @@ def test_each_answer_is_supervised_with_its_end_token_and_nothing_else(family, k
         return
     _, _, _, lead, end = FAMILIES[family]
     answers = [lead + turn["content"] + end for turn in messages if turn["role"] == "assistant"]
-    if family == "qwen_3":  # the model generates what the template writes before the last answer
-        answers[-1] = "<think>\n\n</think>\n\n" + answers[-1]
-    assert supervised(family, messages) == answers
-    assert supervised(family, messages, turns="last") == answers[-1:]
-    assert supervised(family, messages, turns="first") == answers[:1]
+    answers[-1] = BEFORE_LAST.get(family, "") + answers[-1] + BEHIND_LAST.get(family, "")
+    assert supervised(family, messages, kind) == answers
+    assert supervised(family, messages, kind, turns="last") == answers[-1:]
+    assert supervised(family, messages, kind, turns="first") == answers[:1]
     if len(answers) == 2:
         excluded = [{**turn, "train": False} if turn is ASSISTANT else turn for turn in messages]
-        assert supervised(family, excluded) == answers[1:]
+        assert supervised(family, excluded, kind) == answers[1:]
 
 
 CALLED = {
@@ -135,21 +142,19 @@ def test_a_template_that_leaves_out_the_tools_is_refused():
 
 @pytest.mark.parametrize("family", FAMILIES)
 def test_reasoning_is_supervised_masked_or_dropped(family):
-    if family == "deepseek_r1":
-        with pytest.raises(UserError, match="^chat_template: "):
-            supervised(family, REASONING)
-        return
     _, _, _, lead, end = FAMILIES[family]
-    answers = [f"Rain all day.{end}", f"Sun,\n\nat last.{end}"]
+    answers = [f"Rain all day.{end}", f"Sun,\n\nat last.{end}{BEHIND_LAST.get(family, '')}"]
     thoughts = ["<think>\nClouds.\n</think>\n\n", "<think>\nWind.\n</think>\n\n"]
     if family == "qwen_3":  # its template drops the first
         thoughts[0] = ""
-    assert supervised(family, REASONING) == [lead + a + b for a, b in zip(thoughts, answers, strict=True)]
-    masked = [text for text in supervised(family, REASONING, reasoning="mask") if text != lead]
-    assert masked == answers
+    elif family == "deepseek_r1":  # and this one drops what is before the answer, whose line breaks remain
+        thoughts = ["\n\n", "Wind.\n</think>\n\n"]
+    learnt = [lead + a + b for a, b in zip(thoughts, answers, strict=True)]
+    assert supervised(family, REASONING, "reasoning") == learnt
+    masked = [text.lstrip("\n") for text in supervised(family, REASONING, "reasoning", reasoning="mask")]
+    assert [text for text in masked if text != lead] == answers
     dropped = supervised(family, REASONING, reasoning="drop")
-    empty = "<think>\n\n</think>\n\n" if family == "qwen_3" else ""
-    assert dropped == [lead + answers[0], lead + empty + answers[1]]
+    assert dropped == [lead + answers[0], lead + BEFORE_LAST.get(family, "") + answers[1]]
 
 
 def test_reasoning_content_is_treated_like_think_tags():
@@ -207,12 +212,21 @@ def test_generation_marks_select_turns_when_there_is_one_per_turn():
     for turns, expected in (("first", "Rain all day.<|im_end|>"), ("last", "Sun,\n\nat last.<|im_end|>")):
         tokens = tokenize_conversation(tokenizer, MULTI, chat_template=marked, turns=turns)
         assert decode(tokenizer, [label for label in tokens["labels"] if label != -100]) == expected
-    twice = marked.replace(
-        "m.content + '<|im_end|>' }}{% end", "m.content }}{% endgeneration %}{% generation %}<|im_end|>{% end"
+
+    def supervise(template, **options):
+        tokens = tokenize_conversation(tokenizer, MULTI, chat_template=template, **options)
+        return decode(tokenizer, [label for label in tokens["labels"] if label != -100])
+
+    twice = "m.content }}{% endgeneration %}BETWEEN{% generation %}<|im_end|>{% end"
+    touching, parted = (
+        marked.replace("m.content + '<|im_end|>' }}{% end", twice.replace("BETWEEN", text)) for text in ("", "~")
     )
-    both = tokenize_conversation(tokenizer, MULTI, chat_template=twice, require_end_of_turn=False)
-    assert "Rain all day.<|im_end|>Sun" in decode(tokenizer, [label for label in both["labels"] if label != -100])
+    assert supervise(touching, turns="last") == "Sun,\n\nat last.<|im_end|>"
+    assert supervise(parted, turns="last", require_end_of_turn=False) == "Sun,\n\nat last.<|im_end|>"
+    # Nothing shows where a turn starts in a text whose beginning depends on its end and repeats all contents.
+    repeated = "{{- messages | length }}{% for m in messages %}{{ m.content }}{% endfor %}" + parted
+    assert "Rain all day.<|im_end|>Sun" in supervise(repeated, require_end_of_turn=False)
     with pytest.raises(
         UserError, match="^chat_template: the template marks 4 spans as generated for 2 assistant turns"
     ):
-        tokenize_conversation(tokenizer, MULTI, chat_template=twice, turns="last")
+        supervise(repeated, turns="last")
