@@ -59,16 +59,17 @@ def test_flags_have_type_hints_and_switches_have_none() -> None:
     assert "rows" not in switches
 
 
-@pytest.mark.parametrize("text", ["1e3", "null", "# a", "a: b", "[a", __file__])
+@pytest.mark.parametrize("text", ["3", "1e3", "null", "# a", "a: b", "[a", __file__])
 def test_a_text_of_a_configuration_is_a_text(text: str) -> None:
     for name in ("parse_value_or_config", "basic_json_or_yaml_load", "adapt_subconfig_path", "not_a_subconfig_path"):
         assert hasattr(_typehints, name), CHANGED + f"_typehints.{name}"
-    content = {"rows": {"class_path": f"{__name__}.Rows", "init_args": {"prompt": text}}}
+    rows = {"class_path": f"{__name__}.Rows", "init_args": {"prompt": text}}
+    content = {"rows": {"class_path": f"{__name__}.Pair", "init_args": {"parts": {"a": rows}, "size": text}}}
     before = _typehints.parse_value_or_config
     with literal_values():
         config = parser().parse_object(content)
-        assert config.rows.init_args.prompt == text
-        assert yaml.safe_load(parser().dump(config))["rows"]["init_args"]["prompt"] == text
+        for arguments in (config.rows.init_args.as_dict(), yaml.safe_load(parser().dump(config))["rows"]["init_args"]):
+            assert (arguments["parts"]["a"]["init_args"]["prompt"], arguments["size"]) == (text, text)
     assert _typehints.parse_value_or_config is before
 
 
