@@ -118,6 +118,8 @@ def test_every_kind_of_class_in_a_users_file_trains_as_its_page_says(
     named = re.findall(r"\| `(--[^`]*mine[^`]*)` \|", (ROOT / "CONTRIBUTING.md").read_text())
     assert len(named) == 8
     flags = [word for flag in named if "row_function" not in flag for word in shlex.split(flag)]
+    config = {**tiny.LLAMA, "max_position_embeddings": 1024}  # a class named by a flag starts from its own defaults
+    flags.append(f"--model.model.config={json.dumps(config)}")
     cli = run(the_command("mine.Sums"), *flags, "--data.validation.count=4")
     own = [cli.model, cli.model.objective, cli.model.source, cli.model.optimizers().optimizer, cli.trainer.callbacks[0]]
     assert [type(one).__module__ for one in own] == ["mine"] * 5

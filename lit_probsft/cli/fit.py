@@ -6,7 +6,7 @@ import dataclasses
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import lightning as L
 import torch
@@ -23,12 +23,11 @@ from lit_probsft.cli.config.checks import (
     export_of,
     read_checkpoint,
 )
+from lit_probsft.cli.config.composition import Composer
 from lit_probsft.cli.config.diagnosis import Diagnosis
 from lit_probsft.cli.config.jsonargparse_internals import flags_of, place_and_reason
 from lit_probsft.cli.config.lightning_errors import run_error, trainer_error
-from lit_probsft.cli.config.objective_defaults import named_first
 from lit_probsft.cli.config.parser import Parser, Refusal, import_named_optimizer
-from lit_probsft.cli.config.yaml_files import check_config_files
 from lit_probsft.cli.flags import add_flags, run_folder
 from lit_probsft.cli.lightning_internals import OpenCLI
 from lit_probsft.cli.quiet import quieten
@@ -98,17 +97,36 @@ class ProbSFTCLI(OpenCLI):
             UserError: a file, a flag or a value is wrong.
         """
         flags, switches = flags_of(self.parser_of(self.command))
-        check_config_files(list(args), [*dict.fromkeys(flag.split(".")[0] for flag in flags), self.command])
         import_named_optimizer(args)
+        composed = Composer(self.command, flags, switches).compose(list(args)[1:])
         try:
-            super().parse_arguments(parser, args)
+            if composed.help:
+                super().parse_arguments(parser, [self.command, *composed.help])
+            if not composed.sound:
+                raise Refusal("a flag has no value, or an option is null that cannot be")
+            super().parse_arguments(parser, {"subcommand": self.command, self.command: composed.content})
         except UserError:
             raise
         except Exception as error:  # a class's module may raise anything when it is imported
-            Diagnosis(self.command, flags, switches).check(named_first(list(args)[1:]))
+            Diagnosis(flags).check(composed.content)
             if isinstance(error, Refusal):
                 raise UserError(*place_and_reason(str(error))) from error
             raise
+        self.config[self.command].config = composed.files
+        if composed.printed is not None:
+            self._print_config(composed.printed)
+
+    def _print_config(self, options: str) -> NoReturn:
+        """Print the configuration, as `--print_config` asks for, and exit."""
+        chosen = {option for option in options.split(",") if option}
+        known = {"skip_default": "skip_default", "skip_unset": "skip_unset", "skip_null": "skip_unset"}
+        if unknown := chosen - known.keys():
+            raise UserError("--print_config", f"expected {' or '.join(known)}, got {sorted(unknown)[0]!r}")
+        config = self.config[self.command].clone()
+        config.pop("config")
+        flags = {"skip_unset": False, **{known[option]: True for option in chosen}}
+        print(self.parser_of(self.command).dump(config, **flags), end="")
+        sys.exit(0)
 
     def read_hyperparameters(self) -> None:
         """Check the checkpoint before Lightning reads the module's arguments from it."""
@@ -182,8 +200,9 @@ class ProbSFTCLI(OpenCLI):
         """Build data module, module and trainer, and check the optimizer and the upload."""
         super().instantiate_classes()
         if not dataclasses.is_dataclass(self.model.objective):
-            name = type(self.model.objective).__name__
-            raise UserError("model.objective", f"{name} must be decorated with @dataclass(frozen=True)")
+            kind = type(self.model.objective)
+            problem = f"{kind.__module__}.{kind.__qualname__} must be decorated with @dataclass(frozen=True)"
+            raise UserError("model.objective", problem)
         if self._start is not None:
             self.model.began_with = self._start.adapters
         if self.command == "fit":

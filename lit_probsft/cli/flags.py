@@ -52,8 +52,5 @@ def run_name(config: Namespace) -> str:
         if len(name.encode()) > 255:
             raise UserError("--name", f"expected at most 255 bytes, got {len(name.encode())}")
         return name
-    for path in config.get("config") or []:  # the first file is the recipe; later ones change details
-        stem = Path(str(getattr(path, "absolute", path))).stem
-        if stem:
-            return stem
-    return "run"
+    files = config.get("config") or []  # the first file is the recipe; later ones change details
+    return files[0].stem if files else "run"

@@ -55,9 +55,13 @@ class Parser:
 
     def __call__(self, *files: Path | str) -> Any:
         if files not in self._parsed:
-            args = ["fit", *(f"--config={CONFIGS / file}" for file in files)]
-            self._parsed[files] = self.cli.parser.parse_args(args).fit
+            self._parsed[files] = self.of("fit", *(f"--config={CONFIGS / file}" for file in files))
         return self._parsed[files].clone()
+
+    def of(self, *words: str) -> Any:
+        """The configuration of a command line."""
+        self.cli.parse_arguments(self.cli.parser, words)
+        return self.cli.config.fit
 
     def plain(self, *files: Path | str) -> dict[str, Any]:
         """The configuration as a run records it, without the run's name."""
@@ -180,7 +184,7 @@ def test_the_other_commands_in_headers_parse(parse: Parser) -> None:
     args = [
         str(CONFIGS / word.removeprefix("configs/")) if word.endswith(".yaml") else word for word in command.split()
     ]
-    config = parse.cli.parser.parse_args(args).fit
+    config = parse.of(*args)
     assert (config.name, config.model.init_args.normalize) == ("as_published", "micro_batch")
     assert 4 * int(config.trainer.devices) * config.trainer.accumulate_grad_batches == 256
     texts = {name: (CONFIGS / "paper" / f"{name}.yaml").read_text() for name in NAMES}
@@ -189,7 +193,7 @@ def test_the_other_commands_in_headers_parse(parse: Parser) -> None:
     assert others == {"languages_llama_3_1_8b": 5e-5, "instruction_qwen2_5_3b": 2e-5, "instruction_qwen2_5_7b": 5e-6,
                       "instruction_qwen2_5_14b": 1e-6, "memorization_qwen2_5_14b": 2e-5}  # fmt: skip
     path = CONFIGS / "paper/instruction_qwen2_5_14b.yaml"
-    config = parse.cli.parser.parse_args(["fit", f"--config={path}", "--model.optimizer.lr", "1e-6"]).fit
+    config = parse.of("fit", f"--config={path}", "--model.optimizer.lr", "1e-6")
     assert config.model.init_args.optimizer.init_args.lr == 1e-6
 
 

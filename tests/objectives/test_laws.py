@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from jsonargparse import ArgumentParser
 
 from lit_probsft import objectives
-from lit_probsft.cli.config.objective_defaults import with_own_defaults
+from lit_probsft.cli.config.composition import Composer
 from lit_probsft.errors import UserError
 from lit_probsft.objectives import (
     ASFT,
@@ -512,12 +512,10 @@ def test_switching_the_class_on_the_command_line_gives_the_new_class_with_its_ow
     old: Objective, new: type[Objective], tmp_path
 ) -> None:
     config = tmp_path / "config.yaml"
-    config.write_text(yaml.safe_dump({"model": {"objective": old.as_config()}}))
-    with_config = ArgumentParser(exit_on_error=False)
-    with_config.add_argument("--model.objective", type=Objective)
-    with_config.add_argument("--config", action="config")
-    flags = with_own_defaults(["--config", str(config), "--model.objective", new.__name__])
-    assert with_config.instantiate(with_config.parse_args(flags)).model.objective == new()
+    config.write_text(yaml.safe_dump({"objective": old.as_config()}))
+    words = ["--config", str(config), "--objective", new.__name__]
+    content = Composer("fit", {"objective": Objective, "config": str}, []).compose(words).content
+    assert parser().instantiate(parser().parse_object(content)).objective == new()
 
 
 @pytest.mark.parametrize(

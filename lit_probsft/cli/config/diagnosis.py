@@ -1,19 +1,15 @@
 """Finds what is wrong with a configuration that the parser has refused.
 
-Walks over configuration files and flags in the order in which they were typed and compares every key, class and value
-with the signature that it belongs to. Nothing here decides whether a configuration is valid.
+Walks over what files and flags say together and compares every key, class and value with the signature that it belongs
+to. Nothing here decides whether a configuration is valid.
 """
 
 from __future__ import annotations
 
 import inspect
 import re
-import sys
-from collections.abc import Iterable, Mapping, Sequence
-from pathlib import Path
+from collections.abc import Iterable, Mapping
 from typing import Any, get_args
-
-import yaml
 
 from lit_probsft.cli.config.hints import (
     Option,
@@ -28,8 +24,9 @@ from lit_probsft.cli.config.hints import (
     options_of,
 )
 from lit_probsft.cli.config.imports import import_class
+from lit_probsft.cli.config.reading import NoValue
 from lit_probsft.cli.config.run_flags import OUR_CHOICES
-from lit_probsft.cli.config.yaml_files import read_yaml
+from lit_probsft.cli.config.yaml_files import shown
 from lit_probsft.errors import UserError, near_matches
 
 _RENAMED = {"checkpoints.every_n_steps": "checkpoints.save_every"}
@@ -42,14 +39,11 @@ class Diagnosis:
     """The walk, which raises a `UserError` at the first mistake.
 
     Args:
-        command: fit, validate, and so on, which a file may have as its only key.
         flags: type hints of the parser's flags by name; None for a group of flags.
-        switches: the flags that take no value.
     """
 
-    def __init__(self, command: str, flags: Mapping[str, Any], switches: Iterable[str]) -> None:
-        self._command = command
-        self._flags, self._switches = dict(flags), {*switches}
+    def __init__(self, flags: Mapping[str, Any]) -> None:
+        self._flags = dict(flags)
         self._classes: dict[str, Any] = {}
         """The class chosen at each place so far; a text or None where that is given in place of a class."""
         self._factories: set[str] = set()
@@ -59,87 +53,57 @@ class Diagnosis:
         for part in ("model", "data"):
             self._classes[part] = class_families(flags[part])[0]
 
-    def check(self, args: Sequence[str]) -> None:
-        """Raise what is wrong with the flags and the files that they name; returns if nothing is found."""
-        words = list(args)
-        while words:
-            word = words.pop(0)
-            flag, equals, value = word.partition("=")
-            if not word.startswith("-"):
-                raise UserError("", f"unexpected argument {word!r}; flags start with --")
-            name = "config" if flag == "-c" else flag.removeprefix("--")
-            if name in self._switches:
-                continue
-            option = name.replace(".init_args", "").removesuffix(".class_path")
-            if not equals:
-                if not words or words[0].startswith("--"):
-                    self._hint(option.removesuffix("+"))  # an unknown flag is the mistake, not its missing value
-                    raise UserError(flag, "expected a value, got none")
-                value = words.pop(0)
-            if name == "config":
-                self._check_file(value)
-            elif not name.endswith((".help", "+")):
-                self._check_option(option, value, typed=True)
+    def check(self, content: Mapping[str, Any]) -> None:
+        """Raise what is wrong with a composed configuration; returns if nothing is found."""
+        self._check_mapping("", content)
         self._check_required()
 
-    def _check_file(self, name: str) -> None:
-        written, _ = _read_value("--config", name, True, Path(), is_part=False)
-        if isinstance(written, Mapping):  # the configuration itself, as JSON
-            self._check_mapping("", written.get(self._command, written), Path())
-            return
-        path = Path(name).expanduser()
-        if not path.exists():
-            raise UserError("--config", f"no such file: {path.absolute()}")
-        content = read_yaml(path, name, "--config")
-        self._check_mapping("", content.get(self._command, content), path.parent)
-
-    def _check_mapping(self, place: str, content: Mapping[Any, Any], folder: Path) -> None:
+    def _check_mapping(self, place: str, content: Mapping[Any, Any]) -> None:
         for key, value in content.items():
-            self._check_option(f"{place}.{key}" if place else str(key), value, folder=folder)
+            self._check_option(f"{place}.{key}" if place else str(key), value)
 
-    def _check_option(self, place: str, value: Any, *, typed: bool = False, folder: Path = Path()) -> None:
+    def _check_option(self, place: str, value: Any) -> None:
         hint = self._hint(place)
         self._given.add(place)
-        if hint is None:
-            self._check_group(place, value, typed, folder)
+        if isinstance(value, NoValue):
+            raise UserError(value.flag, "expected a value, got none")
+        if hint is None and isinstance(value, Mapping):
+            self._check_mapping(place, value)
+        elif hint is None:
+            raise UserError(place, f"expected a mapping, or a YAML file with one, got {shown(value)}")
         elif hint is not Any:
-            self._check_value(place, value, hint, typed, folder)
+            self._check_value(place, value, hint)
 
-    def _check_group(self, place: str, value: Any, typed: bool, folder: Path) -> None:
-        read, folder = _read_value(place, value, typed, folder, is_part=True)
-        if not isinstance(read, Mapping):
-            raise UserError(place, f"expected a mapping, or a YAML file with one, got {_shown(read)}")
-        self._check_mapping(place, read, folder)
-
-    def _check_value(self, place: str, value: Any, hint: Any, typed: bool, folder: Path) -> None:
+    def _check_value(self, place: str, value: Any, hint: Any) -> None:
         families = class_families(hint)
         if is_factory(hint):
             self._factories.add(place)
-        read, folder = _read_value(place, value, typed, folder, is_part=bool(families), hint=hint)
-        if families and isinstance(read, Mapping) and "class_path" in read:
-            name, arguments = read["class_path"], read.get("init_args") or {}
+        if families and isinstance(value, Mapping) and "class_path" in value:
+            name, arguments = value["class_path"], value.get("init_args", {})
             self._check_class(place, name, families)
-            if outside := ", ".join(str(key) for key in read if key not in ("class_path", "init_args", "dict_kwargs")):
+            if outside := ", ".join(str(key) for key in value if key not in ("class_path", "init_args", "dict_kwargs")):
                 problem = f"expected the arguments of {name} under `init_args`, got {outside} next to `class_path`"
                 raise UserError(place, problem)
             if not isinstance(arguments, Mapping):
-                problem = f"expected a mapping of the arguments of {name}, got {_shown(arguments)}"
+                problem = f"expected a mapping of the arguments of {name}, got {shown(arguments)}"
                 raise UserError(f"{place}.init_args", problem)
-            self._check_mapping(place, arguments, folder)
-        elif families and isinstance(read, Mapping) and not accepts(read, hint):
-            self._check_mapping(place, read, folder)
-        elif accepts(read, hint) or (typed and read is not None and accepts(value, hint)):
-            if families and (read is None or isinstance(read, str)):
-                self._classes[place] = _loaded_class(read, families) or read
-            self._check_items(place, read, hint, folder)
+            self._check_mapping(place, arguments)
+        elif families and isinstance(value, Mapping) and not accepts(value, hint):
+            self._check_mapping(place, value)
+        elif accepts(value, hint):
+            if families and (value is None or isinstance(value, str)):
+                self._classes[place] = value
+            self._check_items(place, value, hint)
         elif is_group(hint):
-            raise UserError(place, f"expected a mapping, or a YAML file with one, got {_shown(read)}")
-        elif families and isinstance(read, str | bool) and read != "":
+            if not isinstance(value, Mapping):
+                raise UserError(place, f"expected a mapping, or a YAML file with one, got {shown(value)}")
+            self._check_mapping(place, value)
+        elif families and isinstance(value, str | bool) and value != "":
             self._check_class(place, str(value), families)
         else:
-            raise _wrong_value(place, value if typed and value == "" else read, hint)
+            raise _wrong_value(place, value, hint)
 
-    def _check_items(self, place: str, value: Any, hint: Any, folder: Path) -> None:
+    def _check_items(self, place: str, value: Any, hint: Any) -> None:
         """The items of a list or a mapping that may be classes."""
         if not isinstance(value, list | Mapping):
             return
@@ -149,11 +113,11 @@ class Diagnosis:
         for key, item in items if len(kinds) == 1 else ():
             at = f"{place}.{key}" if isinstance(value, Mapping) else f"{place}[{key}]"
             self._items[at] = kinds[0]
-            self._check_value(at, item, kinds[0], False, folder)
+            self._check_value(at, item, kinds[0])
 
     def _check_class(self, place: str, name: Any, families: list[type]) -> None:
         if not isinstance(name, str):
-            raise UserError(f"{place}.class_path", f"expected {_A_CLASS}, got {_shown(name)}")
+            raise UserError(f"{place}.class_path", f"expected {_A_CLASS}, got {shown(name)}")
         derived = {member for family in families for member in members(family)}
         known = {member.__name__: member for member in derived}
         found: Any = known.get(name) or import_class(name, place)
@@ -163,8 +127,8 @@ class Diagnosis:
             names = sorted(known)
             if place.endswith("optimizer") and "." in name:  # torch's and, once imported, bitsandbytes' of one name
                 names = sorted(f"{kind.__module__.partition('.')[0]}.optim.{kind.__name__}" for kind in derived)
-            shown = name.lower() if name in ("True", "False") else name
-            raise UserError(place, f"expected {_A_CLASS}, got {shown!r}{_appended(near_matches(name, names))}")
+            written = name.lower() if name in ("True", "False") else name
+            raise UserError(place, f"expected {_A_CLASS}, got {written!r}{_appended(near_matches(name, names))}")
         is_class = isinstance(found, type)
         function = place in self._factories and not is_class and callable(found)
         if not function and not (is_class and issubclass(found, tuple(families))):
@@ -271,38 +235,9 @@ class Diagnosis:
         return sorted(found)
 
 
-def _read_value(
-    place: str, value: Any, typed: bool, folder: Path, *, is_part: bool, hint: Any = None
-) -> tuple[Any, Path]:
-    """A flag's text as YAML, and the content of the file that a part names, with the folder of its own parts."""
-    if typed and isinstance(value, str):
-        try:
-            value = yaml.safe_load(value) if value else value
-        except yaml.YAMLError:
-            return value, folder
-    if is_part and isinstance(value, str) and value.endswith((".yaml", ".yml")):
-        path = folder / Path(value).expanduser()
-        if not path.exists():
-            raise UserError(place, f"no such file: {path}")
-        content = read_yaml(path, str(path), place)
-        if not isinstance(content, Mapping) and not (isinstance(content, list) and accepts(content, hint)):
-            raise UserError(place, f"expected a mapping in {path}, got {_shown(content)}")
-        return content, path.parent
-    return value, folder
-
-
-def _loaded_class(name: str | None, families: list[type]) -> type | None:
-    """The class that the parser takes for a text such as `Rows`; None for any other text."""
-    known = {member.__name__: member for family in families for member in members(family)}
-    found = known.get(name or "")
-    if found is None and name and name.rpartition(".")[0] in sys.modules:
-        found = import_class(name)
-    return found if isinstance(found, type) and issubclass(found, tuple(families)) else None
-
-
 def _wrong_value(place: str, value: Any, hint: Any) -> UserError:
     words = OUR_CHOICES.get(place) or described(hint)
-    got = _shown(value)
+    got = shown(value)
     if class_families(hint) and not re.search("list|true|number", words):
         words = f"{_A_CLASS} or a mapping of its arguments"
     elif value == "None":
@@ -314,10 +249,3 @@ def _wrong_value(place: str, value: Any, hint: Any) -> UserError:
 def _appended(hint: str) -> str:
     """A hint, if there is one, after the end of the sentence before it."""
     return f".{hint}" if hint else ""
-
-
-def _shown(value: Any) -> str:
-    """A value as YAML shows it: texts in quotes."""
-    if value is None:
-        return "none"
-    return str(value).lower() if isinstance(value, bool) else repr(value)

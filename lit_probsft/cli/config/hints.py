@@ -11,6 +11,10 @@ from enum import Enum
 from types import NoneType, UnionType
 from typing import Any, Literal, NamedTuple, Union, get_args, get_origin, get_type_hints
 
+import yaml
+
+from lit_probsft.cli.config.scalars import Scalar, load
+
 _WORDS: dict[Any, str] = {
     bool: "true or false",
     int: "a whole number",
@@ -38,6 +42,13 @@ class Option(NamedTuple):
     def required(self) -> bool:
         """Whether the class cannot be built without it."""
         return self.default is inspect.Parameter.empty
+
+
+UNKNOWN = Option(Any)
+
+
+class FlagGroup(dict[str, Option]):
+    """The flags of a group such as `trainer` by name, in place of a type hint."""
 
 
 def alternatives(hint: Any) -> list[Any]:
@@ -107,6 +118,55 @@ def choices(hint: Any) -> list[str]:
     return [str(value) for kind in alternatives(hint) if get_origin(kind) is Literal for value in get_args(kind)]
 
 
+def typed(scalar: Scalar, hint: Any) -> Any:
+    """The value of a scalar for an option: what YAML reads, or the text as it is written if the option takes texts.
+
+    `null` is null where the option takes both; in quotes in a file, it is the text.
+    """
+    import torch
+
+    kinds = alternatives(hint)
+    known = [kind for kind in kinds if kind in _WORDS or (get_origin(kind) or kind) in (*_WORDS, Literal)]
+    if not isinstance(scalar.value, str) and any(_fits(scalar.value, kind) for kind in known):
+        return scalar.value
+    if scalar.value is None or any(_is_unchecked(kind) for kind in kinds):
+        return scalar.value
+    others = [kind for kind in kinds if kind not in known and not class_families(kind) and kind is not torch.Tensor]
+    if str in kinds or others or any(get_origin(kind) is Literal and _fits(scalar.text, kind) for kind in known):
+        return scalar.text
+    value = _read_again(scalar.value) if isinstance(scalar.value, str) else scalar.value
+    return value if any(_fits(value, kind) for kind in known) else scalar.value
+
+
+def _is_unchecked(kind: Any) -> bool:
+    """Whether nothing is known of what `kind` accepts."""
+    return kind in (Any, object) or not (isinstance(kind, type) or get_origin(kind) is not None)
+
+
+def _read_again(text: str) -> Any:
+    """What YAML reads in a text in quotes: "3" is a whole number to an option that takes no texts."""
+    try:
+        return load(text) if text.strip() else text
+    except (yaml.YAMLError, ValueError):
+        return text
+
+
+def item_hint(hint: Any, position: int | None = None) -> Any:
+    """The type of the items of the list that `hint` takes, or without a position of the mapping; Any if unknown."""
+    word = "a mapping" if position is None else "a list"
+    kinds = []
+    for kind in alternatives(hint):
+        items = get_args(kind)
+        if items and _WORDS.get(get_origin(kind)) == word:
+            kinds.append(items[-1] if position is None else items[min(position, (_length(kind) or 1) - 1)])
+    return Union[tuple(kinds)] if kinds else Any  # noqa: UP007  of a number that is not known here
+
+
+def takes(hint: Any, word: str) -> bool:
+    """Whether `hint` takes what `word` describes, such as `a list`."""
+    return any(_WORDS.get(get_origin(kind) or kind) == word for kind in alternatives(hint))
+
+
 def described(hint: Any) -> str:
     """The plain types of `hint` in words, such as `a number or null`; empty for classes alone."""
     words: list[str] = []
@@ -131,6 +191,28 @@ def members(base: type) -> set[type]:
     return found
 
 
+def known_options(owner: Any) -> dict[str, Option]:
+    """The parameters of a class, with those that it passes on to its base classes, as far as they are known."""
+    found: dict[str, Option] = {}
+    for kind in owner.__mro__ if isinstance(owner, type) else (owner,):
+        try:
+            parameters = inspect.signature(kind).parameters.values()
+        except (TypeError, ValueError):
+            break
+        own = _options(kind)
+        found = {**own, **found}
+        if not any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters):
+            break
+    return found
+
+
+def fields_of(hint: Any) -> dict[str, Option] | None:
+    """The options of a group, whose values are given without a class; None for any other hint."""
+    if isinstance(hint, FlagGroup):
+        return hint
+    return known_options(hint) if is_group(hint) else None
+
+
 def options_of(owner: Any) -> dict[str, Option] | None:
     """The parameters of a class by name; None if it passes on others (`**kwargs`) or has no signature."""
     try:
@@ -139,12 +221,16 @@ def options_of(owner: Any) -> dict[str, Option] | None:
         return None
     if any(parameter.kind is inspect.Parameter.VAR_KEYWORD for parameter in parameters.values()):
         return None
+    return _options(owner)
+
+
+def _options(owner: Any) -> dict[str, Option]:
     try:
         hints = get_type_hints(owner if dataclasses.is_dataclass(owner) else owner.__init__)
     except Exception:  # a hint that names what is imported for the type checker only
         hints = {}
     return {
         name: Option(hints.get(name, Any), parameter.default)
-        for name, parameter in parameters.items()
-        if parameter.kind is not inspect.Parameter.VAR_POSITIONAL
+        for name, parameter in inspect.signature(owner).parameters.items()
+        if parameter.kind not in (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from importlib import import_module
 from typing import Any
 
@@ -29,6 +30,14 @@ def import_class(class_path: str, place: str = "") -> Any:
         raise _import_error(class_path, place, error) from error
     except Exception as error:  # whatever a user's module does when it is imported
         raise _import_error(class_path, place, error) from error
+
+
+def import_path(kind: type) -> str:
+    """The shortest import path of a class: that of the package which hands it on, if one does."""
+    parts = kind.__module__.split(".")
+    packages = (".".join(parts[:length]) for length in range(1, len(parts)))
+    shortest = (name for name in packages if getattr(sys.modules.get(name), kind.__name__, None) is kind)
+    return f"{next(shortest, kind.__module__)}.{kind.__qualname__}"
 
 
 def _import_error(class_path: str, place: str, error: Exception) -> UserError:

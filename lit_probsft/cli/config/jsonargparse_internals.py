@@ -7,29 +7,35 @@ from __future__ import annotations
 
 import contextlib
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 from jsonargparse import ArgumentParser, _typehints
 
 
 @contextlib.contextmanager
-def values_as_typed() -> Iterator[None]:
-    """Let the value of a nested flag (`--data.train.prompt`) reach its option as it was typed.
+def literal_values() -> Iterator[None]:
+    """Let jsonargparse take every text of a configuration for a text.
 
-    jsonargparse reads such a value as YAML at each level and hands down Python's spelling of the result: `null` would
-    arrive as the text "None", and a prompt `Question: {question}` as a mapping, which is refused.
+    It reads a text as YAML, or as the name of a file, at each level of nested classes, and again whenever it checks or
+    writes the configuration: `1e3` would become 1000.0, and `# Role: a poet` nothing.
     """
-    read = _typehints.parse_value_or_config
-
-    def read_at_last_level(value: Any, *args: Any, **options: Any) -> Any:
-        return (value, None) if isinstance(value, _typehints.NestedArg) else read(value, *args, **options)
-
-    _typehints.parse_value_or_config = read_at_last_level
+    kept = {name: getattr(_typehints, name) for name in _LITERAL}
+    for name, literal in _LITERAL.items():
+        setattr(_typehints, name, literal)
     try:
         yield
     finally:
-        _typehints.parse_value_or_config = read
+        for name, read in kept.items():
+            setattr(_typehints, name, read)
+
+
+_LITERAL: dict[str, Callable[..., Any]] = {
+    "parse_value_or_config": lambda value, *_, **__: (value, None),
+    "basic_json_or_yaml_load": lambda value: value,
+    "adapt_subconfig_path": lambda *_, **__: _typehints.not_a_subconfig_path,
+}
+"""What `literal_values` puts in place of jsonargparse's functions that read a text."""
 
 
 def flags_of(parser: ArgumentParser) -> tuple[dict[str, Any], set[str]]:

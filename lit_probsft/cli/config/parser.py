@@ -4,22 +4,18 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Sequence
-from enum import Enum
 from pathlib import Path
 from typing import Any, NoReturn
 
 import yaml
-from jsonargparse import set_dumper
+from jsonargparse import set_dumper, set_loader
 from lightning.pytorch.cli import LightningArgumentParser
 from typing_extensions import override
 
-import lit_probsft.data.rows.choices
-import lit_probsft.data.rows.figlet
-import lit_probsft.data.rows.mixture  # noqa: F401  the parser finds classes by their short names once they are imported
 from lit_probsft.cli.config.instantiation import Builder, call, with_places
-from lit_probsft.cli.config.jsonargparse_internals import values_as_typed
+from lit_probsft.cli.config.jsonargparse_internals import literal_values
 from lit_probsft.cli.config.moved import register_moved_modules
-from lit_probsft.cli.config.objective_defaults import with_own_defaults
+from lit_probsft.cli.config.scalars import dump, load
 from lit_probsft.errors import UserError
 
 register_moved_modules()
@@ -38,9 +34,14 @@ class Parser(LightningArgumentParser):
         super().__init__(*args, **options)
 
     @override
-    def parse_args(self, args: Sequence[str] | None = None, *rest: Any, **options: Any) -> Any:
-        with values_as_typed():
-            return super().parse_args(None if args is None else with_own_defaults(list(args)), *rest, **options)
+    def parse_object(self, *args: Any, **options: Any) -> Any:
+        with literal_values():
+            return super().parse_object(*args, **options)
+
+    @override
+    def dump(self, *args: Any, **options: Any) -> str:
+        with literal_values():
+            return str(super().dump(*args, **options))
 
     def instantiate_classes(self, cfg: Any, **options: Any) -> Any:
         """Build every class of a configuration.
@@ -49,9 +50,10 @@ class Parser(LightningArgumentParser):
             UserError: a constructor refuses its arguments; names the place in the configuration.
         """
         self._builder.refused.clear()
-        default = (self._builder.around(call), object, True)
+        instantiators = [*self._given_instantiators, (self._builder.around(call), object, True)]
         try:
-            return self.instantiate(with_places(cfg), instantiators=[*self._given_instantiators, default], **options)
+            with literal_values():
+                return self.instantiate(with_places(cfg), instantiators=instantiators, **options)
         except Exception:
             if not self._builder.refused:
                 raise
@@ -68,18 +70,8 @@ class Parser(LightningArgumentParser):
         raise Refusal(message) from ex
 
 
-class _Dumper(yaml.SafeDumper):
-    """Writes members of enumerations, such as the default `interval` of Lightning's Timer, as their values."""
-
-
-_Dumper.add_multi_representer(Enum, lambda dumper, member: dumper.represent_data(member.value))
-
-
-def _dump(content: Any) -> str:
-    return str(yaml.dump(content, Dumper=_Dumper, default_flow_style=False, allow_unicode=True, sort_keys=False))
-
-
-set_dumper("yaml", _dump)
+set_loader("yaml", load, (yaml.YAMLError,))
+set_dumper("yaml", dump)
 
 
 def import_named_optimizer(args: Sequence[str]) -> None:

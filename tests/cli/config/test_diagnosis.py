@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 from lightning.pytorch.callbacks import Callback
 
+from lit_probsft.cli.config.composition import Composer
 from lit_probsft.cli.config.diagnosis import Diagnosis
 from lit_probsft.data import InstructionDataModule
 from lit_probsft.errors import UserError
@@ -33,7 +34,8 @@ def untyped(params):  # type: ignore[no-untyped-def]
 
 
 def check(*args: str) -> None:
-    Diagnosis("fit", FLAGS, ["resume"]).check(["--model.model", "some/model", *args])
+    composed = Composer("fit", FLAGS, ["resume"]).compose(["--model.model", "some/model", *args])
+    Diagnosis(FLAGS).check(composed.content)
 
 
 @pytest.mark.parametrize(
@@ -67,13 +69,13 @@ def test_nothing_is_found_in_a_valid_configuration(args: list[str]) -> None:
         (["--data.train", '{"class_path": "Rows"}'], "data.train.path: expected a value, got none"),
         (["--model.optimizer", f"{__name__}.untyped"], r"model.optimizer: .*untyped needs the type hint of what it"),
         (
-            ["--model.optimizer", "lit_probsft.training.module.default_optimizer", "--model.optimizer.lr=1"],
-            "model.optimizer: default_optimizer is a function, which takes no arguments",
+            ["--model.optimizer", f"{__name__}.untyped", "--model.optimizer.lr=1"],
+            "model.optimizer: untyped is a function, which takes no arguments",
         ),
         (["--config", '{"data": {"batchsize": 3}}'], "data.batchsize: InstructionDataModule has no option"),
         (["--trainer.max_epochs", "{"], "trainer.max_epochs: expected a whole number or null, got '{'"),
         (["--model.objective", "Power", "--model.objective.alpha", "[1]"], r"model.objective.alpha: expected a number"),
-        (["--data.train", MIXTURE % '{"source": 3}'], r"data.train.sources.a.source: expected"),
+        (["--data.train", MIXTURE % '{"source": [3]}'], r"data.train.sources.a.source: expected"),
         (["--data.train", MIXTURE % '{"source": "a.csv", "wieght": 1}'], r"data.train.sources.a.wieght: Part has no"),
         (
             ["--trainer.callbacks", "[{class_path: LearningRateMonitor, init_args: {interval: step}}]"],

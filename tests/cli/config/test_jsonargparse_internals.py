@@ -12,7 +12,7 @@ from jsonargparse import ArgumentError, ArgumentParser, Namespace, _typehints
 
 import lit_probsft.cli.config.parser  # noqa: F401  sets the dumper
 from lit_probsft.cli.config.instantiation import Builder, call, with_places
-from lit_probsft.cli.config.jsonargparse_internals import flags_of, place_and_reason, values_as_typed
+from lit_probsft.cli.config.jsonargparse_internals import flags_of, literal_values, place_and_reason
 from lit_probsft.errors import UserError
 
 CHANGED = "jsonargparse has changed; adapt lit_probsft/cli/config/jsonargparse_internals.py: "
@@ -59,13 +59,18 @@ def test_flags_have_type_hints_and_switches_have_none() -> None:
     assert "rows" not in switches
 
 
-@pytest.mark.parametrize(("typed", "value"), [("null", None), ("Question: {q}", "Question: {q}"), ("3", "3")])
-def test_a_nested_value_arrives_as_typed(typed: str, value: str | None) -> None:
-    assert hasattr(_typehints, "parse_value_or_config"), CHANGED + "_typehints.parse_value_or_config"
-    assert hasattr(_typehints, "NestedArg"), CHANGED + "_typehints.NestedArg"
-    flags = [f"--rows={__name__}.Rows", f"--rows.prompt={typed}"]
-    with values_as_typed():
-        assert parser().parse_args(flags).rows.init_args.prompt == value
+@pytest.mark.parametrize("text", ["3", "1e3", "null", "# a", "a: b", "[a", __file__])
+def test_a_text_of_a_configuration_is_a_text(text: str) -> None:
+    for name in ("parse_value_or_config", "basic_json_or_yaml_load", "adapt_subconfig_path", "not_a_subconfig_path"):
+        assert hasattr(_typehints, name), CHANGED + f"_typehints.{name}"
+    rows = {"class_path": f"{__name__}.Rows", "init_args": {"prompt": text}}
+    content = {"rows": {"class_path": f"{__name__}.Pair", "init_args": {"parts": {"a": rows}, "size": text}}}
+    before = _typehints.parse_value_or_config
+    with literal_values():
+        config = parser().parse_object(content)
+        for arguments in (config.rows.init_args.as_dict(), yaml.safe_load(parser().dump(config))["rows"]["init_args"]):
+            assert (arguments["parts"]["a"]["init_args"]["prompt"], arguments["size"]) == (text, text)
+    assert _typehints.parse_value_or_config is before
 
 
 def test_an_error_message_names_its_option() -> None:
