@@ -169,7 +169,7 @@ def test_a_misspelt_folder_is_not_taken_for_a_hub_id(tmp_path: Path, monkeypatch
     (tmp_path / "runs" / "quickstart").mkdir(parents=True)
     assert remote.missing_folder("runs/quickstrt") == (True, " Did you mean 'quickstart'?")
     assert remote.missing_folder("runs/quickstart") == (False, "")
-    for place in ("me/model", "runs/something-else", "gpt2"):
+    for place in ("me/model", "gpt2"):
         assert remote.missing_folder(place) == (False, "")
-    for place in ("./gpt2", "a/b/c"):
+    for place in ("./gpt2", "a/b/c", "runs/something-else", "last.ckpt"):
         assert remote.missing_folder(place) == (True, "")
