@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from lit_probsft.data.tokens.call_forms import in_call_form
+from lit_probsft.data.tokens.control_tokens import any_of
 from lit_probsft.data.tokens.tokenizers import special_tokens
 from lit_probsft.errors import UserError, near_matches
 
@@ -244,5 +245,4 @@ def adds_bos(tokenizer: Any) -> bool:
 @functools.lru_cache(maxsize=16)
 def special_pattern(tokenizer: Any) -> re.Pattern[str]:
     """Return a pattern that matches the text of any special token."""
-    names = sorted((name for name in special_tokens(tokenizer) if name.strip()), key=len, reverse=True)
-    return re.compile("|".join(re.escape(name) for name in names) if names else r"(?!)")
+    return any_of(name for name in special_tokens(tokenizer) if name.strip())

@@ -19,7 +19,7 @@ from lit_probsft.data.tokens.prompts import prompt_for
 from lit_probsft.data.tokens.rendering import Renderer, Span, adds_bos, chosen_template, highlight, special_pattern
 from lit_probsft.data.tokens.tokenizers import stop_tokens
 from lit_probsft.data.tokens.turn_checks import Messages, check_assistant_turn, check_context, check_tool_calls
-from lit_probsft.data.tokens.turn_ends import find_content_end, find_end, last_special_end
+from lit_probsft.data.tokens.turn_ends import find_content_end, find_end
 from lit_probsft.errors import UserError
 
 
@@ -89,7 +89,7 @@ def render_and_find_turns(
 
 def ends_with_special(tokenizer: Any, text: str, span: Span) -> bool:
     """Whether a special token ends where the span ends."""
-    return last_special_end(text, span, special_pattern(tokenizer)) == span[1]
+    return find_end(text, span, special_pattern(tokenizer)) == span[1]
 
 
 def _concatenate(tokenizer: Any, messages: Messages, turns: Collection[int]) -> tuple[str, list[Span]]:
