@@ -12,8 +12,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from lit_probsft.data.tokens.prompts import opens_reasoning, reasoning_of
-from lit_probsft.data.tokens.reasoning import split_reasoning
+from lit_probsft.data.tokens.reasoning import opens_reasoning, reasoning_of, split_reasoning
 from lit_probsft.data.tokens.rendering import Renderer
 from lit_probsft.data.tokens.turn_checks import PROBE, Messages, insert_probe, insert_probe_before, unused_probe
 from lit_probsft.data.tokens.turn_ends import common_end

@@ -34,6 +34,17 @@ def split_reasoning(content: str) -> tuple[str, str]:
     return before.partition("<think>")[2].strip(), answer.strip()
 
 
+def reasoning_of(message: Mapping[str, Any]) -> str:
+    """Return the reasoning of an assistant's turn, or an empty text."""
+    apart: str = message.get("reasoning_content") or ""
+    return apart.strip() or split_reasoning(message["content"])[0]
+
+
+def opens_reasoning(prompt: str) -> bool:
+    """Whether a prompt ends within reasoning that it has opened."""
+    return prompt.rstrip().endswith("<think>")
+
+
 def drop_reasoning(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Return the messages without the assistant's reasoning.
 
@@ -60,9 +71,8 @@ def exclude_reasoning(text: str, spans: Sequence[Span]) -> list[Span]:
     """
     kept: list[Span] = []
     for start, end in spans:
-        is_open = text[:start].rstrip().endswith("<think>")  # by the template's generation prompt
         position = start
-        for first, last in find_blocks(text[start:end], is_open=is_open):
+        for first, last in find_blocks(text[start:end], is_open=opens_reasoning(text[:start])):
             if position < start + first:
                 kept.append((position, start + first))
             position = start + last
