@@ -134,7 +134,7 @@ class TokenizedSplits:
         """
         recipe = replace(self.recipe, on_bad_row="skip", prompts=name == "predict")
         split = replace(self.splits[name], loaded=unloaded(self.splits[name].loaded, skips=True))
-        row_tokenizer = RowTokenizer(split.loaded, self.tokenizer, recipe, find_rewritten=True, describe_prompts=True)
+        row_tokenizer = RowTokenizer(split.loaded, self.tokenizer, recipe, inspects=True)
         row_tokenizer.check_template()
         if streaming:
             items = first_rows(split.loaded, most)

@@ -18,7 +18,7 @@ History = Literal["keep", "split"]
 Message = Mapping[str, Any]
 
 FindTurns = Callable[..., tuple[str, list[Span]]]
-"""`render_and_find_turns` with everything but `messages`, `turns` and `generation_prompt` filled in."""
+"""`render_and_find_turns` without its first two arguments, and with its `answer` filled in."""
 
 
 def split_at_rewritten_turns(

@@ -173,11 +173,34 @@ def _as_read(template: str, message: Mapping[str, Any]) -> dict[str, Any]:
     return read
 
 
+def unread_keys(template: str, messages: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return the keys of messages that are unknown here and that the template does not read.
+
+    Args:
+        template: Jinja text; empty without a template.
+        messages: as `validate_conversation` returns them.
+    """
+    known = {"role", "content", "tool_calls", "reasoning_content", "tool_call_id", "train"}
+    further = dict.fromkeys(
+        key
+        for message in messages
+        for key in message
+        if key not in known and not (key == "name" and message["role"] == "tool")
+    )
+    return [key for key in further if not _reads_key(template, key)]
+
+
+@functools.lru_cache(maxsize=1024)
+def _reads_key(template: str, key: str) -> bool:
+    """Whether the template has `.key`, `'key'` or `"key"`."""
+    return re.search(rf"\.\s*{re.escape(key)}\b|(['\"]){re.escape(key)}\1", template) is not None
+
+
 @functools.lru_cache(maxsize=16)
 def _reasoning_key(template: str) -> str:
     """The name by which a template reads the reasoning of a turn. Later versions of transformers give it all names."""
     keys = ("reasoning_content", "thinking", "reasoning")
-    return next((key for key in keys if re.search(rf"""[.'"]{key}\b""", template)), keys[0])
+    return next((key for key in keys if _reads_key(template, key)), keys[0])
 
 
 @functools.lru_cache(maxsize=16)
