@@ -7,14 +7,13 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from lit_probsft.data.batches.store import Document
-from lit_probsft.data.rows.formats import Conversation, Example, Text
+from lit_probsft.data.rows.formats import IGNORED, Conversation, Example, Text
 from lit_probsft.data.rows.readers import BrokenRow
 from lit_probsft.data.rows.splits import Item, LoadedSource
 from lit_probsft.data.tokens.control_tokens import SpecialTokensInText, find_control_token
 from lit_probsft.data.tokens.history import History
 from lit_probsft.data.tokens.rendering import check_template, chosen_template, unread_keys
 from lit_probsft.data.tokens.tokenization import (
-    IGNORED,
     ConversationOptions,
     Reasoning,
     Turns,

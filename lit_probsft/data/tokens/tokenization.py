@@ -20,7 +20,7 @@ from dataclasses import dataclass, replace
 from typing import Any, Literal, TypedDict, Unpack
 
 from lit_probsft.data.rows.conversation import is_supervised
-from lit_probsft.data.rows.formats import IGNORED as IGNORED
+from lit_probsft.data.rows.formats import IGNORED
 from lit_probsft.data.tokens.control_tokens import (
     Quoted,
     SpecialTokensInText,

@@ -12,8 +12,7 @@ from collections.abc import Collection, Mapping
 from typing import Any
 
 from lit_probsft.data.tokens.answers import Joined, join_answer, next_role, without_reasoning
-from lit_probsft.data.tokens.earlier_turns import EarlierTurns
-from lit_probsft.data.tokens.earlier_turns import RewrittenHistory as RewrittenHistory
+from lit_probsft.data.tokens.earlier_turns import EarlierTurns, RewrittenHistory
 from lit_probsft.data.tokens.marks import ambiguous_marks, spans_by_turn, without_header, without_space_behind
 from lit_probsft.data.tokens.prompts import prompt_for
 from lit_probsft.data.tokens.rendering import Renderer, Span, adds_bos, highlight, special_pattern
