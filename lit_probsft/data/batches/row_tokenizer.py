@@ -120,11 +120,8 @@ class RowTokenizer:
         try:
             example = self.loaded.example(item)
             outcomes = self._tokenize(example, item, row)
-            facts: dict[str, Any] = {
-                "unused": self._unused(example, item),
-                "with_control_tokens": self._quotes(example),
-            }
-            return [replace(outcome, **facts) for outcome in outcomes]
+            unused, quotes = self._unused(example, item), self._quotes(example)
+            return [replace(outcome, unused=unused, with_control_tokens=quotes) for outcome in outcomes]
         except UserError as error:
             if self.recipe.on_bad_row == "skip":
                 return [Outcome(None, "skipped", str(error))]
@@ -197,10 +194,10 @@ class RowTokenizer:
 
     def _quotes(self, example: Example) -> bool:
         """Whether control tokens in the texts of this row are written as ordinary text."""
-        if self.recipe.plain_text or self.recipe.special_tokens_in_text != "text":
-            return False
         return (
             isinstance(example, Conversation)
+            and not self.recipe.plain_text
+            and self.recipe.special_tokens_in_text == "text"
             and find_control_token(self.tokenizer, example.messages, example.tools) is not None
         )
 

@@ -1,4 +1,4 @@
-"""Rows of parquet files, of which only the columns that are used are read."""
+"""Rows of parquet files. Only the used columns are read."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def read_parquet(path: Path, used: UsedColumns) -> ArrowRows:
 
 
 class ParquetRowGroups(Sequence[Mapping[str, Any]]):
-    """The rows of a file, of which one row group at a time is in memory.
+    """The rows of a file, one row group at a time in memory.
 
     Raises:
         UserError: the file is damaged, or not a parquet file; here, or when a row is read.

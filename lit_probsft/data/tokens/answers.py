@@ -34,7 +34,7 @@ class Joined:
         start: where the answer starts.
         inserted: the reasoning that the template leaves out, at the start of the answer.
         whole: the rendering of the whole conversation.
-        cut: the text behind `inserted` is that of `whole` from here on.
+        cut: after `inserted`, the text continues with that of `whole` from here on.
     """
 
     text: str

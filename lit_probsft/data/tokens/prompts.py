@@ -57,7 +57,8 @@ def describe_prompt(render: Renderer, messages: Sequence[Mapping[str, Any]], ans
     """
     chosen, prompt = prompt_for(render, messages, answer)
     reasons = bool(reasoning_of(answer))
-    for switch in chosen.options.keys() - render.options.keys():
+    if switches := chosen.options.keys() - render.options.keys():
+        (switch,) = switches
         value, why = str(reasons).lower(), "has reasoning" if reasons else "has no reasoning"
         return (
             f"prompted with `{switch}: {value}`, because the last answer {why}; "

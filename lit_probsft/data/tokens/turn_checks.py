@@ -44,7 +44,7 @@ def insert_probe(messages: Messages, index: int, probe: str = PROBE) -> list[Map
 
 
 def insert_probe_before(messages: Messages, index: int, probe: str = PROBE) -> list[Mapping[str, Any]]:
-    """Insert a probe in message `index`, before its answer: behind reasoning in the content, which may be left out."""
+    """Insert a probe in message `index`, before its answer and after reasoning in its content."""
     content = messages[index]["content"]
     reasoning, closing, answer = content.rpartition("</think>")
     space = answer[: len(answer) - len(answer.lstrip())]

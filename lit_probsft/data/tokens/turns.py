@@ -13,7 +13,7 @@ from typing import Any
 
 from lit_probsft.data.tokens.answers import Joined, join_answer, next_role, without_reasoning
 from lit_probsft.data.tokens.earlier_turns import EarlierTurns, RewrittenHistory
-from lit_probsft.data.tokens.marks import ambiguous_marks, spans_by_turn, without_header, without_space_behind
+from lit_probsft.data.tokens.marks import ambiguous_marks, spans_by_turn, without_trailing_space
 from lit_probsft.data.tokens.prompts import prompt_for
 from lit_probsft.data.tokens.rendering import Renderer, Span, adds_bos, highlight, special_pattern
 from lit_probsft.data.tokens.tokenizers import stop_tokens
@@ -134,7 +134,7 @@ def _last_turn(earlier: EarlierTurns, joined: Joined, messages: Messages) -> tup
     text, start, special = joined.text, joined.start, earlier.special
     content_end = find_content_end(text, (start, len(text)), messages[-1], special)
     if content_end is None:
-        return text, without_space_behind(text, [(start, len(text))], special)[0]
+        return text, without_trailing_space(text, [(start, len(text))], special)[0]
     end = find_end(text, (content_end, len(text)), special, earlier.stops)
     if end is None:
         text += next_role(earlier.render, messages, text[content_end:], special)
@@ -170,7 +170,7 @@ def _find_by_marks(
             raise ambiguous_marks(text, marks, indices)
         if not with_answer:
             text, marks = earlier.text, [mark for mark in marks if mark[1] <= len(earlier.text)]
-        return text, [(None, without_space_behind(text, marks, earlier.special))]
+        return text, [(None, without_trailing_space(text, marks, earlier.special))]
     # If the prompt does not reach into the mark of the last turn, none reaches into that of an earlier one.
     reaches = joined is None or any(first < joined.start < end for first, end in by_turn[-1])
     found: _Found = []
@@ -178,10 +178,10 @@ def _find_by_marks(
         if turn not in turns:
             continue
         if (turn == last or reaches) and (start := start_of(turn)) is not None:
-            spans = without_header(spans, start)
+            spans = [(max(first, start), end) for first, end in spans if end > start]  # without the turn's prompt
         if turn == last and joined is not None and joined.inserted and spans:
             spans[0] = (joined.start, spans[0][1])
-        found.append((turn, without_space_behind(text, spans, earlier.special)))
+        found.append((turn, without_trailing_space(text, spans, earlier.special)))
     return text if with_answer else earlier.text, found
 
 
