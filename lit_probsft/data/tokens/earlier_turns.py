@@ -84,7 +84,7 @@ class EarlierTurns:
         return self.render(messages, self.prompts)
 
     def _ending_by_probe(self, index: int) -> Span | None:
-        """What the template writes after the turn's content, as far as it writes it after a last turn too.
+        """What the template writes after the turn's content, up to where a last turn would continue differently.
 
         None unless a probe at the end of the content appears exactly once and leaves the rest of the text unchanged.
         """
@@ -98,7 +98,7 @@ class EarlierTurns:
         return content_end, content_end + common_end(after_last, self.text[content_end:])
 
     def _end(self, index: int, content_end: int, limit: int) -> int:
-        """The end of a turn; `limit` is that of the ending which the template writes after a last turn too."""
+        """The end of a turn. `limit` is the end of what the template also writes after a last turn."""
         end = find_end(self.text, (content_end, limit), self.special, self.stops)
         if end is not None:
             return end
