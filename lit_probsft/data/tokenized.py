@@ -135,7 +135,6 @@ class TokenizedSplits:
         recipe = replace(self.recipe, on_bad_row="skip", prompts=name == "predict")
         split = replace(self.splits[name], loaded=unloaded(self.splits[name].loaded, skips=True))
         row_tokenizer = RowTokenizer(split.loaded, self.tokenizer, recipe, inspects=True)
-        row_tokenizer.check_template()
         if streaming:
             items = first_rows(split.loaded, most)
             outcomes = (row_tokenizer.tokenize_item(item, row) for row, item in enumerate(items))

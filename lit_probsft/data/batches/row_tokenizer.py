@@ -12,7 +12,7 @@ from lit_probsft.data.rows.readers import BrokenRow
 from lit_probsft.data.rows.splits import Item, LoadedSource
 from lit_probsft.data.tokens.control_tokens import SpecialTokensInText, find_control_token
 from lit_probsft.data.tokens.history import History
-from lit_probsft.data.tokens.rendering import check_template, chosen_template, unread_keys
+from lit_probsft.data.tokens.rendering import chosen_template, unread_keys
 from lit_probsft.data.tokens.tokenization import (
     ConversationOptions,
     Reasoning,
@@ -89,16 +89,6 @@ class RowTokenizer:
     tokenizer: Any
     recipe: Recipe
     inspects: bool = False
-
-    def check_template(self) -> None:
-        """Refuse a chat template that is broken for every row.
-
-        Raises:
-            UserError: the template is not valid Jinja.
-        """
-        if self.recipe.chat_template is not None:
-            with errors_within("data"):
-                check_template(self.tokenizer, self.recipe.chat_template)
 
     def tokenize_row(self, index: int) -> list[Outcome]:
         """Tokenizes row `index` of the source; see `tokenize_item`."""

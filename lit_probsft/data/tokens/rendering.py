@@ -25,10 +25,23 @@ def read_template(chat_template: str | None) -> str | None:
     """Return the Jinja text of a template given as text or as the path of a file.
 
     Raises:
-        UserError: it is neither.
+        UserError: it is neither, or not valid Jinja.
     """
-    if chat_template is None or "{%" in chat_template or "{{" in chat_template:
-        return chat_template
+    if chat_template is None:
+        return None
+    template = chat_template if "{%" in chat_template or "{{" in chat_template else _read_file(chat_template)
+    import jinja2
+
+    try:
+        _render_alone(template, [])
+    except jinja2.TemplateSyntaxError as error:
+        raise _invalid_jinja(error).within("data") from error
+    except Exception:  # it compiles; whether it renders depends on the messages of a row
+        pass
+    return template
+
+
+def _read_file(chat_template: str) -> str:
     path = Path(chat_template).expanduser()
     if not path.is_file():
         names = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
@@ -41,24 +54,6 @@ def read_template(chat_template: str | None) -> str | None:
         return path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
         raise UserError("data.chat_template", f"expected UTF-8 text, {chat_template!r} is not: {error}") from error
-
-
-def check_template(tokenizer: Any, chat_template: str | None) -> None:
-    """Refuse a template that cannot render any row.
-
-    Raises:
-        UserError: there is no template, or it is not valid Jinja.
-    """
-    import jinja2
-    from transformers.utils.chat_template_utils import render_jinja_template
-
-    template = chosen_template(tokenizer, chat_template)
-    try:
-        render_jinja_template([[]], chat_template=template)
-    except jinja2.TemplateSyntaxError as error:
-        raise _invalid_jinja(error) from error
-    except Exception:
-        return  # it compiles; whether it renders depends on the messages of a row
 
 
 def chosen_template(tokenizer: Any, chat_template: str | None) -> str:
