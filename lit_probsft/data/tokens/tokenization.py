@@ -160,7 +160,8 @@ def tokenize_prompt(
     """Tokenize a conversation up to its last assistant turn, for generation.
 
     Without a final assistant turn, tokenizes the whole conversation. Returns the same tokens that training has before
-    that turn; with `rewritten_history: split`, the tokens before it in its own document.
+    that turn; with `rewritten_history: split`, the tokens before it in its own document. `options` are those
+    of `tokenize_conversation`, without `require_end_of_turn`.
     """
     prepared = _prepare(tokenizer, messages, prompts=True, **options)
     prompt, find_turns = prepared.messages, prepared.find_turns
