@@ -15,6 +15,7 @@ from lit_probsft.errors import UserError
 
 if TYPE_CHECKING:
     from lit_probsft.data import InstructionDataModule
+    from lit_probsft.data.batches.prepare import Counts
     from lit_probsft.data.batches.row_tokenizer import Outcome
 
 MEASURED = 2000
@@ -74,14 +75,10 @@ class Preview:
         split: its name.
         rows: number of rows in the split; None in a stream, whose length is unknown.
         measured: number of rows that were tokenized, evenly spaced over the split; the first rows of a stream.
+        counts: what happened to the measured rows.
         lengths: tokens of each document of the measured rows before truncation, skipped rows left out.
         tokens: tokens of the documents that are kept.
         supervised: supervised tokens of the documents that are kept.
-        truncated: number of truncated documents.
-        split_rows: number of measured rows that are split.
-        split_documents: number of documents that they are split into.
-        with_control_tokens: number of rows whose texts contain control tokens, which are written as ordinary text.
-        unused: columns and keys of turns that nothing reads.
         prompts: how answers are asked for where that has to be said, and the number of measured rows of each.
         problems: the most common first.
         shown: the documents of the rows to show.
@@ -90,20 +87,17 @@ class Preview:
     split: str
     rows: int | None
     measured: int
+    counts: Counts
     lengths: list[int] = field(default_factory=list)
     tokens: int = 0
     supervised: int = 0
-    truncated: int = 0
-    split_rows: int = 0
-    split_documents: int = 0
-    with_control_tokens: int = 0
-    unused: list[str] = field(default_factory=list)
     prompts: Counter[str] = field(default_factory=Counter)
     problems: list[Problem] = field(default_factory=list)
     shown: list[ShownDocument] = field(default_factory=list)
 
     def facts(self) -> dict[str, str]:
         """The statistics in words, by name."""
+        counts = self.counts
         if self.rows is None:
             facts = {"rows": f"the first {self.measured} of a stream"}
         else:
@@ -111,24 +105,24 @@ class Preview:
         if self.lengths:
             ordered = sorted(self.lengths)
             median, high = ordered[len(ordered) // 2], ordered[int(0.95 * (len(ordered) - 1))]
-            unit = "document" if self.split_rows else "row"
+            unit = "document" if counts.split_rows else "row"
             facts[f"tokens per {unit}"] = f"{ordered[0]} to {ordered[-1]}, median {median}, 95 % have at most {high}"
         if self.tokens:
             share = 100 * self.supervised / self.tokens
             facts["supervised"] = f"{self.supervised} of {self.tokens} tokens, {share:.1f} %"
-        facts["truncated"] = f"{self.truncated} {'documents' if self.split_rows else 'rows'}"
-        if self.split_rows:
+        facts["truncated"] = f"{counts.truncated} {'documents' if counts.split_rows else 'rows'}"
+        if counts.split_rows:
             facts["split"] = (
-                f"{self.split_rows} rows into {self.split_documents} documents, because the chat template rewrites "
+                f"{counts.split_rows} rows into {counts.split_documents} documents, because the chat template rewrites "
                 "earlier turns"
             )
         if self.prompts:
             facts["prompts"] = "; ".join(f"{rows} rows: {said}" for said, rows in self.prompts.most_common())
-        if self.with_control_tokens:
-            rows = f"{self.with_control_tokens} of {self.measured} rows"
+        if counts.with_control_tokens:
+            rows = f"{counts.with_control_tokens} of {self.measured} rows"
             facts["control tokens"] = f"{rows} contain control tokens in their text, written as ordinary text"
-        if self.unused:
-            facts["not used"] = visible(", ".join(self.unused))
+        if counts.unused:
+            facts["not used"] = visible(", ".join(counts.unused))
         return facts
 
 
@@ -181,21 +175,17 @@ def make_preview(datamodule: InstructionDataModule, split: str = "train", rows: 
     Raises:
         UserError: if the source, the tokenizer or the template cannot be used at all.
     """
-    from lit_probsft.data.batches.prepare import merge_unused
+    from lit_probsft.data.batches.prepare import Counts
 
     count, measured, row_outcomes = datamodule.inspect(split, MEASURED)
-    preview = Preview(split, count, len(measured))
+    preview = Preview(split, count, len(measured), Counts())
     spacing = max(len(measured) // rows, 1)
     problems: dict[str, list[tuple[str, int]]] = {}
     special = {*datamodule.tokenizer.all_special_ids, *_special_ids(datamodule.tokenizer)}
     num_shown = 0
     for position, (index, outcomes) in enumerate(zip(measured, row_outcomes, strict=True)):
-        preview.with_control_tokens += outcomes[0].with_control_tokens
+        preview.counts.add(outcomes)
         preview.prompts.update(filter(None, [outcomes[0].prompt]))
-        preview.unused = merge_unused(preview.unused, outcomes[0].unused)
-        if len(outcomes) > 1:
-            preview.split_rows += 1
-            preview.split_documents += len(outcomes)
         is_shown = position // spacing >= num_shown and num_shown < rows
         num_shown += is_shown and any(outcome.document is not None for outcome in outcomes)
         found: dict[str, str] = {}  # one problem of each kind, however many documents have it
@@ -211,7 +201,6 @@ def make_preview(datamodule: InstructionDataModule, split: str = "train", rows: 
             supervised = sum(label >= 0 for label in labels[1:])
             preview.tokens += len(ids)
             preview.supervised += supervised
-            preview.truncated += outcome.status == "truncated"
             if is_shown:
                 part = f" (document {number + 1} of {len(outcomes)})" if len(outcomes) > 1 else ""
                 pieces = _pieces(datamodule.tokenizer, ids, labels, special)

@@ -6,7 +6,6 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from lit_probsft.data.rows.template_options import validate_template_options
 from lit_probsft.errors import UserError, near_matches
 
 LENGTH_POOL = 50
@@ -56,7 +55,6 @@ def check_arguments(given: Mapping[str, Any]) -> None:
             hint = near_matches(value, choices)
             raise UserError(f"data.{argument}", f"expected one of {', '.join(choices)}, got {value!r}.{hint}")
     _check_held_out(given)
-    validate_template_options(given["template_options"], argument="data.template_options")
     for argument in ("chat_template", "template_options"):
         if given["format"] == "plain" and given[argument]:
             raise UserError(f"data.{argument}", "cannot be combined with `data.format: plain`, which uses no template")

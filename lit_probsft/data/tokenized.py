@@ -15,12 +15,12 @@ from lit_probsft.data.batches.prepare import unloaded
 from lit_probsft.data.batches.row_tokenizer import Outcome, Recipe, RowTokenizer
 from lit_probsft.data.batches.store import TokenStore
 from lit_probsft.data.batches.stream_checks import first_rows
-from lit_probsft.data.rows.formats import Conversation
+from lit_probsft.data.rows.formats import IGNORED, Conversation
 from lit_probsft.data.stages import Splits
 from lit_probsft.data.tokens.added_tokens import check_added_tokens, with_added_tokens
 from lit_probsft.data.tokens.rendering import plain_template
 from lit_probsft.data.tokens.template_defaults import check_template_reads, with_defaults
-from lit_probsft.data.tokens.tokenization import IGNORED, tokenize_conversation
+from lit_probsft.data.tokens.tokenization import tokenize_conversation
 from lit_probsft.data.tokens.tokenizers import TokenizerSource, as_tokenizer_source, checked_tokenizer
 from lit_probsft.errors import UserError, errors_within
 
@@ -134,8 +134,7 @@ class TokenizedSplits:
         """
         recipe = replace(self.recipe, on_bad_row="skip", prompts=name == "predict")
         split = replace(self.splits[name], loaded=unloaded(self.splits[name].loaded, skips=True))
-        row_tokenizer = RowTokenizer(split.loaded, self.tokenizer, recipe, find_rewritten=True, describe_prompts=True)
-        row_tokenizer.check_template()
+        row_tokenizer = RowTokenizer(split.loaded, self.tokenizer, recipe, inspects=True)
         if streaming:
             items = first_rows(split.loaded, most)
             outcomes = (row_tokenizer.tokenize_item(item, row) for row, item in enumerate(items))

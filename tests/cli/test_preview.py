@@ -96,7 +96,7 @@ def test_problems_are_counted_and_located_under_any_policy(make: Any) -> None:
 def test_long_rows_are_counted_by_what_happens_to_them(make: Any) -> None:
     content = GOOD + b'{"prompt": "a", "response": "' + b"b" * 90 + b'"}\n'
     truncated = make_preview(make(content, max_length=60, overflow="truncate"), rows=2)
-    assert truncated.truncated == 1
+    assert truncated.counts.truncated == 1
     assert (truncated.shown[1].tokens, truncated.shown[1].length) == (60, 112)
     assert "data.max_length cuts off the end of the answer" in truncated.problems[0].text
     dropped = make_preview(make(content, max_length=60, overflow="drop"))

@@ -70,7 +70,6 @@ class BlockReader:
     def blocks(self, number: int, position: Any) -> Iterator[Block]:
         """Yields block `number`, whose first row is at `position`, and all later ones; an error ends the iteration."""
         try:
-            self.row_tokenizer.check_template()
             with self._errors_within_argument():
                 stream = self.row_tokenizer.loaded.source.stream(position)
             while True:

@@ -11,7 +11,7 @@ import torch
 from numpy.typing import NDArray
 
 from lit_probsft.data.batches.plan import MicroBatch
-from lit_probsft.data.tokens.tokenization import IGNORED
+from lit_probsft.data.rows.formats import IGNORED
 
 
 def collate(

@@ -116,7 +116,7 @@ def tokenize_rows(
         progress: show the bar.
 
     Raises:
-        UserError: the template is broken, or a row is unusable; the message gives its index in the source.
+        UserError: a row is unusable; the message gives its index in the source.
     """
     from tqdm.auto import tqdm  # type: ignore[import-untyped]
 
@@ -125,7 +125,6 @@ def tokenize_rows(
         total=len(indices), desc=f"tokenizing data.{name}", unit="row", delay=3, disable=not progress, leave=False
     )
     row_tokenizer = RowTokenizer(split.loaded, tokenizer, recipe)
-    row_tokenizer.check_template()
     with bar:
         if num_proc is None or num_proc <= 1:
             rows: Iterator[list[Outcome]] = map(row_tokenizer.tokenize_row, indices)

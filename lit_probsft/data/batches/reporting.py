@@ -29,8 +29,7 @@ def report_split(name: str, store: TokenStore, parts: Sequence[str], plan: Plan 
         f"truncated, {meta['skipped']} skipped), {meta['tokens']} tokens, {meta['supervised_tokens']} of them "
         f"supervised; the longest {unit} has {meta['max_length']}"
     )
-    if meta["split_rows"]:
-        report_split_rows(name, meta)
+    report_split_rows(name, meta)
     report = {key: value for key, value in meta.items() if key not in ("max_token_id", "dropped_rows", "sources")}
     if store.sources is not None:
         report["sources"] = _report_sources(name, store, parts, plan)
@@ -47,11 +46,12 @@ def report_split(name: str, store: TokenStore, parts: Sequence[str], plan: Plan 
 
 
 def report_split_rows(name: str, counts: Mapping[str, Any], first: str = "") -> None:
-    """Logs how many of the rows (the `first` ones) are split into how many documents."""
-    rank_zero_info(
-        f"data.{name}: {counts['split_rows']} of {first}{counts['rows']} rows are split into "
-        f"{counts['split_documents']} documents, because the chat template rewrites earlier turns"
-    )
+    """Logs how many of the rows (the `first` ones) are split into how many documents, if any are."""
+    if counts["split_rows"]:
+        rank_zero_info(
+            f"data.{name}: {counts['split_rows']} of {first}{counts['rows']} rows are split into "
+            f"{counts['split_documents']} documents, because the chat template rewrites earlier turns"
+        )
 
 
 def _report_sources(name: str, store: TokenStore, parts: Sequence[str], plan: Plan | None) -> dict[str, Any]:

@@ -7,15 +7,14 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from lit_probsft.data.batches.store import Document
-from lit_probsft.data.rows.formats import Conversation, Example, Text
+from lit_probsft.data.rows.formats import IGNORED, Conversation, Example, Text
 from lit_probsft.data.rows.readers import BrokenRow
 from lit_probsft.data.rows.splits import Item, LoadedSource
 from lit_probsft.data.tokens.control_tokens import SpecialTokensInText, find_control_token
 from lit_probsft.data.tokens.history import History
-from lit_probsft.data.tokens.message_keys import unread_keys
-from lit_probsft.data.tokens.rendering import check_template, chosen_template
+from lit_probsft.data.tokens.rendering import chosen_template, unread_keys
 from lit_probsft.data.tokens.tokenization import (
-    IGNORED,
+    ConversationOptions,
     Reasoning,
     Turns,
     describe_prompt_of,
@@ -60,8 +59,8 @@ class Outcome:
         length: tokens before truncation.
         with_control_tokens: whether its texts contain control tokens, which are written as ordinary text.
         unused: what the row has and nothing reads: columns, and keys of turns as `messages[].key`.
-        prompt: how the last answer is asked for, if there is something to say. Only looked for on request.
-        rewritten: whether an earlier turn is supervised as the template rewrites it. Only looked for on request.
+        prompt: how the last answer is asked for, if there is something to say; see `RowTokenizer.inspects`.
+        rewritten: whether an earlier turn is supervised as the template rewrites it; see `RowTokenizer.inspects`.
     """
 
     document: Document | None
@@ -83,25 +82,13 @@ class RowTokenizer:
     """Tokenizes the rows of a source.
 
     Attributes:
-        describe_prompts: say how each last answer is asked for, which takes longer.
-        find_rewritten: look for turns that are supervised as the template rewrites them, which takes longer.
+        inspects: fill in `prompt` and `rewritten` of outcomes, which takes longer.
     """
 
     loaded: LoadedSource
     tokenizer: Any
     recipe: Recipe
-    describe_prompts: bool = False
-    find_rewritten: bool = False
-
-    def check_template(self) -> None:
-        """Refuse a chat template that is broken for every row.
-
-        Raises:
-            UserError: the template is not valid Jinja.
-        """
-        if self.recipe.chat_template is not None:
-            with errors_within("data"):
-                check_template(self.tokenizer, self.recipe.chat_template)
+    inspects: bool = False
 
     def tokenize_row(self, index: int) -> list[Outcome]:
         """Tokenizes row `index` of the source; see `tokenize_item`."""
@@ -123,11 +110,8 @@ class RowTokenizer:
         try:
             example = self.loaded.example(item)
             outcomes = self._tokenize(example, item, row)
-            facts: dict[str, Any] = {
-                "unused": self._unused(example, item),
-                "with_control_tokens": self._quotes(example),
-            }
-            return [replace(outcome, **facts) for outcome in outcomes]
+            unused, quotes = self._unused(example, item), self._quotes(example)
+            return [replace(outcome, unused=unused, with_control_tokens=quotes) for outcome in outcomes]
         except UserError as error:
             if self.recipe.on_bad_row == "skip":
                 return [Outcome(None, "skipped", str(error))]
@@ -136,10 +120,9 @@ class RowTokenizer:
     def _tokenize(self, example: Example, item: Item, row: int) -> list[Outcome]:
         with errors_within("data", self.loaded.where(item)):
             tokenized = list(self._tokens(example))
-            rewritten = self.find_rewritten and self._supervises_rewritten(example)
-            prompt = self._describe_prompt(example)
+            facts: dict[str, Any] = self._inspect(example) if self.inspects else {}
         documents = [Document(row, ids, labels, example.weight, item.source) for ids, labels in tokenized]
-        return [replace(self._limit(document, item), rewritten=rewritten, prompt=prompt) for document in documents]
+        return [replace(self._limit(document, item), **facts) for document in documents]
 
     def _limit(self, document: Document, item: Item) -> Outcome:
         """Applies `max_length` to a document."""
@@ -201,24 +184,25 @@ class RowTokenizer:
 
     def _quotes(self, example: Example) -> bool:
         """Whether control tokens in the texts of this row are written as ordinary text."""
-        if self.recipe.plain_text or self.recipe.special_tokens_in_text != "text":
-            return False
         return (
             isinstance(example, Conversation)
+            and not self.recipe.plain_text
+            and self.recipe.special_tokens_in_text == "text"
             and find_control_token(self.tokenizer, example.messages, example.tools) is not None
         )
 
-    def _describe_prompt(self, example: Example) -> str:
-        if not self.describe_prompts or not isinstance(example, Conversation):
-            return ""
-        options = self._options(example)
-        del options["turns"], options["special_tokens_in_text"]
-        return describe_prompt_of(self.tokenizer, example.messages, **options)
+    def _inspect(self, example: Example) -> dict[str, Any]:
+        """`prompt` and `rewritten` of a row's outcomes."""
+        if not isinstance(example, Conversation):
+            return {}
+        return {
+            "prompt": describe_prompt_of(self.tokenizer, example.messages, **self._options(example)),
+            "rewritten": self._supervises_rewritten(example),
+        }
 
-    def _supervises_rewritten(self, example: Example) -> bool:
+    def _supervises_rewritten(self, example: Conversation) -> bool:
         """Whether `rewritten_history: split` would make other documents of the row."""
-        recipe = self.recipe
-        if recipe.prompts or recipe.rewritten_history == "split" or not isinstance(example, Conversation):
+        if self.recipe.prompts or self.recipe.rewritten_history == "split":
             return False
         try:
             conversations = split_conversation(self.tokenizer, example.messages, **self._options(example))
@@ -226,8 +210,7 @@ class RowTokenizer:
             return False
         return [len(messages) for messages in conversations] != [len(example.messages)]
 
-    def _options(self, example: Conversation) -> dict[str, Any]:
-        """The options of all functions that tokenize a conversation."""
+    def _options(self, example: Conversation) -> ConversationOptions:
         recipe = self.recipe
         return {
             "tools": example.tools,

@@ -22,7 +22,7 @@ from typing import Any, NamedTuple
 import numpy as np
 from numpy.typing import NDArray
 
-from lit_probsft.data.tokens.tokenization import IGNORED
+from lit_probsft.data.rows.formats import IGNORED
 
 
 class Documents:

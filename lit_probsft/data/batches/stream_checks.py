@@ -44,15 +44,13 @@ def check_stream(row_tokenizer: RowTokenizer, max_steps: int | None) -> None:
         max_steps: of the trainer; None without one.
 
     Raises:
-        UserError: `max_steps` is not set, the stream cannot be read, the template is broken, or a row is unusable and
-            not to be skipped.
+        UserError: `max_steps` is not set, the stream cannot be read, or a row is unusable and not to be skipped.
     """
     if max_steps is not None and max_steps < 1:
         raise UserError(
             "trainer.max_steps",
             f"expected the number of optimizer steps with data.streaming, since a stream has no end, got {max_steps}",
         )
-    row_tokenizer.check_template()
     for row, item in enumerate(first_rows(row_tokenizer.loaded, _MAX_CHECKED)):
         if any(outcome.document is not None for outcome in row_tokenizer.tokenize_item(item, row)):
             break

@@ -237,9 +237,7 @@ class StreamLoader:
 
     def _count_rows(self, facts_of_ranks: list[dict[str, Any]]) -> None:
         """Add a block's counts, over all ranks, to the report. Log the first split or skipped rows and duplicates."""
-        names = ("skipped", "in_validation", "with_control_tokens", "split_rows")
-        skipped_before, duplicates_before, quoted_before, split_before = (self.report.get(name, 0) for name in names)
-        unused_before = self.report.get("unused")
+        before = self.report.copy()
         for facts in facts_of_ranks:
             facts = dict(facts)
             self.dropped_rows += facts.pop("dropped_rows")[: MAX_LISTED - len(self.dropped_rows)]
@@ -248,15 +246,15 @@ class StreamLoader:
                 self.report[name] = max(self.report.get(name, 0), facts.pop(name))
             for name, number in facts.items():
                 self.report[name] = self.report.get(name, 0) + number
-        if not quoted_before:
+        if not before.get("with_control_tokens"):
             warn_control_tokens("train", self.report["with_control_tokens"], self.report["rows"])
-        if not skipped_before:
+        if not before.get("skipped"):
             warn_skipped("train", self.dropped_rows)
-        if not unused_before:
+        if not before.get("unused"):
             report_unused("train", self.report["unused"])
-        if not split_before and self.report["split_rows"]:
+        if not before.get("split_rows"):
             report_split_rows("train", self.report, "the first ")
-        if not duplicates_before and (duplicates := self.report["in_validation"]):
+        if not before.get("in_validation") and (duplicates := self.report["in_validation"]):
             remedy = "they are dropped" if self._reader.remove_duplicates else "`data.duplicates: remove` drops them"
             first = f"{duplicates} of the first {self.report['rows']} rows"
             rank_zero_warn(f"data.train: {first} are in data.validation too; {remedy}")

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from bisect import bisect_right
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import accumulate
 from typing import Any
@@ -11,6 +10,7 @@ from typing import Any
 from typing_extensions import override
 
 from lit_probsft.data.rows.labels import Label
+from lit_probsft.data.rows.readers import part_of
 from lit_probsft.errors import UserError, first_line
 
 Decoder = Callable[[Any], Any]
@@ -88,13 +88,12 @@ class _Column:
         self._maps = "strict" if "map<" in str(array.type) else None
 
     def __getitem__(self, index: int) -> Any:
-        number = bisect_right(self._ends, index)
+        number, index = part_of(self._ends, index)
         chunk = self._chunks[number]
         if number not in self._valid:
             chunk.validate(full=True)
             self._valid.add(number)
-        start = self._ends[number - 1] if number else 0
-        return chunk[index - start].as_py(maps_as_pydicts=self._maps)
+        return chunk[index].as_py(maps_as_pydicts=self._maps)
 
 
 class _ArrowRow(Mapping[str, Any]):

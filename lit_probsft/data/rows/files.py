@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import glob
 import hashlib
-from bisect import bisect_right
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import accumulate
 from pathlib import Path
@@ -17,7 +16,15 @@ from lit_probsft.data.rows.compression import DECOMPRESSORS, compression
 from lit_probsft.data.rows.csv_files import csv_rows
 from lit_probsft.data.rows.json_files import read_json, read_json_lines, stream_json_lines
 from lit_probsft.data.rows.parquet_files import ParquetRowGroups, UsedColumns, read_parquet
-from lit_probsft.data.rows.readers import BrokenRow, IndexedReader, IteratorReader, LazyRow, Reader, RowSequence
+from lit_probsft.data.rows.readers import (
+    BrokenRow,
+    IndexedReader,
+    IteratorReader,
+    LazyRow,
+    Reader,
+    RowSequence,
+    part_of,
+)
 from lit_probsft.data.rows.saved_folders import read_saved
 from lit_probsft.errors import UserError, near_matches
 
@@ -59,11 +66,6 @@ KINDS = {
     ),
 }
 """The kinds of files by suffix. A `compressible` one may have a suffix of `DECOMPRESSORS` after it."""
-
-
-def every_column(columns: Sequence[str]) -> Sequence[str]:
-    """Marks all columns as used."""
-    return columns
 
 
 def kind_of(path: Path) -> Kind | None:
@@ -112,7 +114,7 @@ def local_paths(path: str | list[str]) -> list[Path] | None:
     raise UserError("path", f"no such file: {path!r}.{near_matches(expanded.name, names)}")
 
 
-def read_files(paths: list[Path], split: str | None, used: UsedColumns = every_column) -> RowSequence:
+def read_files(paths: list[Path], split: str | None, used: UsedColumns) -> RowSequence:
     """Read the rows of all files in order.
 
     A line that cannot be read becomes a `BrokenRow`, as long as the lines after it can be read.
@@ -138,11 +140,7 @@ class FilesReader(Reader):
     """Reads several files in order. Its position is the index of the file, and the position in it."""
 
     def __init__(
-        self,
-        paths: Sequence[Path],
-        split: str | None,
-        position: Sequence[Any] | None,
-        used: UsedColumns = every_column,
+        self, paths: Sequence[Path], split: str | None, position: Sequence[Any] | None, used: UsedColumns
     ) -> None:
         self._paths, self._split, self._used = paths, split, used
         self._file: int = 0 if position is None else position[0]
@@ -198,8 +196,7 @@ class JoinedRows(Sequence[Any]):
 
     def find(self, index: int) -> tuple[int, int]:
         """Index of the sequence that row `index` belongs to, and the row's index in it."""
-        sequence = bisect_right(self._ends, index)
-        return sequence, index - (self._ends[sequence - 1] if sequence else 0)
+        return part_of(self._ends, index)
 
 
 def refuse_broken(rows: RowSequence) -> Sequence[Mapping[str, Any]]:

@@ -14,9 +14,7 @@ from lit_probsft.storage.hub import dataset_commit
 
 
 def load_from_hub(path: str | list[str], name: str | None, split: str | None, revision: str | None) -> ArrowRows:
-    """Load a split of a hub data set.
-
-    The arguments are those of `datasets.load_dataset`.
+    """Load a split of a hub data set, `train` by default.
 
     Raises:
         UserError: names `path`, `name` or `split`, whichever the hub refuses.
@@ -25,30 +23,15 @@ def load_from_hub(path: str | list[str], name: str | None, split: str | None, re
 
 
 def stream_from_hub(path: str | list[str], name: str | None, split: str | None, revision: str | None) -> Any:
-    """Open a split of a hub data set as an iterable data set of `datasets`, which decodes no image, audio or video.
+    """Open a split as an iterable data set of `datasets`, without decoding images, audio or video.
 
-    The arguments are those of `datasets.load_dataset`.
-
-    Raises:
-        UserError: names `path`, `name` or `split`, whichever the hub refuses.
+    Arguments and errors as `load_from_hub`.
     """
     dataset = _load(path, name, split, revision, streaming=True)
     return dataset.decode(False) if dataset.features else dataset
 
 
 def _load(path: str | list[str], name: str | None, split: str | None, revision: str | None, **options: Any) -> Any:
-    """Load a split of a hub data set with `datasets.load_dataset`.
-
-    Args:
-        path: hub id of the data set.
-        name: configuration.
-        split: name of the split; `train` by default.
-        revision: branch, tag or commit.
-        options: passed on, such as `streaming=True`.
-
-    Raises:
-        UserError: names `path`, `name` or `split`, whichever the hub refuses.
-    """
     from datasets import get_dataset_split_names, load_dataset
 
     split = split or "train"

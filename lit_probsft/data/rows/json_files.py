@@ -106,7 +106,7 @@ def _rows_within(path: Path, whole: Any) -> list[Row]:
         if whole and all(isinstance(row, Mapping) for row in whole.values()):
             return [{"key": key, **row} for key, row in whole.items()]
         return [whole]
-    return _rows_of_list(path, whole) if isinstance(whole, list) else [broken_row(f"{_not_an_object(whole, path)}")]
+    return _rows_of_list(path, whole) if isinstance(whole, list) else [broken_row(_not_an_object(whole, path))]
 
 
 def _is_list_of_rows(value: Any) -> bool:

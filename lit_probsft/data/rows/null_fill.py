@@ -1,7 +1,7 @@
 """Removes the nulls that Arrow adds.
 
 Arrow (parquet, `datasets`) gives every struct of a column the keys of all its rows, with null where a row has none.
-In tools, and in the arguments of calls, such a key would be taught.
+In tools and in the arguments of calls, the model would learn such keys.
 """
 
 from __future__ import annotations

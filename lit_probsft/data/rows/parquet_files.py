@@ -1,10 +1,9 @@
-"""Rows of parquet files, of which only the columns that are used are read."""
+"""Rows of parquet files. Only the used columns are read."""
 
 from __future__ import annotations
 
 import contextlib
 import json
-from bisect import bisect_right
 from collections import Counter
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import accumulate
@@ -14,6 +13,7 @@ from typing import Any
 from typing_extensions import override
 
 from lit_probsft.data.rows.arrow_rows import ArrowRows, Decoder, decoders_of
+from lit_probsft.data.rows.readers import part_of
 from lit_probsft.errors import UserError, first_line
 
 UsedColumns = Callable[[Sequence[str]], Sequence[str]]
@@ -31,7 +31,7 @@ def read_parquet(path: Path, used: UsedColumns) -> ArrowRows:
 
 
 class ParquetRowGroups(Sequence[Mapping[str, Any]]):
-    """The rows of a file, of which one row group at a time is in memory.
+    """The rows of a file, one row group at a time in memory.
 
     Raises:
         UserError: the file is damaged, or not a parquet file; here, or when a row is read.
@@ -51,12 +51,12 @@ class ParquetRowGroups(Sequence[Mapping[str, Any]]):
 
     @override
     def __getitem__(self, index: Any) -> Any:
-        group = bisect_right(self._ends, index)
+        group, index = part_of(self._ends, index)
         if group != self._group:
             with _open(self._path) as file:
                 self._rows = _rows(self._path, file, [group], self._used, self._decoders)
             self._group = group
-        return self._rows[index - (self._ends[group - 1] if group else 0)]
+        return self._rows[index]
 
 
 @contextlib.contextmanager

@@ -7,6 +7,7 @@ row, in constant time where the format allows it (a CSV or compressed file is re
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
+from bisect import bisect_right
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -43,6 +44,17 @@ RowSequence = Sequence[Row]
 
 LazyRow = Callable[[], Row]
 """Parses a row when it is called, so that skipping one costs nothing."""
+
+
+def part_of(ends: Sequence[int], index: int) -> tuple[int, int]:
+    """Return the part that element `index` belongs to, and its index in that part.
+
+    Args:
+        ends: for each part, the number of elements up to its end.
+        index: counted over all parts.
+    """
+    part = bisect_right(ends, index)
+    return part, index - (ends[part - 1] if part else 0)
 
 
 class Reader(ABC):

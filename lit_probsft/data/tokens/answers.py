@@ -12,10 +12,9 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from lit_probsft.data.tokens.prompts import opens_reasoning, reasoning_of
-from lit_probsft.data.tokens.reasoning import split_reasoning
+from lit_probsft.data.tokens.reasoning import opens_reasoning, reasoning_of, split_reasoning
 from lit_probsft.data.tokens.rendering import Renderer
-from lit_probsft.data.tokens.turn_checks import PROBE, Messages, insert_probe, insert_probe_before
+from lit_probsft.data.tokens.turn_checks import PROBE, Messages, insert_probe, insert_probe_before, unused_probe
 from lit_probsft.data.tokens.turn_ends import common_end
 from lit_probsft.errors import UserError
 
@@ -35,7 +34,7 @@ class Joined:
         start: where the answer starts.
         inserted: the reasoning that the template leaves out, at the start of the answer.
         whole: the rendering of the whole conversation.
-        cut: the text behind `inserted` is that of `whole` from here on.
+        cut: after `inserted`, the text continues with that of `whole` from here on.
     """
 
     text: str
@@ -121,9 +120,7 @@ def align(render: _Render, ask: Renderer, messages: Messages, index: int, text: 
     """
     if index == 0:
         return None
-    probe = PROBE
-    while probe in text or probe in prompt:
-        probe += "q"
+    probe = unused_probe(text, prompt)
     before = insert_probe(messages, index - 1, probe)
     found = render(before), ask(before[:index], True)
     if any(one.count(probe) != 1 for one in found) or (text, prompt) != tuple(one.replace(probe, "") for one in found):

@@ -43,7 +43,7 @@ def in_call_form(
     Args:
         template: Jinja text.
         messages: the arguments of their calls are mappings.
-        render: renders messages with the template, just as they are.
+        render: renders messages with the template, without changing them.
     """
     if not any(message.get("tool_calls") for message in messages):
         return [dict(message) for message in messages]

@@ -128,7 +128,7 @@ class QuotingTokenizer:
 
     @functools.cached_property
     def _pattern(self) -> re.Pattern[str]:
-        return _any_of(self.names)
+        return any_of(self.names)
 
     def rename(self, text: str, quoted: Quoted) -> str:
         """Give the control tokens of a text their new names, and put the quoted texts back."""
@@ -186,11 +186,11 @@ def _control_pattern(tokenizer: Any, is_assistant: bool) -> re.Pattern[str]:
     names = {token.content for token in tokenizer.added_tokens_decoder.values() if token.special}
     if is_assistant:
         names -= set(_REASONING_TAGS)
-    return _any_of(name for name in names if name.strip())
+    return any_of(name for name in names if name.strip())
 
 
-def _any_of(names: Iterable[str]) -> re.Pattern[str]:
-    """A pattern that matches any of these texts, the longest first.
+def any_of(names: Iterable[str]) -> re.Pattern[str]:
+    """Return a pattern that matches any of these texts, the longest first.
 
     Texts with the same beginning are one branch: there can be hundreds, and `<` is frequent in code.
     """

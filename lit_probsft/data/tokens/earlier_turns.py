@@ -7,9 +7,10 @@ from collections.abc import Collection
 from dataclasses import dataclass
 
 from lit_probsft.data.tokens.answers import align, without_reasoning
-from lit_probsft.data.tokens.prompts import prompt_for, reasoning_of
+from lit_probsft.data.tokens.prompts import prompt_for
+from lit_probsft.data.tokens.reasoning import reasoning_of
 from lit_probsft.data.tokens.rendering import Renderer, Span, highlight
-from lit_probsft.data.tokens.turn_checks import PROBE, Messages, insert_probe
+from lit_probsft.data.tokens.turn_checks import Messages, insert_probe, unused_probe
 from lit_probsft.data.tokens.turn_ends import common_end, find_content_end, find_end
 from lit_probsft.errors import UserError
 
@@ -83,13 +84,11 @@ class EarlierTurns:
         return self.render(messages, self.prompts)
 
     def _ending_by_probe(self, index: int) -> Span | None:
-        """What the template writes after the turn's content, as far as it writes it after a last turn too.
+        """What the template writes after the turn's content, up to where a last turn would continue differently.
 
         None unless a probe at the end of the content appears exactly once and leaves the rest of the text unchanged.
         """
-        probe = PROBE
-        while probe in self.text:
-            probe += "q"
+        probe = unused_probe(self.text)
         probed = insert_probe(self.messages, index, probe)
         text = self._render(probed)
         if text.count(probe) != 1 or text.replace(probe, "") != self.text:
@@ -99,7 +98,7 @@ class EarlierTurns:
         return content_end, content_end + common_end(after_last, self.text[content_end:])
 
     def _end(self, index: int, content_end: int, limit: int) -> int:
-        """The end of a turn; `limit` is that of the ending which the template writes after a last turn too."""
+        """The end of a turn. `limit` is the end of what the template also writes after a last turn."""
         end = find_end(self.text, (content_end, limit), self.special, self.stops)
         if end is not None:
             return end

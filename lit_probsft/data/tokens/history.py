@@ -18,7 +18,7 @@ History = Literal["keep", "split"]
 Message = Mapping[str, Any]
 
 FindTurns = Callable[..., tuple[str, list[Span]]]
-"""`render_and_find_turns` with everything but `messages`, `turns` and `generation_prompt` filled in."""
+"""`render_and_find_turns` without its first two arguments, and with its `answer` filled in."""
 
 
 def split_at_rewritten_turns(
@@ -56,7 +56,7 @@ def split_at_rewritten_turns(
 
 
 def exact_turns(find_turns: FindTurns, prompt: Sequence[Message], turns: Collection[int]) -> list[int]:
-    """Return those of `turns` that are exact in a prompt; arguments and errors as `split_at_rewritten_turns`."""
+    """Return the `turns` that are exact in a prompt; arguments and errors as `split_at_rewritten_turns`."""
     text, texts = find_turns(prompt, [], generation_prompt=True)[0], _texts_through(find_turns, prompt, turns)
     return [turn for turn in turns if text.startswith(texts[turn])]
 

@@ -6,7 +6,7 @@ import re
 from collections.abc import Callable, Collection, Sequence
 
 from lit_probsft.data.tokens.rendering import Span, highlight
-from lit_probsft.data.tokens.turn_ends import last_special_end
+from lit_probsft.data.tokens.turn_ends import find_end
 from lit_probsft.errors import UserError
 
 
@@ -36,16 +36,11 @@ def spans_by_turn(
     return found
 
 
-def without_header(spans: Sequence[Span], start: int) -> list[Span]:
-    """Return the spans without what is before `start`, which the prompt gives."""
-    return [(max(first, start), last) for first, last in spans if last > start]
-
-
-def without_space_behind(text: str, spans: Sequence[Span], special: re.Pattern[str]) -> list[Span]:
-    """Return the spans without white space behind a special token at their end, which the model does not write."""
+def without_trailing_space(text: str, spans: Sequence[Span], special: re.Pattern[str]) -> list[Span]:
+    """Return the spans without white space after a special token at their end, which the model does not write."""
     trimmed = []
     for start, end in spans:
-        last = last_special_end(text, (start, end), special)
+        last = find_end(text, (start, end), special)
         trimmed.append((start, end if last is None or text[last:end].strip() else last))
     return trimmed
 

@@ -11,25 +11,11 @@ import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from lit_probsft.data.tokens.reasoning import split_reasoning
+from lit_probsft.data.tokens.reasoning import opens_reasoning, reasoning_of
 from lit_probsft.data.tokens.rendering import Renderer
 
 _SWITCHES = ("enable_thinking", "thinking")
 """Names that templates have for the option that turns reasoning on or off."""
-
-_OPENED = re.compile(r"<think>\s*\Z")
-_CLOSED = re.compile(r"</think>\s*\Z")
-
-
-def opens_reasoning(prompt: str) -> bool:
-    """Whether a prompt ends within reasoning that it has opened."""
-    return _OPENED.search(prompt) is not None
-
-
-def reasoning_of(message: Mapping[str, Any]) -> str:
-    """Return the reasoning of an assistant's turn, or an empty text."""
-    apart: str = message.get("reasoning_content") or ""
-    return apart.strip() or split_reasoning(message["content"])[0]
 
 
 def prompt_for(
@@ -52,13 +38,14 @@ def prompt_for(
     if answer is None:
         return render, prompt
     reasons = bool(reasoning_of(answer))
-    unwanted = _CLOSED if reasons else _OPENED
-    if unwanted.search(prompt):
+    unwanted = "</think>" if reasons else "<think>"
+    if prompt.rstrip().endswith(unwanted):
         for switch in _SWITCHES:
             if switch in render.options or not re.search(rf"\b{switch}\b", render.template):
                 continue
             switched = render.with_options(**{switch: reasons})
-            if not unwanted.search(other := switched(messages, True)):
+            other = switched(messages, True)
+            if not other.rstrip().endswith(unwanted):
                 return switched, other
     return render, prompt
 
@@ -70,7 +57,8 @@ def describe_prompt(render: Renderer, messages: Sequence[Mapping[str, Any]], ans
     """
     chosen, prompt = prompt_for(render, messages, answer)
     reasons = bool(reasoning_of(answer))
-    for switch in chosen.options.keys() - render.options.keys():
+    if switches := chosen.options.keys() - render.options.keys():
+        (switch,) = switches
         value, why = str(reasons).lower(), "has reasoning" if reasons else "has no reasoning"
         return (
             f"prompted with `{switch}: {value}`, because the last answer {why}; "

@@ -22,7 +22,7 @@ _TAG_OR_CODE = re.compile(
     re.DOTALL | re.MULTILINE,
 )
 _SPACE = re.compile(r"\s*")
-_OPENED_AND_LEFT = re.compile(r"\s*<think>[^\S\n]*(\n|\Z)")
+_OPENS_BLOCK = re.compile(r"\s*<think>[^\S\n]*(\n|\Z)")
 """An answer that begins with `<think>` on a line of its own means it, so it has to close it."""
 _ENDS_BLOCK = re.compile(r"</think>(?=[^\s.,;:!?)\]'\"]|[^\S\n]*(?:\n|\Z))")
 """A `</think>` that ends a line or joins the answer, unlike one in prose."""
@@ -32,6 +32,17 @@ def split_reasoning(content: str) -> tuple[str, str]:
     """Split a turn's content into reasoning and answer, without white space around them."""
     before, _, answer = content.rpartition("</think>")
     return before.partition("<think>")[2].strip(), answer.strip()
+
+
+def reasoning_of(message: Mapping[str, Any]) -> str:
+    """Return the reasoning of an assistant's turn, or an empty text."""
+    apart: str = message.get("reasoning_content") or ""
+    return apart.strip() or split_reasoning(message["content"])[0]
+
+
+def opens_reasoning(prompt: str) -> bool:
+    """Whether a prompt ends within reasoning that it has opened."""
+    return prompt.rstrip().endswith("<think>")
 
 
 def drop_reasoning(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
@@ -60,9 +71,8 @@ def exclude_reasoning(text: str, spans: Sequence[Span]) -> list[Span]:
     """
     kept: list[Span] = []
     for start, end in spans:
-        is_open = text[:start].rstrip().endswith("<think>")  # by the template's generation prompt
         position = start
-        for first, last in find_blocks(text[start:end], is_open=is_open):
+        for first, last in find_blocks(text[start:end], is_open=opens_reasoning(text[:start])):
             if position < start + first:
                 kept.append((position, start + first))
             position = start + last
@@ -72,7 +82,7 @@ def exclude_reasoning(text: str, spans: Sequence[Span]) -> list[Span]:
 
 
 def find_blocks(answer: str, *, is_open: bool = False) -> list[Span]:
-    """Find the blocks of reasoning in an answer, each with the white space behind it.
+    """Find the blocks of reasoning in an answer, each with the white space after it.
 
     Args:
         answer: what the assistant says.
@@ -82,7 +92,7 @@ def find_blocks(answer: str, *, is_open: bool = False) -> list[Span]:
         UserError: the block that the answer begins with is not closed.
     """
     if "</think>" not in answer:
-        if is_open or _OPENED_AND_LEFT.match(answer):
+        if is_open or _OPENS_BLOCK.match(answer):
             raise UserError("reasoning", f"expected </think> after <think>, got none in:\n{highlight(answer, [])}")
         return []
     blocks: list[Span] = []
@@ -98,7 +108,7 @@ def _next_block(text: str, start: int) -> Span | None:
     """The next block that `<think>` opens, from `start` on.
 
     Of several `<think>` before a `</think>`, the first that begins a line opens it: the ones before it are mentioned,
-    and the ones behind it are part of the reasoning.
+    and the ones after it are part of the reasoning.
     """
     found: list[int] = []
     for tag in _tags(text, start):
@@ -114,7 +124,7 @@ def _next_block(text: str, start: int) -> Span | None:
 
 
 def _block_end(text: str, start: int, *, required: bool) -> int:
-    """Where the block ends whose reasoning begins at `start`, with the white space behind it; 0 if it has no end.
+    """Where the block ends whose reasoning begins at `start`, with the white space after it; 0 if it has no end.
 
     A `</think>` in code ends only a block that is `required` to end: its reasoning may leave code unfinished.
     """

@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from lit_probsft.data.tokens.call_forms import in_call_form
+from lit_probsft.data.tokens.control_tokens import any_of
 from lit_probsft.data.tokens.tokenizers import special_tokens
 from lit_probsft.errors import UserError, near_matches
 
@@ -24,10 +25,23 @@ def read_template(chat_template: str | None) -> str | None:
     """Return the Jinja text of a template given as text or as the path of a file.
 
     Raises:
-        UserError: it is neither.
+        UserError: it is neither, or not valid Jinja.
     """
-    if chat_template is None or "{%" in chat_template or "{{" in chat_template:
-        return chat_template
+    if chat_template is None:
+        return None
+    template = chat_template if "{%" in chat_template or "{{" in chat_template else _read_file(chat_template)
+    import jinja2
+
+    try:
+        _render_alone(template, [])
+    except jinja2.TemplateSyntaxError as error:
+        raise _invalid_jinja(error).within("data") from error
+    except Exception:  # it compiles; whether it renders depends on the messages of a row
+        pass
+    return template
+
+
+def _read_file(chat_template: str) -> str:
     path = Path(chat_template).expanduser()
     if not path.is_file():
         names = [entry.name for entry in path.parent.iterdir()] if path.parent.is_dir() else []
@@ -40,24 +54,6 @@ def read_template(chat_template: str | None) -> str | None:
         return path.read_text(encoding="utf-8")
     except UnicodeDecodeError as error:
         raise UserError("data.chat_template", f"expected UTF-8 text, {chat_template!r} is not: {error}") from error
-
-
-def check_template(tokenizer: Any, chat_template: str | None) -> None:
-    """Refuse a template that cannot render any row.
-
-    Raises:
-        UserError: there is no template, or it is not valid Jinja.
-    """
-    import jinja2
-    from transformers.utils.chat_template_utils import render_jinja_template
-
-    template = chosen_template(tokenizer, chat_template)
-    try:
-        render_jinja_template([[]], chat_template=template)
-    except jinja2.TemplateSyntaxError as error:
-        raise _invalid_jinja(error) from error
-    except Exception:
-        return  # it compiles; whether it renders depends on the messages of a row
 
 
 def chosen_template(tokenizer: Any, chat_template: str | None) -> str:
@@ -172,11 +168,34 @@ def _as_read(template: str, message: Mapping[str, Any]) -> dict[str, Any]:
     return read
 
 
+def unread_keys(template: str, messages: Sequence[Mapping[str, Any]]) -> list[str]:
+    """Return the keys of messages that are unknown here and that the template does not read.
+
+    Args:
+        template: Jinja text; empty without a template.
+        messages: as `validate_conversation` returns them.
+    """
+    known = {"role", "content", "tool_calls", "reasoning_content", "tool_call_id", "train"}
+    further = dict.fromkeys(
+        key
+        for message in messages
+        for key in message
+        if key not in known and not (key == "name" and message["role"] == "tool")
+    )
+    return [key for key in further if not _reads_key(template, key)]
+
+
+@functools.lru_cache(maxsize=1024)
+def _reads_key(template: str, key: str) -> bool:
+    """Whether the template has `.key`, `'key'` or `"key"`."""
+    return re.search(rf"\.\s*{re.escape(key)}\b|(['\"]){re.escape(key)}\1", template) is not None
+
+
 @functools.lru_cache(maxsize=16)
 def _reasoning_key(template: str) -> str:
     """The name by which a template reads the reasoning of a turn. Later versions of transformers give it all names."""
     keys = ("reasoning_content", "thinking", "reasoning")
-    return next((key for key in keys if re.search(rf"""[.'"]{key}\b""", template)), keys[0])
+    return next((key for key in keys if _reads_key(template, key)), keys[0])
 
 
 @functools.lru_cache(maxsize=16)
@@ -244,5 +263,4 @@ def adds_bos(tokenizer: Any) -> bool:
 @functools.lru_cache(maxsize=16)
 def special_pattern(tokenizer: Any) -> re.Pattern[str]:
     """Return a pattern that matches the text of any special token."""
-    names = sorted((name for name in special_tokens(tokenizer) if name.strip()), key=len, reverse=True)
-    return re.compile("|".join(re.escape(name) for name in names) if names else r"(?!)")
+    return any_of(name for name in special_tokens(tokenizer) if name.strip())

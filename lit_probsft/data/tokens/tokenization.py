@@ -16,10 +16,11 @@ from __future__ import annotations
 
 import functools
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from dataclasses import dataclass, replace
+from typing import Any, Literal, TypedDict, Unpack
 
 from lit_probsft.data.rows.conversation import is_supervised
-from lit_probsft.data.rows.formats import IGNORED as IGNORED
+from lit_probsft.data.rows.formats import IGNORED
 from lit_probsft.data.tokens.control_tokens import (
     Quoted,
     SpecialTokensInText,
@@ -41,6 +42,18 @@ Turns = Literal["all", "first", "last"]
 
 Reasoning = Literal["learn", "mask", "drop"]
 """The assistant's reasoning is supervised, kept without supervision, or dropped before rendering."""
+
+
+class ConversationOptions(TypedDict, total=False):
+    """Options of every function that tokenizes a conversation; see `tokenize_conversation`."""
+
+    tools: Sequence[Mapping[str, Any]] | None
+    chat_template: str | None
+    template_options: Mapping[str, Any] | None
+    plain_text: bool
+    turns: Turns
+    reasoning: Reasoning
+    special_tokens_in_text: SpecialTokensInText
 
 
 def tokenize_conversation(
@@ -86,24 +99,24 @@ def tokenize_conversation(
             text lacks part of the conversation; the mask supervises nothing, everything, or not the end of a turn; a
             control token in a text is refused, or cannot be written as text. The message shows the text.
     """
-    messages = drop_reasoning(messages) if reasoning == "drop" else messages
-    template: dict[str, Any] = {"chat_template": chat_template, "template_options": template_options}
-    policy = _policy(special_tokens_in_text, plain_text=plain_text)
-    messages, tools, quoted = _quote(tokenizer, messages, tools, policy, **template)
-    with errors_restored(quoted):
-        text, spans = render_and_find_turns(
-            tokenizer,
-            messages,
-            _supervised_turns(messages, turns),
-            tools=tools,
-            plain_text=plain_text,
-            **template,
-        )
+    prepared = _prepare(
+        tokenizer,
+        messages,
+        tools=tools,
+        chat_template=chat_template,
+        template_options=template_options,
+        plain_text=plain_text,
+        turns=turns,
+        reasoning=reasoning,
+        special_tokens_in_text=special_tokens_in_text,
+    )
+    with errors_restored(prepared.quoted):
+        text, spans = prepared.find_turns(prepared.messages, prepared.turns)
         if require_end_of_turn:
             _check_end_of_turns(tokenizer, text, spans, given_template=chat_template is not None)
         if reasoning == "mask":
             spans = exclude_reasoning(text, spans)
-        input_ids, labels = encode_spans(tokenizer, text, spans, quoted)
+        input_ids, labels = encode_spans(tokenizer, text, spans, prepared.quoted)
         supervised = len(labels) - labels.count(IGNORED)
         if supervised in (0, len(labels)):
             raise UserError(
@@ -115,20 +128,9 @@ def tokenize_conversation(
 
 
 def split_conversation(
-    tokenizer: Any,
-    messages: Sequence[Mapping[str, Any]],
-    *,
-    tools: Sequence[Mapping[str, Any]] | None = None,
-    chat_template: str | None = None,
-    template_options: Mapping[str, Any] | None = None,
-    plain_text: bool = False,
-    turns: Turns = "all",
-    reasoning: Reasoning = "learn",
-    special_tokens_in_text: SpecialTokensInText = "text",
+    tokenizer: Any, messages: Sequence[Mapping[str, Any]], **options: Unpack[ConversationOptions]
 ) -> list[list[Mapping[str, Any]]]:
-    """Split a conversation in whose text the template rewrites earlier turns; see `lit_probsft.data.tokens.history`.
-
-    Arguments as `tokenize_conversation`.
+    """Split a conversation whose earlier turns the template rewrites; see `lit_probsft.data.tokens.history`.
 
     Returns:
         Conversations for `tokenize_conversation`, with the same options: the original alone if nothing is rewritten.
@@ -136,15 +138,9 @@ def split_conversation(
     Raises:
         UserError: the conversation up to one of the turns cannot be used.
     """
-    messages = drop_reasoning(messages) if reasoning == "drop" else messages
-    template: dict[str, Any] = {"chat_template": chat_template, "template_options": template_options}
-    policy = _policy(special_tokens_in_text, plain_text=plain_text)
-    shown, tools, quoted = _quote(tokenizer, messages, tools, policy, **template)
-    find_turns: FindTurns = functools.partial(
-        render_and_find_turns, tokenizer, tools=tools, plain_text=plain_text, **template
-    )
-    with errors_restored(quoted):
-        parts = split_at_rewritten_turns(find_turns, shown, _supervised_turns(messages, turns))
+    prepared = _prepare(tokenizer, messages, **options)
+    with errors_restored(prepared.quoted):
+        parts = split_at_rewritten_turns(prepared.find_turns, prepared.messages, prepared.turns)
     return [
         [
             {**message, "train": False} if turn.get("train") is False else message
@@ -158,60 +154,37 @@ def tokenize_prompt(
     tokenizer: Any,
     messages: Sequence[Mapping[str, Any]],
     *,
-    tools: Sequence[Mapping[str, Any]] | None = None,
-    chat_template: str | None = None,
-    template_options: Mapping[str, Any] | None = None,
-    plain_text: bool = False,
-    turns: Turns = "all",
-    reasoning: Reasoning = "learn",
-    special_tokens_in_text: SpecialTokensInText = "text",
     rewritten_history: History = "keep",
+    **options: Unpack[ConversationOptions],
 ) -> list[int]:
     """Tokenize a conversation up to its last assistant turn, for generation.
 
     Without a final assistant turn, tokenizes the whole conversation. Returns the same tokens that training has before
-    that turn; with `rewritten_history: split`, the tokens before it in its own document. Other arguments as
-    `tokenize_conversation`.
+    that turn; with `rewritten_history: split`, the tokens before it in its own document. `options` are those
+    of `tokenize_conversation`, without `require_end_of_turn`.
     """
-    messages = drop_reasoning(messages) if reasoning == "drop" else messages
-    answer = messages[-1] if messages[-1]["role"] == "assistant" else None
-    prompt = messages if answer is None else messages[:-1]
-    template: dict[str, Any] = {"chat_template": chat_template, "template_options": template_options}
-    policy = _policy(special_tokens_in_text, plain_text=plain_text)
-    prompt, tools, quoted = _quote(tokenizer, prompt, tools, policy, generation_prompt=True, **template)
-    find_turns: FindTurns = functools.partial(
-        render_and_find_turns, tokenizer, tools=tools, plain_text=plain_text, answer=answer, **template
-    )
+    prepared = _prepare(tokenizer, messages, prompts=True, **options)
+    prompt, find_turns = prepared.messages, prepared.find_turns
     # Training cuts the text at the supervised turns, so the prompt is cut there too.
-    cuts = [index for index in _supervised_turns(messages, turns) if index < len(prompt)]
-    with errors_restored(quoted):
+    cuts = [index for index in prepared.turns if index < len(prompt)]
+    with errors_restored(prepared.quoted):
         if rewritten_history == "split":
             cuts = exact_turns(find_turns, prompt, cuts)
         text, spans = find_turns(prompt, cuts, generation_prompt=True)
-        if reasoning == "mask":
+        if options.get("reasoning") == "mask":
             spans = exclude_reasoning(text, spans)
-        return encode_spans(tokenizer, text, spans, quoted)[0]
+        return encode_spans(tokenizer, text, spans, prepared.quoted)[0]
 
 
 def describe_prompt_of(
-    tokenizer: Any,
-    messages: Sequence[Mapping[str, Any]],
-    *,
-    tools: Sequence[Mapping[str, Any]] | None = None,
-    chat_template: str | None = None,
-    template_options: Mapping[str, Any] | None = None,
-    plain_text: bool = False,
-    reasoning: Reasoning = "learn",
+    tokenizer: Any, messages: Sequence[Mapping[str, Any]], **options: Unpack[ConversationOptions]
 ) -> str:
-    """Say how the last answer of a conversation is asked for; see `lit_probsft.data.tokens.prompts`.
-
-    Arguments as `tokenize_conversation`. Returns an empty text if there is nothing to say.
-    """
-    if plain_text or messages[-1]["role"] != "assistant":
+    """Say how the last answer of a conversation is asked for; see `describe_prompt`."""
+    unquoted: ConversationOptions = {**options, "special_tokens_in_text": "keep"}
+    prepared = _prepare(tokenizer, messages, prompts=True, **unquoted)
+    if prepared.render is None or prepared.answer is None:
         return ""
-    messages = drop_reasoning(messages) if reasoning == "drop" else messages
-    render = Renderer(tokenizer, chosen_template(tokenizer, chat_template), tools, template_options or {})
-    return describe_prompt(render, messages[:-1], messages[-1])
+    return describe_prompt(prepared.render, prepared.messages, prepared.answer)
 
 
 def tokenize_text(
@@ -246,40 +219,78 @@ def _supervised_turns(messages: Sequence[Mapping[str, Any]], turns: Turns) -> li
     return {"all": indices, "first": indices[:1], "last": indices[-1:]}[turns]
 
 
-def _policy(special_tokens_in_text: SpecialTokensInText, *, plain_text: bool) -> SpecialTokensInText:
-    """What to do with control tokens in this format. In plain text no template writes any, so the user's own stay."""
-    return "keep" if plain_text and special_tokens_in_text == "text" else special_tokens_in_text
+@dataclass(frozen=True)
+class _Prepared:
+    """A conversation before it is rendered.
+
+    Attributes:
+        messages: to render, with quoted control tokens; a prompt does not include the answer that it asks for.
+        turns: indices of the messages to supervise.
+        answer: what a prompt asks for, if it is known.
+        quoted: what the characters in place of control tokens stand for.
+        render: None for plain text.
+        find_turns: renders messages and finds turns in the text.
+    """
+
+    messages: Sequence[Mapping[str, Any]]
+    turns: Sequence[int]
+    answer: Mapping[str, Any] | None
+    quoted: Quoted
+    render: Renderer | None
+    find_turns: FindTurns
+
+
+def _prepare(
+    tokenizer: Any,
+    messages: Sequence[Mapping[str, Any]],
+    *,
+    prompts: bool = False,
+    tools: Sequence[Mapping[str, Any]] | None = None,
+    chat_template: str | None = None,
+    template_options: Mapping[str, Any] | None = None,
+    plain_text: bool = False,
+    turns: Turns = "all",
+    reasoning: Reasoning = "learn",
+    special_tokens_in_text: SpecialTokensInText = "text",
+) -> _Prepared:
+    """Drop reasoning and quote or refuse control tokens. With `prompts`, the last answer is set apart."""
+    messages = drop_reasoning(messages) if reasoning == "drop" else messages
+    supervised = _supervised_turns(messages, turns)
+    answer = messages[-1] if prompts and messages[-1]["role"] == "assistant" else None
+    messages = messages if answer is None else messages[:-1]
+    if special_tokens_in_text == "refuse":
+        _refuse(find_control_token(tokenizer, messages, tools))
+    render: Renderer | None = None
+    quoted: Quoted = {}
+    if plain_text:  # no template writes control tokens, so the user's own stay
+        if tools:
+            raise UserError("format", "plain text cannot represent tools; use a chat template that does")
+        if template_options:
+            raise UserError("template_options", "plain text has no chat template that could read them")
+    else:
+        render = Renderer(tokenizer, chosen_template(tokenizer, chat_template), tools, template_options or {})
+        if special_tokens_in_text == "text":
+            messages, render, quoted = _quote(render, messages, prompts)
+    find_turns = functools.partial(render_and_find_turns, tokenizer, render, answer=answer)
+    return _Prepared(messages, supervised, answer, quoted, render, find_turns)
 
 
 def _quote(
-    tokenizer: Any,
-    messages: Sequence[Mapping[str, Any]],
-    tools: Sequence[Mapping[str, Any]] | None,
-    policy: SpecialTokensInText,
-    *,
-    chat_template: str | None,
-    template_options: Mapping[str, Any] | None,
-    generation_prompt: bool = False,
-) -> tuple[Sequence[Mapping[str, Any]], Sequence[Mapping[str, Any]] | None, Quoted]:
-    """The messages and tools with their control tokens quoted, or refused; see `quote_control_tokens`."""
-    if policy == "keep":
-        return messages, tools, {}
-    if policy == "refuse":
-        _refuse(find_control_token(tokenizer, messages, tools))
-        return messages, tools, {}
-    quoted_messages, quoted_tools, quoted = quote_control_tokens(tokenizer, messages, tools)
+    render: Renderer, messages: Sequence[Mapping[str, Any]], generation_prompt: bool
+) -> tuple[Sequence[Mapping[str, Any]], Renderer, Quoted]:
+    """The messages with their control tokens quoted, and a renderer with quoted tools; see `quote_control_tokens`."""
+    quoted_messages, quoted_tools, quoted = quote_control_tokens(render.tokenizer, messages, render.tools)
+    quoting = replace(render, tools=quoted_tools)
     if quoted:
-        template, options = chosen_template(tokenizer, chat_template), template_options or {}
-        original = Renderer(tokenizer, template, tools, options)(messages, generation_prompt)
-        text = Renderer(tokenizer, template, quoted_tools, options)(quoted_messages, generation_prompt)
-        if restore(text, quoted) != original:
+        original = render(messages, generation_prompt)
+        if restore(quoting(quoted_messages, generation_prompt), quoted) != original:
+            token = find_control_token(render.tokenizer, messages, render.tools)
             raise UserError(
                 "chat_template",
-                f"the template changes control tokens inside a text, {find_control_token(tokenizer, messages, tools)}, "
-                "so they cannot be written as ordinary text; `data.special_tokens_in_text: keep` leaves them to the "
-                f"template:\n{highlight(original, [])}",
+                f"the template changes control tokens inside a text, {token}, so they cannot be written as ordinary "
+                f"text; `data.special_tokens_in_text: keep` leaves them to the template:\n{highlight(original, [])}",
             )
-    return quoted_messages, quoted_tools, quoted
+    return quoted_messages, quoting, quoted
 
 
 def _refuse(control_token: str | None) -> None:

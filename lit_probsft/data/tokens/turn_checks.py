@@ -17,6 +17,14 @@ PROBE = "xqzprobe"
 """A word that no template and hardly any text contains."""
 
 
+def unused_probe(*texts: str) -> str:
+    """Return a probe that none of the texts contains."""
+    probe = PROBE
+    while any(probe in text for text in texts):
+        probe += "q"
+    return probe
+
+
 def insert_probe(messages: Messages, index: int, probe: str = PROBE) -> list[Mapping[str, Any]]:
     """Insert a probe in message `index`, after the name of its last tool call, or else after its content.
 
@@ -36,7 +44,7 @@ def insert_probe(messages: Messages, index: int, probe: str = PROBE) -> list[Map
 
 
 def insert_probe_before(messages: Messages, index: int, probe: str = PROBE) -> list[Mapping[str, Any]]:
-    """Insert a probe in message `index`, before its answer: behind reasoning in the content, which may be left out."""
+    """Insert a probe in message `index`, before its answer and after reasoning in its content."""
     content = messages[index]["content"]
     reasoning, closing, answer = content.rpartition("</think>")
     space = answer[: len(answer) - len(answer.lstrip())]

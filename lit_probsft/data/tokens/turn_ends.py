@@ -51,7 +51,7 @@ def find_end(text: str, ending: Span, special: re.Pattern[str], stops: Collectio
         stops: the tokens that stop generation.
 
     Returns:
-        The end of the token that the turn ends with, or None if there is no special token.
+        The end of the first stop token, or else of the last special token; None without any.
     """
     end = None
     for match in special.finditer(text, *ending):
@@ -59,8 +59,3 @@ def find_end(text: str, ending: Span, special: re.Pattern[str], stops: Collectio
         if match[0] in stops:
             break
     return end
-
-
-def last_special_end(text: str, span: Span, special: re.Pattern[str]) -> int | None:
-    """Find the end of the last special token in the span."""
-    return find_end(text, span, special)

@@ -8,30 +8,26 @@ marks with `{% generation %}` what the assistant writes, the marks say where a t
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from typing import Any
 
 from lit_probsft.data.tokens.answers import Joined, join_answer, next_role, without_reasoning
-from lit_probsft.data.tokens.earlier_turns import EarlierTurns
-from lit_probsft.data.tokens.earlier_turns import RewrittenHistory as RewrittenHistory
-from lit_probsft.data.tokens.marks import ambiguous_marks, spans_by_turn, without_header, without_space_behind
+from lit_probsft.data.tokens.earlier_turns import EarlierTurns, RewrittenHistory
+from lit_probsft.data.tokens.marks import ambiguous_marks, spans_by_turn, without_trailing_space
 from lit_probsft.data.tokens.prompts import prompt_for
-from lit_probsft.data.tokens.rendering import Renderer, Span, adds_bos, chosen_template, highlight, special_pattern
+from lit_probsft.data.tokens.rendering import Renderer, Span, adds_bos, highlight, special_pattern
 from lit_probsft.data.tokens.tokenizers import stop_tokens
 from lit_probsft.data.tokens.turn_checks import Messages, check_assistant_turn, check_context, check_tool_calls
-from lit_probsft.data.tokens.turn_ends import find_content_end, find_end, last_special_end
+from lit_probsft.data.tokens.turn_ends import find_content_end, find_end
 from lit_probsft.errors import UserError
 
 
 def render_and_find_turns(
     tokenizer: Any,
+    base: Renderer | None,
     messages: Messages,
     turns: Collection[int],
     *,
-    tools: Sequence[Mapping[str, Any]] | None = None,
-    chat_template: str | None = None,
-    template_options: Mapping[str, Any] | None = None,
-    plain_text: bool = False,
     generation_prompt: bool = False,
     answer: Mapping[str, Any] | None = None,
 ) -> tuple[str, list[Span]]:
@@ -40,13 +36,10 @@ def render_and_find_turns(
     A turn reaches up to and including the token that stops the model, if there is one.
 
     Args:
-        tokenizer: provides the template and the special tokens.
+        tokenizer: provides the special tokens.
+        base: renders messages with the options that the user has set. None concatenates them without a template.
         messages: `{"role", "content", ...}`.
         turns: indices of the messages to find, all of them the assistant's.
-        tools: JSON schemas, for the template.
-        chat_template: Jinja text, instead of the tokenizer's template.
-        template_options: further names that the template may read.
-        plain_text: use no template, see `tokenize_conversation`.
         generation_prompt: the text ends with the prompt for an answer.
         answer: the assistant's message that the prompt asks for, if it is known. It is not part of the text.
 
@@ -55,17 +48,12 @@ def render_and_find_turns(
 
     Raises:
         RewrittenHistory: an earlier turn cannot be found, because the template renders it differently.
-        UserError: there is no template, it is broken, it refuses the roles, the last turn cannot be found, or the text
+        UserError: the template is broken, it refuses the roles, the last turn cannot be found, or the text
             lacks part of the conversation.
     """
-    if plain_text:
-        if tools:
-            raise UserError("format", "plain text cannot represent tools; use a chat template that does")
-        if template_options:
-            raise UserError("template_options", "plain text has no chat template that could read them")
+    if base is None:
         return _concatenate(tokenizer, messages, turns)
-    base = Renderer(tokenizer, chosen_template(tokenizer, chat_template), tools, template_options or {})
-    if tools and "tools" not in base.template:
+    if base.tools and "tools" not in base.template:
         raise UserError("chat_template", "the template leaves out the tools; use one that renders `tools`")
     context, asks = messages, generation_prompt
     if not generation_prompt and messages[-1]["role"] == "assistant":
@@ -89,7 +77,7 @@ def render_and_find_turns(
 
 def ends_with_special(tokenizer: Any, text: str, span: Span) -> bool:
     """Whether a special token ends where the span ends."""
-    return last_special_end(text, span, special_pattern(tokenizer)) == span[1]
+    return find_end(text, span, special_pattern(tokenizer)) == span[1]
 
 
 def _concatenate(tokenizer: Any, messages: Messages, turns: Collection[int]) -> tuple[str, list[Span]]:
@@ -146,7 +134,7 @@ def _last_turn(earlier: EarlierTurns, joined: Joined, messages: Messages) -> tup
     text, start, special = joined.text, joined.start, earlier.special
     content_end = find_content_end(text, (start, len(text)), messages[-1], special)
     if content_end is None:
-        return text, without_space_behind(text, [(start, len(text))], special)[0]
+        return text, without_trailing_space(text, [(start, len(text))], special)[0]
     end = find_end(text, (content_end, len(text)), special, earlier.stops)
     if end is None:
         text += next_role(earlier.render, messages, text[content_end:], special)
@@ -182,7 +170,7 @@ def _find_by_marks(
             raise ambiguous_marks(text, marks, indices)
         if not with_answer:
             text, marks = earlier.text, [mark for mark in marks if mark[1] <= len(earlier.text)]
-        return text, [(None, without_space_behind(text, marks, earlier.special))]
+        return text, [(None, without_trailing_space(text, marks, earlier.special))]
     # If the prompt does not reach into the mark of the last turn, none reaches into that of an earlier one.
     reaches = joined is None or any(first < joined.start < end for first, end in by_turn[-1])
     found: _Found = []
@@ -190,10 +178,10 @@ def _find_by_marks(
         if turn not in turns:
             continue
         if (turn == last or reaches) and (start := start_of(turn)) is not None:
-            spans = without_header(spans, start)
+            spans = [(max(first, start), end) for first, end in spans if end > start]  # without the turn's prompt
         if turn == last and joined is not None and joined.inserted and spans:
             spans[0] = (joined.start, spans[0][1])
-        found.append((turn, without_space_behind(text, spans, earlier.special)))
+        found.append((turn, without_trailing_space(text, spans, earlier.special)))
     return text if with_answer else earlier.text, found
 
 

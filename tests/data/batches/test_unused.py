@@ -6,7 +6,7 @@ import pytest
 
 from lit_probsft.data import ByteTokenizer, InstructionDataModule, MultipleChoice, Rows
 from lit_probsft.data.rows.mixture import Mixture
-from lit_probsft.data.tokens.message_keys import unread_keys
+from lit_probsft.data.tokens.rendering import unread_keys
 
 TURNS = [{"role": "user", "content": "a", "name": "Ann", "turn": 1}, {"role": "assistant", "content": "b"}]
 

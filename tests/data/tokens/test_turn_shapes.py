@@ -8,9 +8,9 @@ from hypothesis import strategies as st
 
 from lit_probsft.data import ByteTokenizer, tokenize_conversation, tokenize_prompt
 from lit_probsft.data.tokens.added_tokens import with_added_tokens
+from lit_probsft.data.tokens.earlier_turns import RewrittenHistory
 from lit_probsft.data.tokens.tokenization import describe_prompt_of
 from lit_probsft.data.tokens.tokenizers import read_tokenizer, tokenizer_fingerprint
-from lit_probsft.data.tokens.turns import RewrittenHistory
 from lit_probsft.errors import UserError
 from tests.data.tokens import turn_shapes
 from tests.data.tokens.turn_shapes import SHAPES, SPECIAL_TOKENS
