@@ -25,10 +25,6 @@ _UNUSED = {
     "skipped": "cannot be used; fit stops here unless `data.on_bad_row: skip` is set",
 }
 _TRUNCATED = "data.max_length cuts off the end of the answer, so the model does not learn to stop there"
-_REWRITTEN = (
-    "the chat template rewrites an earlier turn, which is supervised in a form that the model never has to write; "
-    "`data.rewritten_history: split` supervises it as it has to be written"
-)
 _STYLES = {"masked": "dim", "supervised": "bold green", "end": "black on green"}
 
 
@@ -80,6 +76,7 @@ class Preview:
         truncated: number of truncated documents.
         split_rows: number of measured rows that are split.
         split_documents: number of documents that they are split into.
+        rewritten: number of measured rows with an earlier turn that is supervised as the template rewrites it.
         with_control_tokens: number of rows whose texts contain control tokens, which are written as ordinary text.
         unused: columns and keys of turns that nothing reads.
         prompts: how answers are asked for where that has to be said, and the number of measured rows of each.
@@ -96,6 +93,7 @@ class Preview:
     truncated: int = 0
     split_rows: int = 0
     split_documents: int = 0
+    rewritten: int = 0
     with_control_tokens: int = 0
     unused: list[str] = field(default_factory=list)
     prompts: Counter[str] = field(default_factory=Counter)
@@ -121,6 +119,12 @@ class Preview:
             facts["split"] = (
                 f"{self.split_rows} rows into {self.split_documents} documents, because the chat template rewrites "
                 "earlier turns"
+            )
+        if self.rewritten:
+            facts["history"] = (
+                f"{self.rewritten} rows have an earlier turn that the chat template writes differently once later "
+                "turns follow, and it is supervised in that form; `data.rewritten_history: split` supervises it as the "
+                "model has to write it"
             )
         if self.prompts:
             facts["prompts"] = "; ".join(f"{rows} rows: {said}" for said, rows in self.prompts.most_common())
@@ -190,6 +194,7 @@ def make_preview(datamodule: InstructionDataModule, split: str = "train", rows: 
     special = {*datamodule.tokenizer.all_special_ids, *_special_ids(datamodule.tokenizer)}
     num_shown = 0
     for position, (index, outcomes) in enumerate(zip(measured, row_outcomes, strict=True)):
+        preview.rewritten += outcomes[0].rewritten
         preview.with_control_tokens += outcomes[0].with_control_tokens
         preview.prompts.update(filter(None, [outcomes[0].prompt]))
         preview.unused = merge_unused(preview.unused, outcomes[0].unused)
@@ -292,7 +297,7 @@ def _problem(outcome: Outcome, special: set[int]) -> str | None:
     end = outcome.document.labels[-1]
     if outcome.status == "truncated" and end >= 0 and end not in special:
         return _TRUNCATED
-    return _REWRITTEN if outcome.rewritten else None
+    return None
 
 
 def _special_ids(tokenizer: Any) -> set[int]:
