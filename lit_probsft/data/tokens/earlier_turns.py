@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from lit_probsft.data.tokens.answers import align, without_reasoning
 from lit_probsft.data.tokens.prompts import prompt_for, reasoning_of
 from lit_probsft.data.tokens.rendering import Renderer, Span, highlight
-from lit_probsft.data.tokens.turn_checks import PROBE, Messages, insert_probe
+from lit_probsft.data.tokens.turn_checks import Messages, insert_probe, unused_probe
 from lit_probsft.data.tokens.turn_ends import common_end, find_content_end, find_end
 from lit_probsft.errors import UserError
 
@@ -87,9 +87,7 @@ class EarlierTurns:
 
         None unless a probe at the end of the content appears exactly once and leaves the rest of the text unchanged.
         """
-        probe = PROBE
-        while probe in self.text:
-            probe += "q"
+        probe = unused_probe(self.text)
         probed = insert_probe(self.messages, index, probe)
         text = self._render(probed)
         if text.count(probe) != 1 or text.replace(probe, "") != self.text:

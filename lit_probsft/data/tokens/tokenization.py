@@ -31,7 +31,7 @@ from lit_probsft.data.tokens.control_tokens import (
 from lit_probsft.data.tokens.encoding import encode_spans
 from lit_probsft.data.tokens.history import FindTurns, History, exact_turns, split_at_rewritten_turns
 from lit_probsft.data.tokens.prompts import describe_prompt
-from lit_probsft.data.tokens.reasoning import drop_reasoning, exclude_reasoning
+from lit_probsft.data.tokens.reasoning import drop_reasoning, exclude_reasoning, mask_reasoning
 from lit_probsft.data.tokens.rendering import Renderer, Span, adds_bos, chosen_template, highlight
 from lit_probsft.data.tokens.turns import ends_with_special, render_and_find_turns
 from lit_probsft.errors import UserError
@@ -90,11 +90,12 @@ def tokenize_conversation(
     template: dict[str, Any] = {"chat_template": chat_template, "template_options": template_options}
     policy = _policy(special_tokens_in_text, plain_text=plain_text)
     messages, tools, quoted = _quote(tokenizer, messages, tools, policy, **template)
+    supervised_turns = _supervised_turns(messages, turns)
     with errors_restored(quoted):
         text, spans = render_and_find_turns(
             tokenizer,
             messages,
-            _supervised_turns(messages, turns),
+            supervised_turns,
             tools=tools,
             plain_text=plain_text,
             **template,
@@ -102,7 +103,7 @@ def tokenize_conversation(
         if require_end_of_turn:
             _check_end_of_turns(tokenizer, text, spans, given_template=chat_template is not None)
         if reasoning == "mask":
-            spans = exclude_reasoning(text, spans)
+            spans = mask_reasoning(text, spans, [messages[index] for index in supervised_turns])
         input_ids, labels = encode_spans(tokenizer, text, spans, quoted)
         supervised = len(labels) - labels.count(IGNORED)
         if supervised in (0, len(labels)):

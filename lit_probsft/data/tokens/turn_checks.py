@@ -17,6 +17,14 @@ PROBE = "xqzprobe"
 """A word that no template and hardly any text contains."""
 
 
+def unused_probe(*texts: str) -> str:
+    """Return a probe that is in none of the texts."""
+    probe = PROBE
+    while any(probe in text for text in texts):
+        probe += "q"
+    return probe
+
+
 def insert_probe(messages: Messages, index: int, probe: str = PROBE) -> list[Mapping[str, Any]]:
     """Insert a probe in message `index`, after the name of its last tool call, or else after its content.
 
