@@ -7,13 +7,15 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from lit_probsft.data.batches.store import Document
+from lit_probsft.data.rows.conversation import is_supervised
 from lit_probsft.data.rows.formats import Conversation, Example, Text
 from lit_probsft.data.rows.readers import BrokenRow
 from lit_probsft.data.rows.splits import Item, LoadedSource
 from lit_probsft.data.tokens.control_tokens import SpecialTokensInText, find_control_token
 from lit_probsft.data.tokens.history import History
 from lit_probsft.data.tokens.message_keys import unread_keys
-from lit_probsft.data.tokens.rendering import check_template, chosen_template
+from lit_probsft.data.tokens.prompts import option_of_prompts, reasoning_of
+from lit_probsft.data.tokens.rendering import Renderer, check_template, chosen_template
 from lit_probsft.data.tokens.tokenization import (
     IGNORED,
     Reasoning,
@@ -59,6 +61,7 @@ class Outcome:
         reason: why it is dropped or skipped.
         length: tokens before truncation.
         with_control_tokens: whether its texts contain control tokens, which are written as ordinary text.
+        reasons: whether a supervised turn has reasoning; None if the row has no turns.
         unused: what the row has and nothing reads: columns, and keys of turns as `messages[].key`.
         prompt: how the last answer is asked for, if there is something to say. Only looked for on request.
         rewritten: whether an earlier turn is supervised as the template rewrites it. Only looked for on request.
@@ -69,6 +72,7 @@ class Outcome:
     reason: str = ""
     length: int = 0
     with_control_tokens: bool = False
+    reasons: bool | None = None
     unused: Sequence[str] = ()
     prompt: str = ""
     rewritten: bool = False
@@ -126,6 +130,7 @@ class RowTokenizer:
             facts: dict[str, Any] = {
                 "unused": self._unused(example, item),
                 "with_control_tokens": self._quotes(example),
+                "reasons": self._reasons(example),
             }
             return [replace(outcome, **facts) for outcome in outcomes]
         except UserError as error:
@@ -207,6 +212,24 @@ class RowTokenizer:
             isinstance(example, Conversation)
             and find_control_token(self.tokenizer, example.messages, example.tools) is not None
         )
+
+    def _reasons(self, example: Example) -> bool | None:
+        if not isinstance(example, Conversation):
+            return None
+        turns = (message for message in example.messages if is_supervised(message))
+        return self.recipe.reasoning != "drop" and any(map(reasoning_of, turns))
+
+    def option_of_prompts(self, *, reasons: bool) -> str:
+        """The option in prompts for answers with or without reasoning that prompts for unknown answers do not have."""
+        recipe = self.recipe
+        if recipe.plain_text:
+            return ""
+        try:
+            template = chosen_template(self.tokenizer, recipe.chat_template)
+            render = Renderer(self.tokenizer, template, options=recipe.template_options)
+            return option_of_prompts(render, reasons=reasons)
+        except UserError:  # the template needs more than a question
+            return ""
 
     def _describe_prompt(self, example: Example) -> str:
         if not self.describe_prompts or not isinstance(example, Conversation):
