@@ -26,10 +26,6 @@ _UNUSED = {
     "skipped": "cannot be used; fit stops here unless `data.on_bad_row: skip` is set",
 }
 _TRUNCATED = "data.max_length cuts off the end of the answer, so the model does not learn to stop there"
-_REWRITTEN = (
-    "the chat template rewrites an earlier turn, which is supervised in a form that the model never has to write; "
-    "`data.rewritten_history: split` supervises it as it has to be written"
-)
 _STYLES = {"masked": "dim", "supervised": "bold green", "end": "black on green"}
 
 
@@ -79,6 +75,7 @@ class Preview:
         lengths: tokens of each document of the measured rows before truncation, skipped rows left out.
         tokens: tokens of the documents that are kept.
         supervised: supervised tokens of the documents that are kept.
+        rewritten: number of measured rows with an earlier turn that is supervised as the template rewrites it.
         prompts: how answers are asked for where that has to be said, and the number of measured rows of each.
         problems: the most common first.
         shown: the documents of the rows to show.
@@ -91,6 +88,7 @@ class Preview:
     lengths: list[int] = field(default_factory=list)
     tokens: int = 0
     supervised: int = 0
+    rewritten: int = 0
     prompts: Counter[str] = field(default_factory=Counter)
     problems: list[Problem] = field(default_factory=list)
     shown: list[ShownDocument] = field(default_factory=list)
@@ -115,6 +113,12 @@ class Preview:
             facts["split"] = (
                 f"{counts.split_rows} rows into {counts.split_documents} documents, because the chat template rewrites "
                 "earlier turns"
+            )
+        if self.rewritten:
+            facts["history"] = (
+                f"{self.rewritten} rows have an earlier turn that the chat template writes differently once later "
+                "turns follow, and it is supervised in that form; `data.rewritten_history: split` supervises it as the "
+                "model has to write it"
             )
         if self.prompts:
             facts["prompts"] = "; ".join(f"{rows} rows: {said}" for said, rows in self.prompts.most_common())
@@ -185,6 +189,7 @@ def make_preview(datamodule: InstructionDataModule, split: str = "train", rows: 
     num_shown = 0
     for position, (index, outcomes) in enumerate(zip(measured, row_outcomes, strict=True)):
         preview.counts.add(outcomes)
+        preview.rewritten += outcomes[0].rewritten
         preview.prompts.update(filter(None, [outcomes[0].prompt]))
         is_shown = position // spacing >= num_shown and num_shown < rows
         num_shown += is_shown and any(outcome.document is not None for outcome in outcomes)
@@ -281,7 +286,7 @@ def _problem(outcome: Outcome, special: set[int]) -> str | None:
     end = outcome.document.labels[-1]
     if outcome.status == "truncated" and end >= 0 and end not in special:
         return _TRUNCATED
-    return _REWRITTEN if outcome.rewritten else None
+    return None
 
 
 def _special_ids(tokenizer: Any) -> set[int]:

@@ -11,7 +11,7 @@ from typing_extensions import override
 from lit_probsft.data.arguments import LENGTH_POOL, SHUFFLE_BUFFER, check_arguments
 from lit_probsft.data.batches.loader import PlanLoader
 from lit_probsft.data.batches.plan import Plan
-from lit_probsft.data.batches.reporting import report_overlap, report_split
+from lit_probsft.data.batches.reporting import report_overlap, report_prompts, report_split
 from lit_probsft.data.batches.row_tokenizer import Outcome, Recipe
 from lit_probsft.data.batches.store import Documents, TokenStore
 from lit_probsft.data.batches.stream_checks import check_not_trained
@@ -90,11 +90,12 @@ class InstructionDataModule(LightningDataModule):
 
     After `setup`:
         `tokenizer` (loaded; available before `setup` too), `report` (per split: rows, kept, dropped, truncated,
-        skipped, split_rows, split_documents, unused columns, tokens, supervised_tokens, max_length, fingerprint; packs
-        and share_full if packed; the sources of a mixture; in_validation for train; a stream's report grows while it is
-        read, and has its passes), `dropped_rows` (per split, the rows that are dropped or skipped: row, document if the
-        row is split, what, reason; the first ten thousand of a stream), `watched` (names of the watched sets),
-        `fingerprint` (of the training tokens), `max_token_id`, `plan` and `num_windows` (optimizer steps per epoch).
+        skipped, split_rows, split_documents, rows with_control_tokens, with_reasoning and without_reasoning, unused
+        columns, tokens, supervised_tokens, max_length, fingerprint; packs and share_full if packed; the sources of a
+        mixture; in_validation for train; a stream's report grows while it is read, and has its passes), `dropped_rows`
+        (per split, the rows that are dropped or skipped: row, document if the row is split, what, reason; the first ten
+        thousand of a stream), `watched` (names of the watched sets), `fingerprint` (of the training tokens),
+        `max_token_id`, `plan` and `num_windows` (optimizer steps per epoch).
 
     Raises:
         UserError: at construction if values are out of range; in `setup` if files, rows or templates are wrong.
@@ -202,6 +203,8 @@ class InstructionDataModule(LightningDataModule):
             plan = self.plan if name == "train" else None
             assert not isinstance(plan, StreamPlan)
             self.report[name] = report_split(name, store, self.sources_of(name), plan)
+            if name == "train":
+                report_prompts(name, store.meta, self._tokenized.row_tokenizer(name))
             self.dropped_rows[name] = store.meta["dropped_rows"]
         both = {"train", "validation"} <= self.report.keys() and not self.streaming
         if both and "in_validation" not in self.report["train"]:

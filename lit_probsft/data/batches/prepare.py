@@ -15,7 +15,7 @@ from lit_probsft.data.rows.splits import LoadedSource, Split
 from lit_probsft.errors import UserError
 from lit_probsft.parallel.parent import exit_with_parent
 
-VERSION = 6
+VERSION = 7
 """Part of every cache key. Raise it if the same rows and options give other tokens, or other files."""
 
 MAX_UNUSED = 100
@@ -38,6 +38,8 @@ class Counts:
         split_rows: rows that are split, because the template rewrites earlier turns.
         split_documents: documents of these rows.
         with_control_tokens: rows whose texts contain control tokens, which are written as ordinary text.
+        with_reasoning: conversations with reasoning in a supervised turn.
+        without_reasoning: conversations without any.
         dropped_rows: for each document that is dropped, and each row that is skipped, `row`, `what` (`dropped` or
             `skipped`) and `reason`; `document` (counted from 0) in a row that is split, and `source` if there are
             several.
@@ -51,6 +53,8 @@ class Counts:
     split_rows: int = 0
     split_documents: int = 0
     with_control_tokens: int = 0
+    with_reasoning: int = 0
+    without_reasoning: int = 0
     dropped_rows: list[dict[str, Any]] = field(default_factory=list)
     unused: list[str] = field(default_factory=list)
 
@@ -58,6 +62,8 @@ class Counts:
         """Counts a row."""
         self.rows += 1
         self.with_control_tokens += outcomes[0].with_control_tokens
+        self.with_reasoning += outcomes[0].reasons is True
+        self.without_reasoning += outcomes[0].reasons is False
         self.unused = merge_unused(self.unused, outcomes[0].unused)
         if len(outcomes) > 1:
             self.split_rows += 1

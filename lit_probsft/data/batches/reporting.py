@@ -10,6 +10,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from lit_probsft.data.batches.duplicates import overlap
 from lit_probsft.data.batches.packing import PackedPlan
 from lit_probsft.data.batches.plan import Plan
+from lit_probsft.data.batches.row_tokenizer import RowTokenizer
 from lit_probsft.data.batches.store import TokenStore
 
 
@@ -87,6 +88,25 @@ def warn_control_tokens(name: str, number: int, rows: int) -> None:
         rank_zero_warn(
             f"data.{name}: {number} of {rows} rows contain control tokens in their text, written as ordinary text; "
             "`data.special_tokens_in_text: keep` keeps them"
+        )
+
+
+def report_prompts(name: str, counts: Mapping[str, Any], row_tokenizer: RowTokenizer) -> None:
+    """Logs that prompts for unknown answers differ from those in training, if all rows have reasoning or none has.
+
+    Args:
+        name: of the split.
+        counts: of its rows.
+        row_tokenizer: of its rows.
+    """
+    reasons = counts["with_reasoning"] > 0
+    if reasons == (counts["without_reasoning"] > 0):  # both kinds, or no conversation
+        return
+    if option := row_tokenizer.option_of_prompts(reasons=reasons):
+        rank_zero_info(
+            f"data.{name}: {'every' if reasons else 'no'} row has reasoning, so all are prompted with `{option}`. "
+            "Prompts without a known answer, as in chat, do not have this option unless `data.template_options: "
+            f"{{{option}}}` is set in training"
         )
 
 

@@ -7,12 +7,15 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 from lit_probsft.data.batches.store import Document
+from lit_probsft.data.rows.conversation import is_supervised
 from lit_probsft.data.rows.formats import IGNORED, Conversation, Example, Text
 from lit_probsft.data.rows.readers import BrokenRow
 from lit_probsft.data.rows.splits import Item, LoadedSource
 from lit_probsft.data.tokens.control_tokens import SpecialTokensInText, find_control_token
 from lit_probsft.data.tokens.history import History
-from lit_probsft.data.tokens.rendering import chosen_template, unread_keys
+from lit_probsft.data.tokens.prompts import option_of_prompts
+from lit_probsft.data.tokens.reasoning import reasoning_of
+from lit_probsft.data.tokens.rendering import Renderer, chosen_template, unread_keys
 from lit_probsft.data.tokens.tokenization import (
     ConversationOptions,
     Reasoning,
@@ -58,6 +61,7 @@ class Outcome:
         reason: why it is dropped or skipped.
         length: tokens before truncation.
         with_control_tokens: whether its texts contain control tokens, which are written as ordinary text.
+        reasons: whether a supervised turn has reasoning; None if the row has no turns.
         unused: what the row has and nothing reads: columns, and keys of turns as `messages[].key`.
         prompt: how the last answer is asked for, if there is something to say; see `RowTokenizer.inspects`.
         rewritten: whether an earlier turn is supervised as the template rewrites it; see `RowTokenizer.inspects`.
@@ -68,6 +72,7 @@ class Outcome:
     reason: str = ""
     length: int = 0
     with_control_tokens: bool = False
+    reasons: bool | None = None
     unused: Sequence[str] = ()
     prompt: str = ""
     rewritten: bool = False
@@ -110,8 +115,12 @@ class RowTokenizer:
         try:
             example = self.loaded.example(item)
             outcomes = self._tokenize(example, item, row)
-            unused, quotes = self._unused(example, item), self._quotes(example)
-            return [replace(outcome, unused=unused, with_control_tokens=quotes) for outcome in outcomes]
+            facts: dict[str, Any] = {
+                "unused": self._unused(example, item),
+                "with_control_tokens": self._quotes(example),
+                "reasons": self._reasons(example),
+            }
+            return [replace(outcome, **facts) for outcome in outcomes]
         except UserError as error:
             if self.recipe.on_bad_row == "skip":
                 return [Outcome(None, "skipped", str(error))]
@@ -199,6 +208,24 @@ class RowTokenizer:
             "prompt": describe_prompt_of(self.tokenizer, example.messages, **self._options(example)),
             "rewritten": self._supervises_rewritten(example),
         }
+
+    def _reasons(self, example: Example) -> bool | None:
+        if not isinstance(example, Conversation):
+            return None
+        turns = (message for message in example.messages if is_supervised(message))
+        return self.recipe.reasoning != "drop" and any(map(reasoning_of, turns))
+
+    def option_of_prompts(self, *, reasons: bool) -> str:
+        """The option in prompts for answers with or without reasoning that prompts for unknown answers do not have."""
+        recipe = self.recipe
+        if recipe.plain_text:
+            return ""
+        try:
+            template = chosen_template(self.tokenizer, recipe.chat_template)
+            render = Renderer(self.tokenizer, template, options=recipe.template_options)
+            return option_of_prompts(render, reasons=reasons)
+        except UserError:  # the template needs more than a question
+            return ""
 
     def _supervises_rewritten(self, example: Conversation) -> bool:
         """Whether `rewritten_history: split` would make other documents of the row."""

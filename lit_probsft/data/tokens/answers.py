@@ -14,7 +14,7 @@ from typing import Any
 
 from lit_probsft.data.tokens.reasoning import opens_reasoning, reasoning_of, split_reasoning
 from lit_probsft.data.tokens.rendering import Renderer
-from lit_probsft.data.tokens.turn_checks import PROBE, Messages, insert_probe, insert_probe_before, unused_probe
+from lit_probsft.data.tokens.turn_checks import Messages, insert_probe, insert_probe_before, unused_probe
 from lit_probsft.data.tokens.turn_ends import common_end
 from lit_probsft.errors import UserError
 
@@ -170,12 +170,13 @@ def next_role(render: Renderer, messages: Messages, ending: str, special: re.Pat
         identity = {"tool_call_id": call["id"]} if "id" in call else {}
         follower = {"role": "tool", "content": _FOLLOWER, "name": call["function"]["name"], **identity}
     try:
-        text = render([*insert_probe(messages, last), follower])
+        probe = unused_probe(render(messages))
+        text = render([*insert_probe(messages, last, probe), follower])
     except UserError:
         return ""
-    if text.count(PROBE) != 1 or text.count(_FOLLOWER) != 1:
+    if text.count(probe) != 1 or text.count(_FOLLOWER) != 1:
         return ""
-    between = text.partition(PROBE)[2].partition(_FOLLOWER)[0]
+    between = text.partition(probe)[2].partition(_FOLLOWER)[0]
     found = special.search(between)
     if found is None or not between.startswith(ending) or found[0] == render.tokenizer.bos_token:
         return ""  # a token that begins a text ends nothing

@@ -48,9 +48,12 @@ def find_control_token(tokenizer: Any, messages: Sequence[Mapping[str, Any]], ot
     """
     for index, message in enumerate(messages):
         pattern = _control_pattern(tokenizer, message["role"] == "assistant")
-        for text in _texts(message):
-            if found := pattern.search(text):
-                return f"{found[0]!r} in turn {index} ({message['role']})"
+        for key, value in message.items():
+            if key == "role":
+                continue
+            for text in (value,) if isinstance(value, str) else _texts(value):
+                if found := pattern.search(text):
+                    return f"{found[0]!r} in turn {index} ({message['role']})"
     for text in _texts(others):
         if found := _control_pattern(tokenizer, False).search(text):
             return repr(found[0])

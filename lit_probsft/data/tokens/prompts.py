@@ -57,13 +57,35 @@ def describe_prompt(render: Renderer, messages: Sequence[Mapping[str, Any]], ans
     """
     chosen, prompt = prompt_for(render, messages, answer)
     reasons = bool(reasoning_of(answer))
-    if switches := chosen.options.keys() - render.options.keys():
-        (switch,) = switches
-        value, why = str(reasons).lower(), "has reasoning" if reasons else "has no reasoning"
+    if option := _switched(render, chosen):
+        why = "has reasoning" if reasons else "has no reasoning"
         return (
-            f"prompted with `{switch}: {value}`, because the last answer {why}; "
+            f"prompted with `{option}`, because the last answer {why}; "
             f"`data.template_options` sets it for prompts without an answer too"
         )
     if opens_reasoning(prompt) and not reasons:
         return "the prompt opens reasoning, which the last answer does not have, so it is trained to close it at once"
     return ""
+
+
+def option_of_prompts(render: Renderer, *, reasons: bool) -> str:
+    """Return the option that prompts for answers with or without reasoning have and the template's default has not.
+
+    Args:
+        render: renders prompts with the options that the user has set.
+        reasons: the answers have reasoning.
+
+    Returns:
+        For example `enable_thinking: false`; empty if these prompts are the default.
+
+    Raises:
+        UserError: the template is broken, or refuses a question.
+    """
+    answer = {"role": "assistant", "content": "a", **({"reasoning_content": "b"} if reasons else {})}
+    return _switched(render, prompt_for(render, [{"role": "user", "content": "q"}], answer)[0])
+
+
+def _switched(render: Renderer, chosen: Renderer) -> str:
+    """The option that `chosen` has and `render` has not, such as `enable_thinking: false`; empty without one."""
+    names = chosen.options.keys() - render.options.keys()
+    return ", ".join(f"{name}: {str(chosen.options[name]).lower()}" for name in names)

@@ -7,6 +7,7 @@ belongs to no block: one in code, a `<think>` that is never closed, a `</think>`
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -78,6 +79,30 @@ def exclude_reasoning(text: str, spans: Sequence[Span]) -> list[Span]:
             position = start + last
         if position < end:
             kept.append((position, end))
+    return kept
+
+
+def mask_reasoning(text: str, spans: Sequence[Span], messages: Sequence[Mapping[str, Any]]) -> list[Span]:
+    """Cut the reasoning out of the supervised spans, which are those of `messages`.
+
+    Raises:
+        UserError: an answer's reasoning is not closed, or the template writes reasoning without `<think>`.
+    """
+    kept, whole = [], []
+    for span in spans:
+        parts = exclude_reasoning(text, [span])
+        kept += parts
+        whole += [text[start:end] for start, end in parts if (start, end) == span]
+    supervised = "\0".join(whole)
+    answers = json.dumps([(turn["content"], turn.get("tool_calls")) for turn in messages], ensure_ascii=False)
+    for message in messages:
+        reasoning = (message.get("reasoning_content") or "").strip()
+        if reasoning and supervised.count(reasoning) > answers.count(json.dumps(reasoning, ensure_ascii=False)[1:-1]):
+            raise UserError(
+                "reasoning",
+                "`mask` needs a template that writes reasoning between <think> and </think>; this one writes it in "
+                f"another way. `learn` supervises it and `drop` removes it. It renders:\n{highlight(text, kept)}",
+            )
     return kept
 
 

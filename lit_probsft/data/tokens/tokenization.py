@@ -32,7 +32,7 @@ from lit_probsft.data.tokens.control_tokens import (
 from lit_probsft.data.tokens.encoding import encode_spans
 from lit_probsft.data.tokens.history import FindTurns, History, exact_turns, split_at_rewritten_turns
 from lit_probsft.data.tokens.prompts import describe_prompt
-from lit_probsft.data.tokens.reasoning import drop_reasoning, exclude_reasoning
+from lit_probsft.data.tokens.reasoning import drop_reasoning, exclude_reasoning, mask_reasoning
 from lit_probsft.data.tokens.rendering import Renderer, Span, adds_bos, chosen_template, highlight
 from lit_probsft.data.tokens.turns import ends_with_special, render_and_find_turns
 from lit_probsft.errors import UserError
@@ -115,7 +115,7 @@ def tokenize_conversation(
         if require_end_of_turn:
             _check_end_of_turns(tokenizer, text, spans, given_template=chat_template is not None)
         if reasoning == "mask":
-            spans = exclude_reasoning(text, spans)
+            spans = mask_reasoning(text, spans, [prepared.messages[index] for index in prepared.turns])
         input_ids, labels = encode_spans(tokenizer, text, spans, prepared.quoted)
         supervised = len(labels) - labels.count(IGNORED)
         if supervised in (0, len(labels)):

@@ -1,16 +1,18 @@
 """Template options reach the template wherever it is rendered, and become the exported template's defaults."""
 
 import json
+import re
 
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lit_probsft.data import ByteTokenizer, InstructionDataModule, tokenize_conversation, tokenize_prompt
+from lit_probsft.data import ByteTokenizer, InstructionDataModule, Rows, tokenize_conversation, tokenize_prompt
 from lit_probsft.data.rows.formats import Columns
 from lit_probsft.data.tokens.rendering import Renderer
 from lit_probsft.data.tokens.template_defaults import with_defaults
 from lit_probsft.errors import UserError
+from tests.data.tokens.turn_shapes import CLOSES_BLOCKS, KEEPS_BLOCKS, SPECIAL_TOKENS
 
 MESSAGES = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
 THINKING = (
@@ -55,6 +57,29 @@ def test_a_row_decides_before_the_data_set_and_the_exported_template_knows_the_d
     alone = InstructionDataModule(path, tokenizer=str(tmp_path / "hf"), cache_dir=cache).tokenizer
     assert alone.apply_chat_template(MESSAGES, tokenize=False).endswith("[x]a<|im_end|>\n")
     assert alone.apply_chat_template(MESSAGES, tokenize=False, style="w").endswith("[w]a<|im_end|>\n")
+
+
+def test_fit_says_if_prompts_for_unknown_answers_differ_from_those_in_training(jsonl, tmp_path, caplog):
+    plain = {"prompt": "q", "response": "a"}
+    reasons = {"prompt": "q", "response": "<think>\nb\n</think>\na"}
+    said = []
+    for template, rows, options in (
+        (KEEPS_BLOCKS, [plain, plain], {}),
+        (KEEPS_BLOCKS, [plain, reasons], {}),
+        (KEEPS_BLOCKS, [plain, reasons], {"reasoning": "drop"}),
+        (CLOSES_BLOCKS, [reasons, reasons], {}),
+        (CLOSES_BLOCKS, [plain, plain], {}),
+        (KEEPS_BLOCKS, [plain, plain], {"template_options": {"enable_thinking": False}}),
+        (KEEPS_BLOCKS, [{"text": "a"}], {"train_text": True}),
+    ):
+        caplog.clear()
+        source = Rows(jsonl(rows), text="text") if options.pop("train_text", False) else jsonl(rows)
+        options |= {"chat_template": template, "add_special_tokens": SPECIAL_TOKENS, "cache_dir": str(tmp_path)}
+        with caplog.at_level("INFO"):
+            InstructionDataModule(source, tokenizer=ByteTokenizer(), **options).setup("fit")
+        said.append(re.findall(r"(\w+) row has reasoning, so all are prompted with `(.*?)`", caplog.text))
+    off, on = [("no", "enable_thinking: false")], [("every", "enable_thinking: true")]
+    assert said == [off, [], off, on, [], [], []]
 
 
 def test_a_tokenizer_of_the_caller_keeps_its_template(byte_tokenizer, jsonl, monkeypatch):

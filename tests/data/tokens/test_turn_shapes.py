@@ -9,6 +9,8 @@ from hypothesis import strategies as st
 from lit_probsft.data import ByteTokenizer, tokenize_conversation, tokenize_prompt
 from lit_probsft.data.tokens.added_tokens import with_added_tokens
 from lit_probsft.data.tokens.earlier_turns import RewrittenHistory
+from lit_probsft.data.tokens.prompts import option_of_prompts
+from lit_probsft.data.tokens.rendering import Renderer
 from lit_probsft.data.tokens.tokenization import describe_prompt_of
 from lit_probsft.data.tokens.tokenizers import read_tokenizer, tokenizer_fingerprint
 from lit_probsft.errors import UserError
@@ -196,3 +198,36 @@ def test_a_turn_reaches_to_a_stop_token_of_the_generation_config(tmp_path):
     ):
         assert pieces(tokenize_conversation(made, messages, chat_template=template))[1::2] == expected
     assert tokenizer_fingerprint(alone) != tokenizer_fingerprint(both)
+
+
+@pytest.mark.parametrize("name", SHAPES)
+def test_masked_reasoning_is_never_supervised(name):
+    turns = [*conversation("q", "a"), {"role": "user", "content": "r"}, {**APART[-1], "reasoning_content": "Hm, so."}]
+    ask = functools.partial(tokenize_conversation, tokenizer(), turns, chat_template=SHAPES[name][0])
+    try:
+        learnt = "".join(pieces(ask())[1::2])
+    except UserError:
+        return  # the template leaves out the reasoning
+    assert "Hm, so." in learnt
+    if name == "channels":  # writes it without tags
+        with pytest.raises(UserError, match="^reasoning: `mask` needs a template"):
+            ask(reasoning="mask")
+    else:
+        assert "Hm, so." not in "".join(pieces(ask(reasoning="mask"))[1::2])
+
+
+def test_a_text_may_contain_the_word_that_probes_for_the_end_of_a_turn():
+    tokens = tokenize_conversation(
+        tokenizer(), conversation("xqzprobe", "xqzprobe"), chat_template=SHAPES["next role"][0]
+    )
+    assert pieces(tokens)[1::2] == ["\nxqzprobe<|user|>"]
+
+
+def test_the_option_that_prompts_for_unknown_answers_lack_is_named():
+    def option(name, reasons, **options):
+        return option_of_prompts(Renderer(tokenizer(), SHAPES[name][0], options=options), reasons=reasons)
+
+    assert option("keeps blocks", False) == "enable_thinking: false"
+    assert option("closes blocks", True) == "enable_thinking: true"
+    assert option("keeps blocks", False, enable_thinking=False) == option("keeps blocks", True) == ""
+    assert option("closes blocks", False) == option("two ends", True) == option("never blocks", False) == ""
