@@ -31,14 +31,14 @@ def validate_template_options(value: Any, *, argument: str) -> dict[str, Any]:
     Raises:
         UserError: it is anything else, or names something that every template gets from elsewhere.
     """
+    if value is None:
+        return {}
     options = value
     if isinstance(value, str):
         try:
             options = json.loads(value) if value.strip() else {}
         except (ValueError, RecursionError):
             options = None
-    elif value is None:
-        options = {}
     if not isinstance(options, Mapping) or not all(isinstance(name, str) and name.isidentifier() for name in options):
         raise UserError(
             argument,
