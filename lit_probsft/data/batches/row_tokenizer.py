@@ -74,8 +74,9 @@ class Outcome:
     rewritten: bool = False
 
 
-DUPLICATE = Outcome(None, "dropped", "data.duplicates: it is in data.validation too")
-"""The outcome of a training document that `duplicates: remove` drops."""
+def as_duplicate(outcome: Outcome) -> Outcome:
+    """The outcome of a training document that `duplicates: remove` drops."""
+    return replace(outcome, document=None, status="dropped", reason="data.duplicates: it is in data.validation too")
 
 
 @dataclass
@@ -134,7 +135,7 @@ class RowTokenizer:
             raise
 
     def _tokenize(self, example: Example, item: Item, row: int) -> list[Outcome]:
-        with errors_within("data", self.loaded.where(item)):
+        with self.loaded.errors_of(item, "data"):
             tokenized = list(self._tokens(example))
             rewritten = self.find_rewritten and self._supervises_rewritten(example)
             prompt = self._describe_prompt(example)
