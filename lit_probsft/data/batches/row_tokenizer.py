@@ -123,24 +123,20 @@ class RowTokenizer:
         """
         try:
             example = self.loaded.example(item)
-            outcomes = self._tokenize(example, item, row)
-            facts: dict[str, Any] = {
-                "unused": self._unused(example, item),
-                "with_control_tokens": self._quotes(example),
-            }
-            return [replace(outcome, **facts) for outcome in outcomes]
+            with self.loaded.errors_of(item, "data"):
+                tokenized = list(self._tokens(example))
+                facts: dict[str, Any] = {
+                    "with_control_tokens": self._quotes(example),
+                    "unused": self._unused(example, item),
+                    "prompt": self._describe_prompt(example),
+                    "rewritten": self.find_rewritten and self._supervises_rewritten(example),
+                }
+            documents = [Document(row, ids, labels, example.weight, item.source) for ids, labels in tokenized]
+            return [replace(self._limit(document, item), **facts) for document in documents]
         except UserError as error:
             if self.recipe.on_bad_row == "skip":
                 return [Outcome(None, "skipped", str(error))]
             raise
-
-    def _tokenize(self, example: Example, item: Item, row: int) -> list[Outcome]:
-        with self.loaded.errors_of(item, "data"):
-            tokenized = list(self._tokens(example))
-            rewritten = self.find_rewritten and self._supervises_rewritten(example)
-            prompt = self._describe_prompt(example)
-        documents = [Document(row, ids, labels, example.weight, item.source) for ids, labels in tokenized]
-        return [replace(self._limit(document, item), rewritten=rewritten, prompt=prompt) for document in documents]
 
     def _limit(self, document: Document, item: Item) -> Outcome:
         """Applies `max_length` to a document."""
