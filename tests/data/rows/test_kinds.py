@@ -21,6 +21,7 @@ TOOL = {
     "type": "function",
     "function": {"name": "f", "parameters": {"type": "object", "properties": {"a": {"type": "integer"}}}},
 }
+OTHER_TOOL = {"type": "function", "function": {"name": "h", "parameters": {"type": "object", "required": ["b"]}}}
 OLD_TOOL = {"name": "g", "description": "An older one."}
 TURNS = [
     [
@@ -46,7 +47,7 @@ TURNS = [
 ROWS = [
     {"messages": TURNS[0], "tools": [TOOL], "functions": None, "system": "Be.", "chat_template_kwargs": {"k": "v"}},
     {"messages": TURNS[1], "tools": None, "functions": [OLD_TOOL], "system": "", "chat_template_kwargs": None},
-    {"messages": TURNS[2], "tools": [], "functions": None, "system": None, "chat_template_kwargs": {"n": 1}},
+    {"messages": TURNS[2], "tools": [OTHER_TOOL], "functions": None, "system": None, "chat_template_kwargs": {"n": 1}},
 ]
 ROWS = [
     {**row, "share": weight, "id": str(number)} for number, (row, weight) in enumerate(zip(ROWS, "123", strict=True))
