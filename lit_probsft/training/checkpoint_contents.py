@@ -62,6 +62,12 @@ def load(module: ProbSFTModule, checkpoint: dict[str, Any]) -> None:
     module.initial_metrics = progress.get("initial_metrics", {})
 
 
+_DATA = "the data's fingerprint"
+_WHY_DATA_DIFFER = (
+    "the rows or the options of data have changed, or the version that wrote the checkpoint made other tokens of them; "
+)
+
+
 def run_identity(module: ProbSFTModule) -> dict[str, Any]:
     """What must not change when a run resumes, under the names that an error message uses."""
     datamodule = module.datamodule
@@ -77,7 +83,7 @@ def run_identity(module: ProbSFTModule) -> dict[str, Any]:
         "model.normalize": module.normalize,
         "model.lora": json.dumps(module.lora and module.lora.identity),
         **({"the reference's weights": reference} if reference else {}),
-        "the data's fingerprint": datamodule.fingerprint,
+        _DATA: datamodule.fingerprint,
         **{f"the plan's {name}": value for name, value in plan.items()},
         **({} if plan.get("stream") else {"the number of steps in an epoch": steps_in_epoch(module.trainer)}),
     }
@@ -86,9 +92,10 @@ def run_identity(module: ProbSFTModule) -> dict[str, Any]:
 def _check_identity(before: dict[str, Any], now: dict[str, Any]) -> None:
     for name in before:
         if before[name] != now.get(name):
+            why = _WHY_DATA_DIFFER if name == _DATA else ""
             raise UserError(
                 "--resume",
-                f"expected {name} as in the checkpoint, {before[name]}, got {now.get(name)}; "
+                f"expected {name} as in the checkpoint, {before[name]}, got {now.get(name)}; {why}"
                 "a run with other settings is a new run, from the old one's hf/ folder",
             )
 

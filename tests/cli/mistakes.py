@@ -487,6 +487,7 @@ DATA = [
     Mistake('an empty answer', '', files={'train.jsonl': '{"question": "1", "answer": "2"}\n{"question": "a", "answer": ""}\n'}),
     Mistake('null for an answer', '', files={'train.jsonl': '{"question": "1", "answer": "2"}\n{"question": "a", "answer": null}\n'}),
     Mistake('a row without a column', '', files={'train.jsonl': '{"question": "1", "answer": "2"}\n{"question": "a"}\n'}),
+    Mistake('a row that is nested too deeply', '', files={'train.jsonl': '{"question": "a", "answer": "b", "chat_template_kwargs": ' + '{"a": ' * 600 + '1' + '}' * 600 + '}\n'}),
     Mistake('only bad rows', '--data.on_bad_row skip', files={'train.jsonl': '{"question": "a"}\n{"question": "a"}\n{"question": "a"}\n'}),
     Mistake('a line in another encoding', '', files={'train.jsonl': b'{"question": "\xff", "answer": "b"}\n'}),
     Mistake('a file that is not JSON', '--data.train.path t.json ', files={'t.json': '{\n'}),

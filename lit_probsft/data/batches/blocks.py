@@ -13,7 +13,7 @@ from torch.utils.data import DataLoader, IterableDataset
 from lit_probsft.data.batches.duplicates import occurs_in
 from lit_probsft.data.batches.loader import WORKERS
 from lit_probsft.data.batches.prepare import Counts
-from lit_probsft.data.batches.row_tokenizer import DUPLICATE, RowTokenizer
+from lit_probsft.data.batches.row_tokenizer import RowTokenizer, as_duplicate
 from lit_probsft.data.batches.store import Document
 from lit_probsft.data.rows.splits import Item
 from lit_probsft.errors import UserError, errors_within
@@ -101,7 +101,9 @@ class BlockReader:
         duplicates = [occurs_in(self.validation, outcome.document) for outcome in outcomes]
         block.in_validation += sum(duplicates)
         if self.remove_duplicates:
-            outcomes = [DUPLICATE if known else outcome for known, outcome in zip(duplicates, outcomes, strict=True)]
+            outcomes = [
+                as_duplicate(outcome) if known else outcome for known, outcome in zip(duplicates, outcomes, strict=True)
+            ]
         block.counts.add(outcomes)
         if listed:
             block.counts.list_dropped(outcomes, self.row_tokenizer.loaded, item.source, item.row_index)

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field, replace
 from typing import Any
 
 from lit_probsft.data.batches.duplicates import occurs_in
-from lit_probsft.data.batches.row_tokenizer import DUPLICATE, Outcome, Recipe, RowTokenizer
+from lit_probsft.data.batches.row_tokenizer import Outcome, Recipe, RowTokenizer, as_duplicate
 from lit_probsft.data.batches.store import Document
 from lit_probsft.data.rows.splits import LoadedSource, Split
 from lit_probsft.errors import UserError
@@ -138,7 +138,9 @@ def tokenize_rows(
             rows = _in_processes(row_tokenizer, indices, num_proc)
         for index, outcomes in zip(indices, rows, strict=True):
             bar.update()
-            outcomes = [DUPLICATE if occurs_in(without, outcome.document) else outcome for outcome in outcomes]
+            outcomes = [
+                as_duplicate(outcome) if occurs_in(without, outcome.document) else outcome for outcome in outcomes
+            ]
             counts.add(outcomes)
             counts.list_dropped(outcomes, split.loaded, *split.loaded.locate(index))
             yield from (outcome.document for outcome in outcomes if outcome.document is not None)

@@ -26,7 +26,7 @@ from lit_probsft.data.tokens.tokenization import (
     tokenize_prompt,
     tokenize_text,
 )
-from lit_probsft.errors import UserError, errors_within
+from lit_probsft.errors import UserError
 
 
 @dataclass(frozen=True)
@@ -78,8 +78,9 @@ class Outcome:
     rewritten: bool = False
 
 
-DUPLICATE = Outcome(None, "dropped", "data.duplicates: it is in data.validation too")
-"""The outcome of a training document that `duplicates: remove` drops."""
+def as_duplicate(outcome: Outcome) -> Outcome:
+    """The outcome of a training document that `duplicates: remove` drops."""
+    return replace(outcome, document=None, status="dropped", reason="data.duplicates: it is in data.validation too")
 
 
 @dataclass
@@ -114,24 +115,20 @@ class RowTokenizer:
         """
         try:
             example = self.loaded.example(item)
-            outcomes = self._tokenize(example, item, row)
-            facts: dict[str, Any] = {
-                "unused": self._unused(example, item),
-                "with_control_tokens": self._quotes(example),
-                "reasons": self._reasons(example),
-            }
-            return [replace(outcome, **facts) for outcome in outcomes]
+            with self.loaded.errors_of(item, "data"):
+                tokenized = list(self._tokens(example))
+                facts: dict[str, Any] = {
+                    "with_control_tokens": self._quotes(example),
+                    "reasons": self._reasons(example),
+                    "unused": self._unused(example, item),
+                    **(self._inspect(example) if self.inspects else {}),
+                }
+            documents = [Document(row, ids, labels, example.weight, item.source) for ids, labels in tokenized]
+            return [replace(self._limit(document, item), **facts) for document in documents]
         except UserError as error:
             if self.recipe.on_bad_row == "skip":
                 return [Outcome(None, "skipped", str(error))]
             raise
-
-    def _tokenize(self, example: Example, item: Item, row: int) -> list[Outcome]:
-        with errors_within("data", self.loaded.where(item)):
-            tokenized = list(self._tokens(example))
-            facts: dict[str, Any] = self._inspect(example) if self.inspects else {}
-        documents = [Document(row, ids, labels, example.weight, item.source) for ids, labels in tokenized]
-        return [replace(self._limit(document, item), **facts) for document in documents]
 
     def _limit(self, document: Document, item: Item) -> Outcome:
         """Applies `max_length` to a document."""

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from dataclasses import asdict
 from typing import Any
 
+from lit_probsft.data.batches.prepare import VERSION
 from lit_probsft.data.batches.row_tokenizer import RowTokenizer
 from lit_probsft.data.rows.splits import Item, LoadedSource
 from lit_probsft.data.tokens.tokenizers import tokenizer_fingerprint
@@ -57,8 +58,12 @@ def check_stream(row_tokenizer: RowTokenizer, max_steps: int | None) -> None:
 
 
 def stream_fingerprint(row_tokenizer: RowTokenizer, options: Mapping[str, Any]) -> str:
-    """Returns a digest of a stream's files or repository, recipe, tokenizer and the options that decide its order."""
+    """Returns a digest of all that decides a stream's tokens and their order, without reading its rows.
+
+    That is its files or repository, recipe, tokenizer, further options, and the version of the code that tokenizes.
+    """
     with errors_within(f"data.{row_tokenizer.loaded.argument}"):
         identity = row_tokenizer.loaded.source.identity()
-    parts = [identity, asdict(row_tokenizer.recipe), tokenizer_fingerprint(row_tokenizer.tokenizer), *options.values()]
+    tokens = [VERSION, asdict(row_tokenizer.recipe), tokenizer_fingerprint(row_tokenizer.tokenizer)]
+    parts = [identity, *tokens, *options.values()]
     return hashlib.sha256(json.dumps(parts, sort_keys=True, default=str).encode()).hexdigest()

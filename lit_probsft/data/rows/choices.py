@@ -115,8 +115,11 @@ class MultipleChoice(Source):
 
     @override
     def unused(self, row: Mapping[str, Any]) -> list[str]:
-        used = columns_of((self.question, self.choices, self.labels, self.answer), row)
+        used = self._used(row)
         return [column for column in row if column not in used]
+
+    def _used(self, row: Mapping[str, Any]) -> list[str]:
+        return columns_of((self.question, self.choices, self.labels, self.answer), row)
 
     def is_flipped(self, row: Mapping[str, Any]) -> bool:
         """Whether this row is supervised with a wrong label.
@@ -141,7 +144,7 @@ class MultipleChoice(Source):
 
     def _fields(self, row: Mapping[str, Any]) -> tuple[str, list[str], list[str], str]:
         """The question, its choices, their labels and the right label."""
-        row = with_nested(row)
+        row = with_nested(row, self._used(row))
         for argument in ("question", "choices", "labels", "answer"):
             if getattr(self, argument) not in row:
                 raise UserError(argument, missing_column(getattr(self, argument), list(row)))

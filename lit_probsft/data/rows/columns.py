@@ -22,9 +22,14 @@ def with_nested(row: Mapping[str, Any], used: Iterable[str] | None = None) -> Ma
         row: columns and their values.
         used: the columns to look into, by default all. No other value is read.
     """
-    values = {column: row[column] for column in (row if used is None else used)}
-    nested = {key: with_nested(value) for key, value in values.items() if isinstance(value, Mapping)}
-    fields = {f"{key}.{inner}": value for key, fields in nested.items() for inner, value in fields.items()}
+    fields: dict[str, Any] = {}
+    for column in row if used is None else used:
+        found = [(column, row[column])]
+        for name, value in found:  # it grows: JSON may be nested more deeply than Python can call itself
+            if isinstance(value, Mapping):
+                inner = {f"{name}.{key}": field for key, field in value.items()}
+                fields |= inner
+                found += inner.items()
     return ChainMap(fields, cast(dict[str, Any], row)) if fields else row
 
 
@@ -98,7 +103,8 @@ def text_field(value: Any, where: str, *, empty: bool = False) -> str:
     Raises:
         UserError: it is not a string, is empty, or is not valid Unicode.
     """
-    value = name_of_label(value)
+    if not isinstance(value, str):
+        value = name_of_label(value)
     if not isinstance(value, str) or not (empty or value.strip()):
         raise UserError(where, f"expected non-empty text, got {shown_value(value)}")
     try:

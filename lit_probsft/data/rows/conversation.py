@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lit_probsft.data.rows.columns import shown_value, text_field
+from lit_probsft.data.rows.labels import Label
 from lit_probsft.data.rows.stored_turns import stored_turns
 from lit_probsft.data.rows.tool_calls import calls_of_turn, sharegpt_calls
 from lit_probsft.errors import UserError, near_matches
@@ -37,9 +38,11 @@ _ROLE_ALIASES = {
 # Names of reasoning, the one that most templates read first.
 _REASONING = ("reasoning_content", "reasoning", "thinking")
 
-# Keys of a turn that are read here.
-_READ = frozenset({"role", "content", "tool_calls", "function_call", "train", "weight"})
-_READ_OF_ROLE = {"assistant": frozenset(_REASONING), "tool": frozenset({"tool_call_id", "name"})}
+# Keys of a turn that are read here, by role.
+_READ = {
+    role: frozenset({"role", "content", "tool_calls", "function_call", "train", "weight", *further})
+    for role, further in {"system": (), "user": (), "assistant": _REASONING, "tool": ("tool_call_id", "name")}.items()
+}
 
 
 def validate_conversation(value: Any, *, argument: str = "messages", require_answer: bool = True) -> list[Message]:
@@ -63,10 +66,11 @@ def validate_conversation(value: Any, *, argument: str = "messages", require_ans
         raise UserError(argument, f"expected a non-empty list of {{role, content}}, got {shown_value(value)}")
     messages: list[Message] = []
     for index, turn in enumerate(value):
-        if not index and _is_empty_system(turn, f"{argument}[{index}]"):
+        where, turn = f"{argument}[{index}]", _as_openai(turn)
+        if not index and _is_empty_system(turn, where):
             continue
-        message = _message(turn, f"{argument}[{index}]")
-        _check_order(message, messages[-1] if messages else None, f"{argument}[{index}]")
+        message = _message(turn, where)
+        _check_order(message, messages[-1] if messages else None, where)
         messages.append(message)
     last = messages[-1]["role"] if messages else "system"
     if require_answer and last != "assistant":
@@ -84,7 +88,6 @@ def is_supervised(message: Mapping[str, Any]) -> bool:
 
 
 def _is_empty_system(turn: Any, where: str) -> bool:
-    turn = _as_openai(turn)
     if not isinstance(turn, Mapping) or turn.get("role") not in ("system", "developer"):
         return False
     content = _join_parts(turn.get("content"), where)
@@ -92,24 +95,26 @@ def _is_empty_system(turn: Any, where: str) -> bool:
 
 
 def _as_openai(turn: Any) -> Any:
-    """The turn with `role` and `content` if it has ShareGPT's `from` and `value`, otherwise the turn itself."""
-    if not isinstance(turn, Mapping) or "role" in turn or "from" not in turn:
+    """The turn with `role` and `content` in place of ShareGPT's `from` and `value`, and a class label as its name."""
+    if not isinstance(turn, Mapping):
         return turn
-    rest = {key: value for key, value in turn.items() if key not in ("from", "value")}
-    return {**rest, "role": turn["from"], "content": turn.get("value")}
+    if "role" not in turn and "from" in turn:
+        rest = {key: value for key, value in turn.items() if key not in ("from", "value")}
+        turn = {**rest, "role": turn["from"], "content": turn.get("value")}
+    role = turn.get("role")
+    return {**turn, "role": role.name} if isinstance(role, Label) else turn
 
 
 def _message(turn: Any, where: str) -> Message:
     """The checked turn in OpenAI's vocabulary. Keys that are not read here are copied if they hold a value."""
-    turn = _as_openai(turn)
-    if isinstance(turn, Mapping) and turn.get("role") == "function_call":
-        turn = {**turn, "content": None, "tool_calls": sharegpt_calls(turn.get("content"), where)}
-    calls_key = next(
-        (key for key in ("tool_calls", "function_call") if isinstance(turn, Mapping) and turn.get(key)), ""
-    )
-    if not isinstance(turn, Mapping) or "role" not in turn or not ("content" in turn or calls_key):
-        raise UserError(where, f"expected a mapping with role and content, got {shown_value(turn)}")
+    if not isinstance(turn, Mapping) or "role" not in turn:
+        raise _not_a_turn(turn, where)
     role = turn["role"]
+    if role == "function_call":
+        turn = {**turn, "content": None, "tool_calls": sharegpt_calls(turn.get("content"), where)}
+    calls_key = "tool_calls" if turn.get("tool_calls") else "function_call" if turn.get("function_call") else ""
+    if "content" not in turn and not calls_key:
+        raise _not_a_turn(turn, where)
     role = _ROLE_ALIASES.get(role, role) if isinstance(role, str) else role
     if role not in ROLES:
         hint = near_matches(role, ROLES) if isinstance(role, str) else ""
@@ -117,20 +122,26 @@ def _message(turn: Any, where: str) -> Message:
     if calls_key and role != "assistant":
         raise UserError(f"{where}.{calls_key}", f"expected none in a {role} turn, got {shown_value(turn[calls_key])}")
     calls = calls_of_turn(turn, where) if role == "assistant" else []
-    reasoning = next((turn[key] for key in _REASONING if turn.get(key) is not None), None)
     message: Message = {"role": role, "content": _content(turn.get("content"), where, bool(calls), role == "tool")}
     if calls:
         message["tool_calls"] = calls
-    if role == "assistant" and reasoning is not None:
-        message["reasoning_content"] = text_field(reasoning, f"{where}.reasoning_content", empty=True)
-    for key in ("tool_call_id", "name"):
-        if role == "tool" and turn.get(key) is not None:
-            message[key] = text_field(turn[key], f"{where}.{key}")
-    read = _READ | _READ_OF_ROLE.get(role, frozenset())
-    message |= {key: value for key, value in turn.items() if key not in read and value not in (None, "", [], {})}
+    if role == "assistant":
+        reasoning = next((turn[key] for key in _REASONING if turn.get(key) is not None), None)
+        if reasoning is not None:
+            message["reasoning_content"] = text_field(reasoning, f"{where}.reasoning_content", empty=True)
+    elif role == "tool":
+        for key in ("tool_call_id", "name"):
+            if turn.get(key) is not None:
+                message[key] = text_field(turn[key], f"{where}.{key}")
+    if further := turn.keys() - _READ[role]:
+        message |= {key: turn[key] for key in turn if key in further and turn[key] not in (None, "", [], {})}
     if not _read_train(turn, role, where):
         message["train"] = False
     return message
+
+
+def _not_a_turn(turn: Any, where: str) -> UserError:
+    return UserError(where, f"expected a mapping with role and content, got {shown_value(turn)}")
 
 
 def _check_order(message: Message, previous: Message | None, where: str) -> None:
@@ -151,8 +162,8 @@ def _check_order(message: Message, previous: Message | None, where: str) -> None
 def _join_parts(value: Any, where: str) -> Any:
     """The text of a list of text parts; any other value as it is."""
     if (
-        isinstance(value, Sequence)
-        and not isinstance(value, str)
+        not isinstance(value, str)
+        and isinstance(value, Sequence)
         and value
         and all(isinstance(part, Mapping) and part.get("type") == "text" for part in value)
     ):

@@ -27,7 +27,6 @@ from lit_probsft.data.rows.conversation import Message, validate_conversation
 from lit_probsft.data.rows.labels import name_of_label
 from lit_probsft.data.rows.null_fill import turns_without_nulls, without_nulls
 from lit_probsft.data.rows.opening import with_opening
-from lit_probsft.data.rows.stored_turns import stored_turns
 from lit_probsft.data.rows.template_options import TEMPLATE_OPTIONS, validate_template_options
 from lit_probsft.data.rows.tool_calls import validate_functions, validate_tools
 from lit_probsft.errors import UserError
@@ -200,9 +199,8 @@ class Columns:
             UserError: a column is missing, empty or of the wrong type, or turns are out of order. Names the argument
                 at fault.
         """
-        row = with_nested(row, self.used(list(row)))
-        self.check(list(row))
-        example = self._example(row, self.recognize(list(row)), null_fill)
+        row = with_nested(row, used_columns(self, tuple(row)))
+        example = self._example(row, _checked_format(self, tuple(row)), null_fill)
         return example if self.weight is None else replace(example, weight=_weight(row[self.weight], self.weight))
 
     def _example(self, row: Mapping[str, Any], name: str, null_fill: bool) -> Example:
@@ -232,7 +230,7 @@ class Columns:
     ) -> tuple[list[Message], list[dict[str, Any]] | None]:
         turns, tools, functions = row[column], row.get("tools"), row.get("functions")
         if null_fill:
-            turns = turns_without_nulls(stored_turns(turns))
+            turns = turns_without_nulls(turns)
             tools, functions = without_nulls(tools), without_nulls(functions)
         messages = validate_conversation(turns, argument="messages", require_answer=self.require_response)
         return messages, validate_tools(tools) or validate_functions(functions)
@@ -248,11 +246,27 @@ class Columns:
         return _NEEDED[name] if self.require_response or name not in _WITH_RESPONSE else _NEEDED[name][:-1]
 
 
+# Most rows have the same columns as the row before.
+
+
+@functools.lru_cache(maxsize=256)
+def used_columns(columns: Columns, names: tuple[str, ...]) -> tuple[str, ...]:
+    """Return the names of a row's columns that its example is made of, see `Columns.used`."""
+    return tuple(columns.used(names))
+
+
 @functools.lru_cache(maxsize=256)
 def unused_columns(columns: Columns, names: tuple[str, ...]) -> tuple[str, ...]:
-    """Return the names of a row's columns that its example is not made of, see `Columns.used`."""
+    """Return the names of a row's other columns."""
     used = columns.used(names)
     return tuple(name for name in names if name not in used)
+
+
+@functools.lru_cache(maxsize=256)
+def _checked_format(columns: Columns, names: tuple[str, ...]) -> str:
+    """The format of a row with these columns, see `Columns.check`."""
+    columns.check(names)
+    return columns.recognize(names)
 
 
 _NEEDED = {

@@ -15,9 +15,11 @@ def without_nulls(value: Any) -> Any:
 
     Nulls in lists stay, since Arrow adds none there. JSON text stays as it is: its nulls are the row's own.
     """
+    if value is None or isinstance(value, str | bytes):  # first, because most values are
+        return value
     if isinstance(value, Mapping):
         return {key: without_nulls(field) for key, field in value.items() if field is not None}
-    if isinstance(value, Sequence) and not isinstance(value, str | bytes):
+    if isinstance(value, Sequence):
         return [without_nulls(item) for item in value]
     return value
 

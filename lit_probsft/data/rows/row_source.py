@@ -122,6 +122,7 @@ class Rows(Source):
     @override
     def for_prediction(self) -> Rows:
         rows = copy.copy(self)  # keeps the fields of a subclass
+        rows.__dict__.pop("_columns", None)
         object.__setattr__(rows, "_require_response", False)
         return rows
 
@@ -176,7 +177,7 @@ class Rows(Source):
         """The columns that are used: all of them if a function gets the rows."""
         return columns if self.row_function is not None else self._columns.used(columns)
 
-    @property
+    @functools.cached_property
     def _columns(self) -> Columns:
         named = self.format, self.prompt, self.response, self.messages, self.text, self.system, self.weight
         return Columns(*named, require_response=self._require_response)

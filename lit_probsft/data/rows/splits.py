@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import functools
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -80,10 +81,23 @@ class LoadedSource:
         Raises:
             UserError: the row cannot be used. The message names the row.
         """
-        with errors_within(f"data.{self.argument}", self.where(item)):
+        with self.errors_of(item, f"data.{self.argument}"):
             if isinstance(item.row, BrokenRow):
                 raise item.row.error
             return self.source.example(item.row)
+
+    @contextlib.contextmanager
+    def errors_of(self, item: Item, prefix: str) -> Iterator[None]:
+        """Raise a `UserError` from this block within `prefix`, with the row's number.
+
+        So is a RecursionError, since JSON may be nested more deeply than Python can follow.
+        """
+        try:
+            with errors_within(prefix, self.where(item)):
+                yield
+        except RecursionError as error:
+            problem = f"expected values that are nested less deeply{self.where(item)}"
+            raise UserError(f"data.{self.argument}", problem) from error
 
 
 @dataclass(frozen=True)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Mapping
 from typing import Any
@@ -25,7 +26,7 @@ def validate_template_options(value: Any, *, argument: str) -> dict[str, Any]:
     """Return options for a chat template, without those that are null.
 
     Args:
-        value: a mapping of names to plain data, or its JSON text; None and empty text mean none.
+        value: a mapping of names to plain data, or its JSON text; null and empty text mean none.
         argument: names it in errors.
 
     Raises:
@@ -33,12 +34,10 @@ def validate_template_options(value: Any, *, argument: str) -> dict[str, Any]:
     """
     options = value
     if isinstance(value, str):
-        try:
-            options = json.loads(value) if value.strip() else {}
-        except (ValueError, RecursionError):
-            options = None
-    elif value is None:
-        options = {}
+        with contextlib.suppress(ValueError, RecursionError):  # any other text is refused below
+            options = json.loads(value) if value.strip() else None
+    if options is None:
+        return {}
     if not isinstance(options, Mapping) or not all(isinstance(name, str) and name.isidentifier() for name in options):
         raise UserError(
             argument,

@@ -418,7 +418,7 @@ def test_a_stream_is_checked_before_a_model_is_loaded(module, broken, tmp_path):
         module(train=str(tmp_path / "gone.jsonl")).setup("fit")
 
 
-def test_a_streams_fingerprint_depends_on_the_names_and_sizes_of_its_files(module, path, tmp_path):
+def test_a_streams_fingerprint_depends_on_the_names_and_sizes_of_its_files(module, path, tmp_path, monkeypatch):
     def fingerprint(train, **options):
         data = module(train=train, **options)
         data.setup("fit")
@@ -440,6 +440,8 @@ def test_a_streams_fingerprint_depends_on_the_names_and_sizes_of_its_files(modul
     assert fingerprint(mixed(2.0)) != mixture
     (copy.parent / "another.jsonl").write_bytes(path.read_bytes())
     assert fingerprint(str(copy.parent / "*.jsonl")) != fingerprint(str(copy))
+    monkeypatch.setattr("lit_probsft.data.batches.stream_checks.VERSION", 0)
+    assert fingerprint(str(path)) != first
 
 
 def test_ids_and_lengths_beyond_the_models_limits_are_refused(module, jsonl):

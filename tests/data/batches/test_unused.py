@@ -45,6 +45,16 @@ def test_fit_names_them_also_when_the_tokens_are_cached(mixture, tmp_path, caplo
         assert lines(caplog) == ["data.train: not used: " + ", ".join(expected)]
 
 
+def test_a_row_that_is_dropped_names_its_columns_too(jsonl, tmp_path):
+    row = {"prompt": "a", "response": "b"}
+    train, validation = jsonl([{**row, "id": 1}, {**row, "prompt": "c"}], "t.jsonl"), jsonl([row], "v.jsonl")
+    module = InstructionDataModule(
+        train, validation, tokenizer=ByteTokenizer(), cache_dir=str(tmp_path), duplicates="remove"
+    )
+    module.setup("fit")
+    assert (module.report["train"]["dropped"], module.report["train"]["unused"]) == (1, ["id"])
+
+
 def test_a_stream_names_them_once(jsonl, byte_tokenizer, caplog):
     from lit_probsft.data.batches.row_tokenizer import Recipe, RowTokenizer
     from lit_probsft.data.batches.stream_plan import StreamPlan

@@ -73,6 +73,14 @@ def test_a_class_label_is_its_name_in_texts_and_its_number_elsewhere(written):
         assert len(source.for_prediction().example(found[1]).messages) == 2  # the number of `no` is 0
 
 
+def test_a_role_may_be_a_class_label(written):
+    roles = ClassLabel(names=["assistant", "user"])
+    turns = [{"role": 1, "content": "Hi."}, {"role": 0, "content": "Yes."}]
+    source = Rows(written([{"messages": turns}], {"messages": List({"role": roles, "content": Value("string")})}))
+    for found in rows_in_both_ways(source):
+        assert source.example(found[0]).messages == TURNS
+
+
 def test_a_label_is_a_number_that_keeps_its_name():
     label = Label(1, "yes")
     assert (label, f"{label}", json.dumps(label), repr(label)) == (1, "1", "1", "1 ('yes')")

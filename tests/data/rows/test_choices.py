@@ -35,6 +35,15 @@ def test_the_prompt_lists_the_choices_and_the_response_is_the_label():
     assert responses(MultipleChoice("x")) == [one["answerKey"] for one in ROWS]
 
 
+def test_a_column_that_no_field_names_is_not_read():
+    class WithPicture(dict):
+        def __getitem__(self, column):
+            assert column != "picture"
+            return super().__getitem__(column)
+
+    assert responses(MultipleChoice("x"), [WithPicture(row(1), picture=b"")]) == ["B"]
+
+
 @settings(max_examples=8, deadline=None)
 @given(st.floats(0, 1), st.integers(0, 1000))
 def test_flipped_is_the_share_of_wrong_labels(share, seed):

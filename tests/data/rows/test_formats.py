@@ -5,11 +5,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lit_probsft.data import ByteTokenizer, InstructionDataModule, Rows
+from lit_probsft.data.batches.row_tokenizer import Recipe, RowTokenizer
 from lit_probsft.data.rows.conversation import validate_conversation
 from lit_probsft.data.rows.formats import Columns, Conversation, Text, Tokens
 from lit_probsft.data.rows.mixture import Mixture
+from lit_probsft.data.rows.splits import Item, LoadedSource
 from lit_probsft.data.rows.tool_calls import validate_tools
 from lit_probsft.errors import UserError
+from tests.data.chat_templates import CHATML
 
 USER, ASSISTANT = {"role": "user", "content": "Weather?"}, {"role": "assistant", "content": "Rain."}
 CALL = {"type": "function", "function": {"name": "weather", "arguments": {"town": "Ulm"}}}
@@ -290,6 +293,23 @@ def test_an_arbitrary_row_becomes_an_example_or_is_refused(row):
     assert isinstance(example, Conversation | Text | Tokens)
     if isinstance(example, Conversation):
         assert example.messages[-1]["role"] == "assistant"
+
+
+@pytest.mark.parametrize("depth", [50, 600])
+@pytest.mark.parametrize(
+    "change", [{"messages": ...}, {"tools": [{"a": ...}]}, {"chat_template_kwargs": {"a": ...}}, {"unused": ...}]
+)
+def test_a_row_may_be_nested_more_deeply_than_python_can_follow(change, depth, many_specials):
+    turns = [{"role": "user", "content": "q"}, {"role": "assistant", "content": "a"}]
+    text = json.dumps({"messages": turns, **change}, default=lambda _: "HERE")
+    row = json.loads(text.replace('"HERE"', '{"a": ' * depth + "1" + "}" * depth))
+    recipe = Recipe(chat_template="{{ tools | tojson }}" + CHATML)
+    row_tokenizer = RowTokenizer(LoadedSource(Rows("rows.jsonl"), "train"), many_specials, recipe)
+    if "unused" in change or (depth == 50 and "messages" not in change):
+        assert row_tokenizer.tokenize_item(Item(row, 0, 3), 3)[0].document is not None
+    else:
+        with pytest.raises(UserError, match=r"\(row 3 of data.train, counted from 0\)"):
+            row_tokenizer.tokenize_item(Item(row, 0, 3), 3)
 
 
 # Rows of any format through the data module.

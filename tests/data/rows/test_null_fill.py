@@ -56,15 +56,17 @@ def test_rows_from_arrow_equal_those_from_json_in_memory_and_streamed(path):
 
 
 def test_nulls_of_json_stay(tmp_path):
-    """In a file of JSON, and in JSON text within a parquet file."""
+    """In a file of JSON, and in JSON text within a parquet file: of arguments, of tools, and of all turns."""
     parameters = {"a": {"default": None}}
     given = row("add", {"a": None}, parameters)
     (tmp_path / "rows.jsonl").write_text(json.dumps(given))
     call = {"name": "add", "arguments": json.dumps({"a": None})}
     texts = {"messages": [given["messages"][0], {"role": "assistant", "content": None, "tool_calls": [call]}]}
-    table = pyarrow.Table.from_pylist([{**texts, "tools": json.dumps(given["tools"])}])
-    pyarrow.parquet.write_table(table, tmp_path / "rows.parquet")
-    for name in ("rows.jsonl", "rows.parquet"):
+    tools = json.dumps(given["tools"])
+    for name, turns in (("rows", texts["messages"]), ("text", json.dumps(given["messages"]))):
+        table = pyarrow.Table.from_pylist([{"messages": turns, "tools": tools}])
+        pyarrow.parquet.write_table(table, tmp_path / f"{name}.parquet")
+    for name in ("rows.jsonl", "rows.parquet", "text.parquet"):
         source = Rows(str(tmp_path / name))
         example = source.example(source.load()[0])
         assert example.messages[1]["tool_calls"][0]["function"]["arguments"] == {"a": None}

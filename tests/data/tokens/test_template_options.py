@@ -118,6 +118,7 @@ def test_a_rows_options_are_a_mapping_or_its_json_text_without_nulls():
         ({"a": False, "b": None, "c": {"d": None, "e": 1}}, {"a": False, "c": {"e": 1}}),
         ('{"a": [1, "b"]}', {"a": [1, "b"]}),
         ("", {}),
+        ("null", {}),
         (None, {}),
     ):
         assert Columns().example({**row, "chat_template_kwargs": given_options}).template_options == expected
