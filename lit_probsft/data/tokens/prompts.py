@@ -26,6 +26,11 @@ def opens_reasoning(prompt: str) -> bool:
     return _OPENED.search(prompt) is not None
 
 
+def closes_reasoning(prompt: str) -> bool:
+    """Whether a prompt ends behind reasoning that it has closed."""
+    return _CLOSED.search(prompt) is not None
+
+
 def reasoning_of(message: Mapping[str, Any]) -> str:
     """Return the reasoning of an assistant's turn, or an empty text."""
     apart: str = message.get("reasoning_content") or ""
