@@ -123,8 +123,8 @@ class Preview:
         facts["truncated"] = f"{self.truncated} {'documents' if self.split_rows else 'rows'}"
         if self.split_rows:
             facts["split"] = (
-                f"{self.split_rows} rows into {self.split_documents} documents, because the chat template rewrites "
-                "earlier turns"
+                f"{self.split_rows} of {self.measured} rows into {self.split_documents} documents, because the chat "
+                "template rewrites earlier turns"
             )
         if self.prompts:
             facts["prompts"] = "; ".join(

@@ -1,10 +1,15 @@
-"""Filters library messages that users cannot act on."""
+"""Filters library messages that users cannot act on, and writes the warnings of this package as plain lines."""
 
 from __future__ import annotations
 
 import logging
 import re
 import warnings
+from pathlib import Path
+
+import lightning.fabric.utilities.warnings  # noqa: F401  (it replaces the format of warnings, which is kept for others)
+
+import lit_probsft
 
 _WARNINGS = (
     "does not have many workers",  # batches are small arrays
@@ -39,6 +44,8 @@ _LOGGERS = (
     "DeepSpeed",
     "bitsandbytes.backends.cpu.ops",
 )
+_PACKAGE = Path(lit_probsft.__file__).parent
+_format_others = warnings.formatwarning
 _PATTERN = re.compile("|".join(_LINES))
 
 
@@ -46,8 +53,18 @@ def _is_useful(record: logging.LogRecord) -> bool:
     return not _PATTERN.search(record.getMessage())
 
 
+def _format_warning(
+    message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
+) -> str:
+    """A warning of this package without the line of code that gives it."""
+    if issubclass(category, UserWarning) and Path(filename).is_relative_to(_PACKAGE):
+        return f"lit_probsft: warning: {message}\n"
+    return _format_others(message, category, filename, lineno, line)
+
+
 def quieten() -> None:
     """Install the filters. A second call changes nothing."""
+    warnings.formatwarning = _format_warning
     for message in _WARNINGS:
         warnings.filterwarnings("ignore", message=f".*{message}.*")
     import transformers.utils.logging
