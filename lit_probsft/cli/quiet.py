@@ -16,7 +16,7 @@ _WARNINGS = (
     "LightningCLI's args parameter is intended",  # main() passes on what the shell gave
     "LeafSpec.*is deprecated",  # between Lightning and torch
     "Total length of `list` across ranks is zero",  # no validation rows, which is allowed
-    "The number of training batches .* is smaller than the logging interval",  # the last step is always logged
+    "The number of training batches .* is smaller than the logging interval",  # run.json has the last step
     "Checkpoint directory .* exists and is not empty",  # when a run resumes
     "You defined a `validation_step` but have no `val_dataloader`",
     r"It is recommended to use `self.log\(.*sync_dist=True",  # the metrics are already summed over ranks
