@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import re
 from collections import Counter
 from collections.abc import Sequence
@@ -20,6 +21,9 @@ if TYPE_CHECKING:
 
 MEASURED = 2000
 """At most so many rows are tokenized for the counts."""
+
+_SHOWN_PROBLEMS = 10
+"""At most so many kinds of problems are listed."""
 
 _UNUSED = {
     "dropped": "dropped",
@@ -102,7 +106,7 @@ class Preview:
             facts = {"rows": f"{self.rows}{f', {self.measured} measured' * (self.measured < self.rows)}"}
         if self.lengths:
             ordered = sorted(self.lengths)
-            median, high = ordered[len(ordered) // 2], ordered[int(0.95 * (len(ordered) - 1))]
+            median, high = ordered[len(ordered) // 2], ordered[math.ceil(0.95 * len(ordered)) - 1]
             unit = "document" if counts.split_rows else "row"
             facts[f"tokens per {unit}"] = f"{ordered[0]} to {ordered[-1]}, median {median}, 95 % have at most {high}"
         if self.tokens:
@@ -111,23 +115,32 @@ class Preview:
         facts["truncated"] = f"{counts.truncated} {'documents' if counts.split_rows else 'rows'}"
         if counts.split_rows:
             facts["split"] = (
-                f"{counts.split_rows} rows into {counts.split_documents} documents, because the chat template rewrites "
-                "earlier turns"
+                f"{counts.split_rows} of {self.measured} rows into {counts.split_documents} documents, because the chat "
+                "template rewrites earlier turns"
             )
         if self.rewritten:
             facts["history"] = (
-                f"{self.rewritten} rows have an earlier turn that the chat template writes differently once later "
+                f"{self.rewritten} of {self.measured} rows have an earlier turn that the chat template writes differently once later "
                 "turns follow, and it is supervised in that form; `data.rewritten_history: split` supervises it as the "
                 "model has to write it"
             )
         if self.prompts:
-            facts["prompts"] = "; ".join(f"{rows} rows: {said}" for said, rows in self.prompts.most_common())
+            facts["prompts"] = "; ".join(
+                f"{rows} of {self.measured} rows: {said}" for said, rows in self.prompts.most_common()
+            )
         if counts.with_control_tokens:
             rows = f"{counts.with_control_tokens} of {self.measured} rows"
             facts["control tokens"] = f"{rows} contain control tokens in their text, written as ordinary text"
         if counts.unused:
             facts["not used"] = visible(", ".join(counts.unused))
         return facts
+
+    def describe_problems(self) -> list[str]:
+        """One line for each of the most common problems, and one for the rest."""
+        lines = [problem.describe(self.measured) for problem in self.problems[:_SHOWN_PROBLEMS]]
+        if more := len(self.problems) - len(lines):
+            lines.append(f"and {more} other problems, each in at most {self.problems[_SHOWN_PROBLEMS].rows} rows")
+        return lines
 
 
 def run(args: Sequence[str]) -> Preview:
@@ -198,8 +211,8 @@ def make_preview(datamodule: InstructionDataModule, split: str = "train", rows: 
             if outcome.length:
                 preview.lengths.append(outcome.length)
             if problem := _problem(outcome, special):
-                # Reasons that differ in numbers only, such as that of the row, are one problem.
-                found.setdefault(re.sub(r"\d+", "", problem), problem)
+                # Reasons that differ only in numbers, such as that of the row, or in the value are one problem.
+                found.setdefault(re.sub(r", got .*|\d+", "", problem, flags=re.DOTALL), problem)
             if outcome.document is None:
                 continue
             ids, labels = outcome.document.ids, outcome.document.labels
@@ -238,8 +251,8 @@ def print_preview(preview: Preview, console: Any) -> None:
     width = max(16, *map(len, facts))
     for name, value in facts.items():
         console.print(Text(f"{name:<{width}} {value}"), soft_wrap=True)
-    for problem in preview.problems:
-        console.print(Text(problem.describe(preview.measured), style="red"), soft_wrap=True)
+    for problem in preview.describe_problems():
+        console.print(Text(problem, style="red"), soft_wrap=True)
     if not preview.problems:
         console.print(Text("no problems found"))
 
@@ -250,9 +263,7 @@ def html_page(preview: Preview) -> str:
     for shown in preview.shown:
         pieces = "".join(f'<span class="{kind}">{escape(piece)}</span>' for piece, kind in shown.pieces)
         rows.append(f"<h2>{escape(_title(shown))}</h2>\n<pre>{pieces}</pre>")
-    problems = "".join(
-        f'<li class="wrong">{escape(problem.describe(preview.measured))}</li>' for problem in preview.problems
-    )
+    problems = "".join(f'<li class="wrong">{escape(problem)}</li>' for problem in preview.describe_problems())
     body = [
         facts_table(preview.facts()),
         f"<ul>{problems or '<li>no problems found</li>'}</ul>",

@@ -1,17 +1,22 @@
-"""Filters library messages that users cannot act on."""
+"""Filters library messages that users cannot act on, and writes the warnings of this package as plain lines."""
 
 from __future__ import annotations
 
 import logging
 import re
 import warnings
+from pathlib import Path
+
+import lightning.fabric.utilities.warnings  # noqa: F401  (it replaces the format of warnings, which is kept for others)
+
+import lit_probsft
 
 _WARNINGS = (
     "does not have many workers",  # batches are small arrays
     "LightningCLI's args parameter is intended",  # main() passes on what the shell gave
     "LeafSpec.*is deprecated",  # between Lightning and torch
     "Total length of `list` across ranks is zero",  # no validation rows, which is allowed
-    "The number of training batches .* is smaller than the logging interval",  # the last step is always logged
+    "The number of training batches .* is smaller than the logging interval",  # run.json has the last step
     "Checkpoint directory .* exists and is not empty",  # when a run resumes
     "You defined a `validation_step` but have no `val_dataloader`",
     r"It is recommended to use `self.log\(.*sync_dist=True",  # the metrics are already summed over ranks
@@ -39,6 +44,8 @@ _LOGGERS = (
     "DeepSpeed",
     "bitsandbytes.backends.cpu.ops",
 )
+_PACKAGE = Path(lit_probsft.__file__).parent
+_format_others = warnings.formatwarning
 _PATTERN = re.compile("|".join(_LINES))
 
 
@@ -46,8 +53,18 @@ def _is_useful(record: logging.LogRecord) -> bool:
     return not _PATTERN.search(record.getMessage())
 
 
+def _format_warning(
+    message: Warning | str, category: type[Warning], filename: str, lineno: int, line: str | None = None
+) -> str:
+    """A warning of this package without the line of code that gives it."""
+    if issubclass(category, UserWarning) and Path(filename).is_relative_to(_PACKAGE):
+        return f"lit_probsft: warning: {message}\n"
+    return _format_others(message, category, filename, lineno, line)
+
+
 def quieten() -> None:
     """Install the filters. A second call changes nothing."""
+    warnings.formatwarning = _format_warning
     for message in _WARNINGS:
         warnings.filterwarnings("ignore", message=f".*{message}.*")
     import transformers.utils.logging

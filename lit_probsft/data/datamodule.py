@@ -53,8 +53,8 @@ class InstructionDataModule(LightningDataModule):
         format: `chat` renders conversations with the chat template; `plain` writes prompt, response and end-of-text
             token.
         chat_template: a template file, or Jinja text, that replaces the tokenizer's own template.
-        template_options: further names that the chat template reads, such as `{enable_thinking: false}`. Those in a
-            row's column `chat_template_kwargs` take precedence. The exported model's template has them as defaults.
+        template_options: options of the chat template, such as `{enable_thinking: false}`. Those in a row's column
+            `chat_template_kwargs` take precedence. The exported model's template has them as defaults.
         require_end_of_turn: refuse rows in which the end of an answer is not supervised.
         turns: supervise `all` turns of the assistant, or only the `first` or `last` of each conversation.
         reasoning: `learn` supervises `<think>...</think>` and `reasoning_content`, `mask` keeps them without

@@ -37,9 +37,10 @@ def summary(record: Mapping[str, Any], run: RunFolder, total: int) -> list[str]:
         lines.append(f"model:   {run.hf}{of_step}  (load it with {loader_of(run.hf)})")
     else:
         lines.append(f"model:   not exported; export it: python -m lit_probsft export {run.checkpoints}/last.ckpt OUT")
+    metrics = f"{run.metrics}, " * run.metrics.exists()  # a run shorter than the logging interval has none
     return [
         *lines,
-        f"record:  {run.record}, {run.metrics}, {run.checkpoints}/",
+        f"record:  {run.record}, {metrics}{run.checkpoints}/",
         "next:    try another objective under another name:",
         f"         python -m lit_probsft fit --config {config} --name {run.path.name}-power "
         "--model.objective Power --model.objective.alpha 0.5",

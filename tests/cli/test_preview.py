@@ -13,7 +13,7 @@ from rich.console import Console
 
 from lit_probsft.cli.commands import main
 from lit_probsft.cli.parts import data_of
-from lit_probsft.cli.preview import html_page, make_preview, print_preview
+from lit_probsft.cli.preview import Problem, html_page, make_preview, print_preview
 from lit_probsft.data import ByteTokenizer, InstructionDataModule
 from lit_probsft.errors import UserError
 
@@ -91,6 +91,17 @@ def test_problems_are_counted_and_located_under_any_policy(make: Any) -> None:
     assert "line 4: not valid JSON" in preview.problems[1].text
     assert [shown.row for shown in preview.shown] == [0, 1, 2, 6]
     assert "2 of 7 rows, the first is row 4: cannot be used" in printed(preview)
+
+
+def test_problems_that_differ_in_the_value_are_one_and_of_many_kinds_the_common_are_listed(make: Any) -> None:
+    lists = b"".join(b'{"prompt": "a", "response": ["%c"]}\n' % letter for letter in range(97, 110))
+    preview = make_preview(make(GOOD + lists))
+    assert [problem.rows for problem in preview.problems] == [13]
+    preview.problems = [Problem(f"problem {number}", 0, 20 - number) for number in range(12)]
+    assert "problem 9" in printed(preview)
+    assert "problem 10" not in printed(preview)
+    assert "and 2 other problems, each in at most 10 rows" in printed(preview)
+    assert "and 2 other problems" in html_page(preview)
 
 
 def test_long_rows_are_counted_by_what_happens_to_them(make: Any) -> None:

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import pytest
 
+from lit_probsft.cli import quiet
 from lit_probsft.cli.quiet import quieten
 
 CONFIG = Path(__file__).parents[2] / "configs" / "quickstart.yaml"
@@ -42,6 +43,14 @@ def test_useless_lines_are_filtered_however_often_filters_are_installed(caplog: 
         for line in [*USELESS, *USEFUL]:
             logger.warning(line)
         assert [record.getMessage() for record in caplog.records] == USEFUL
+
+
+def test_warnings_of_this_package_are_lines_without_code(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(warnings, "formatwarning", warnings.formatwarning)
+    quieten()
+    arguments = ("a row is gone", UserWarning)
+    assert warnings.formatwarning(*arguments, quiet.__file__, 3) == "lit_probsft: warning: a row is gone\n"
+    assert "UserWarning: a row is gone" in warnings.formatwarning(*arguments, __file__, 3)
 
 
 def test_useful_warnings_are_shown() -> None:

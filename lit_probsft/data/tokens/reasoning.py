@@ -46,6 +46,11 @@ def opens_reasoning(prompt: str) -> bool:
     return prompt.rstrip().endswith("<think>")
 
 
+def closes_reasoning(prompt: str) -> bool:
+    """Whether a prompt ends after reasoning that it has closed."""
+    return prompt.rstrip().endswith("</think>")
+
+
 def drop_reasoning(messages: Sequence[Mapping[str, Any]]) -> list[dict[str, Any]]:
     """Return the messages without the assistant's reasoning.
 

@@ -15,6 +15,7 @@ from lit_probsft.data.tokens.answers import Joined, join_answer, next_role, with
 from lit_probsft.data.tokens.earlier_turns import EarlierTurns, RewrittenHistory
 from lit_probsft.data.tokens.marks import ambiguous_marks, spans_by_turn, without_trailing_space
 from lit_probsft.data.tokens.prompts import prompt_for
+from lit_probsft.data.tokens.reasoning import closes_reasoning, reasoning_of
 from lit_probsft.data.tokens.rendering import Renderer, Span, adds_bos, highlight, special_pattern
 from lit_probsft.data.tokens.tokenizers import stop_tokens
 from lit_probsft.data.tokens.turn_checks import Messages, check_assistant_turn, check_context, check_tool_calls
@@ -117,10 +118,13 @@ def _find_by_prompts(
     messages = [*earlier.messages, answer]
     joined = join_answer(earlier.render, earlier.text, messages, whole := earlier.render(messages))
     if joined is None:
+        advice = "use a template of your own"
+        if closes_reasoning(earlier.text) and reasoning_of(answer):
+            advice = "the prompt asks for no reasoning, which the answer has: remove it (`reasoning: drop`)"
         raise UserError(
             "chat_template",
             "the generation prompt differs from the text before the last answer, so the model would be prompted "
-            "with a text it was not trained on; use a template of your own.\n"
+            f"with a text it was not trained on; {advice}.\n"
             f"Prompt: {highlight(earlier.text, [])}\nTraining: {highlight(whole, [])}",
         )
     if last not in turns:

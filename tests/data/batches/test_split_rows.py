@@ -193,7 +193,7 @@ def test_preview_shows_each_document_of_a_row_and_says_how_many_rows_are_split(m
         (4, " (document 1 of 2)"),
         (4, " (document 2 of 2)"),
     ]
-    assert preview.facts()["split"].startswith("4 rows into 10 documents")
+    assert preview.facts()["split"].startswith(f"4 of {preview.measured} rows into 10 documents")
     assert preview.problems == []
     assert len(preview.lengths) == 14
     assert "row 4 (document 2 of 2): " in html_page(preview)

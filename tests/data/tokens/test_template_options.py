@@ -36,6 +36,18 @@ def test_training_and_prompt_render_with_the_options(byte_tokenizer):
         tokenize_conversation(byte_tokenizer, MESSAGES, plain_text=True, template_options={"style": "x"})
 
 
+def test_reasoning_that_the_options_turn_off_is_refused_with_a_way_out(byte_tokenizer):
+    template = (
+        "{%- for m in messages %}{{- '<|im_start|>' + m.role + '\n' + m.content + '<|im_end|>\n' }}{%- endfor %}"
+        "{%- if add_generation_prompt %}{{- '<|im_start|>assistant\n' }}"
+        "{%- if not enable_thinking %}{{- '<think>\n\n</think>\n\n' }}{%- endif %}{%- endif %}"
+    )
+    reasoned = [MESSAGES[0], {"role": "assistant", "content": "<think>\nr\n</think>\n\na"}]
+    options = {"chat_template": template, "template_options": {"enable_thinking": False}}
+    with pytest.raises(UserError, match=r"asks for no reasoning, which the answer has: remove it \(`reasoning: drop`"):
+        tokenize_conversation(byte_tokenizer, reasoned, **options)
+
+
 def test_a_row_decides_before_the_data_set_and_the_exported_template_knows_the_default(jsonl, tmp_path):
     rows = [{"prompt": "q", "response": "a", "chat_template_kwargs": own} for own in (None, {"style": "y", "b": None})]
     rows.append({**rows[0], "chat_template_kwargs": json.dumps({"style": "z"})})
