@@ -33,6 +33,14 @@ LEFT_OPEN = {
 """What the trainer gets where the configuration says nothing, in words."""
 
 
+TEXT_MEANS = {
+    "lit_probsft.model.source.ModelSource": "lit_probsft.model.pretrained.PretrainedCausalLM",
+    "lit_probsft.data.rows.source.Source": "lit_probsft.data.rows.row_source.Rows",
+    "lit_probsft.data.tokens.tokenizers.TokenizerSource": "lit_probsft.data.tokens.tokenizers.PretrainedTokenizer",
+}
+"""The class whose first argument is the text, where an option takes a text or a class of this family."""
+
+
 class RunFlag(NamedTuple):
     """A flag of the run.
 
