@@ -125,7 +125,8 @@ class ProbSFTCLI(OpenCLI):
         config = self.config[self.command].clone()
         config.pop("config")
         flags = {"skip_unset": False, **{known[option]: True for option in chosen}}
-        print(self.parser_of(self.command).dump(config, **flags), end="")
+        if first_rank():
+            print(self.parser_of(self.command).dump(config, **flags), end="")
         sys.exit(0)
 
     def read_hyperparameters(self) -> None:

@@ -14,6 +14,7 @@ from lit_probsft.cli.config.imports import import_class, import_path
 from lit_probsft.cli.config.run_flags import TEXT_MEANS
 from lit_probsft.cli.config.scalars import Scalar
 
+
 @dataclasses.dataclass
 class ClassSpec:
     """A class with its arguments.

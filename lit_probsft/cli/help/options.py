@@ -19,7 +19,7 @@ from lit_probsft.cli.config.run_flags import (
 )
 from lit_probsft.cli.help.members import members
 from lit_probsft.cli.help.source import Description, Field, describe
-from lit_probsft.cli.help.texts import from_library
+from lit_probsft.cli.help.texts import from_library, in_yaml
 from lit_probsft.cli.help.values import default_class, default_of, hint_of, path_of, plain
 from lit_probsft.errors import UserError, near_matches
 
@@ -88,12 +88,11 @@ def _option(place: str, field: Field) -> Option:
         classes = [made[0], *(path for path in classes if path != made[0])]
     names = [stub.__name__ for stub in stubs if stub in ours or (made is not None and stub not in ours)]
     words = OUR_CHOICES.get(place) or _joined([*names, *filter(None, [described(hint)])])
-    words = words.replace("true or false or ", "true, false or ").replace(" true or false, ", " true, false, ")
     default = plain(OUR_DEFAULTS[place]) if place in OUR_DEFAULTS else default_of(field)
     if default in names:  # a group, whose options have the defaults
         default = ""
     library = field.module.name.partition(".")[0] in ("lightning", "torch")
-    text = OUR_TEXTS.get(place) or (from_library(field.text) if library else field.text)
+    text = OUR_TEXTS.get(place) or in_yaml(from_library(field.text) if library else field.text)
     return Option(place, words or "an object", LEFT_OPEN.get(place, default), text, classes, given)
 
 
