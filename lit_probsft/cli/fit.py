@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import dataclasses
 import sys
 from collections.abc import Sequence
@@ -100,11 +101,10 @@ class ProbSFTCLI(OpenCLI):
         import_named_optimizer(args)
         composed = Composer(self.command, flags, switches).compose(list(args)[1:])
         try:
-            if composed.help:
-                super().parse_arguments(parser, [self.command, *composed.help])
             if not composed.sound:
-                raise Refusal("a flag has no value, or an option is null that cannot be")
-            super().parse_arguments(parser, {"subcommand": self.command, self.command: composed.content})
+                raise Refusal("a value is missing, or is not of the type of its option")
+            content = copy.deepcopy(composed.content)  # the parser changes it
+            super().parse_arguments(parser, {"subcommand": self.command, self.command: content})
         except UserError:
             raise
         except Exception as error:  # a class's module may raise anything when it is imported
@@ -125,7 +125,8 @@ class ProbSFTCLI(OpenCLI):
         config = self.config[self.command].clone()
         config.pop("config")
         flags = {"skip_unset": False, **{known[option]: True for option in chosen}}
-        print(self.parser_of(self.command).dump(config, **flags), end="")
+        if first_rank():
+            print(self.parser_of(self.command).dump(config, **flags), end="")
         sys.exit(0)
 
     def read_hyperparameters(self) -> None:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from fractions import Fraction
-from typing import Any, Literal
+from typing import Any
 
 import lightning as L
 from lightning.pytorch.callbacks import Callback
@@ -15,9 +15,6 @@ from typing_extensions import override
 from lit_probsft.errors import UserError
 from lit_probsft.training.lightning_internals import between_steps, may_stop_early, validate_when
 from lit_probsft.training.trainer_state import run_ends, validates
-
-Interval = int | float | Literal["epoch"]
-"""As the user writes it: optimizer steps, a share of an epoch, or `epoch`. 1.0 is refused: it could mean either."""
 
 
 @dataclass(frozen=True)

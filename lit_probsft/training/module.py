@@ -57,9 +57,10 @@ class ProbSFTModule(L.LightningModule):
     To change the objective in place, override `token_loss` in a subclass and name it by its class path.
 
     Args:
-        model: where the model comes from; a string is a hub id or folder. In Python also a model itself.
-        objective: f, a member of `lit_probsft.objectives` or your own.
-        optimizer: takes parameter groups (norms and biases without decay), returns an optimizer.
+        model: where the model comes from; a text is a hub id or folder. In Python also a model itself.
+        objective: the objective f(p), a class of `lit_probsft.objectives` or your own.
+        optimizer: the optimizer's class, or a function that makes one from parameter groups. Norms and biases have no
+            weight decay.
         schedule: factor on the learning rate per optimizer step.
         normalize: the divisor of the sum over a step's tokens. `tokens`: all its supervised tokens. `sequence`: every
             sequence counts the same, whatever its length. `kept`: the tokens inside the objective's interval.

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 from lit_probsft.errors import UserError
 
-_FLAG = re.compile(r"--[A-Za-z_][\w.-]*\+?(=.*)?|-[ch]", re.DOTALL)
+_FLAG = re.compile(r"--[A-Za-z_][\w.-]*\+?(=.*)?|-c", re.DOTALL)
 
 
 class Flag(NamedTuple):
@@ -23,6 +23,11 @@ class Flag(NamedTuple):
     typed: str
     name: str
     value: str | None
+
+
+def option_name(name: str) -> str:
+    """The name of an option without the words of a class, which may be left out: `objective.init_args.alpha`."""
+    return re.sub(r"\.init_args(?=\.|$)", "", name).removesuffix(".class_path")
 
 
 def split_flags(words: Sequence[str], switches: Container[str]) -> list[Flag]:
@@ -56,11 +61,10 @@ def _flags(words: Sequence[str], switches: Container[str]) -> Iterator[Flag]:
         if not _FLAG.fullmatch(word):
             raise UserError("", f"unexpected argument {word!r}; flags start with --")
         typed, equals, value = word.partition("=")
-        name = {"-c": "config", "-h": "help"}.get(typed, typed.removeprefix("--"))
-        option = name.replace(".init_args", "").removesuffix(".class_path")
+        option = "config" if typed == "-c" else option_name(typed.removeprefix("--"))
         if equals:
             yield Flag(typed, option, value)
-        elif name in switches or not rest or _FLAG.fullmatch(rest[0]):
+        elif option in switches or not rest or _FLAG.fullmatch(rest[0]):
             yield Flag(typed, option, None)
         else:
             yield Flag(typed, option, rest.pop(0))

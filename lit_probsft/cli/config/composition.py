@@ -17,7 +17,7 @@ from typing import Any
 import lit_probsft.data.rows.choices
 import lit_probsft.data.rows.figlet
 import lit_probsft.data.rows.mixture  # noqa: F401  classes have short names once they are imported
-from lit_probsft.cli.config.command_line import split_flags
+from lit_probsft.cli.config.command_line import option_name, split_flags
 from lit_probsft.cli.config.hints import (
     UNKNOWN,
     FlagGroup,
@@ -38,6 +38,7 @@ from lit_probsft.errors import UserError, near_matches
 
 _SPEC = {"class_path", "init_args", "dict_kwargs"}
 _PARTS = ("model", "data")
+_NOT_IN_FILES = ("config", "help", "print_config")
 _KIND: dict[type, str] = {list: "list", str: "text"}
 
 
@@ -48,14 +49,12 @@ class Composition:
     Attributes:
         content: the configuration as nested mappings, classes as `class_path` and `init_args`.
         files: the configuration files, in order.
-        help: the words of a flag that asks for help; empty without one.
         printed: the value of `--print_config`; None if it is not given.
-        sound: whether every flag has its value, and null is only where an option takes it.
+        sound: whether the parser can be trusted to refuse what is wrong (see `Reader.wrong`).
     """
 
     content: dict[str, Any] = dataclasses.field(default_factory=dict)
     files: list[Path] = dataclasses.field(default_factory=list)
-    help: list[str] = dataclasses.field(default_factory=list)
     printed: str | None = None
     sound: bool = True
 
@@ -104,17 +103,14 @@ class Composer:
         made = Composition()
         tree: dict[str, Any] = {}
         for flag in split_flags(words, self._switches):
-            if flag.name == "help" or flag.name.endswith(".help"):
-                made.help = [flag.typed, *([] if flag.value is None else [flag.value])]
-                break
             if flag.name == "print_config":
                 made.printed = flag.value or ""
-            elif flag.name == "config" and flag.value is not None:
+            elif flag.name == "config" and flag.value:
                 tree = self._with_file(tree, flag.value, made.files)
             elif flag.name in self._switches and flag.value is None:
                 tree[flag.name] = Scalar("true", True)
             else:
-                value = NoValue(flag.typed) if flag.value is None else flag.value
+                value = NoValue(flag.typed) if flag.value is None or flag.name == "config" else flag.value
                 known = flag.name.partition(".")[0] in self._root
                 path = flag.name.split(".") if known else [flag.name]
                 tree = self._put("", Option(self._root), tree, path, value, _Origin(by_flag=True))
@@ -138,6 +134,8 @@ class Composer:
         nested = content.get(self._command)
         content = nested if isinstance(nested, dict) else content
         for key, value in content.items():
+            if key in _NOT_IN_FILES:
+                raise UserError(key, f"expected on the command line, not in {name}")
             known = str(key).partition(".")[0] in self._root
             if not known and not plain(value):  # the parser would ignore an unknown key without a value
                 hint = near_matches(str(key), self._root)
@@ -181,18 +179,13 @@ class Composer:
             return value
         if isinstance(value, _Added):
             before = now if isinstance(now, list) else [] if plain(now) is None else [now]
-            added = flag_value(value.value, hint) if isinstance(value.value, str) else value.value
+            added, origin = _content(place, hint, value.value, origin)
             items = [value.value] if isinstance(added, Scalar) else added if isinstance(added, list) else [added]
             inner = Option(item_hint(hint, 0))
             return [*before, *(self._replaced(place, inner, None, item, origin) for item in items)]
-        if isinstance(value, str):
-            value = flag_value(value, hint)
+        value, origin = _content(place, hint, value, origin)
         fields = fields_of(hint)
         families = class_families(hint) if fields is None else []
-        if (families or fields is not None) and isinstance(value, Scalar) and value.text.endswith((".yaml", ".yml")):
-            part, folder = _part(place, value, hint, origin.folder)
-            if not isinstance(part, Scalar):
-                return self._replaced(place, option, now, part, dataclasses.replace(origin, folder=folder))
         if fields is not None and isinstance(value, dict):
             given = value["init_args"] if "class_path" in value and isinstance(value.get("init_args"), dict) else value
             return self._with_all(place, option, now, given, origin)
@@ -201,7 +194,7 @@ class Composer:
         if families and isinstance(value, dict) and (value.keys() & _SPEC or not takes(hint, "a mapping")):
             return self._from_mapping(place, option, now, value, origin)
         if fields is not None and plain(value) is None and not origin.by_flag:  # an empty block of a file
-            return now
+            return {} if now is None else now
         if isinstance(value, list):
             items = [(f"{place}[{index}]", item_hint(hint, index), item) for index, item in enumerate(value)]
             return [self._replaced(at, Option(kind), None, item, origin) for at, kind, item in items]
@@ -231,7 +224,7 @@ class Composer:
 
     def _with_all(self, place: str, option: Option, now: Any, values: dict[Any, Any], origin: _Origin) -> Any:
         for key, value in values.items():
-            now = self._put(place, option, now, str(key).split("."), value, origin)
+            now = self._put(place, option, now, option_name(str(key)).split("."), value, origin)
         return {} if now is None else now
 
     def _named(self, place: str, now: Any, name: str, kind: Any, origin: _Origin) -> ClassSpec:
@@ -264,25 +257,30 @@ def _named_class(place: str, name: Scalar, families: list[type], hint: Any) -> A
     return found if isinstance(found, type) and issubclass(found, tuple(families)) else None
 
 
-def _part(place: str, name: Scalar, hint: Any, folder: Path) -> tuple[Any, Path]:
-    """The content of the file that a part names, with the folder of its own parts; `name` if it is a text of its own.
+def _content(place: str, hint: Any, value: Any, origin: _Origin) -> tuple[Any, _Origin]:
+    """The tree that a flag's text or the file of a part contains, and where its own parts are.
 
     Raises:
-        UserError: the file does not exist or is no part.
+        UserError: a part does not exist, or its content does not fit.
     """
-    path = folder / Path(name.text).expanduser()
+    if isinstance(value, str):
+        value = flag_value(value, hint)
+    takes_parts = fields_of(hint) is not None or class_families(hint)
+    if not (takes_parts and isinstance(value, Scalar) and value.text.endswith((".yaml", ".yml"))):
+        return value, origin
+    path = origin.folder / Path(value.text).expanduser()
     a_text = not isinstance(hint, FlagGroup) and takes(hint, "a text")
     if not os.path.exists(path):
         if a_text:
-            return name, folder
+            return value, origin
         raise UserError(place, f"no such file: {path}")
     content = read_yaml(path, str(path), place)
     is_list = isinstance(content, list) and not isinstance(hint, FlagGroup) and takes(hint, "a list")
     if a_text and not is_list and not (isinstance(content, dict) and content.keys() & _SPEC):
-        return name, folder
+        return value, origin
     if not isinstance(content, dict) and not is_list:
         raise UserError(place, f"expected a mapping in {path}, got {shown(plain(content))}")
-    return content, path.parent
+    return content, dataclasses.replace(origin, folder=path.parent)
 
 
 def _mapping(place: str, now: Any) -> dict[Any, Any]:

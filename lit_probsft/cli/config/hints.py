@@ -65,7 +65,7 @@ def class_families(hint: Any) -> list[type]:
     found = []
     for kind in alternatives(hint):
         if get_origin(kind) is get_origin(Callable[..., Any]):
-            kind = get_args(kind)[-1]
+            kind = (Any, *get_args(kind))[-1]  # of a hint without arguments nothing is known
         if not isinstance(kind, type) or kind in _WORDS or get_origin(kind) is not None:
             continue
         if kind.__module__ not in _STANDARD and not issubclass(kind, torch.Tensor | Enum):
@@ -75,7 +75,7 @@ def class_families(hint: Any) -> list[type]:
 
 def is_factory(hint: Any) -> bool:
     """Whether `hint` takes a class whose first argument comes later, as an optimizer's parameters."""
-    return any(get_origin(kind) is get_origin(Callable[..., Any]) for kind in alternatives(hint))
+    return any(get_origin(kind) is get_origin(Callable[..., Any]) and get_args(kind) for kind in alternatives(hint))
 
 
 def is_group(hint: Any) -> bool:
@@ -174,7 +174,7 @@ def described(hint: Any) -> str:
         if get_origin(kind) is Literal:
             words.append(("one of " if not words else "") + ", ".join(str(value) for value in get_args(kind)))
         elif (word := _WORDS.get(get_origin(kind) or kind)) is not None:
-            words.append(f"a list of {length}" if (length := _length(kind)) else word)
+            words += [f"a list of {length}"] if (length := _length(kind)) else word.split(" or ")
     if "a number" in words and "a whole number" in words:
         words.remove("a whole number")
     *others, last = sorted(dict.fromkeys(words), key=lambda word: word == "null") or [""]

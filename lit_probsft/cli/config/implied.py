@@ -10,19 +10,9 @@ from typing import Any
 import torch
 
 from lit_probsft.cli.config.hints import Option, class_families, is_factory, is_group, known_options, takes
-from lit_probsft.cli.config.imports import import_path
+from lit_probsft.cli.config.imports import import_class, import_path
+from lit_probsft.cli.config.run_flags import TEXT_MEANS
 from lit_probsft.cli.config.scalars import Scalar
-from lit_probsft.data.rows.row_source import Rows
-from lit_probsft.data.rows.source import Source
-from lit_probsft.data.tokens.tokenizers import PretrainedTokenizer, TokenizerSource
-from lit_probsft.model import ModelSource, PretrainedCausalLM
-
-_OF_A_TEXT: dict[type, type] = {
-    ModelSource: PretrainedCausalLM,
-    Source: Rows,
-    TokenizerSource: PretrainedTokenizer,
-}
-"""The class whose first argument is the text, by the family that an option takes."""
 
 
 @dataclasses.dataclass
@@ -74,14 +64,19 @@ def implied_class(option: Option, given: Any, fields: set[str]) -> ClassSpec | N
     if text is not None and not takes(option.hint, "a text"):
         return None
     kinds = [family for family in families if is_group(family)]
-    kinds += [_OF_A_TEXT[family] for family in families if family in _OF_A_TEXT]
+    kinds += [import_class(TEXT_MEANS[path]) for path in map(_path, families) if path in TEXT_MEANS]
     if text is None and not kinds:
         kinds = [family for family in families if not inspect.isabstract(family) and fields <= {*known_options(family)}]
     if not kinds:
         return None
     kind = max(kinds, key=lambda kind: len(fields & set(known_options(kind))))
-    first = next(iter(known_options(kind)))
-    return ClassSpec.of(kind, None if text is None else {first: Scalar(text, text)})
+    if text is None:
+        return ClassSpec.of(kind)
+    return ClassSpec.of(kind, {next(iter(known_options(kind))): Scalar(text, text)})
+
+
+def _path(kind: type) -> str:
+    return f"{kind.__module__}.{kind.__qualname__}"
 
 
 def _made_by(function: Callable[..., Any]) -> ClassSpec:

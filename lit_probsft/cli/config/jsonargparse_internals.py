@@ -41,7 +41,7 @@ _LITERAL: dict[str, Callable[..., Any]] = {
 def flags_of(parser: ArgumentParser) -> tuple[dict[str, Any], set[str]]:
     """Type hints of a parser's flags by name, and the flags that need no value.
 
-    The hint of a group of flags (`trainer`) is None, that of a flag without a type Any.
+    The hint of a group of flags (`trainer`) is None, of a switch bool, of any other flag without a type Any.
     """
     hints: dict[str, Any] = {}
     switches = set()
@@ -50,7 +50,8 @@ def flags_of(parser: ArgumentParser) -> tuple[dict[str, Any], set[str]]:
         is_group = not hasattr(action, "_typehint") and any(
             other.dest.startswith(f"{name}.") for other in parser._actions
         )
-        hints[name] = None if is_group else getattr(action, "_typehint", None) or Any
+        untyped = bool if action.nargs == 0 else Any
+        hints[name] = None if is_group else getattr(action, "_typehint", None) or untyped
         if action.nargs == 0 or name == "print_config":
             switches.add(name)
     return hints, switches

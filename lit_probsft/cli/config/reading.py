@@ -43,7 +43,7 @@ def flag_value(text: str, hint: Any) -> Any:
         return Scalar(text, None if text == "null" and NoneType in kinds else text)
     try:
         tree = read(text) if text.strip() else Scalar(text, text)
-    except (yaml.YAMLError, RecursionError):
+    except yaml.YAMLError:
         return Scalar(text, text)
     if isinstance(tree, Scalar):
         nulls = ("null",) if str in kinds else ("null", "Null", "NULL", "~")
@@ -62,11 +62,12 @@ class Reader:
 
     def __init__(self) -> None:
         self.wrong = False
-        """Whether a flag has no value or an option is null that cannot be, which the parser would ignore."""
+        """Whether there is something that the parser ignores: a flag without a value, null where an option cannot be
+        null, another value than true or false for a switch, or no mapping for a group."""
 
     def read(self, tree: Any, option: Option) -> Any:
         """The values of a tree."""
-        hint = option.hint
+        hint, fields = option.hint, fields_of(option.hint)
         if isinstance(tree, ClassSpec):
             arguments = self._fields(tree.all_arguments, known_options(tree.kind))
             if tree.name is None:
@@ -75,12 +76,14 @@ class Reader:
             return {"class_path": tree.name, **{name: part for name, part in parts.items() if part}}
         if isinstance(tree, Scalar):
             value = tree.value if isinstance(hint, FlagGroup) else typed(tree, hint)
-            self.wrong |= value is None and (isinstance(hint, FlagGroup) or not accepts(None, hint))
+            self.wrong |= fields is not None or ((value is None or hint is bool) and not accepts(value, hint))
             return value
         if isinstance(tree, list):
+            self.wrong |= fields is not None or hint is bool
             return [self.read(item, Option(item_hint(hint, index))) for index, item in enumerate(tree)]
         if isinstance(tree, dict):
-            if (fields := fields_of(hint)) is not None:
+            self.wrong |= hint is bool
+            if fields is not None:
                 return self._fields(tree, fields)
             return {key: self.read(value, Option(item_hint(hint))) for key, value in tree.items()}
         self.wrong |= isinstance(tree, NoValue)

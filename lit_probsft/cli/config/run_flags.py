@@ -18,6 +18,17 @@ OUR_CHOICES = {"trainer.precision": "32-true, bf16-mixed or bf16-true"}
 """Options of Lightning that take less here than there."""
 
 OUR_TEXTS = {
+    "trainer.accumulate_grad_batches": "micro-batches per optimizer step on each rank.",
+    "trainer.callbacks": "Lightning's or your own, in addition to those of the run.",
+    "trainer.enable_checkpointing": "whether to save checkpoints.",
+    "trainer.enable_progress_bar": "whether to show a progress bar.",
+    "trainer.fast_dev_run": "a trial that saves nothing: `true` runs one batch of each stage, a number that many.",
+    "trainer.max_time": "end after this time: days:hours:minutes:seconds, such as 00:12:00:00.",
+    "trainer.num_sanity_val_steps": "validation batches before the first step; -1 takes all.",
+    **{
+        f"trainer.limit_{stage}_batches": f"{name} batches to use: a whole number, or a share such as 0.1 (1.0 is all)."
+        for stage, name in (("train", "training"), ("val", "validation"), ("test", "test"), ("predict", "prediction"))
+    },
     "trainer.accelerator": "cpu, gpu or mps; `auto` takes the best that the machine has.",
     "trainer.logger": "loggers to use in addition to metrics.csv.",
     "trainer.precision": "dtype of the computation. `mixed` keeps the weights in float32.",
@@ -31,6 +42,14 @@ LEFT_OPEN = {
     "trainer.precision": "bf16-mixed on a GPU, else 32-true",
 }
 """What the trainer gets where the configuration says nothing, in words."""
+
+
+TEXT_MEANS = {
+    "lit_probsft.model.source.ModelSource": "lit_probsft.model.pretrained.PretrainedCausalLM",
+    "lit_probsft.data.rows.source.Source": "lit_probsft.data.rows.row_source.Rows",
+    "lit_probsft.data.tokens.tokenizers.TokenizerSource": "lit_probsft.data.tokens.tokenizers.PretrainedTokenizer",
+}
+"""The class whose first argument is the text, where an option takes a text or a class of this family."""
 
 
 class RunFlag(NamedTuple):

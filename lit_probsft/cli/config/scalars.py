@@ -13,6 +13,7 @@ import yaml
 
 _FLOAT = "tag:yaml.org,2002:float"
 _TIMESTAMP = "tag:yaml.org,2002:timestamp"
+_VALUE = "tag:yaml.org,2002:value"
 _FLOAT_PATTERN = re.compile(
     r"""(?:[-+]?(?:[0-9][0-9_]*\.[0-9_]*|\.[0-9][0-9_]*)(?:[eE][-+]?[0-9]+)?
         |[-+]?[0-9][0-9_]*[eE][-+]?[0-9]+
@@ -53,6 +54,8 @@ def read(text: str) -> Any:
     try:
         node = loader.get_single_node()
         return Scalar("", None) if node is None else _tree(loader, node)
+    except RecursionError:
+        raise yaml.YAMLError("a value contains itself, or is nested too deeply") from None
     finally:
         loader.dispose()
 
@@ -88,9 +91,9 @@ def _tree(loader: _Loader, node: yaml.Node) -> Any:
 
 
 def _resolvers(base: Any) -> dict[str, list[tuple[str, re.Pattern[str]]]]:
-    """YAML 1.1's, except for times, and `1e3` is a number as in YAML 1.2."""
+    """YAML 1.1's, except for times and `=`, and `1e3` is a number as in YAML 1.2."""
     kept = {
-        first: [(tag, pattern) for tag, pattern in found if tag not in (_FLOAT, _TIMESTAMP)]
+        first: [(tag, pattern) for tag, pattern in found if tag not in (_FLOAT, _TIMESTAMP, _VALUE)]
         for first, found in base.yaml_implicit_resolvers.items()
     }
     for first in "-+.0123456789":

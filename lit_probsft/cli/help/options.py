@@ -8,10 +8,18 @@ from difflib import get_close_matches
 from typing import NamedTuple, get_args
 
 from lit_probsft.cli.config.hints import alternatives, described, is_factory
-from lit_probsft.cli.config.run_flags import LEFT_OPEN, OTHER_FLAGS, OUR_CHOICES, OUR_DEFAULTS, OUR_TEXTS, RUN_FLAGS
+from lit_probsft.cli.config.run_flags import (
+    LEFT_OPEN,
+    OTHER_FLAGS,
+    OUR_CHOICES,
+    OUR_DEFAULTS,
+    OUR_TEXTS,
+    RUN_FLAGS,
+    TEXT_MEANS,
+)
 from lit_probsft.cli.help.members import members
 from lit_probsft.cli.help.source import Description, Field, describe
-from lit_probsft.cli.help.texts import from_library
+from lit_probsft.cli.help.texts import from_library, in_yaml
 from lit_probsft.cli.help.values import default_class, default_of, hint_of, path_of, plain
 from lit_probsft.errors import UserError, near_matches
 
@@ -22,9 +30,6 @@ ROOTS = {
     "trainer": "lightning.pytorch.trainer.trainer.Trainer",
 }
 GROUPS = {flag.name: flag.kind for flag in RUN_FLAGS if isinstance(flag.kind, str)}
-
-_TEXT_MEANS = {"ModelSource": "PretrainedCausalLM", "Source": "Rows", "TokenizerSource": "PretrainedTokenizer"}
-"""The class that a text is short for, where an option takes a text or a class of this family."""
 
 OPTIMIZERS = tuple(f"torch.optim.{name}" for name in ("AdamW", "Adam", "SGD", "Adafactor", "RMSprop"))
 """Optimizers to name as examples."""
@@ -75,20 +80,19 @@ def _option(place: str, field: Field) -> Option:
     ours = [stub for stub in stubs if stub.__module__.startswith(f"{_PACKAGE}.")]
     classes = [path for stub in ours for path in members(path_of(stub))]
     made = default_class(field)
-    first = [_TEXT_MEANS[stub.__name__] for stub in ours if stub.__name__ in _TEXT_MEANS and str in kinds]
-    classes.sort(key=lambda path: path.rpartition(".")[2] not in first)
+    of_a_text = [TEXT_MEANS.get(path_of(stub)) for stub in ours if str in kinds]
+    classes.sort(key=lambda path: path not in of_a_text)
     given: dict[str, str] = {}
     if made is not None:
         given = made[1]
         classes = [made[0], *(path for path in classes if path != made[0])]
     names = [stub.__name__ for stub in stubs if stub in ours or (made is not None and stub not in ours)]
     words = OUR_CHOICES.get(place) or _joined([*names, *filter(None, [described(hint)])])
-    words = words.replace("true or false or ", "true, false or ").replace(" true or false, ", " true, false, ")
     default = plain(OUR_DEFAULTS[place]) if place in OUR_DEFAULTS else default_of(field)
     if default in names:  # a group, whose options have the defaults
         default = ""
     library = field.module.name.partition(".")[0] in ("lightning", "torch")
-    text = OUR_TEXTS.get(place) or (from_library(field.text) if library else field.text)
+    text = OUR_TEXTS.get(place) or in_yaml(from_library(field.text) if library else field.text)
     return Option(place, words or "an object", LEFT_OPEN.get(place, default), text, classes, given)
 
 

@@ -7,7 +7,7 @@ import re
 import sys
 from collections.abc import Sequence
 
-from lit_probsft.errors import UserError
+from lit_probsft.errors import UserError, first_rank
 
 
 def topic_of(words: Sequence[str]) -> str | None:
@@ -35,6 +35,8 @@ def print_help(topic: str, command: str, summary: str) -> None:
     from lit_probsft.cli.help.pages import overview, page
 
     text = page(topic, command) if topic else overview(command, summary)
+    if not first_rank():
+        return
     try:
         print(text, flush=True)
     except BrokenPipeError:  # `head` or a pager has seen enough

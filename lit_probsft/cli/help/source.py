@@ -184,7 +184,8 @@ def _text(module: Module, node: ast.expr) -> str:
 
 def _documented(module: Module, node: ast.ClassDef) -> str:
     parsed = _docstring(module, node)
-    return "\n\n".join(filter(None, (parsed.short_description, parsed.long_description)))
+    gap = "\n\n" if parsed.blank_after_short_description else "\n"  # without one, the sentence continues
+    return gap.join(filter(None, (parsed.short_description, parsed.long_description)))
 
 
 def _method(node: ast.ClassDef, name: str) -> ast.FunctionDef | None:

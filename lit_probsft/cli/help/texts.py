@@ -16,6 +16,11 @@ def first_sentence(text: str) -> str:
 
 def from_library(text: str) -> str:
     """The first sentence of another library's text, without its markup and without the default."""
-    text = re.sub(r":\w+:`~?([^`]*)`", r"`\1`", text.replace("``", "`"))
+    text = re.sub(r":\w+:`~?([^`]*)`", r"`\1`", text.replace("``", "`").replace("`_", "`"))
     sentence = first_sentence(_DEFAULT.sub("", text))
     return sentence[:1].lower() + sentence[1:] if sentence[1:2].islower() else sentence
+
+
+def in_yaml(text: str) -> str:
+    """A text with Python's None, True and False as a configuration writes them."""
+    return re.sub(r"\b(None|True|False)\b", lambda match: {"None": "null"}.get(match[0], match[0].lower()), text)

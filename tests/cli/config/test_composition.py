@@ -22,7 +22,7 @@ FLAGS: dict[str, Any] = {
     "trainer.callbacks": list[Callback] | Callback | None,
     "trainer.max_epochs": int | None,
     "trainer.devices": list[int] | str | int,
-    "resume": Any,
+    "resume": bool,
 }
 
 FILE = """
@@ -161,6 +161,24 @@ def test_a_part_is_read_from_the_folder_of_the_file_that_names_it(tmp_path: Path
     (tmp_path / "c.yaml").write_text("data: parts/data.yaml\ntrainer:\n")
     content = composed("--config", str(tmp_path / "c.yaml"), "--data.train.limit", "3")
     assert at(content, "data.train") == ("Rows", {"path": "a.jsonl", "system": "# 1", "limit": 3})
+    assert content["trainer"] == {}
+
+
+def test_a_part_with_a_list_can_be_added_to_a_list(tmp_path: Path) -> None:
+    (tmp_path / "c.yaml").write_text("- LearningRateMonitor\n- {class_path: EarlyStopping, init_args: {monitor: a}}")
+    content = composed("--trainer.callbacks+", "LearningRateMonitor", "--trainer.callbacks+", f"{tmp_path}/c.yaml")
+    assert [item["class_path"].rpartition(".")[2] for item in content["trainer"]["callbacks"]] == [
+        "LearningRateMonitor",
+        "LearningRateMonitor",
+        "EarlyStopping",
+    ]
+
+
+def test_a_dotted_key_of_a_file_is_the_flag_of_this_name(tmp_path: Path) -> None:
+    (tmp_path / "c.yaml").write_text("model.optimizer.init_args.lr: 1\nmodel.objective.class_path: Power")
+    content = composed("--config", str(tmp_path / "c.yaml"))
+    assert at(content, "model.optimizer.lr") == 1
+    assert at(content, "model.objective") == ("Power", {})
 
 
 def test_a_value_may_look_like_a_flag_if_it_has_spaces() -> None:
@@ -168,7 +186,19 @@ def test_a_value_may_look_like_a_flag_if_it_has_spaces() -> None:
     assert composed("--name", "-1")["name"] == "-1"
 
 
-@pytest.mark.parametrize("words", ["--name", "--name --resume", "--trainer.max_epochs 3 --data.batch_size null"])
+@pytest.mark.parametrize(
+    "words",
+    [
+        "--name",
+        "--name --resume",
+        "--trainer.max_epochs 3 --data.batch_size null",
+        "--resume=maybe",
+        "--trainer 3",
+        "--trainer []",
+        "--model.schedule []",
+        "--config=",
+    ],
+)
 def test_what_the_parser_would_ignore_is_noticed(words: str) -> None:
     assert not Composer("fit", FLAGS, ["resume"]).compose(words.split()).sound
 

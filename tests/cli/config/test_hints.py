@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Iterable
 from http import HTTPStatus
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Callable, Literal  # noqa: UP035  without arguments, as in Lightning
 
 import pytest
 import torch
 
-from lit_probsft.cli.config.hints import accepts, class_families, described, options_of
+from lit_probsft.cli.config.hints import accepts, class_families, described, is_factory, options_of
 from lit_probsft.objectives import Objective, Power
 from lit_probsft.training.optim import OptimizerFactory, Schedule
 
@@ -20,7 +20,9 @@ from lit_probsft.training.optim import OptimizerFactory, Schedule
     [
         (int, "a whole number"),
         (int | float | None, "a number or null"),
-        (bool | int, "true or false or a whole number"),
+        (bool, "true or false"),
+        (bool | int, "true, false or a whole number"),
+        (bool | Literal["warn"] | None, "true, false, warn or null"),
         (Literal["a", "b"] | None, "one of a, b or null"),
         (float | torch.Tensor, "a number"),
         (tuple[float, float], "a list of 2"),
@@ -57,6 +59,9 @@ def test_accepted_values(hint: Any, good: list[Any], bad: list[Any]) -> None:
 def test_classes_of_a_hint() -> None:
     assert class_families(Objective | str | None) == [Objective]
     assert class_families(OptimizerFactory) == [torch.optim.Optimizer]
+    assert is_factory(OptimizerFactory)
+    assert class_families(Callable) == []  # type: ignore[arg-type]
+    assert not is_factory(Callable)
     assert class_families(Schedule) == [Schedule]
     assert class_families(int | list[Objective] | torch.Tensor | HTTPStatus | Path) == []
 

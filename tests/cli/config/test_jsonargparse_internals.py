@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 from enum import Enum, StrEnum
-from typing import Any
 
 import pytest
 import yaml
@@ -54,7 +53,7 @@ def test_flags_have_type_hints_and_switches_have_none() -> None:
     assert flags["rows"] == Base | str | None, CHANGED + "ArgumentParser._actions or Action._typehint"
     assert flags["options"] is None, CHANGED + "a dataclass is no longer a group of flags"
     assert flags["options.number"] is int
-    assert flags["resume"] is Any
+    assert flags["resume"] is bool
     assert {"resume", "print_config"} <= switches, CHANGED + "--print_config has another name"
     assert "rows" not in switches
 

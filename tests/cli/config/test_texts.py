@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 from lit_probsft.cli.config.composition import Composer
 from lit_probsft.cli.config.jsonargparse_internals import flags_of
 from lit_probsft.cli.config.scalars import Scalar, dump, load, plain, read
+from lit_probsft.cli.configs import names, path_of
 from lit_probsft.cli.fit import ProbSFTCLI
 
 STRANGE = (
@@ -50,10 +51,16 @@ class _Parsed(ProbSFTCLI):
 
     def run_command(self, command: str) -> None: ...
 
+    def parsed(self, *words: str) -> tuple[Any, str]:
+        """The configuration, and as config.yaml has it."""
+        self.parse_arguments(self.parser, ["fit", *words])
+        config = self.config["fit"]
+        config.pop("config")
+        return config, self.parser_of("fit").dump(config, skip_unset=False, skip_validation=True)
+
     def texts(self, *words: str) -> tuple[list[Any], str]:
         """The text in each place and in `data.add_tokens`, and config.yaml."""
-        self.parse_arguments(self.parser, ["fit", *BASE, *words])
-        config = self.config["fit"]
+        config, text = self.parsed(*BASE, *words)
         data, model = config.data.init_args, config.model.init_args
         found = [
             config.runs_dir,
@@ -63,7 +70,7 @@ class _Parsed(ProbSFTCLI):
             model.model.init_args.revision,
             *(data.add_tokens or []),
         ]
-        return found, self.parser_of("fit").dump(config, skip_unset=False, skip_validation=True)
+        return found, text
 
 
 @pytest.fixture(scope="module")
@@ -106,10 +113,32 @@ def test_any_text_comes_back_by_flag_by_file_and_by_config_yaml(cli: _Parsed, te
 
 @pytest.mark.filterwarnings("ignore")
 def test_a_text_of_a_file_needs_no_quotes(cli: _Parsed, tmp_path: Path) -> None:
-    spellings = ["1e3", "77950e8", "2024-01-01", "yes", "0x1F"]
+    spellings = ["1e3", "77950e8", "2024-01-01", "yes", "="]
     file = tmp_path / "c.yaml"
     file.write_text("\n".join(f"{place}: {spelling}" for place, spelling in zip(PLACES, spellings, strict=True)))
     assert cli.texts("--config", str(file))[0] == spellings
+
+
+DDP = "lightning.pytorch.strategies.DDPStrategy"
+IN_DEFAULT = ("mixture", "parallel/fsdp2_offload")
+
+
+@pytest.mark.filterwarnings("ignore")
+@pytest.mark.parametrize(
+    "words",
+    [
+        pytest.param(["--config", str(path_of(name))], id=name, marks=() if name in IN_DEFAULT else pytest.mark.slow)
+        for name in names()
+    ]
+    + [pytest.param(["--trainer.strategy", DDP, "--trainer.callbacks", "LearningRateMonitor"], id="DDPStrategy")],
+)
+def test_a_configuration_comes_back_from_config_yaml(cli: _Parsed, words: list[str], tmp_path: Path) -> None:
+    config, text = cli.parsed(*BASE, *words)
+    file = tmp_path / "c.yaml"
+    file.write_text(text)
+    again, text_again = cli.parsed("--config", str(file))
+    assert text_again == text
+    assert again == config
 
 
 @given(st.one_of(st.sampled_from(STRANGE), TEXTS))

@@ -19,7 +19,7 @@ from lit_probsft.cli.fit import ProbSFTCLI
 from lit_probsft.cli.help import options
 from lit_probsft.cli.help.pages import COMMON, overview
 from lit_probsft.cli.help.source import describe
-from lit_probsft.cli.help.texts import first_sentence, from_library
+from lit_probsft.cli.help.texts import first_sentence, from_library, in_yaml
 from lit_probsft.cli.help.values import hint_of
 
 CLASSES = sorted(path for path, _ in options.known_classes().values())
@@ -103,6 +103,20 @@ def test_an_option_shows_the_default_that_its_owner_gives_it(capsys: pytest.Capt
     assert "torch.optim.SGD" in of_option
 
 
+def test_a_first_sentence_of_several_lines_is_shown_whole() -> None:
+    found = describe("lit_probsft.objectives.RunningPower")
+    assert found is not None
+    assert first_sentence(found.text).endswith("times the mean p of the step's tokens")
+
+
+def test_only_the_first_process_prints_help(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.setenv("RANK", "1")
+    main(["fit", "--help"])
+    assert capsys.readouterr().out == ""
+
+
 def test_an_option_of_several_classes_is_explained_for_each(capsys: pytest.CaptureFixture[str]) -> None:
     main(["fit", "--help", "model.objective.alpha"])
     shown = capsys.readouterr().out.splitlines()
@@ -129,5 +143,7 @@ def test_a_class_of_the_user_is_read_and_not_run(
 def test_sentences_of_libraries_lose_markup_and_defaults() -> None:
     assert from_library("Number of GPUs, e.g. :class:`~a.B`. More. Default: ``1``.") == "number of GPUs, e.g. `a.B`"
     assert from_library("Learning rate (default: (0.9, 1)). A tensor.") == "learning rate"
+    assert from_library("The paper `On Adam`_. More.") == "the paper `On Adam`"
+    assert in_yaml("If `True`, as None does; `Nonesuch`") == "If `true`, as null does; `Nonesuch`"
     assert from_library("Stop then. Disabled by default (-1).") == "stop then"
     assert first_sentence("one to 1.5, i.e. a half; two. Three.") == "one to 1.5, i.e. a half; two"
