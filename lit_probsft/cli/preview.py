@@ -115,14 +115,14 @@ class Preview:
         facts["truncated"] = f"{counts.truncated} {'documents' if counts.split_rows else 'rows'}"
         if counts.split_rows:
             facts["split"] = (
-                f"{counts.split_rows} of {self.measured} rows into {counts.split_documents} documents, because the chat "
-                "template rewrites earlier turns"
+                f"{counts.split_rows} of {self.measured} rows into {counts.split_documents} documents, because the "
+                "chat template rewrites earlier turns"
             )
         if self.rewritten:
             facts["history"] = (
-                f"{self.rewritten} of {self.measured} rows have an earlier turn that the chat template writes differently once later "
-                "turns follow, and it is supervised in that form; `data.rewritten_history: split` supervises it as the "
-                "model has to write it"
+                f"{self.rewritten} of {self.measured} rows have an earlier turn that the chat template writes "
+                "differently once later turns follow, and it is supervised in that form; "
+                "`data.rewritten_history: split` supervises it as the model has to write it"
             )
         if self.prompts:
             facts["prompts"] = "; ".join(
