@@ -201,6 +201,6 @@ def test_preview_shows_each_document_of_a_row_and_says_how_many_rows_are_split(m
 
 def test_preview_says_which_rows_are_supervised_as_rewritten(make):
     preview = make_preview(make(rewritten_history="keep"))
-    assert preview.facts()["history"].startswith("4 rows have an earlier turn")
+    assert preview.facts()["history"].startswith("4 of 8 rows have an earlier turn")
     assert preview.problems == []  # fit trains on them as they are
     assert "history" not in make_preview(make(rewritten_history="keep", turns="last")).facts()
