@@ -105,7 +105,7 @@ def test_an_existing_run_is_left_alone(tmp_path: Path, capsys: pytest.CaptureFix
 
 
 LIMITS = [
-    "--trainer.min_epochs=2",
+    "--trainer.min_epochs=1",
     "--trainer.limit_train_batches=1",
     "--validate_every=1",
     "--trainer.callbacks=Timer",
