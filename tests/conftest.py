@@ -26,6 +26,7 @@ if sys.prefix != sys.base_prefix:
     os.environ.setdefault("TORCH_EXTENSIONS_DIR", str(Path(sys.prefix) / "torch_extensions"))
 
 LONGEST = (
+    "test_mistakes",
     "test_equal",
     "test_resume",
     "test_kills",
@@ -35,7 +36,7 @@ LONGEST = (
     "test_disk",
     "test_loading",
 )
-"""Files whose tests share multi-process runs, the longest first."""
+"""Long files, the longest first, after the mistakes: their hints name the classes that earlier tests have imported."""
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -213,7 +213,7 @@ YAML = [
     Mistake('a file that contains itself', '', config=(None, 'model: &m {model: a, lora: *m}\n')),
     Mistake('a text for the data', '', config=(None, 'data: hello\n')),
     Mistake('a file without a model', '', config=(None, 'data: {train: train.jsonl}\n')),
-    Mistake('an unknown module', '', config=(None, 'model: {class_path: my.Module}\n')),
+    Mistake('an unknown module', '', config=(None, 'model: {class_path: nowhere_of_mistakes.A}\n')),
     Mistake('a class that is no ProbSFTModule', '', config=(None, 'model: {class_path: torch.nn.Linear}\n')),
     Mistake('a misspelled option of the schedule', '', config=('  generation:', '  schedule: {deca: linear}\n  generation:')),
     Mistake('a part that is a list', '', config=('objective: {class_path: NLL}', 'objective: part.yaml'), files={'part.yaml': '- 1\n'}),
