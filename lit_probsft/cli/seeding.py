@@ -16,7 +16,7 @@ _OPTION = "seed_everything"
 
 
 def chosen_seed(config: Namespace) -> int:
-    """The number that `--seed_everything` stands for.
+    """The number that `--seed_everything` means.
 
     A number is the seed. True is the seed of the run if it exists and is not replaced, else a random number. False is
     the seed that the process already has (of PL_GLOBAL_SEED, or of an earlier `lightning.seed_everything` in a

@@ -22,7 +22,7 @@ def run_seed(own: int | None = None) -> int:
     before any call. Call this once, when an object is built, so that the object keeps its number and can report it.
 
     Args:
-        own: the object's own seed; None stands for the run's.
+        own: the object's own seed; None for the run's.
 
     Raises:
         UserError: the environment variable that holds the run's seed is not a whole number.

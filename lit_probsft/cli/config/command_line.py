@@ -33,8 +33,8 @@ def option_name(name: str) -> str:
 def split_flags(words: Sequence[str], switches: Container[str]) -> list[Flag]:
     """The flags in the order in which they take effect.
 
-    That is the order in which they were typed, except that `--model.optimizer SGD` comes before
-    `--model.optimizer.lr 0.1` wherever it stands.
+    That is the order in which they were typed, except that `--model.optimizer SGD` always comes before
+    `--model.optimizer.lr 0.1`.
 
     Args:
         words: the command line without the command.

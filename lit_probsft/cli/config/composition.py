@@ -31,8 +31,8 @@ from lit_probsft.cli.config.hints import (
 )
 from lit_probsft.cli.config.implied import ClassSpec, implied_class
 from lit_probsft.cli.config.imports import import_class, import_path
-from lit_probsft.cli.config.reading import NoValue, Reader, flag_value
 from lit_probsft.cli.config.scalars import Scalar, plain
+from lit_probsft.cli.config.typed_values import NoValue, ValueReader, flag_value
 from lit_probsft.cli.config.yaml_files import read_yaml, shown
 from lit_probsft.errors import UserError, near_matches
 
@@ -50,7 +50,7 @@ class Composition:
         content: the configuration as nested mappings, classes as `class_path` and `init_args`.
         files: the configuration files, in order.
         printed: the value of `--print_config`; None if it is not given.
-        sound: whether the parser can be trusted to refuse what is wrong (see `Reader.wrong`).
+        sound: whether the parser can be trusted to refuse what is wrong (see `ValueReader.wrong`).
     """
 
     content: dict[str, Any] = dataclasses.field(default_factory=dict)
@@ -114,7 +114,7 @@ class Composer:
                 known = flag.name.partition(".")[0] in self._root
                 path = flag.name.split(".") if known else [flag.name]
                 tree = self._put("", Option(self._root), tree, path, value, _Origin(by_flag=True))
-        reader = Reader()
+        reader = ValueReader()
         made.content, made.sound = reader.read(tree, Option(self._root)), not reader.wrong
         return made
 
@@ -297,7 +297,7 @@ def _mapping(place: str, now: Any) -> dict[Any, Any]:
 
 
 def _refuse_text(place: str, name: str, now: Any) -> None:
-    """Refuse an option below a text that stands for no class.
+    """Refuse an option below a text that names no class.
 
     Raises:
         UserError: `now` is a text.

@@ -24,8 +24,8 @@ from lit_probsft.cli.config.hints import (
     options_of,
 )
 from lit_probsft.cli.config.imports import import_class
-from lit_probsft.cli.config.reading import NoValue
 from lit_probsft.cli.config.run_flags import OUR_CHOICES
+from lit_probsft.cli.config.typed_values import NoValue
 from lit_probsft.cli.config.yaml_files import shown
 from lit_probsft.errors import UserError, near_matches
 

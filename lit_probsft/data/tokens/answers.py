@@ -8,11 +8,10 @@ that the text lacks, or write the turns before the answer differently once it fo
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
 
-from lit_probsft.data.tokens.reasoning import opens_reasoning, reasoning_of, split_reasoning
+from lit_probsft.data.tokens.reasoning import opens_reasoning, reasoning_of, without_reasoning
 from lit_probsft.data.tokens.rendering import Renderer
 from lit_probsft.data.tokens.turn_checks import Messages, insert_probe, insert_probe_before, unused_probe
 from lit_probsft.data.tokens.turn_ends import common_end
@@ -181,9 +180,3 @@ def next_role(render: Renderer, messages: Messages, ending: str, special: re.Pat
     if found is None or not between.startswith(ending) or found[0] == render.tokenizer.bos_token:
         return ""  # a token that begins a text ends nothing
     return between[len(ending) : found.end()]
-
-
-def without_reasoning(message: Mapping[str, Any]) -> dict[str, Any]:
-    """Return an assistant's message without its reasoning."""
-    kept = {key: value for key, value in message.items() if key != "reasoning_content"}
-    return {**kept, "content": split_reasoning(message["content"])[1] or message["content"]}

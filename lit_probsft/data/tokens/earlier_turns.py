@@ -6,9 +6,9 @@ import re
 from collections.abc import Collection
 from dataclasses import dataclass
 
-from lit_probsft.data.tokens.answers import align, without_reasoning
+from lit_probsft.data.tokens.answers import align
 from lit_probsft.data.tokens.prompts import prompt_for
-from lit_probsft.data.tokens.reasoning import reasoning_of
+from lit_probsft.data.tokens.reasoning import reasoning_of, without_reasoning
 from lit_probsft.data.tokens.rendering import Renderer, Span, highlight
 from lit_probsft.data.tokens.turn_checks import Messages, insert_probe, unused_probe
 from lit_probsft.data.tokens.turn_ends import common_end, find_content_end, find_end

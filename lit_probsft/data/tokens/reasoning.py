@@ -41,6 +41,12 @@ def reasoning_of(message: Mapping[str, Any]) -> str:
     return apart.strip() or split_reasoning(message["content"])[0]
 
 
+def without_reasoning(message: Mapping[str, Any]) -> dict[str, Any]:
+    """Return an assistant's message without its reasoning."""
+    kept = {key: value for key, value in message.items() if key != "reasoning_content"}
+    return {**kept, "content": split_reasoning(message["content"])[1] or message["content"]}
+
+
 def opens_reasoning(prompt: str) -> bool:
     """Whether a prompt ends within reasoning that it has opened."""
     return prompt.rstrip().endswith("<think>")

@@ -11,11 +11,11 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from typing import Any
 
-from lit_probsft.data.tokens.answers import Joined, join_answer, next_role, without_reasoning
+from lit_probsft.data.tokens.answers import Joined, join_answer, next_role
 from lit_probsft.data.tokens.earlier_turns import EarlierTurns, RewrittenHistory
 from lit_probsft.data.tokens.marks import ambiguous_marks, spans_by_turn, without_trailing_space
 from lit_probsft.data.tokens.prompts import prompt_for
-from lit_probsft.data.tokens.reasoning import closes_reasoning, reasoning_of
+from lit_probsft.data.tokens.reasoning import closes_reasoning, reasoning_of, without_reasoning
 from lit_probsft.data.tokens.rendering import Renderer, Span, adds_bos, highlight, special_pattern
 from lit_probsft.data.tokens.tokenizers import stop_tokens
 from lit_probsft.data.tokens.turn_checks import Messages, check_assistant_turn, check_context, check_tool_calls

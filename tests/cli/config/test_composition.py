@@ -6,24 +6,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from lightning.pytorch.callbacks import Callback
 
 from lit_probsft.cli.config.composition import Composer
-from lit_probsft.data import InstructionDataModule
 from lit_probsft.errors import UserError
 from lit_probsft.training.module import ProbSFTModule
-
-FLAGS: dict[str, Any] = {
-    "config": Any,
-    "name": str | None,
-    "model": ProbSFTModule | None,
-    "data": InstructionDataModule | None,
-    "trainer": None,
-    "trainer.callbacks": list[Callback] | Callback | None,
-    "trainer.max_epochs": int | None,
-    "trainer.devices": list[int] | str | int,
-    "resume": bool,
-}
+from tests.cli.config.flags import FLAGS
 
 FILE = """
 model:

@@ -57,7 +57,7 @@ def flag_value(text: str, hint: Any) -> Any:
     return tree if nested else Scalar(text, text)
 
 
-class Reader:
+class ValueReader:
     """Reads each scalar of a tree as its option wants it."""
 
     def __init__(self) -> None:
