@@ -291,7 +291,12 @@ class InstructionDataModule(LightningDataModule):
 
     def documents(self, split: str) -> TokenStore:
         """Returns the tokenized documents of a split (`watch.NAME` for a watched set), but not of a stream."""
-        return self._tokenized.store(split, progress=self.trainer is None or self.trainer.is_global_zero)
+        trainer = self.trainer
+        return self._tokenized.store(
+            split,
+            progress=trainer is None or trainer.is_global_zero,
+            contents=trainer is None or trainer.local_rank == 0,  # one process of a machine reads it all
+        )
 
     def loader_over(self, documents: Documents, *, prompts: bool = False) -> PlanLoader:
         """Returns a loader of this rank's micro-batches: each document once, in a row of its own, sorted by length.

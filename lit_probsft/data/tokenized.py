@@ -94,8 +94,11 @@ class TokenizedSplits:
             return None
         return next(label for label in reversed(labels) if label != IGNORED)
 
-    def store(self, name: str, *, progress: bool) -> TokenStore:
-        """Returns the documents of a split; those of `predict` are whole prompts."""
+    def store(self, name: str, *, progress: bool, contents: bool = True) -> TokenStore:
+        """Returns the documents of a split; those of `predict` are whole prompts.
+
+        With `contents`, every byte of a cached split is checked, otherwise only the sizes of its files.
+        """
         if name not in self.stores:
             removes = name == "train" and self._remove_duplicates and "validation" in self.splits
             self.stores[name] = cached_store(
@@ -103,9 +106,10 @@ class TokenizedSplits:
                 self.splits[name],
                 self.tokenizer,
                 replace(self.recipe, prompts=True, max_length=None) if name == "predict" else self.recipe,
-                without=self.store("validation", progress=progress) if removes else None,
+                without=self.store("validation", progress=progress, contents=contents) if removes else None,
                 num_proc=self._num_proc,
                 progress=progress,
+                contents=contents,
             )
         return self.stores[name]
 

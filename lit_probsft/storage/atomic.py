@@ -62,7 +62,7 @@ def put_in_place(partial: Path, path: Path) -> None:
         remove(old)
     else:
         os.replace(partial, path)
-    _sync_folder(path.parent)
+    sync_folder(path.parent)
 
 
 def recover(path: Path) -> None:
@@ -115,7 +115,8 @@ def sync_file(path: Path) -> None:
         os.fsync(file.fileno())
 
 
-def _sync_folder(folder: Path) -> None:
+def sync_folder(folder: Path) -> None:
+    """Wait until the names in a folder are on the disk."""
     with contextlib.suppress(OSError):  # some file systems cannot sync a folder
         descriptor = os.open(folder, os.O_RDONLY)
         try:

@@ -8,13 +8,9 @@ is parsed and workers share memory pages.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import itertools
 import json
-import os
-import shutil
-import tempfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,6 +19,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lit_probsft.data.rows.formats import IGNORED
+from lit_probsft.storage.cache_entry import create_folder
 
 
 class Documents:
@@ -156,44 +153,48 @@ def write_store(
 
     Raises:
         EmptyStoreError: there is no document. Nothing is left on disk.
+        UserError: the folder could not be written. Nothing is left on disk.
     """
-    with create_folder(folder) as unfinished:
-        digest = hashlib.sha256()
-        offsets, rows, supervised, max_token_id = [0], [], [], -1
-        weights, origins = [], []
-        with (unfinished / "tokens.bin").open("wb") as tokens, (unfinished / "mask.bin").open("wb") as masks:
-            for row, ids, labels, weight, source in itertools.starmap(Document, documents):
-                token_array = np.asarray(ids, dtype=np.int32)
-                mask = (np.asarray(labels) != IGNORED).astype(np.uint8)
-                for stream, array in ((tokens, token_array), (masks, mask)):
-                    stream.write(array.tobytes())
-                    digest.update(array.tobytes())
-                digest.update(b"|" if weight == 1 else f"|{weight!r}|".encode())
-                offsets.append(offsets[-1] + len(ids))
-                rows.append(row)
-                weights.append(weight)
-                origins.append(source)
-                supervised.append(int(mask[1:].sum()))
-                max_token_id = max(max_token_id, int(token_array.max(initial=-1)))
-        if not rows:  # an empty file cannot be mapped
-            raise EmptyStoreError(counts())
-        for name, values in (("offsets", offsets), ("rows", rows), ("supervised", supervised)):
-            np.save(unfinished / f"{name}.npy", np.asarray(values, dtype=np.int64))
-        if set(weights) != {1.0}:
-            np.save(unfinished / "weights.npy", np.asarray(weights, dtype=np.float64))
-        if sources:
-            np.save(unfinished / "sources.npy", np.asarray(origins, dtype=np.int64))
-        meta = {
-            **counts(),
-            "sources": list(sources),
-            "kept": len(rows),
-            "tokens": offsets[-1],
-            "supervised_tokens": sum(supervised),
-            "max_length": int(np.diff(offsets).max()),
-            "fingerprint": digest.hexdigest(),
-            "max_token_id": max_token_id,
-        }
-        (unfinished / "meta.json").write_text(json.dumps(meta, indent=1))
+    try:
+        with create_folder(folder, "data.cache_dir") as unfinished:
+            digest = hashlib.sha256()
+            offsets, rows, supervised, max_token_id = [0], [], [], -1
+            weights, origins = [], []
+            with (unfinished / "tokens.bin").open("wb") as tokens, (unfinished / "mask.bin").open("wb") as masks:
+                for row, ids, labels, weight, source in itertools.starmap(Document, _apart(documents)):
+                    token_array = np.asarray(ids, dtype=np.int32)
+                    mask = (np.asarray(labels) != IGNORED).astype(np.uint8)
+                    for stream, array in ((tokens, token_array), (masks, mask)):
+                        stream.write(array.tobytes())
+                        digest.update(array.tobytes())
+                    digest.update(b"|" if weight == 1 else f"|{weight!r}|".encode())
+                    offsets.append(offsets[-1] + len(ids))
+                    rows.append(row)
+                    weights.append(weight)
+                    origins.append(source)
+                    supervised.append(int(mask[1:].sum()))
+                    max_token_id = max(max_token_id, int(token_array.max(initial=-1)))
+            if not rows:  # an empty file cannot be mapped
+                raise EmptyStoreError(counts())
+            for name, values in (("offsets", offsets), ("rows", rows), ("supervised", supervised)):
+                np.save(unfinished / f"{name}.npy", np.asarray(values, dtype=np.int64))
+            if set(weights) != {1.0}:
+                np.save(unfinished / "weights.npy", np.asarray(weights, dtype=np.float64))
+            if sources:
+                np.save(unfinished / "sources.npy", np.asarray(origins, dtype=np.int64))
+            meta = {
+                **counts(),
+                "sources": list(sources),
+                "kept": len(rows),
+                "tokens": offsets[-1],
+                "supervised_tokens": sum(supervised),
+                "max_length": int(np.diff(offsets).max()),
+                "fingerprint": digest.hexdigest(),
+                "max_token_id": max_token_id,
+            }
+            (unfinished / "meta.json").write_text(json.dumps(meta, indent=1))
+    except _SourceError as error:
+        raise error.args[0] from None
     return TokenStore(folder)
 
 
@@ -201,22 +202,12 @@ class EmptyStoreError(Exception):
     """No document is left; `args[0]` holds the counts."""
 
 
-@contextlib.contextmanager
-def create_folder(folder: Path) -> Iterator[Path]:
-    """Yields a folder to write to; renames it to `folder` at the end, or removes it after an error.
+class _SourceError(Exception):
+    """An OSError of the rows, not of writing them."""
 
-    A killed process leaves at most a hidden folder, which nobody reads. Several processes may create the same folder:
-    the first one wins, and the work of the others is deleted.
-    """
-    folder.parent.mkdir(parents=True, exist_ok=True)
-    # In the same parent, because a rename is atomic only within one file system.
-    unfinished = Path(tempfile.mkdtemp(prefix=f".{folder.name}.", dir=folder.parent))
+
+def _apart(documents: Iterable[tuple[Any, ...]]) -> Iterator[tuple[Any, ...]]:
     try:
-        yield unfinished
-        try:
-            os.rename(unfinished, folder)
-        except OSError:
-            if not folder.is_dir():
-                raise
-    finally:
-        shutil.rmtree(unfinished, ignore_errors=True)
+        yield from documents
+    except OSError as error:
+        raise _SourceError(error) from error

@@ -1,5 +1,6 @@
 """The token cache is never stale, and never incomplete, even if a process is killed."""
 
+import contextlib
 import dataclasses
 import importlib
 import inspect
@@ -8,10 +9,12 @@ import sys
 import time
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from lit_probsft.data import BPETokenizer, ByteTokenizer, InstructionDataModule, Rows
 from lit_probsft.errors import UserError
+from lit_probsft.storage.cache_entry import create_folder
 from tests.crash.server import _living
 from tests.data.batches import tokenizing
 from tests.data.chat_templates import CHATML, MARKED, MARKS_WITHOUT_END
@@ -240,4 +243,49 @@ def test_a_worker_that_dies_ends_the_tokenization_with_an_error(tmp_path, jsonl,
     data = InstructionDataModule(source, tokenizer=ByteTokenizer(), num_proc=2, cache_dir=str(cache))
     with pytest.raises(UserError, match="^data.num_proc: a tokenizing process failed to start or died"):
         data.setup("fit")
-    assert [file for file in cache.rglob("*") if file.is_file()] == []
+    assert [file.name for file in cache.rglob("*") if file.is_file()] == [".lock"]
+
+
+# Damaged entries.
+
+
+@pytest.mark.parametrize("count", [30, pytest.param(200, marks=pytest.mark.slow)])
+def test_a_damaged_entry_is_made_again_with_the_same_tokens(tmp_path, jsonl, count):
+    path = jsonl([{"prompt": f"What is {i}?", "response": f"It is {i}."} for i in range(4)])
+    folder = tokenizing.tokenize(path, tmp_path).folder
+    whole = {file.name: file.read_bytes() for file in folder.iterdir()}
+    generator = np.random.default_rng(0)
+    for number in range(count):
+        file, content = (
+            folder / sorted(whole)[number % len(whole)],
+            bytearray(whole[sorted(whole)[number % len(whole)]]),
+        )
+        place = int(generator.integers(len(content)))
+        match number // len(whole) % 6:
+            case 0:
+                content[place] ^= 1 << int(generator.integers(8))
+            case 1:
+                del content[place:]
+            case 2:
+                content += b"x"
+            case 3:
+                content.clear()
+        file.write_bytes(content)
+        if number // len(whole) % 6 > 3:
+            file.unlink()
+        if number // len(whole) % 6 == 5:
+            file.mkdir()
+        with pytest.warns(UserWarning, match="damaged") if file.name != "manifest.json" else contextlib.suppress():
+            tokenizing.tokenize(path, tmp_path)
+        found = {file.name: file.read_bytes() for file in folder.iterdir() if file.name in whole}
+        assert {**found, "manifest.json": b""} == {**whole, "manifest.json": b""}, (number, file)
+        if found["manifest.json"] != whole["manifest.json"]:  # a byte that changes no value
+            (folder / "manifest.json").write_bytes(whole["manifest.json"])
+
+
+def test_the_next_process_removes_what_a_killed_one_left(tmp_path):
+    (tmp_path / ".x.1.partial").mkdir()
+    with create_folder(tmp_path / "a", "data.cache_dir"):
+        assert not (tmp_path / ".x.1.partial").exists()
+        with create_folder(tmp_path / "b", "data.cache_dir"):
+            assert len(list(tmp_path.glob(".*.partial"))) == 2

@@ -12,7 +12,8 @@ from lightning.pytorch.callbacks import Callback
 from lit_probsft.data import MicroBatch, Plan
 from lit_probsft.data.batches.collate import collate
 from lit_probsft.data.batches.loader import PlanLoader
-from lit_probsft.data.batches.store import EmptyStoreError, TokenStore, create_folder, write_store
+from lit_probsft.data.batches.store import EmptyStoreError, TokenStore, write_store
+from lit_probsft.storage.cache_entry import create_folder
 
 PAD = 99
 
@@ -64,16 +65,16 @@ def test_an_interrupted_or_empty_store_leaves_no_files(tmp_path):
         write_store(tmp_path / "x", interrupted(), dict)
     with pytest.raises(EmptyStoreError):
         write_store(tmp_path / "x", [], dict)
-    assert list(tmp_path.iterdir()) == []
+    assert [path.name for path in tmp_path.iterdir()] == [".lock"]
 
 
 def test_of_two_processes_that_write_a_folder_the_first_wins(tmp_path):
-    with create_folder(tmp_path / "x") as second:
+    with create_folder(tmp_path / "x", "data.cache_dir") as second:
         (second / "who").write_text("second")
-        with create_folder(tmp_path / "x") as first:
+        with create_folder(tmp_path / "x", "data.cache_dir") as first:
             (first / "who").write_text("first")
     assert (tmp_path / "x" / "who").read_text() == "first"
-    assert [path.name for path in tmp_path.iterdir()] == ["x"]
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".lock", "x"]
 
 
 def test_a_pickled_store_holds_no_tokens(store):
