@@ -95,8 +95,8 @@ def cached_store(
         except EmptyStoreError as error:
             raise UserError(
                 f"data.{split.loaded.argument}",
-                f"expected at least one usable row, got none of {counts.rows} ({counts.dropped} dropped, {counts.skipped} "
-                f"skipped); the first: {counts.dropped_rows[0]['reason']}",
+                f"expected at least one usable row, got none of {counts.rows} ({counts.dropped} dropped, "
+                f"{counts.skipped} skipped); the first: {counts.dropped_rows[0]['reason']}",
             ) from error
 
     return open_entry(folder, TokenStore, write, "data.cache_dir", contents=contents)
