@@ -8,6 +8,7 @@ systems.
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import shutil
@@ -49,8 +50,14 @@ def atomic_write(path: Path) -> Iterator[Path]:
 
 
 def put_in_place(partial: Path, path: Path) -> None:
-    """Rename `partial` to `path`. A folder already at `path` is renamed first, as it cannot be replaced."""
+    """Rename `partial` to `path`. A folder already at `path` is renamed first, as it cannot be replaced.
+
+    Raises:
+        OSError: for example, a folder is at the path of a file.
+    """
     if path.is_dir() and not path.is_symlink():
+        if not partial.is_dir():
+            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
         old = _old_of(path)
         remove(old)
         os.rename(path, old)
@@ -142,6 +149,23 @@ def write_text(path: Path, text: str) -> None:
     with report_write_errors("--runs_dir", path), atomic_write(path) as partial:
         partial.write_text(text, encoding="utf-8")
         sync_file(partial)
+
+
+def read_json(path: Path) -> dict[str, Any] | None:
+    """The content of a JSON file that was written by `write_json`; None if it does not exist.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    if not path.exists():
+        return None
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(str(path), f"not valid JSON: {first_line(error)}") from error
+    if not isinstance(content, dict):
+        raise UserError(str(path), f"expected a JSON object, got {type(content).__name__}")
+    return content
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:
