@@ -50,14 +50,8 @@ def atomic_write(path: Path) -> Iterator[Path]:
 
 
 def put_in_place(partial: Path, path: Path) -> None:
-    """Rename `partial` to `path`. A folder already at `path` is renamed first, as it cannot be replaced.
-
-    Raises:
-        OSError: for example, a folder is at the path of a file.
-    """
+    """Rename `partial` to `path`. A folder already at `path` is renamed first, as it cannot be replaced."""
     if path.is_dir() and not path.is_symlink():
-        if not partial.is_dir():
-            raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
         old = _old_of(path)
         remove(old)
         os.rename(path, old)
@@ -146,6 +140,8 @@ def write_text(path: Path, text: str) -> None:
     Raises:
         UserError: the file could not be written; the old text is unchanged.
     """
+    if path.is_dir():
+        raise UserError("--runs_dir", f"{path} could not be written: {os.strerror(errno.EISDIR)}")
     with report_write_errors("--runs_dir", path), atomic_write(path) as partial:
         partial.write_text(text, encoding="utf-8")
         sync_file(partial)
