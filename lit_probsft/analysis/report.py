@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import json
+import contextlib
 import math
-from collections.abc import Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +13,9 @@ from lit_probsft.analysis.curves import draw_curves, read_metrics
 from lit_probsft.analysis.page import escape, facts_table, figure, format_value, missing, page, table
 from lit_probsft.analysis.plotting import chart_style
 from lit_probsft.analysis.tokens import Moved, Tokens
-from lit_probsft.errors import UserError
+from lit_probsft.errors import UserError, first_line
 from lit_probsft.run.folder import RunFolder
+from lit_probsft.storage.atomic import read_json
 
 NO_TOKENS = "tokens.npz. fit writes it if there is a validation set."
 NOT_BEFORE = "p before training. The sanity check measures it (trainer.num_sanity_val_steps: -1, the default)."
@@ -30,29 +31,47 @@ def make_report(run: RunFolder) -> str:
     Raises:
         UserError: the folder is not the folder of a run, or a file in it is damaged.
     """
-    record = _read_json(run.record)
+    record = read_json(run.record)
     if record is None:
         raise UserError("RUN", f"expected the folder of a run, {str(run.path)!r} has no run.json")
     tokens = Tokens(run.tokens) if run.tokens.exists() else None
-    with chart_style():
+    with chart_style(), _content_errors(run.record):
         body = [
             _summary(record),
             "<h2>Change by validation set</h2>",
             *_set_changes(record),
             "<h2>What the model knew before training</h2>",
-            *_capability(run),
+            *_read(run.capability, _capability, run),
             "<h2>Where the objective pulls</h2>",
-            *_gradient_weight(tokens),
+            *_read(run.tokens, _gradient_weight, tokens),
             "<h2>What training changed</h2>",
-            *_token_changes(tokens, record),
+            *_read(run.tokens, _token_changes, tokens, record),
             "<h2>Tokens that changed most</h2>",
-            *_most_changed(tokens),
+            *_read(run.tokens, _most_changed, tokens),
             "<h2>Metrics</h2>",
-            *_curves(run.metrics),
+            *_read(run.metrics, _curves, run.metrics),
             "<h2>The run's record</h2>",
             facts_table({name: value for name, value in record.items() if name not in ("forgetting", "tokens")}),
         ]
     return page(f"Run {run.path.name}", body)
+
+
+@contextlib.contextmanager
+def _content_errors(path: Path) -> Iterator[None]:
+    """Turn an error from values of another kind or size into a `UserError` about the file that holds them."""
+    try:
+        yield
+    except UserError:
+        raise
+    except Exception as error:
+        raise UserError(
+            str(path), f"expected a file of a run; its content cannot be read: {first_line(error)}"
+        ) from error
+
+
+def _read(path: Path, section: Callable[..., list[str]], *content: Any) -> list[str]:
+    with _content_errors(path):
+        return section(*content)
 
 
 def _summary(record: Mapping[str, Any]) -> str:
@@ -113,7 +132,7 @@ def _change_cell(change: Mapping[str, float | None], better: int) -> str:
 
 
 def _capability(run: RunFolder) -> list[str]:
-    found = _read_json(run.path / "capability.json")
+    found = read_json(run.path / "capability.json")
     if found is None:
         return [missing(NO_CAPABILITY)]
     body = [f"<p>{escape(text)}</p>" for text in _texts(found.pop("advice", None))]
@@ -219,15 +238,3 @@ def _curves(path: Path) -> list[str]:
         return [missing("metrics.csv.")]
     drawn = draw_curves(read_metrics(path))
     return [figure(svg, caption) for svg, caption in drawn] or [missing("rows in metrics.csv.")]
-
-
-def _read_json(path: Path) -> dict[str, Any] | None:
-    if not path.exists():
-        return None
-    try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError) as error:
-        raise UserError(str(path), f"not valid JSON: {error}") from error
-    if not isinstance(content, dict):
-        raise UserError(str(path), f"expected a JSON object, got {type(content).__name__}")
-    return content

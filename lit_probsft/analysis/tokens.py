@@ -15,7 +15,6 @@ The file has n supervised tokens of the validation set, spread evenly over its d
 
 from __future__ import annotations
 
-import zipfile
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,7 +22,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from lit_probsft.errors import UserError
+from lit_probsft.errors import UserError, first_line
 
 Values = NDArray[np.float64]
 
@@ -74,8 +73,10 @@ class Tokens:
             with np.load(path, allow_pickle=False) as file:
                 self.arrays: dict[str, Any] = {name: file[name] for name in file.files}
             self.before, self.after = (self.arrays[name].astype(np.float64) for name in ("before", "after"))
-        except (OSError, ValueError, KeyError, EOFError, zipfile.BadZipFile) as error:
-            raise UserError(str(path), f"expected the tokens of a run; the file cannot be read: {error}") from error
+        except Exception as error:  # numpy and zipfile raise many kinds
+            raise UserError(
+                str(path), f"expected the tokens of a run; the file cannot be read: {first_line(error)}"
+            ) from error
 
     def measured(self, when: str) -> bool:
         """Whether any token was measured, `before` or `after`."""

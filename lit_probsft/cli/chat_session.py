@@ -190,6 +190,6 @@ def _folder_or_hub_id(name: str) -> str:
         return name
     if (path / "config.json").is_file() or (path / "adapter_config.json").is_file():
         return str(path)
-    if RunFolder(path).hf.is_dir():
-        return str(RunFolder(path).hf)
+    if (hf := RunFolder(path, "MODEL").hf).is_dir():
+        return str(hf)
     raise UserError("MODEL", f"expected an exported model, the folder of a run that has one, or a hub id, got {name!r}")

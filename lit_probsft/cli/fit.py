@@ -39,6 +39,7 @@ from lit_probsft.data import InstructionDataModule
 from lit_probsft.errors import UserError, first_rank
 from lit_probsft.parallel.processes import follow_parent, use_launcher
 from lit_probsft.parallel.strategies import FSDP2, DeepSpeed
+from lit_probsft.run.folder import unlock_folders
 from lit_probsft.run.predictions import PredictionWriter
 from lit_probsft.run.summary import summary
 from lit_probsft.run.upload import HubOptions, ensure_repo, upload
@@ -152,6 +153,9 @@ class ProbSFTCLI(OpenCLI):
     def seed(self) -> None:
         """Seed everything, and put the number into the configuration, which may have left it open."""
         config = self.config[self.command]
+        self.run = run_folder(config)
+        if self.command == "fit" and not config.dry_run and first_rank():
+            self.run.lock_existing()  # comes first: nothing of a run that is training is read
         given, config.seed_everything = config.seed_everything, chosen_seed(config)
         if given is not False:
             super().seed()
@@ -159,7 +163,6 @@ class ProbSFTCLI(OpenCLI):
     def before_instantiate_classes(self) -> None:
         """Check the configuration, and complete it with the run's folder and weights."""
         config = self.config[self.command]
-        self.run = run_folder(config)
         self.run.check_path()
         if config.dry_run and "--dry_run" not in self._args:
             raise UserError("--dry_run", "expected on the command line of fit, not in a configuration file")
@@ -333,4 +336,7 @@ def run_training_command(args: Sequence[str], kind: type[ProbSFTCLI] = ProbSFTCL
     quieten()
     if "--dry_run" in args and args[0] != "fit":
         raise UserError("--dry_run", "expected with fit only")
-    return kind(args)
+    try:
+        return kind(args)
+    finally:
+        unlock_folders()  # of a notebook, which goes on

@@ -26,7 +26,7 @@ def run(args: Sequence[str]) -> Path:
     from lit_probsft.analysis.report import make_report
     from lit_probsft.run.folder import RunFolder
 
-    folder = RunFolder(options.run)
+    folder = RunFolder(options.run, "RUN")
     if not folder.path.is_dir():
         raise UserError("RUN", f"expected the folder of a run, such as runs/quickstart, got {str(folder.path)!r}")
     path: Path = options.html or folder.report

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import secrets
 
@@ -11,6 +10,7 @@ from jsonargparse import Namespace
 from lit_probsft.cli.flags import run_folder
 from lit_probsft.errors import UserError
 from lit_probsft.parallel.seeds import LARGEST, inherited_seed
+from lit_probsft.storage.atomic import read_json
 
 _OPTION = "seed_everything"
 
@@ -34,8 +34,12 @@ def chosen_seed(config: Namespace) -> int:
         return inherited_seed() or 0
     if given is True:
         record = run_folder(config).record
-        known = json.loads(record.read_text(encoding="utf-8")) if record.exists() and not config.overwrite else {}
-        return int(known["seed"]) if known.get("seed") is not None else _drawn_seed()
+        if config.overwrite or not record.exists():
+            return _drawn_seed()
+        try:
+            given = int((read_json(record) or {})["seed"])
+        except (UserError, KeyError, TypeError, ValueError, OverflowError) as error:
+            raise UserError(_OPTION, f"expected a number, because {record} does not show the run's seed") from error
     if not 0 <= given <= LARGEST:
         raise UserError(_OPTION, f"expected a number from 0 to {LARGEST}, got {given}")
     return given

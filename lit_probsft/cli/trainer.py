@@ -75,6 +75,7 @@ def fit_callbacks(config: Namespace, config_text: str, run: RunFolder, given: li
     record = RunRecord(
         run,
         resume=config.resume,
+        overwrite=config.overwrite,
         config=config_text,
         context={"seed": config.seed_everything},
     )

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import json
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -14,6 +13,7 @@ from lit_probsft.errors import UserError, near_matches
 from lit_probsft.model.lora import LoRA
 from lit_probsft.run.folder import RunFolder
 from lit_probsft.storage.adapter_folder import is_adapter_folder, read_config
+from lit_probsft.storage.atomic import read_json
 
 
 class Start(NamedTuple):
@@ -72,9 +72,14 @@ def warn_of_other_rows(record: Path, datamodule: Any) -> None:
         record: the run's run.json; nothing is known if it does not exist.
         datamodule: of the command.
     """
-    if not getattr(datamodule, "validation_fraction", 0) or not record.exists():
+    if not getattr(datamodule, "validation_fraction", 0):
         return
-    before = json.loads(record.read_text(encoding="utf-8")).get("seeds", {}).get("held_out")
+    try:
+        seeds = (read_json(record) or {}).get("seeds")
+    except UserError as error:
+        rank_zero_warn(f"{error}; unknown whether data.validation_fraction holds out the rows that the run did")
+        return
+    before = seeds.get("held_out") if isinstance(seeds, dict) else None
     if before not in (None, datamodule.seed):
         rank_zero_warn(
             f"data.validation_fraction: seed {datamodule.seed} holds out other rows than the run did with {before}; "
@@ -85,7 +90,7 @@ def warn_of_other_rows(record: Path, datamodule: Any) -> None:
 def _check_name(run: RunFolder) -> None:
     """Refuse the name of a run that does not exist if it looks like a misspelled one. Any other name is a new run's."""
     others = run.path.parent.iterdir() if not run.path.exists() and run.path.parent.is_dir() else ()
-    if hint := near_matches(run.path.name, [path.name for path in others if RunFolder(path).hf.is_dir()]):
+    if hint := near_matches(run.path.name, [path.name for path in others if (path / run.hf.name).is_dir()]):
         raise UserError("--name", f"{run.path} does not exist.{hint} For a new name, add --weights base")
 
 

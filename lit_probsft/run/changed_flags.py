@@ -44,18 +44,13 @@ def changed_flags(before: str, now: str) -> dict[str, tuple[Any, Any]]:
     return changed
 
 
-def describe_changes(changed: dict[str, tuple[Any, Any]], config: Any) -> list[str]:
-    """Lines for the user about changed flags.
-
-    Args:
-        changed: of `changed_flags`.
-        config: the file with the old values.
-    """
+def describe_changes(changed: dict[str, tuple[Any, Any]]) -> list[str]:
+    """Lines for the user about the flags that `changed_flags` returns."""
     lines = []
     for addition, without_effect in (("", False), (", without effect (the checkpoint holds their results)", True)):
         flags = {flag: values for flag, values in changed.items() if (flag in WITHOUT_EFFECT) == without_effect}
         if flags:
-            lines.append(f"--resume: changed since {config}{addition}:")
+            lines.append(f"--resume: changed since the checkpoint{addition}:")
             lines += [f"  {flag}: {' -> '.join(_short(*values))}" for flag, values in flags.items()]
     return lines
 

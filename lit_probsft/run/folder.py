@@ -4,6 +4,7 @@
 
     config.yaml         the complete configuration; `fit --config` on it repeats the run
     metrics.csv         one row per logged step
+    metrics-damaged.csv a copy of a damaged metrics.csv, made when the run resumes
     run.json            versions, seeds, objective, data, counts, metrics
     checkpoints/        step-N.ckpt; last.ckpt and best.ckpt (by val/nll) are second names of two of them
     hf/                 the trained model as a Hugging Face folder
@@ -20,6 +21,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 from pathlib import Path
@@ -31,12 +33,31 @@ from lit_probsft.storage.atomic import recover, remove, report_write_errors, tid
 _LOCKS: dict[Path, Any] = {}
 """Open lock files by folder; closing one unlocks its folder."""
 
+_OUR_LINKS = ("last.ckpt", "best.ckpt")
+
+
+def unlock_folders() -> None:
+    """Unlock all folders that this process has locked."""
+    while _LOCKS:
+        _LOCKS.popitem()[1].close()
+
 
 class RunFolder:
-    """The paths of one run; the module describes the files. Nothing is created before `claim`."""
+    """The paths of one run; the module describes the files. Nothing is created before `claim`.
 
-    def __init__(self, path: Path) -> None:
+    The folder itself and its parents may be links.
+
+    Args:
+        path: of the folder, which need not exist.
+        argument: names it in errors.
+
+    Raises:
+        UserError: something in the folder is a link. Writing through it would change files outside the folder.
+    """
+
+    def __init__(self, path: Path, argument: str = "--name") -> None:
         self.path = path
+        self.lock_file = path / ".lock"
         self.config = path / "config.yaml"
         self.metrics = path / "metrics.csv"
         self.record = path / "run.json"
@@ -51,6 +72,14 @@ class RunFolder:
         self.capability_picture = path / "capability.png"
         self.capability_examples = path / "capability_examples.csv"
         self.divergence = path / "divergence.json"
+        for folder in (path, self.checkpoints, self.hf_steps):
+            for entry in os.scandir(folder) if folder.is_dir() else ():
+                if entry.is_symlink() and not (folder == self.checkpoints and entry.name in _OUR_LINKS):
+                    raise UserError(
+                        argument,
+                        f"expected a run folder without links, {entry.path} is a link to {os.readlink(entry.path)}; "
+                        "--runs_dir can put whole runs on another disk",
+                    )
 
     def hf_step(self, step: int) -> Path:
         """The exported model of the checkpoint at a step."""
@@ -94,39 +123,61 @@ class RunFolder:
         if not os.access(found, os.W_OK | os.X_OK):
             raise UserError("--runs_dir", f"expected a writable folder, got {str(self.path.parent)!r}")
 
-    def claim(self, *, resume: bool) -> None:
+    def claim(self, *, resume: bool, overwrite: bool = False) -> None:
         """Lock the folder and prepare it: a resumed run finds its files, any other run an empty folder.
 
         Raises:
-            UserError: the folder cannot be written to, or another process is training in it.
+            UserError: the folder cannot be written to, another process is training in it, or one has trained in it
+                since `check`.
         """
         with report_write_errors("--runs_dir", self.path):
             self.path.mkdir(parents=True, exist_ok=True)
             self._lock()
+            self.check(resume=resume, overwrite=overwrite)
             recover(self.hf)
             for folder in (self.path, self.hf_steps):
                 tidy(folder)
             if not resume:
                 files = (self.config, self.record, self.metrics, self.predictions, self.skipped, self.divergence)
                 for path in (*files, self.tokens, self.report, self.checkpoints, self.hf, self.hf_steps):
-                    if path.is_symlink() and path.is_dir():  # a link to a larger disk stays
-                        for child in path.iterdir():
-                            remove(child)
-                    else:
-                        remove(path)
+                    remove(path)
+
+    def lock_existing(self) -> None:
+        """Lock the folder of a run that exists, before anything in it is read.
+
+        Raises:
+            UserError: another process is training in it.
+        """
+        if self.lock_file.exists():
+            with report_write_errors("--runs_dir", self.path):
+                self._lock()
+
+    def check_present(self) -> None:
+        """Refuse to write to a folder that was removed since this process has locked it.
+
+        Raises:
+            UserError: the folder is gone, or there is another folder at its path.
+        """
+        if (file := _LOCKS.get(self.path.resolve())) is None:
+            return
+        with contextlib.suppress(OSError):
+            if os.path.samestat(os.fstat(file.fileno()), os.stat(self.lock_file)):
+                return
+        raise UserError("--name", f"the run folder {self.path} was removed or replaced during the run")
 
     def _lock(self) -> None:
-        """Lock the folder until this process ends in whatever way."""
-        try:
-            import fcntl
-        except ImportError:  # not a POSIX system
-            return
+        """Lock the folder until the command ends in whatever way."""
         if self.path.resolve() in _LOCKS:
             return
-        file = open(self.path / ".lock", "a")  # noqa: SIM115 (closing it would unlock the folder)
+        file = open(self.lock_file, "a")  # noqa: SIM115 (closing it would unlock the folder)
         try:
+            import fcntl
+
             fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except ImportError:  # not a POSIX system
+            pass
         except OSError as error:
             if error.errno in (errno.EACCES, errno.EAGAIN):
+                file.close()
                 raise UserError("--name", f"another process is training in {self.path}") from error
         _LOCKS[self.path.resolve()] = file

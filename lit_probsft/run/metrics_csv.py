@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 from collections.abc import Iterable, Mapping
 from typing import Any
 
 from lightning.pytorch.loggers import Logger
-from lightning.pytorch.utilities import rank_zero_only
+from lightning.pytorch.utilities import rank_zero_only, rank_zero_warn
 from torch import Tensor
 from typing_extensions import override
 
+from lit_probsft.errors import first_line
 from lit_probsft.run.folder import RunFolder
-from lit_probsft.storage.atomic import report_write_errors, write_text
+from lit_probsft.storage.atomic import remove, report_write_errors, write_text
 
 
 class MetricsCSV(Logger):
@@ -65,6 +67,7 @@ class MetricsCSV(Logger):
     def save(self) -> None:
         if not self._released or not self._rows:
             return
+        self._run.check_present()
         columns = sorted({*self._columns, *(name for row in self._rows for name in row)})
         with report_write_errors("--runs_dir", self._path):
             if columns == self._columns and self._path.exists():
@@ -81,17 +84,36 @@ class MetricsCSV(Logger):
             step: at which the run starts. Rows of this and later steps are dropped, as they will be logged again.
         """
         self._released = True
-        self._columns, rows = self._read()
+        try:
+            self._columns, rows, lost = self._read()
+            problem = f"{lost} of its rows cannot be read" if lost else ""
+        except (OSError, csv.Error, ValueError) as error:
+            rows, problem = [], first_line(error)
+        if problem:
+            damaged = self._path.with_name("metrics-damaged.csv")
+            with report_write_errors("--runs_dir", damaged):
+                remove(damaged)
+                self._path.rename(damaged)
+            rank_zero_warn(f"--resume: {self._path} is damaged: {problem}. A copy is kept in {damaged.name}")
         if self._columns:
-            self._rewrite(self._columns, [row for row in rows if int(float(row["step"])) < step])
+            self._rewrite(self._columns, [row for row in rows if int(row["step"]) < step])
 
-    def _read(self) -> tuple[list[str], list[dict[str, str]]]:
-        """Columns and rows of the file, without a last line that a crash cut off."""
+    def _read(self) -> tuple[list[str], list[dict[str, str]], int]:
+        """Columns, rows and the number of damaged rows, without a last line that a crash cut off.
+
+        Raises:
+            OSError, ValueError, csv.Error: the file, or the names of its columns, cannot be read.
+        """
         if not self._path.exists():
-            return [], []
-        text = self._path.read_text(encoding="utf-8")
-        reader = csv.DictReader(text[: text.rfind("\n") + 1].splitlines())
-        return list(reader.fieldnames or []), [row for row in reader if None not in row.values()]
+            return [], [], 0
+        lines = self._path.read_bytes().decode(errors="replace").split("\n")[:-1]
+        if not lines:
+            return [], [], 0
+        columns = next(csv.reader(lines[:1]), [])
+        if "step" not in columns or columns != sorted(set(columns)) or "\ufffd" in lines[0]:
+            raise ValueError("its first line is not a list of columns")
+        rows = [row for line in lines[1:] if (row := _row(columns, line)) is not None]
+        return columns, rows, len(lines) - 1 - len(rows)
 
     def _rewrite(self, columns: list[str], rows: Iterable[Mapping[str, Any]]) -> None:
         text = io.StringIO(newline="")
@@ -99,3 +121,14 @@ class MetricsCSV(Logger):
         writer.writeheader()
         writer.writerows(rows)
         write_text(self._path, text.getvalue())
+
+
+def _row(columns: list[str], line: str) -> dict[str, str] | None:
+    """A line of the file; None unless it has a step, and a number or nothing in each column."""
+    try:
+        row = dict(zip(columns, next(csv.reader([line])), strict=True))
+        for value in row.values():
+            float(value or 0)
+    except (csv.Error, ValueError, StopIteration):
+        return None
+    return row if re.fullmatch("[0-9]+", row["step"]) else None

@@ -20,33 +20,41 @@ from lit_probsft.run.folder import RunFolder
 from lit_probsft.run.metrics_csv import MetricsCSV
 from lit_probsft.run.timer import RunTimer
 from lit_probsft.run.token_changes import TokenChanges
-from lit_probsft.storage.atomic import write_json, write_text
+from lit_probsft.storage.atomic import read_json, write_json, write_text
 from lit_probsft.training.callbacks import Throughput, datamodule_of
 from lit_probsft.training.checkpoints import Checkpoints
 from lit_probsft.training.early_stopping import EarlyStop
 from lit_probsft.training.graceful_stop import StoppedBySignal
+from lit_probsft.training.lightning_internals import between_steps
 from lit_probsft.training.module import ProbSFTModule
 
 _T = TypeVar("_T", bound=Callback)
 
 
 class RunRecord(Callback):
-    """Claims the run folder at the first step and keeps run.json.
+    """Claims the run folder once the first step is done, and keeps run.json.
+
+    An error in the first step leaves no folder behind. A folder that exists is claimed before the first step.
 
     Args:
         run: the folder.
         resume: continue the run in this folder.
+        overwrite: replace the run in this folder.
         config: the configuration as YAML.
         context: entries of run.json that the caller knows.
     """
 
-    def __init__(self, run: RunFolder, *, resume: bool, config: str, context: Mapping[str, Any]) -> None:
-        self.run, self.resume, self.config_text = run, resume, config
+    def __init__(
+        self, run: RunFolder, *, resume: bool, overwrite: bool = False, config: str, context: Mapping[str, Any]
+    ) -> None:
+        self.run, self.resume, self.overwrite, self.config_text = run, resume, overwrite, config
         self.content: dict[str, Any] = dict(context)
         """The content of run.json."""
         self.already_complete = False
         """Whether there was nothing left to train."""
         self._metrics: dict[str, float] = {}
+        self._config_before: str | None = None
+        self._claimed = False
         self._trainer: L.Trainer | None = None
         self._started = time.time()
 
@@ -56,21 +64,32 @@ class RunRecord(Callback):
 
     @override
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        # Data, model, optimizer and objective have been used once by now: an error in them leaves no folder behind.
         assert isinstance(pl_module, ProbSFTModule)
+        if trainer.is_global_zero and self._config_before is not None and self.resume:
+            pl_module.changes_reported = True
+            for line in describe_changes(changed_flags(self._config_before, self.config_text)):
+                rank_zero_info(line)
+        if self.run.in_use:
+            self._claim(trainer, pl_module)
+
+    @override
+    def on_train_batch_end(
+        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
+    ) -> None:
+        if not self._claimed and between_steps(trainer):
+            self._claim(trainer, pl_module)
+
+    def _claim(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        assert isinstance(pl_module, ProbSFTModule)
+        self._claimed = True
         if not trainer.is_global_zero:
             return
         started = time.strftime("%Y-%m-%dT%H:%M:%S%z", time.localtime(self._started))
         facts = {"status": "running", "started": started, **describe_run(trainer, pl_module)}
-        self.run.claim(resume=self.resume)
-        if self.resume and self.run.record.exists():
+        self.run.claim(resume=self.resume, overwrite=self.overwrite)
+        if self.resume:
             facts["exported_step"] = self._read().get("exported_step")
         self.content.update(facts)
-        if self.resume and self.run.config.exists():
-            pl_module.changes_reported = True
-            before = self.run.config.read_text(encoding="utf-8")
-            for line in describe_changes(changed_flags(before, self.config_text), self.run.config):
-                rank_zero_info(line)
         write_text(self.run.config, self.config_text)
         self.write()
         self._write_dropped_rows(trainer)
@@ -93,17 +112,19 @@ class RunRecord(Callback):
         assert isinstance(pl_module, ProbSFTModule)
         if checkpoints := _found(trainer, Checkpoints):
             checkpoints.flush(trainer)
+        if not self._claimed:
+            self._claim(trainer, pl_module)
         if trainer.is_global_zero:
             self._finish(trainer, pl_module, "stopped" if trainer.interrupted else "completed")
 
     @override
     def on_fit_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         # If nothing was left to train, the earlier process may have ended before it wrote "completed".
-        if not self.resume or "status" in self.content or not trainer.is_global_zero or not self.run.record.exists():
+        if not self.resume or "status" in self.content or not trainer.is_global_zero:
             return
         assert isinstance(pl_module, ProbSFTModule)
         self.already_complete = True
-        self.content = self._read()
+        self.content.update(self._read() or describe_run(trainer, pl_module))
         if self.content.get("status") != "completed":
             self._finish(trainer, pl_module, "completed")
 
@@ -118,6 +139,7 @@ class RunRecord(Callback):
                 self._finish(trainer, pl_module, "stopped" if stopped else "failed")
 
     def _finish(self, trainer: L.Trainer, pl_module: ProbSFTModule, status: str) -> None:
+        self.run.check_present()
         self._write_dropped_rows(trainer)  # a stream drops rows while it trains
         metrics = {**(self.content.get("metrics") or {}), **self._metrics, **current_metrics(trainer)}
         changes, throughput = _found(trainer, TokenChanges), _found(trainer, Throughput)
@@ -152,19 +174,31 @@ class RunRecord(Callback):
 
     def write(self) -> None:
         """Write run.json."""
+        self.run.check_present()
         write_json(self.run.record, self.content)
 
     def _read(self) -> dict[str, Any]:
-        return dict(json.loads(self.run.record.read_text(encoding="utf-8")))
+        """The record of the run so far; empty if the file is missing or damaged."""
+        try:
+            return read_json(self.run.record) or {}
+        except UserError as error:
+            rank_zero_warn(f"--resume: {error}; it is written anew")
+            return {}
+
+    @override
+    def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
+        if trainer.is_global_zero:
+            self.run.check_present()
 
     @override
     def state_dict(self) -> dict[str, Any]:
         measured = {} if self._trainer is None else current_metrics(self._trainer)
-        return {"metrics": {k: v for k, v in {**self._metrics, **measured}.items() if k.startswith("val/")}}
+        metrics = {k: v for k, v in {**self._metrics, **measured}.items() if k.startswith("val/")}
+        return {"metrics": metrics, "config": self.config_text}
 
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self._metrics = state_dict["metrics"]
+        self._metrics, self._config_before = state_dict["metrics"], state_dict.get("config")
 
 
 def _found(trainer: L.Trainer, kind: type[_T]) -> _T | None:

@@ -8,6 +8,7 @@ systems.
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import os
 import shutil
@@ -140,9 +141,28 @@ def write_text(path: Path, text: str) -> None:
     Raises:
         UserError: the file could not be written; the old text is unchanged.
     """
+    if path.is_dir():
+        raise UserError("--runs_dir", f"{path} could not be written: {os.strerror(errno.EISDIR)}")
     with report_write_errors("--runs_dir", path), atomic_write(path) as partial:
         partial.write_text(text, encoding="utf-8")
         sync_file(partial)
+
+
+def read_json(path: Path) -> dict[str, Any] | None:
+    """The content of a JSON file that was written by `write_json`; None if it does not exist.
+
+    Raises:
+        UserError: the file is damaged.
+    """
+    if not path.exists():
+        return None
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError) as error:
+        raise UserError(str(path), f"not valid JSON: {first_line(error)}") from error
+    if not isinstance(content, dict):
+        raise UserError(str(path), f"expected a JSON object, got {type(content).__name__}")
+    return content
 
 
 def write_json(path: Path, content: dict[str, Any]) -> None:

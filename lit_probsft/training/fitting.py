@@ -78,7 +78,7 @@ class Capability:
             found = cls(float(content["mean_prob"]), tuple(float(value) for value in content["permilles"]), origin)
         except OSError as error:
             raise UserError(argument, f"{expected}, got {source!r}: {error.strerror or error}") from error
-        except (ValueError, KeyError, TypeError) as error:
+        except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
             raise UserError(argument, f"{expected}, got {source!r} with other content") from error
         if len(found.log_odds) != 999 or not 0 <= found.mean_prob <= 1:
             raise UserError(argument, f"{expected}, got {source!r} with numbers out of range")

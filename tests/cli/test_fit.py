@@ -124,7 +124,7 @@ def test_fit_lists_the_rows_that_it_skips(tmp_path: Path) -> None:
     assert (row["split"], row["row"], row["what"]) == ("train", 24, "skipped")
     assert "line 25: not valid JSON" in row["reason"]
     assert json.loads((run / "run.json").read_text())["data"]["train"]["skipped"] == 1
-    RunFolder(run).claim(resume=False)
+    RunFolder(run).claim(resume=False, overwrite=True)
     assert not (run / "skipped.jsonl").exists()
 
 

@@ -103,7 +103,7 @@ def test_the_quickstart_prints_only_its_own_lines_and_a_justified_warning(tmp_pa
     assert all(re.fullmatch(rows, line) for line in said[:2])
     assert said[2:] == [
         "Restoring states from the checkpoint path at runs/quickstart/checkpoints/step-00000002.ckpt",
-        "--resume: changed since runs/quickstart/config.yaml:",
+        "--resume: changed since the checkpoint:",
         "trainer.max_epochs: 1 -> 2",
         "model.optimizer.lr: 1e-06 -> 0.001",
     ]

@@ -37,9 +37,9 @@ def test_each_changed_flag_is_listed_and_takes_effect(tmp_path: Path, caplog: py
         "trainer.gradient_clip_val": "0.5",
     }  # fmt: skip
     cli = fit(tmp_path / "tiny.yaml", "--resume", *(f"--{flag}={value}" for flag, value in flags.items()))
-    assert said(caplog)[:1] == ["--resume: changed since runs/tiny/config.yaml:"]
+    assert said(caplog)[:1] == ["--resume: changed since the checkpoint:"]
     assert said(caplog)[-2:] == [
-        "--resume: changed since runs/tiny/config.yaml, without effect (the checkpoint holds their results):",
+        "--resume: changed since the checkpoint, without effect (the checkpoint holds their results):",
         "  seed_everything: 0 -> 7",
     ]
     assert sorted(said(caplog)[1:-2]) == [
@@ -73,7 +73,7 @@ def test_each_changed_flag_is_listed_and_takes_effect(tmp_path: Path, caplog: py
     again = ["--trainer.max_epochs=4", *(f"--{flag}={value}" for flag, value in flags.items() if "epochs" not in flag)]
     fit(tmp_path / "tiny.yaml", "--resume", *again)
     assert said(caplog) == [
-        "--resume: changed since runs/tiny/config.yaml:",
+        "--resume: changed since the checkpoint:",
         "  trainer.max_epochs: 3 -> 4",
     ]
 
@@ -118,7 +118,7 @@ def test_options_of_a_class_are_listed_only_if_the_class_changed() -> None:
     name: other
     """
     changed = changed_flags(before, now)
-    assert describe_changes(changed, "old.yaml")[1:] == [
+    assert describe_changes(changed)[1:] == [
         "  model.logger: none -> Bars",
         "  model.logger.width: none -> 3",
         "  model.objective: x.NLL -> y.NLL",
