@@ -10,6 +10,7 @@ from typing import NoReturn
 
 from lit_probsft.cli.commands import main
 from lit_probsft.errors import UserError, first_rank
+from lit_probsft.parallel.stopping import stop_on_sigterm
 
 
 def run() -> NoReturn:
@@ -20,6 +21,7 @@ def run() -> NoReturn:
     """
     # Threads that spin while they wait slow down a small model several times on a busy machine. torch reads this once.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    stop_on_sigterm()
     all_end = True  # whether every rank ends here, or only this one
     try:
         main()
