@@ -13,7 +13,7 @@ _TEXTS = re.compile(
 )
 REMEDY = (
     "lower data.batch_size (and raise trainer.accumulate_grad_batches), data.max_length or model.logits_budget_mb, "
-    "set model.gradient_checkpointing, or train adapters with model.lora"
+    "set model.model.gradient_checkpointing, or train adapters with model.lora"
 )
 
 

@@ -85,8 +85,8 @@ def check_head(model: PreTrainedModel) -> None:
     if not all(state.isfinite().all() for state in hidden):
         raise UserError(
             "model",
-            f"expected finite hidden states, {type(model).__name__} computes NaN or infinity for two tokens: its weights "
-            "are damaged, or too large for this precision",
+            f"expected finite hidden states, {type(model).__name__} computes NaN or infinity for two tokens: its "
+            "weights are damaged, or too large for this precision",
         )
     if not torch.allclose(hidden[0], hidden[1], rtol=1e-3, atol=1e-4):
         raise UserError(
