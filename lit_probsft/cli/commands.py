@@ -8,6 +8,7 @@ from importlib import import_module
 from typing import Any
 
 from lit_probsft.errors import UserError, near_matches
+from lit_probsft.parallel.parent import exit_with_launcher
 
 TRAINING = {
     "fit": "fine-tune a model; write checkpoints, metrics and a Hugging Face folder to runs/<name>/",
@@ -47,6 +48,7 @@ def main(args: Sequence[str] | None = None) -> Any:
     Raises:
         UserError: for an error that the caller can fix.
     """
+    exit_with_launcher()
     argv = [arg for arg in (sys.argv[1:] if args is None else args) if arg != "--debug"]  # `shell.run` reads it
     if not argv or argv[0] in ("-h", "--help"):
         print(_overview())

@@ -37,7 +37,7 @@ from lit_probsft.cli.trainer import complete_flags, fit_callbacks, loggers
 from lit_probsft.cli.weights import Start, lend_tokenizer, lent_tokenizer_error, use_weights, warn_of_other_rows
 from lit_probsft.data import InstructionDataModule
 from lit_probsft.errors import UserError, first_rank
-from lit_probsft.parallel.processes import follow_parent, use_launcher
+from lit_probsft.parallel.processes import use_launcher
 from lit_probsft.parallel.strategies import FSDP2, DeepSpeed
 from lit_probsft.run.folder import unlock_folders
 from lit_probsft.run.predictions import PredictionWriter
@@ -49,6 +49,7 @@ from lit_probsft.storage.checkpoint_writing import WholeFileIO
 from lit_probsft.training.callbacks import ProgressBar
 from lit_probsft.training.checkpoints import where_to_continue
 from lit_probsft.training.intervals import Every, ValidateEvery
+from lit_probsft.training.lightning_internals import handle_signals
 from lit_probsft.training.module import ProbSFTModule
 from lit_probsft.training.optim import check_optimizer
 
@@ -261,6 +262,7 @@ class ProbSFTCLI(OpenCLI):
         if self.command != "fit" and not isinstance(trainer.strategy, FSDP2 | DeepSpeed):
             trainer.strategy.checkpoint_io = WholeFileIO("--ckpt_path")
         use_launcher(trainer.strategy)
+        handle_signals(trainer, ())
         return trainer
 
     def _callbacks(self, config: Namespace, given: list[Callback]) -> list[Callback]:
@@ -332,7 +334,6 @@ def run_training_command(args: Sequence[str], kind: type[ProbSFTCLI] = ProbSFTCL
         args: the command and its flags.
         kind: a subclass that changes what the command does.
     """
-    follow_parent()
     quieten()
     if "--dry_run" in args and args[0] != "fit":
         raise UserError("--dry_run", "expected with fit only")

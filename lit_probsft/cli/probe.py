@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import numpy as np
 from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.cli import LightningArgumentParser
 from torch import Tensor
@@ -17,6 +18,7 @@ from lit_probsft.data.batches.store import Documents
 from lit_probsft.errors import UserError
 from lit_probsft.objectives import Objective
 from lit_probsft.training.callbacks import ProgressBar
+from lit_probsft.training.evaluation_metrics import not_a_number
 from lit_probsft.training.fitting import ignore_sources
 from lit_probsft.training.metrics import Calibration, ProbHistogram
 from lit_probsft.training.module import ProbSFTModule
@@ -98,6 +100,8 @@ class Probe(ProbSFTModule):
     @override
     def on_validation_epoch_end(self) -> None:
         self.sums, self.counts = self.survey.compute(), self.histogram.compute().cpu()
+        if any(np.isnan(sums).any() for sums in self.sums.values()):
+            raise not_a_number("mean p", self.trainer.global_step)
         self.bins = {name: value.cpu() for name, value in self.calibrated.compute().items()}
 
 

@@ -9,7 +9,9 @@ from types import ModuleType
 from typing import NoReturn
 
 from lit_probsft.cli.commands import main
+from lit_probsft.cli.memory import memory_error
 from lit_probsft.errors import UserError, first_rank
+from lit_probsft.parallel.stopping import stop_on_sigterm
 
 
 def run() -> NoReturn:
@@ -20,15 +22,11 @@ def run() -> NoReturn:
     """
     # Threads that spin while they wait slow down a small model several times on a busy machine. torch reads this once.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    stop_on_sigterm()
     all_end = True  # whether every rank ends here, or only this one
     try:
         main()
         status = 0
-    except UserError as error:
-        message = f"lit_probsft: error: {error}"
-        if "--debug" in sys.argv[1:] or os.environ.get("LIT_PROBSFT_DEBUG", "") not in ("", "0"):
-            message = _full_traceback(error) + message
-        status, all_end = _report(error, 2, message), False
     except SystemExit as stop:  # after a signal, after --help, or where Lightning passes an interruption on
         status = stop.code if isinstance(stop.code, int) else 1
         status = 130 if isinstance(stop.__context__, KeyboardInterrupt) else status
@@ -42,7 +40,7 @@ def run() -> NoReturn:
         if first_rank():
             print("lit_probsft: interrupted", file=sys.stderr)
     except Exception as error:
-        status, all_end = _report(error, 1, None), False
+        status, all_end = _report_error(error), False
     if (processes := _processes()) is not None:
         # After a failure the others wait for this process in vain; otherwise they are about to end.
         processes.end_children(patience=30 if all_end else 2)
@@ -51,6 +49,17 @@ def run() -> NoReturn:
     if not all_end and not _single_process():
         os._exit(status)  # a communicator whose peer has died can block forever on exit
     sys.exit(status)
+
+
+def _report_error(error: Exception) -> int:
+    """Report an error, in one message if the user can fix it; return the exit status."""
+    ours = memory_error(error) or error
+    if not isinstance(ours, UserError):
+        return _report(error, 1, None)
+    message = f"lit_probsft: error: {ours}"
+    if "--debug" in sys.argv[1:] or os.environ.get("LIT_PROBSFT_DEBUG", "") not in ("", "0"):
+        message = _full_traceback(error) + message
+    return _report(error, 2, message)
 
 
 def _full_traceback(error: BaseException) -> str:

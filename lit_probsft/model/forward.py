@@ -82,6 +82,12 @@ def check_head(model: PreTrainedModel) -> None:
                 seen = model(input_ids=torch.tensor([[0, last]], device=device), use_cache=False).logits
     finally:
         hook.remove()
+    if not all(state.isfinite().all() for state in hidden):
+        raise UserError(
+            "model",
+            f"expected finite hidden states, {type(model).__name__} computes NaN or infinity for two tokens: its "
+            "weights are damaged, or too large for this precision",
+        )
     if not torch.allclose(hidden[0], hidden[1], rtol=1e-3, atol=1e-4):
         raise UserError(
             "model", f"expected a causal language model, but in {type(model).__name__} a token attends to later tokens"

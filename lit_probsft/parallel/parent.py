@@ -5,11 +5,30 @@ A parent that is killed cannot end its children, and a child may wait for it for
 
 from __future__ import annotations
 
+import ctypes
 import multiprocessing
 import os
+import pickle
+import signal
+import sys
 import threading
 import time
 from collections.abc import Callable
+
+PARENT = "LIT_PROBSFT_PARENT"
+"""Environment variable with the process that started this rank. It waits for its ranks before it ends."""
+
+_PR_SET_PDEATHSIG = 1
+
+
+def exit_with_launcher() -> None:
+    """End this rank at once when the process that started it ends; elsewhere it does nothing.
+
+    Call it before heavy imports, during which the parent may already die.
+    """
+    parent = os.environ.get(PARENT, "")
+    if parent.isdigit() and int(parent) != os.getpid() and os.environ.get("LOCAL_RANK", "0") != "0":
+        _exit_with(int(parent))
 
 
 def exit_with_parent(*_: object) -> None:
@@ -19,24 +38,36 @@ def exit_with_parent(*_: object) -> None:
     not count as its parent. Arguments are ignored, so that this can be a `DataLoader`'s `worker_init_fn`.
     """
     parent = multiprocessing.parent_process()
-    if parent is not None:
+    if parent is None or parent.pid is None:
+        return
+    if os.getppid() == parent.pid:
+        _exit_with(parent.pid)
+    else:
         _exit_after(parent.join)
 
 
-def exit_with_process(pid: int, patience: float) -> None:
-    """End this process `patience` seconds after its parent has ended.
+def run_in_worker(call: bytes) -> None:
+    """Call a pickled function in a new worker process, which ends with its parent and leaves Ctrl-C to it.
 
-    Args:
-        pid: the parent, which started this process with `subprocess`.
-        patience: in seconds; a parent that ends normally lets this process end by itself.
+    The function is pickled so that the modules it needs are imported after the process follows its parent.
     """
+    signal.signal(signal.SIGINT, signal.SIG_IGN)
+    exit_with_parent()
+    pickle.loads(call)()
+
+
+def _exit_with(pid: int) -> None:
+    """Let the kernel kill this process when its parent ends; without Linux, a thread looks every second."""
 
     def wait() -> None:
         while os.getppid() == pid:
             time.sleep(1)
-        time.sleep(patience)
 
-    _exit_after(wait)
+    if sys.platform == "linux" and ctypes.CDLL(None).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL) == 0:
+        if os.getppid() != pid:  # it ended before the call
+            os._exit(1)
+    else:
+        _exit_after(wait)
 
 
 def _exit_after(wait: Callable[[], None]) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import contextlib
 import os
 import re
@@ -19,15 +20,8 @@ from lightning.pytorch.strategies.launchers.subprocess_script import _Subprocess
 from typing_extensions import override
 
 from lit_probsft.errors import first_rank
-from lit_probsft.parallel.parent import exit_with_process
-
-STOPPED = 143
-"""Exit status of a run that a signal stopped: 128 + SIGTERM, which tells schedulers that it is not finished."""
-
-
-INTERRUPTED = 130
-"""Exit status of a run that Ctrl-C stopped: 128 + SIGINT, as shells expect it."""
-
+from lit_probsft.parallel.parent import PARENT
+from lit_probsft.parallel.stopping import INTERRUPTED, STOPPED
 
 _PATIENCE = 30.0
 """Seconds in which ranks may end by themselves after one of them has failed."""
@@ -43,9 +37,10 @@ class Launcher(_SubprocessScriptLauncher):
     def launch(self, function: Callable[..., Any], *args: Any, trainer: Any = None, **kwargs: Any) -> Any:
         self.cluster_environment.validate_settings(num_devices=self.num_processes, num_nodes=self.num_nodes)
         if not self.cluster_environment.creates_processes_externally:
-            os.environ[_PARENT] = str(os.getpid())
+            os.environ[PARENT] = str(os.getpid())
             self._call_children_scripts()
             _CHILDREN.extend(self.procs)
+            atexit.register(end_children, _PATIENCE)  # they are killed when this process is gone
             threading.Thread(target=_observe, args=(self.procs,), daemon=True, name="observer").start()
         _set_num_threads_if_needed(num_processes=self.num_processes)
         return function(*args, **kwargs)
@@ -56,9 +51,6 @@ def use_launcher(strategy: Any) -> None:
     launcher = strategy.launcher
     if type(launcher) is _SubprocessScriptLauncher:
         strategy._launcher = Launcher(launcher.cluster_environment, launcher.num_processes, launcher.num_nodes)
-
-
-_PARENT = "LIT_PROBSFT_PARENT"
 
 
 _CHILDREN: list[subprocess.Popen[Any]] = []
@@ -96,13 +88,6 @@ def _observe(processes: list[subprocess.Popen[Any]]) -> None:
             process.kill()
     sys.stderr.flush()
     os._exit(code if 0 < code < 128 or code in (STOPPED, INTERRUPTED) else 1)
-
-
-def follow_parent() -> None:
-    """End this process when the `Launcher` process that started it is gone, even from within a collective."""
-    parent = os.environ.get(_PARENT)
-    if parent is not None and os.environ.get("LOCAL_RANK", "0") != "0" and os.getppid() == int(parent):
-        exit_with_process(int(parent), _PATIENCE)
 
 
 def first_to_fail(status: int) -> tuple[bool, int]:

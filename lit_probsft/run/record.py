@@ -14,6 +14,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from typing_extensions import override
 
 from lit_probsft.errors import UserError
+from lit_probsft.parallel.stopping import StoppedBySignal
 from lit_probsft.run.changed_flags import changed_flags, describe_changes
 from lit_probsft.run.facts import complete_epochs, current_metrics, describe_run, forgetting
 from lit_probsft.run.folder import RunFolder
@@ -24,7 +25,6 @@ from lit_probsft.storage.atomic import read_json, write_json, write_text
 from lit_probsft.training.callbacks import Throughput, datamodule_of
 from lit_probsft.training.checkpoints import Checkpoints
 from lit_probsft.training.early_stopping import EarlyStop
-from lit_probsft.training.graceful_stop import StoppedBySignal
 from lit_probsft.training.lightning_internals import between_steps
 from lit_probsft.training.module import ProbSFTModule
 

@@ -6,12 +6,27 @@ from typing import TYPE_CHECKING, Any, cast
 
 from torch import Tensor, nn
 
+from lit_probsft.errors import UserError
 from lit_probsft.head.loss import HeadOutput
 from lit_probsft.objectives import Objective
 from lit_probsft.training.metrics import Calibration, TokenMeans, sources_of
 
 if TYPE_CHECKING:
     from lit_probsft.training.module import ProbSFTModule
+
+
+def not_a_number(metric: str, step: int) -> UserError:
+    """The error for a model whose probabilities are NaN.
+
+    Args:
+        metric: its name.
+        step: optimizer steps so far; 0 before training.
+    """
+    if step:
+        when, remedy = f"after optimizer step {step}", "lower model.optimizer.lr; earlier checkpoints are kept"
+    else:
+        when, remedy = "without any training", "check the weights for NaN and infinity, or try another precision"
+    return UserError(metric, f"expected a number, got NaN {when}: {remedy}")
 
 
 class SetMetrics(nn.Module):
@@ -70,9 +85,15 @@ class EvaluationMetrics(nn.Module):
 
         Lightning logs nothing during its sanity check: these metrics of the model before training go to the loggers as
         step 0 and to `module.initial_metrics`. `module.calibration` keeps the bins.
+
+        Raises:
+            UserError: the NLL is NaN, so the model is broken; nothing is logged, and no checkpoint follows.
         """
         own, *others = self.sets
         means = own.compute_and_reset()
+        # Without tokens all means are NaN; the accuracy is a number otherwise.
+        if means["nll"].isnan() and not means["accuracy"].isnan():
+            raise not_a_number(f"{stage}/nll", module.trainer.global_step)
         module.calibration = means.pop("bins")
         for name, other in zip(self.watched, others, strict=True):
             found = other.compute_and_reset()

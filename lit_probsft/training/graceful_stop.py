@@ -16,26 +16,12 @@ from lightning.pytorch.callbacks import Callback
 from typing_extensions import override
 
 from lit_probsft.errors import first_rank
-from lit_probsft.parallel.processes import INTERRUPTED, STOPPED
+from lit_probsft.parallel.stopping import StoppedBySignal
 from lit_probsft.training.checkpoints import Checkpoints
 from lit_probsft.training.lightning_internals import between_steps, handle_signals
 from lit_probsft.training.trainer_state import epoch_ends, validation_follows
 
 _SIGNALS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGUSR1", "SIGINT") if hasattr(signal, name))
-
-
-class StoppedBySignal(SystemExit):
-    """The run ends because of a signal; its state is saved.
-
-    Args:
-        message: why, for the user.
-        together: whether all ranks end at this point.
-        number: of the signal.
-    """
-
-    def __init__(self, message: str, *, together: bool, number: int = signal.SIGTERM) -> None:
-        super().__init__(INTERRUPTED if number == signal.SIGINT else STOPPED)
-        self.message, self.together = message, together
 
 
 class GracefulStop(Callback):

@@ -72,8 +72,13 @@ def check_after_validation(stopper: EarlyStopping) -> None:
         stopper._check_on_train_epoch_end = False
 
 
-def handle_signals(trainer: L.Trainer, numbers: Iterable[int], handler: Callable[[int, Any], None]) -> None:
-    """Handle these signals until the trainer's teardown, and keep Lightning from registering its own handlers."""
+def handle_signals(
+    trainer: L.Trainer, numbers: Iterable[int], handler: Callable[[int, Any], None] = lambda number, frame: None
+) -> None:
+    """Handle these signals until the trainer's teardown, and keep Lightning from registering its own handlers.
+
+    Lightning's handlers wait for the other ranks, and only its training loop looks at what they note.
+    """
     trainer._signal_connector = _OneHandler(trainer, numbers, handler)
     trainer._signal_connector.register_signal_handlers()
 

@@ -197,7 +197,8 @@ class ProbHistogram(Metric):
         """
         if log_complement is None:
             log_complement = torch.log(-torch.expm1(log_probs))
-        bins = ((log_probs - log_complement).clamp(-self.EDGE, self.EDGE) + self.EDGE) * self.PER_UNIT
+        odds = (log_probs - log_complement).nan_to_num()  # NaN is no index; other metrics show it
+        bins = (odds.clamp(-self.EDGE, self.EDGE) + self.EDGE) * self.PER_UNIT
         bins = bins.long().clamp_(max=len(self.counts) - 1)
         self.counts.index_add_(0, bins, torch.ones_like(bins))
 

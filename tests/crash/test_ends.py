@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from lit_probsft.parallel.processes import STOPPED
+from lit_probsft.parallel.stopping import STOPPED
 from lit_probsft.storage.checkpoint_files import damage, steps
 from tests.crash.scene import Scene, difference, documents, exported, metrics
 from tests.crash.server import Server

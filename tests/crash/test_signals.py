@@ -10,7 +10,7 @@ from typing import Any
 
 import pytest
 
-from lit_probsft.parallel.processes import INTERRUPTED, STOPPED
+from lit_probsft.parallel.stopping import INTERRUPTED, STOPPED
 from lit_probsft.storage.checkpoint_files import damage, steps
 from tests.crash.scene import Scene, documents, restarts
 from tests.crash.server import Run, Server

@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 import torch
 
-from lit_probsft.parallel.processes import STOPPED
+from lit_probsft.parallel.stopping import STOPPED
 from lit_probsft.storage.checkpoint_files import steps
 from tests import tiny
 from tests.crash.scene import Scene, difference, documents, exported, metrics, restarts

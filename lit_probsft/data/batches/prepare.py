@@ -6,6 +6,7 @@ import multiprocessing
 import pickle
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import Any
 
 from lit_probsft.data.batches.duplicates import occurs_in
@@ -13,7 +14,7 @@ from lit_probsft.data.batches.row_tokenizer import Outcome, Recipe, RowTokenizer
 from lit_probsft.data.batches.store import Document
 from lit_probsft.data.rows.splits import LoadedSource, Split
 from lit_probsft.errors import UserError
-from lit_probsft.parallel.parent import exit_with_parent
+from lit_probsft.parallel.parent import run_in_worker
 
 VERSION = 7
 """Part of every cache key. Raise it if the same rows and options give other tokens, or other files."""
@@ -154,10 +155,11 @@ def _in_processes(row_tokenizer: RowTokenizer, indices: Sequence[int], num_proc:
     # Each process reads the source itself, which is cheaper than sending rows. The processes are spawned, because a
     # tokenizer's threads do not survive a fork. The tokenizer is sent as bytes: to unpickle it a process imports
     # transformers first, and the next process would not start before that.
-    arguments = (pickle.dumps(replace(row_tokenizer, loaded=unloaded(row_tokenizer.loaded))),)
+    worker = replace(row_tokenizer, loaded=unloaded(row_tokenizer.loaded))
+    start = (pickle.dumps(partial(_start_worker, worker)),)
     spawn = multiprocessing.get_context("spawn")
     try:
-        with ProcessPoolExecutor(num_proc, spawn, initializer=_start_worker, initargs=arguments) as executor:
+        with ProcessPoolExecutor(num_proc, spawn, initializer=run_in_worker, initargs=start) as executor:
             for rows in executor.map(_tokenize_chunk, chunks):
                 yield from rows
     except BrokenProcessPool as error:
@@ -172,10 +174,9 @@ def _in_processes(row_tokenizer: RowTokenizer, indices: Sequence[int], num_proc:
 _worker: RowTokenizer
 
 
-def _start_worker(row_tokenizer: bytes) -> None:
+def _start_worker(row_tokenizer: RowTokenizer) -> None:
     global _worker
-    exit_with_parent()
-    _worker = pickle.loads(row_tokenizer)
+    _worker = row_tokenizer
 
 
 def _tokenize_chunk(indices: list[int]) -> list[list[Outcome]]:

@@ -11,6 +11,7 @@ from typing import Any
 
 from lit_probsft.data.tokens.call_forms import in_call_form
 from lit_probsft.data.tokens.control_tokens import any_of
+from lit_probsft.data.tokens.time_limit import TimeLimitError, time_limit
 from lit_probsft.data.tokens.tokenizers import special_tokens
 from lit_probsft.errors import UserError, near_matches
 
@@ -18,6 +19,12 @@ Span = tuple[int, int]
 """First character and the one after the last."""
 
 _GENERATION_MARK = re.compile(r"\{%-?\s*generation\s*-?%\}")
+MAX_SECONDS = 10.0
+"""Time for a template to render one conversation."""
+
+MAX_LENGTH = 2**28
+"""Characters that a template may write for one conversation."""
+
 _SHOWN = 600  # characters of a text in an error
 
 
@@ -34,6 +41,8 @@ def read_template(chat_template: str | None) -> str | None:
 
     try:
         _render_alone(template, [])
+    except UserError as error:
+        raise error.within("data") from error
     except jinja2.TemplateSyntaxError as error:
         raise _invalid_jinja(error).within("data") from error
     except Exception:  # it compiles; whether it renders depends on the messages of a row
@@ -131,18 +140,19 @@ class Renderer:
         self, messages: list[dict[str, Any]], generation_prompt: bool, with_marks: bool
     ) -> tuple[str, list[Span]]:
         import jinja2
-        from transformers.utils.chat_template_utils import render_jinja_template
 
         try:
-            rendered, marks = render_jinja_template(
-                [messages],
+            text, marks = _render_jinja(
+                messages,
                 tools=None if self.tools is None else [dict(tool) for tool in self.tools],
                 chat_template=self.template,
                 add_generation_prompt=generation_prompt,
                 return_assistant_tokens_mask=with_marks,
                 **{**self.tokenizer.special_tokens_map, **self.options},
             )
-            rendered[0].encode()
+            text.encode()
+        except UserError:
+            raise
         except jinja2.TemplateSyntaxError as error:
             raise _invalid_jinja(error) from error
         except UnicodeEncodeError as error:
@@ -152,7 +162,26 @@ class Renderer:
         except Exception as error:  # a template is a program, and may raise anything
             roles = ", ".join(message["role"] for message in messages)
             raise UserError("chat_template", f"the template refuses the roles {roles}: {error}") from error
-        return rendered[0], [(start, end) for start, end in marks[0]] if marks else []
+        return text, marks
+
+
+def _render_jinja(messages: list[dict[str, Any]], **options: Any) -> tuple[str, list[Span]]:
+    """Render a template, which is a program, and stop it if it does not end or writes without end."""
+    from transformers.utils.chat_template_utils import render_jinja_template
+
+    try:
+        with time_limit(MAX_SECONDS):
+            texts, marks = render_jinja_template([messages], **options)
+    except TimeLimitError:
+        raise UserError("chat_template", f"the template did not end within {MAX_SECONDS:g} s") from None
+    except MemoryError:
+        raise UserError("chat_template", "the template writes more text than fits into memory") from None
+    if len(texts[0]) > MAX_LENGTH:
+        raise UserError(
+            "chat_template",
+            f"expected a text of at most {MAX_LENGTH:,} characters, the template writes {len(texts[0]):,}",
+        )
+    return texts[0], [(start, end) for start, end in marks[0]] if marks else []
 
 
 def _as_read(template: str, message: Mapping[str, Any]) -> dict[str, Any]:
@@ -204,16 +233,15 @@ def _writes_block_twice(template: str) -> bool:
     answer = {"role": "assistant", "content": "<think>\nxqz\n</think>\n\nprobe"}
     try:
         text = _render_alone(template, [{"role": "user", "content": "xqz"}, answer])
+    except UserError:
+        raise
     except Exception:  # a template is a program, and may raise anything
         return False
     return "reasoning_content" in template and text.count("</think>") > 1
 
 
 def _render_alone(template: str, messages: list[dict[str, Any]]) -> str:
-    from transformers.utils.chat_template_utils import render_jinja_template
-
-    rendered: list[str] = render_jinja_template([messages], chat_template=template)[0]
-    return rendered[0]
+    return _render_jinja(messages, chat_template=template)[0]
 
 
 @functools.lru_cache(maxsize=16)
@@ -223,6 +251,8 @@ def _reads_parts(template: str) -> bool:
     def reads(content: Any) -> bool:
         try:
             text = _render_alone(template, [{"role": role, "content": content} for role in ("user", "assistant")])
+        except UserError:
+            raise
         except Exception:  # a template is a program, and may raise anything
             return False
         return "xqzprobe" in text
