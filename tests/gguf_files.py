@@ -53,7 +53,11 @@ def write_gguf(path: Path, quantization: str = "Q8_0", **fields: Any) -> Path:
     for name, value in fields.items():
         writer.add_uint32(name, value)
     rng = np.random.default_rng(0)
-    shapes = {"token_embd.weight": (len(tokens), WIDTH), "output.weight": (len(tokens), WIDTH), "output_norm.weight": (WIDTH,)}
+    shapes = {
+        "token_embd.weight": (len(tokens), WIDTH),
+        "output.weight": (len(tokens), WIDTH),
+        "output_norm.weight": (WIDTH,),
+    }
     for layer in range(LAYERS):
         for part in ("attn_q", "attn_k", "attn_v", "attn_output"):
             shapes[f"blk.{layer}.{part}.weight"] = (WIDTH, WIDTH)

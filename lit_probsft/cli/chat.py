@@ -66,6 +66,7 @@ def run(args: Sequence[str]) -> None:
         system=options.system,
         template_options=template_options,
     )
+    generation.report_unused(model)
     session = ChatSession(model, tokenizer, generation, options.system, template_options)
     torch.manual_seed(options.seed)
     terminal = sys.stdin.isatty()

@@ -145,9 +145,13 @@ def _stops_of_model(tokenizer: Any, name: str, revision: str) -> tuple[str, ...]
 
     try:
         ids = GenerationConfig.from_pretrained(name, revision=revision).eos_token_id
-    except (OSError, ValueError):
+        texts = tokenizer.convert_ids_to_tokens(ids if isinstance(ids, list) else [] if ids is None else [ids])
+    except OSError:
         return ()
-    texts = tokenizer.convert_ids_to_tokens(ids if isinstance(ids, list) else [] if ids is None else [ids])
+    except Exception as error:  # what transformers raises for wrong contents has no common base class
+        raise UserError(
+            "name_or_path", f"the generation_config.json of {name!r} has wrong contents: {first_line(error)}"
+        ) from error
     return tuple(text for text in texts if text)
 
 
