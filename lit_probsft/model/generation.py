@@ -17,7 +17,6 @@ _HARMLESS = {
     "use_cache",
     "cache_implementation",
     "transformers_version",
-    "num_return_sequences",
 }
 _SAMPLING = {
     "do_sample",

@@ -94,9 +94,9 @@ def test_adapters_over_a_file_are_trained_resumed_exported_and_used(
     write_gguf(tmp_path / "m.gguf", "F16")
     tiny.write_rows(tmp_path / "train.jsonl", 16)
     flags = (
-        "--model.model m.gguf --model.lora LoRA --data.train train.jsonl --data.train.prompt question --data.train.response"
-        f" answer --data.validation_fraction 0.25 --data.batch_size 4 --model.lora.export {form} --name r --trainer.accelerator cpu"
-        " --trainer.enable_progress_bar false --model.generation.max_new_tokens 3"
+        "--model.model m.gguf --model.lora LoRA --data.train train.jsonl --data.train.prompt question"
+        f" --data.train.response answer --data.validation_fraction 0.25 --data.batch_size 4 --model.lora.export {form}"
+        " --name r --trainer.accelerator cpu --trainer.enable_progress_bar false --model.generation.max_new_tokens 3"
     ).split()
     main(["fit", *flags, "--trainer.max_steps", "1", "--dry_run"])
     main(["fit", *flags, "--trainer.max_steps", "1"])
