@@ -23,7 +23,7 @@ def run(args: Sequence[str]) -> None:
     parser = CommandParser(
         prog="python -m lit_probsft chat", description="Chat with a model from a run, a folder or the hub."
     )
-    parser.add_argument("model", metavar="MODEL", help="exported folder, folder of a run, or hub id")
+    parser.add_argument("model", metavar="MODEL", help="exported folder, folder of a run, GGUF file, or hub id")
     parser.add_argument("--system", metavar="TEXT", help="system message of the conversation")
     parser.add_argument(
         "--template-options",
@@ -66,6 +66,7 @@ def run(args: Sequence[str]) -> None:
         system=options.system,
         template_options=template_options,
     )
+    generation.report_unused(model)
     session = ChatSession(model, tokenizer, generation, options.system, template_options)
     torch.manual_seed(options.seed)
     terminal = sys.stdin.isatty()

@@ -19,6 +19,7 @@ from lit_probsft.errors import UserError
 from lit_probsft.model import PretrainedCausalLM
 from lit_probsft.model.generation import Generation
 from lit_probsft.run.folder import RunFolder
+from lit_probsft.storage.gguf import gguf_at
 
 
 class ChatSession:
@@ -107,7 +108,7 @@ def load_model(
     """Load a model and its tokenizer for a conversation.
 
     Args:
-        name: an exported folder, the folder of a run, or a hub id.
+        name: an exported folder, the folder of a run, a GGUF file, or a hub id.
         device: of the model.
         dtype: of the weights; `auto` is bfloat16 on a GPU, else float32.
         revision: branch, tag or commit on the hub.
@@ -180,6 +181,8 @@ def _check_system(render: Renderer, text: str) -> None:
 
 def _folder_or_hub_id(name: str) -> str:
     path = Path(name).expanduser()
+    if gguf_at(name) is not None:
+        return str(path)
     if path.is_file() or (path / "meta.pt").exists() or (path.is_dir() and path.suffix == ".ckpt"):
         raise UserError(
             "MODEL",

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lit_probsft.cli.arguments import CommandParser
-from lit_probsft.errors import UserError, first_line
+from lit_probsft.errors import UserError
 
 if TYPE_CHECKING:
     import torch
@@ -118,16 +118,13 @@ def _check_tokens(flag: str, source: ModelSource, tokenizer: Any) -> None:
     Raises:
         UserError: naming the first difference.
     """
-    from transformers import AutoTokenizer
+    from lit_probsft.data.tokens.tokenizers import read_tokenizer
 
     trusted = getattr(source, "trust_remote_code", False)
     try:
-        other = AutoTokenizer.from_pretrained(source.tokenizer_name, trust_remote_code=trusted)
-    except (OSError, ValueError, KeyError, ImportError) as error:
-        raise UserError(
-            flag,
-            f"expected a hub id or a folder with a model and its tokenizer, got {source.name!r}: {first_line(error)}",
-        ) from error
+        other = read_tokenizer(str(source.tokenizer_name), trust_remote_code=trusted)
+    except UserError as error:
+        raise UserError(flag, error.problem) from error
     differences = set(other.get_vocab().items()) ^ set(tokenizer.get_vocab().items())
     if differences:
         token, number = min(differences, key=lambda item: (item[1], item[0]))

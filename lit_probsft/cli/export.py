@@ -35,7 +35,13 @@ def run(args: Sequence[str]) -> None:
             help=f"write {content}, whatever model.lora.export says",
         )
     parser.add_argument("--base", metavar="MODEL", help="base model of the adapters, if it has moved")
+    parser.add_argument(
+        "--dtype",
+        choices=("float32", "bfloat16", "float16"),
+        help="dtype of the written weights (default: that of the base model)",
+    )
     options = parser.parse_args(args)
+    import torch
     import transformers
 
     from lit_probsft.run.checkpoint_export import export_checkpoint
@@ -46,7 +52,12 @@ def run(args: Sequence[str]) -> None:
     hub = ensure_repo(HubOptions(options.push_to_hub), flag) if options.push_to_hub else None
     transformers.utils.logging.disable_progress_bar()
     export_checkpoint(
-        options.checkpoint, options.out, overwrite=options.overwrite, form=options.form, base=options.base
+        options.checkpoint,
+        options.out,
+        overwrite=options.overwrite,
+        form=options.form,
+        base=options.base,
+        dtype=None if options.dtype is None else getattr(torch, options.dtype),
     )
     print(f"{options.out}: load it with {loader_of(options.out)}")
     if hub is not None:

@@ -14,6 +14,7 @@ from lit_probsft.model.lora import LoRA
 from lit_probsft.run.folder import RunFolder
 from lit_probsft.storage.adapter_folder import is_adapter_folder, read_config
 from lit_probsft.storage.atomic import read_json
+from lit_probsft.storage.gguf import gguf_at
 
 
 class Start(NamedTuple):
@@ -41,10 +42,11 @@ def use_weights(config: Namespace, command: str, run: RunFolder, *, named: bool 
     wanted = config.weights
     if wanted == "base" or config.get("ckpt_path") is not None:
         return None
-    if wanted != "auto" and not (is_adapter_folder(wanted) or (Path(wanted) / "config.json").is_file()):
-        raise UserError("--weights", f"expected `auto`, `base` or a folder with a model, got {wanted!r}")
+    is_model = is_adapter_folder(wanted) or (Path(wanted) / "config.json").is_file()
+    if wanted != "auto" and not is_model and gguf_at(wanted) is None:
+        raise UserError("--weights", f"expected `auto`, `base`, a folder with a model or a GGUF file, got {wanted!r}")
     folder = run.hf if wanted == "auto" else Path(wanted)
-    if not folder.is_dir():
+    if wanted == "auto" and not folder.is_dir():
         if named and wanted == "auto":
             _check_name(run)
         rank_zero_info(f"{command}: {folder} does not exist yet, using the base model")

@@ -92,19 +92,17 @@ def stored_transposed(model: nn.Module) -> set[str]:
     return {name for name, module in model.named_modules() if isinstance(module, Conv1D)}
 
 
-def write_adapter(folder: Path, weights: Mapping[str, Tensor], config: Any, saved: Sequence[str]) -> None:
+def write_adapter(folder: Path, weights: Mapping[str, Tensor], config: Any) -> None:
     """Write adapters without their base, as `peft.PeftModel.from_pretrained` reads them.
 
     Args:
         folder: an empty folder.
-        weights: the model's weights by name, with its adapters.
+        weights: of the adapters, and of the modules that are trained in full, by name.
         config: a `peft.LoraConfig`.
-        saved: names of the modules that are trained in full and stored with the adapters.
     """
     from safetensors.torch import save_file
 
-    kept = {name: value for name, value in weights.items() if is_adapter(name) or belongs_to(name, saved)}
-    stored = {peft_name(name): value.detach().cpu().contiguous().clone() for name, value in kept.items()}
+    stored = {peft_name(name): value.detach().cpu().contiguous().clone() for name, value in weights.items()}
     config.inference_mode = True
     config.save_pretrained(folder)
     save_file(stored, folder / WEIGHTS, metadata={"format": "pt"})

@@ -20,6 +20,32 @@ _SIZES = (
 """Fields that must be above 0, by the names that every configuration understands."""
 
 
+_LARGEST = 2**31 - 1
+_MOST_LAYERS = 10_000
+
+
+def check_read_sizes(config: Any, argument: str, place: str) -> None:
+    """Refuse sizes in a model's config.json that no model has, before transformers builds layers of them.
+
+    Args:
+        config: as transformers reads it.
+        argument: for errors.
+        place: hub id or folder of the model.
+
+    Raises:
+        UserError: names the field.
+    """
+    text = config.get_text_config()
+    for name in _SIZES:
+        value, most = getattr(text, name, None), _MOST_LAYERS if name == "num_hidden_layers" else _LARGEST
+        if value is None or isinstance(value, list):
+            continue
+        if not isinstance(value, int | float) or isinstance(value, bool) or not 1 <= value <= most:
+            raise UserError(
+                argument, f"expected {name} from 1 to {most} in the config.json of {place!r}, got {value!r}"
+            )
+
+
 def check_sizes(known: Any, fields: Mapping[str, Any], argument: str) -> None:
     """Refuse sizes from which transformers would build a model without layers, or one that fails in its first step.
 

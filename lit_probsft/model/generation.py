@@ -5,9 +5,30 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
+from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
 from lit_probsft.errors import UserError
+
+_USED = {"eos_token_id", "pad_token_id", "bos_token_id"}
+_HARMLESS = {
+    "max_length",
+    "max_new_tokens",
+    "use_cache",
+    "cache_implementation",
+    "transformers_version",
+}
+_SAMPLING = {
+    "do_sample",
+    "temperature",
+    "top_k",
+    "top_p",
+    "min_p",
+    "typical_p",
+    "top_h",
+    "epsilon_cutoff",
+    "eta_cutoff",
+}
 
 
 @dataclass(frozen=True)
@@ -32,6 +53,19 @@ class Generation:
         if not 0 < self.top_p <= 1:
             raise UserError("model.generation.top_p", f"expected a number above 0 and at most 1, got {self.top_p}")
 
+    def report_unused(self, model: Any) -> None:
+        """Name the fields of the model's `generation_config` that would change answers and are not used.
+
+        Args:
+            model: a `PreTrainedModel`.
+        """
+        fields = model.generation_config.to_diff_dict()
+        quiet = _USED | _HARMLESS | (set() if self.temperature else _SAMPLING)
+        unused = {name: value for name, value in fields.items() if value and name not in quiet and name[0] != "_"}
+        if unused:
+            named = ", ".join(f"{name} {value}" for name, value in unused.items())
+            rank_zero_info(f"generation_config.json: {named[:300]} are not used")
+
     def answer(
         self, model: Any, prompts: Tensor, attention_mask: Tensor, *, pad_token_id: int | None, **options: Any
     ) -> Tensor:
@@ -55,7 +89,7 @@ class Generation:
 
         own = model.generation_config
         stops = own.eos_token_id if isinstance(own.eos_token_id, list) else [own.eos_token_id]
-        if pad_token_id is None or pad_token_id >= model.get_output_embeddings().out_features:
+        if pad_token_id is None or not 0 <= pad_token_id < model.get_output_embeddings().out_features:
             pad_token_id = next(iter(stops), None)
         sampling = {"temperature": self.temperature, "top_p": self.top_p, "top_k": 0} if self.temperature else {}
         config = GenerationConfig(

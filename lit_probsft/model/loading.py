@@ -3,29 +3,110 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import pickle
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
+import torch
+from lightning.pytorch.utilities import rank_zero_info
+
 from lit_probsft.errors import UserError, first_line
+from lit_probsft.model.config_checks import check_read_sizes
+from lit_probsft.storage.gguf import GGUF, check_gguf
 from lit_probsft.storage.hub import missing_folder, refused_code
 
 _ARGUMENT = "model.model.model_name_or_path"
 
 
 def check_model_path(name_or_path: str) -> None:
-    """Check that a model's name is a hub id or an existing folder.
+    """Check that a model's name is a hub id, an existing folder or a GGUF file.
 
     Raises:
         UserError: with similar names.
     """
     folder = Path(name_or_path).expanduser()
-    if folder.is_file() or not name_or_path:
-        raise UserError(_ARGUMENT, f"expected a hub id or a folder, got {name_or_path!r}")
+    if (folder.is_file() and folder.suffix != ".gguf") or not name_or_path:
+        raise UserError(_ARGUMENT, f"expected a hub id, a folder or a GGUF file, got {name_or_path!r}")
     local, hint = missing_folder(name_or_path)
     if local:
         raise UserError(_ARGUMENT, f"the folder {str(folder)!r} does not exist.{hint}")
+
+
+def read_gguf(gguf: GGUF, revision: str, dtype: torch.dtype, quantization: str) -> torch.dtype:
+    """Check a GGUF file and say that it is dequantized.
+
+    Args:
+        gguf: the file.
+        revision: branch, tag or commit on the hub.
+        dtype: in which the model is loaded.
+        quantization: which the user asked for.
+
+    Returns:
+        The dtype of the model in the file; bfloat16 if it is quantized.
+    """
+    name = str(Path(gguf.place) / gguf.file)
+    if quantization != "none":
+        raise UserError("model.model.quantization", f"expected none with a GGUF file, {name}, got {quantization}")
+    try:
+        kind = check_gguf(gguf, revision)
+    except UserError as error:
+        raise UserError(_ARGUMENT, error.problem) from error
+    rank_zero_info(f"{name} ({kind}) is loaded as {str(dtype).removeprefix('torch.')}")
+    return {"F32": torch.float32, "F16": torch.float16}.get(kind, torch.bfloat16)
+
+
+def gguf_options() -> dict[str, Any]:
+    """Arguments of `from_pretrained` that dequantize a GGUF file; early versions of transformers always do."""
+    import transformers
+
+    kind = getattr(transformers, "GgufConfig", None)
+    return {} if kind is None else {"quantization_config": kind(dequantize=True)}
+
+
+def read_config_of(place: str, **options: Any) -> Any:
+    """Read a model's configuration and check its sizes and its index of weights.
+
+    A padding token whose id the model does not have is left out: torch would refuse to build the embedding, and
+    padding takes another id anyway.
+
+    Args:
+        place: hub id or folder.
+        options: of `from_pretrained`.
+
+    Raises:
+        UserError: naming the field or the file.
+    """
+    from transformers import AutoConfig
+
+    config = AutoConfig.from_pretrained(place, **options)
+    check_read_sizes(config, _ARGUMENT, place)
+    _check_index(Path(place) / "model.safetensors.index.json")
+    text = config.get_text_config()
+    for part in (config, text):
+        pad = getattr(part, "pad_token_id", None)
+        if pad is not None and not (isinstance(pad, int) and 0 <= pad < text.vocab_size):
+            part.pad_token_id = None
+    return config
+
+
+def _check_index(path: Path) -> None:
+    if not path.is_file() or path.with_name("model.safetensors").is_file():
+        return
+    try:
+        index = json.loads(path.read_text(encoding="utf-8"))
+        files = index["weight_map"].values()
+        names = sorted({file for file in files if isinstance(file, str)} if all(files) else ())
+    except (OSError, ValueError, TypeError, KeyError, AttributeError) as error:
+        raise UserError(_ARGUMENT, f"{path} is not an index of weights: {first_line(error)}") from error
+    if not names or len(names) != len(set(map(str, files))):
+        raise UserError(_ARGUMENT, f"{path} is not an index of weights: expected a file name for each weight")
+    for name in names:
+        if Path(name).name != name:
+            raise UserError(_ARGUMENT, f"{path} names {name!r}, which is not a file in the same folder")
+        if not path.with_name(name).is_file():
+            raise UserError(_ARGUMENT, f"{path} names {name!r}, which does not exist")
 
 
 def check_complete(name_or_path: str, loaded: Mapping[str, Any]) -> None:
@@ -58,20 +139,23 @@ def report_load_errors(name_or_path: str, revision: str | None) -> Iterator[None
         ) from error
     except SafetensorError as error:
         raise UserError(_ARGUMENT, f"a weights file of {name_or_path!r} is damaged: {error}") from error
-    except (OSError, ValueError, ImportError) as error:
+    except AssertionError as error:
+        raise UserError(_ARGUMENT, f"the config.json of {name_or_path!r} does not describe a model: {error}") from error
+    except RuntimeError as error:
+        if isinstance(error, torch.OutOfMemoryError) or "not enough memory" in str(error):
+            raise
         reason = first_line(error)
+        if "ignore_mismatched_sizes" in str(error):
+            reason = "the weights do not have the shapes in its config.json (transformers names them above)"
+        raise UserError(_ARGUMENT, f"{name_or_path!r} cannot be loaded: {reason}") from error
+    except MemoryError:
+        raise
+    except Exception as error:  # what transformers raises for a file with wrong contents has no common base class
+        reason = first_line(error)
+        if isinstance(error, AttributeError | TypeError | KeyError):
+            reason = f"its files have unexpected contents ({type(error).__name__}: {reason})"
         if reason.startswith("Unrecognized configuration class"):
             reason = "its architecture is not a causal language model"
         raise refused_code(error, "model.model.trust_remote_code", name_or_path, revision) or UserError(
             _ARGUMENT, f"expected a hub id or a folder with a causal language model, got {name_or_path!r}: {reason}"
         ) from error
-    except RuntimeError as error:
-        if "ignore_mismatched_sizes" not in str(error):
-            raise
-        raise UserError(
-            _ARGUMENT,
-            f"the weights of {name_or_path!r} do not have the shapes in its config.json (the message of transformers "
-            "above names them)",
-        ) from error
-    except AssertionError as error:
-        raise UserError(_ARGUMENT, f"the config.json of {name_or_path!r} does not describe a model: {error}") from error

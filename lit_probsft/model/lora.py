@@ -3,14 +3,16 @@
 from __future__ import annotations
 
 import math
+import operator
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal
 
 from torch import nn
 
-from lit_probsft.errors import UserError
+from lit_probsft.errors import UserError, first_line
 from lit_probsft.parallel.seeds import run_seed
-from lit_probsft.storage.adapter_folder import read_config
+from lit_probsft.storage.adapter_folder import CONFIG, read_config
 
 if TYPE_CHECKING:
     from transformers import PreTrainedModel
@@ -74,14 +76,17 @@ class LoRA:
         """
         config = read_config(folder, argument)
         targets = config.get("target_modules") or "all-linear"
-        return cls(
-            r=config["r"],
-            alpha=float(config["lora_alpha"]),
-            target_modules=targets if isinstance(targets, str) else sorted(targets),
-            dora=bool(config.get("use_dora")),
-            rslora=bool(config.get("use_rslora")),
-            modules_to_save=sorted(config.get("modules_to_save") or []),
-        )
+        try:
+            return cls(
+                r=operator.index(config["r"]),
+                alpha=float(config["lora_alpha"]),
+                target_modules=targets if isinstance(targets, str) else sorted(targets),
+                dora=bool(config.get("use_dora")),
+                rslora=bool(config.get("use_rslora")),
+                modules_to_save=sorted(config.get("modules_to_save") or []),
+            )
+        except (KeyError, TypeError, ValueError) as error:
+            raise UserError(argument, f"{Path(folder) / CONFIG} has wrong contents: {first_line(error)}") from error
 
     @property
     def scaling(self) -> float:

@@ -1,4 +1,4 @@
-"""Pretrained models from the hub or a folder."""
+"""Pretrained models from the hub, a folder or a GGUF file."""
 
 from __future__ import annotations
 
@@ -16,7 +16,14 @@ from typing_extensions import override
 from lit_probsft.data.tokens.tokenizers import read_tokenizer
 from lit_probsft.errors import UserError
 from lit_probsft.model.adapters import merge_adapters, stored_transposed
-from lit_probsft.model.loading import check_complete, check_model_path, report_load_errors
+from lit_probsft.model.loading import (
+    check_complete,
+    check_model_path,
+    gguf_options,
+    read_config_of,
+    read_gguf,
+    report_load_errors,
+)
 from lit_probsft.model.lora import LoRA
 from lit_probsft.model.lora_injection import inject_adapters
 from lit_probsft.model.quantization import Quantization, check_installed, loading_options, quiet, without_repacking
@@ -24,6 +31,7 @@ from lit_probsft.model.source import DTypeName, ModelSource, ready_to_train
 from lit_probsft.model.vocabulary import extend_vocabulary, grow_vocabulary, new_tokens, rows_needed
 from lit_probsft.parallel.sharding import Sharding
 from lit_probsft.storage.adapter_folder import adapters_at, is_adapter_folder, read_config
+from lit_probsft.storage.gguf import gguf_at
 from lit_probsft.storage.hub import model_commit, warn_of_code
 
 if TYPE_CHECKING:
@@ -32,10 +40,10 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class PretrainedCausalLM(ModelSource):
-    """A model from the hub or a local folder in Hugging Face's format.
+    """A model from the hub, a local folder in Hugging Face's format, or a GGUF file, which is dequantized.
 
     Args:
-        model_name_or_path: hub id or folder.
+        model_name_or_path: hub id, folder, GGUF file, or `ORG/REPOSITORY/FILE.gguf` for such a file on the hub.
         revision: branch, tag or commit on the hub; for adapters, their own revision, since they name that of their
             base.
         dtype: of the weights; `auto` is float32, the master weights, unless the trainer's precision is `bf16-true`.
@@ -106,20 +114,30 @@ class PretrainedCausalLM(ModelSource):
         grow = partial(grow_vocabulary, rows=rows_needed(tokens)) if tokens else None
         if self.trust_remote_code:
             warn_of_code("model.model.trust_remote_code", name, self.revision)
+        revision = self.commit or self.revision or "main"
+        file: dict[str, Any] = {"revision": revision, "trust_remote_code": self.trust_remote_code}
+        place, stored = name, None
+        if (gguf := gguf_at(name)) is not None:
+            sharding = None  # transformers reads the whole file; the caller shards the model
+            place, stored = gguf.place, read_gguf(gguf, revision, wanted, self.quantization)
+            file |= {"gguf_file": gguf.file}
         with report_load_errors(name, self.revision):
+            config = read_config_of(place, **file)
+            stored = stored or config.dtype
             reading: Any = contextlib.nullcontext({}) if sharding is None else sharding.loading(grow)
             with reading as options, quiet():
                 model, loaded = AutoModelForCausalLM.from_pretrained(
-                    name,
-                    revision=self.commit or self.revision or "main",
+                    place,
+                    config=config,
                     dtype=wanted,
                     attn_implementation=self.attn_implementation,
-                    trust_remote_code=self.trust_remote_code,
                     output_loading_info=True,
-                    **loading_options(self.quantization, wanted),
+                    **file,
+                    **(loading_options(self.quantization, wanted) if gguf is None else gguf_options()),
                     **options,
                 )
             check_complete(name, loaded)
+        model.config.dtype = stored or wanted  # in which it is exported
         extend_vocabulary(model, tokens, sharding)
         return ready_to_train(without_repacking(model), self.gradient_checkpointing, self.compile)
 

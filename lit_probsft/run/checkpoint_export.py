@@ -71,6 +71,7 @@ def export_checkpoint(
     overwrite: bool = False,
     form: Literal["merged", "adapter"] | None = None,
     base: str | None = None,
+    dtype: torch.dtype | None = None,
 ) -> None:
     """Write the Hugging Face folder of a checkpoint that `fit` wrote.
 
@@ -80,6 +81,7 @@ def export_checkpoint(
         overwrite: replace an existing folder. Only an exported model or an empty folder is replaced.
         form: what to write for a run with adapters; None follows its `lora.export`.
         base: where the base model of the adapters is now, if it has moved.
+        dtype: of the written weights; None is that of the base model.
 
     Raises:
         UserError: the checkpoint is missing, damaged or not written by `fit`; its base model is missing or a different
@@ -111,11 +113,11 @@ def export_checkpoint(
             check_adapter_export(lora, None if described is None else described["kind"], "--adapter", name, revision)
         source = None if described is None else PretrainedCausalLM(**known)
         source = PretrainedCausalLM(base) if base is not None else source
-        write_adapters(out, shell, weights, entry["tokenizer"], card, lora, source)
+        write_adapters(out, shell, weights, entry["tokenizer"], card, lora, source, dtype)
         return
     if described is not None:
         weights = {**_base_weights(described, shell, base), **weights}
-    write_model(out, shell, weights, entry["tokenizer"], card, lora)
+    write_model(out, shell, weights, entry["tokenizer"], card, lora, dtype)
 
 
 def _shell(entry: Mapping[str, Any], checkpoint: Path) -> Any:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import copy
+import json
 import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -11,15 +12,16 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from lit_probsft.errors import first_line
+from lit_probsft.errors import UserError, first_line
 from lit_probsft.model import ModelSource
 from lit_probsft.model.adapters import belongs_to, is_adapter, merge_adapters, stored_transposed, write_adapter
 from lit_probsft.model.lora import LoRA
 from lit_probsft.model.quantization import dequantized, is_quantized, narrowest_dtype
 from lit_probsft.parallel.sharding import plain_class
 from lit_probsft.run.model_card import model_card
-from lit_probsft.storage.adapter_folder import is_adapter_folder
+from lit_probsft.storage.adapter_folder import CONFIG, is_adapter_folder
 from lit_probsft.storage.atomic import atomic_write, report_write_errors
+from lit_probsft.storage.gguf import gguf_at
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -36,7 +38,7 @@ def export_model(
     lora: LoRA | None = None,
     base: ModelSource | None = None,
 ) -> None:
-    """Write weights (safetensors), configuration, tokenizer, chat template and model card, in the dtype of the weights.
+    """Write weights (safetensors), configuration, tokenizer, chat template and model card; see `in_export_dtype`.
 
     The folder is written atomically: `out` is always complete.
 
@@ -75,6 +77,7 @@ def write_model(
     files: Mapping[str, str],
     card: Mapping[str, Any],
     lora: LoRA | None = None,
+    dtype: torch.dtype | None = None,
 ) -> None:
     """Write a whole model, with its adapters merged.
 
@@ -85,6 +88,7 @@ def write_model(
         files: of the tokenizer, see `tokenizer_files`.
         card: the facts for the model card.
         lora: the adapters among the weights.
+        dtype: of the written weights; see `in_export_dtype`.
     """
     whole = dict(weights) if lora is None else merge_adapters(weights, lora.scaling, stored_transposed(shell))
     tied = set(getattr(shell, "all_tied_weights_keys", None) or {})  # second names of other weights
@@ -92,6 +96,7 @@ def write_model(
     if lora is not None and lora.modules_to_save:  # they were widened for training
         dtype, modules = narrowest_dtype(kept.values()), lora.saved_modules(shell)
         kept = {name: value.to(dtype) if belongs_to(name, modules) else value for name, value in kept.items()}
+    kept = in_export_dtype(kept, dtype, shell.config)
     shell.to(next(iter(kept.values())).dtype)  # save_pretrained writes the dtype into the configuration
     _write_folder(out, lambda folder: shell.save_pretrained(folder, state_dict=kept), files, card)
 
@@ -104,6 +109,7 @@ def write_adapters(
     card: Mapping[str, Any],
     lora: LoRA,
     base: Any,
+    dtype: torch.dtype | None = None,
 ) -> None:
     """Write adapters alone, in peft's format.
 
@@ -115,20 +121,55 @@ def write_adapters(
         card: the facts for the model card.
         lora: the adapters.
         base: the source of the base weights; None where the model itself names it.
+        dtype: of the written weights; see `in_export_dtype`.
     """
+    whole = lora.saved_modules(model)
+    kept = {name: value for name, value in weights.items() if is_adapter(name) or belongs_to(name, whole)}
+    kept = in_export_dtype(kept, dtype, model.config)
 
     def save(folder: Path) -> None:
         targets = sorted({name.partition(".lora_")[0] for name in weights if is_adapter(name)})
-        whole = lora.saved_modules(model)
         config = lora.peft_config(model, targets)
         config.modules_to_save = whole or None
         config.base_model_name_or_path = getattr(base, "model_name_or_path", None) or model.name_or_path or None
         config.revision = getattr(base, "revision", None)
-        write_adapter(folder, weights, config, whole)
+        write_adapter(folder, kept, config)
         if model.generation_config is not None:
             model.generation_config.save_pretrained(folder)
 
     _write_folder(out, save, files, {**card, "adapter": True})
+
+
+def in_export_dtype(weights: Mapping[str, Tensor], asked: torch.dtype | None, config: Any) -> dict[str, Tensor]:
+    """The weights in the dtype in which they are exported.
+
+    This is the dtype that is asked for, otherwise that of the base model, which its configuration keeps, unless the
+    weights are narrower or do not fit. Rounding a trained model to fewer bits is what its base has been through too.
+
+    Args:
+        weights: by name.
+        asked: by the user.
+        config: of the model.
+
+    Raises:
+        UserError: weights are too large for the dtype that is asked for.
+    """
+    from lightning.pytorch.utilities import rank_zero_warn
+
+    stored = getattr(torch, str(config.dtype).removeprefix("torch."), None)
+    widest = max((value.element_size() for value in weights.values() if value.is_floating_point()), default=0)
+    if asked is None and (stored is None or stored.itemsize > widest):
+        return dict(weights)
+    dtype: torch.dtype = asked or stored
+    result = {name: value.to(dtype) if value.is_floating_point() else value for name, value in weights.items()}
+    for name, value in result.items():
+        if value.is_floating_point() and value.isinf().any() and not weights[name].isinf().any():
+            problem = f"{name} has values up to {float(weights[name].abs().max()):.3g}, too large for {dtype}"
+            if asked is not None:
+                raise UserError("--dtype", f"{problem}; bfloat16 has the range of float32")
+            rank_zero_warn(f"export: {problem}, the dtype of the base; the weights stay in {weights[name].dtype}")
+            return dict(weights)
+    return result
 
 
 def _write_folder(
@@ -158,6 +199,9 @@ def tokenizer_files(tokenizer: PreTrainedTokenizerBase) -> dict[str, str]:
 def loader_of(folder: Path) -> str:
     """The class method that loads an exported folder."""
     if is_adapter_folder(folder):
+        base = json.loads((folder / CONFIG).read_text(encoding="utf-8")).get("base_model_name_or_path")
+        if base and gguf_at(base) is not None:  # peft would look for a folder
+            return "lit_probsft.model.PretrainedCausalLM"
         return "peft.AutoPeftModelForCausalLM.from_pretrained"
     return "transformers.AutoModelForCausalLM.from_pretrained"
 

@@ -7,15 +7,17 @@ from pathlib import Path
 from typing import Any
 
 
-def card_facts(record: Mapping[str, Any], name: str) -> dict[str, Any]:
+def card_facts(record: Mapping[str, Any], name: str, step: int) -> dict[str, Any]:
     """What the model card says about a run.
 
     Args:
         record: the content of run.json.
         name: of the run.
+        step: the optimizer step after which the model is exported.
     """
     return {
         "name": name,
+        "step": step,
         "base_model": (record.get("model") or {}).get("name"),
         "objective": {k: v for k, v in (record.get("objective") or {}).items() if v is not None},
         "recipe": record.get("recipe"),
@@ -30,6 +32,10 @@ def _split_counts(report: Mapping[str, Any]) -> dict[str, Any]:
     return {
         split: {k: facts[k] for k in wanted if k in facts} for split, facts in report.items() if isinstance(facts, dict)
     }
+
+
+def _after(facts: Mapping[str, Any]) -> str:
+    return "" if facts.get("step") is None else f"; after optimizer step {facts['step']}"
 
 
 def model_card(facts: Mapping[str, Any]) -> str:
@@ -54,8 +60,10 @@ def model_card(facts: Mapping[str, Any]) -> str:
     lines = ["---", yaml.safe_dump(front, sort_keys=False).strip(), "---", ""]
     lines += [f"# {facts.get('name', 'Fine-tuned model')}", ""]
     kind = "Adapters of" if adapter else "Fine-tuned from"
-    lines += [f"{kind} {base or 'an unknown model'} with lit_probsft; objective **{name}**.", ""]
-    if adapter:
+    lines += [f"{kind} {base or 'an unknown model'} with lit_probsft; objective **{name}**{_after(facts)}.", ""]
+    if adapter and base and base.endswith(".gguf"):
+        lines += ["`lit_probsft.model.PretrainedCausalLM` loads them together with that model, a GGUF file.", ""]
+    elif adapter:
         lines += ["`peft.AutoPeftModelForCausalLM.from_pretrained` loads them together with that model.", ""]
     for title, key in (
         ("Objective", "objective"),

@@ -40,7 +40,7 @@ class ModelExports(Callback):
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         exists = trainer.strategy.broadcast(self.run.hf.exists())
         if self.when in ("final", "every") or (self.when == "best" and not exists):
-            self._export(trainer, self.run.hf)
+            self._export(trainer, self.run.hf, trainer.global_step)
             if trainer.is_global_zero:
                 self.record.note_exported(trainer.global_step)
 
@@ -63,11 +63,11 @@ class ModelExports(Callback):
     def on_saved(self, trainer: L.Trainer, step: int, best: bool) -> None:
         """Called after a checkpoint is saved."""
         if self.when == "best" and best:
-            self._export(trainer, self.run.hf)
+            self._export(trainer, self.run.hf, step)
             if trainer.is_global_zero:
                 self.record.note_exported(step)
         elif self.when == "every":
-            self._export(trainer, self.run.hf_step(step))
+            self._export(trainer, self.run.hf_step(step), step)
 
     def on_resumed(self, trainer: L.Trainer, checkpoints: dict[int, Path], best: int) -> None:
         """Called when a run resumes: exports what is missing if the run ended between a checkpoint and its export."""
@@ -87,7 +87,7 @@ class ModelExports(Callback):
                 if self.when == "best":
                     self.record.note_exported(step)
 
-    def _export(self, trainer: L.Trainer, out: Path) -> None:
+    def _export(self, trainer: L.Trainer, out: Path, step: int) -> None:
         """All ranks call this; rank 0 writes."""
         module = trainer.lightning_module
         assert isinstance(module, ProbSFTModule)
@@ -99,7 +99,7 @@ class ModelExports(Callback):
                     module.model,
                     datamodule_of(trainer).tokenizer,
                     out,
-                    card=card_facts(self.record.content, self.run.path.name),
+                    card=card_facts(self.record.content, self.run.path.name, step),
                     weights=weights,
                     lora=module.lora,
                     base=module.source,
@@ -112,7 +112,7 @@ class ModelExports(Callback):
     @override
     def on_save_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
         assert isinstance(pl_module, ProbSFTModule)
-        card = card_facts(self.record.content, self.run.path.name)
+        card = card_facts(self.record.content, self.run.path.name, trainer.global_step)
         checkpoint[CHECKPOINT_KEY] = checkpoint_entry(
             pl_module.model,
             datamodule_of(trainer).tokenizer,

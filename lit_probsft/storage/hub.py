@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from lit_probsft.errors import UserError, near_matches
+from lit_probsft.storage.gguf import gguf_at
 
 _FILES = ("config.json", "tokenizer_config.json")
 _SUFFIXES = (".ckpt", ".pt", ".safetensors", ".gguf")
@@ -22,7 +23,7 @@ def missing_folder(place: str) -> tuple[bool, str]:
     the default folder of all runs, or with the suffix of a checkpoint or of weights is a path.
     """
     path = Path(place).expanduser()
-    if path.is_dir():
+    if path.is_dir() or gguf_at(place) is not None:
         return False, ""
     names = [entry.name for entry in path.parent.iterdir()] if "/" in place and path.parent.is_dir() else []
     hint = near_matches(path.name, names)
@@ -109,9 +110,11 @@ def model_commit(place: str, revision: str | None = None) -> str | None:
     """
     from transformers.utils import cached_file
 
-    for name in (*_FILES, "adapter_config.json"):
+    gguf = gguf_at(place)
+    repository, files = (place, (*_FILES, "adapter_config.json")) if gguf is None else (gguf.place, (gguf.file,))
+    for name in files:
         try:
-            path = cached_file(place, name, revision=revision or "main")
+            path = cached_file(repository, name, revision=revision or "main")
         except (OSError, ValueError):  # reported when the model or the tokenizer is loaded
             continue
         if match := _SNAPSHOT.search(Path(path or "").as_posix()):

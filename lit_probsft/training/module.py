@@ -246,6 +246,10 @@ class ProbSFTModule(L.LightningModule):
     # --- evaluation
 
     @override
+    def on_predict_start(self) -> None:
+        self.generation.report_unused(self.model)
+
+    @override
     def on_predict_batch_start(self, batch: Any, batch_idx: int, dataloader_idx: int = 0) -> None:
         # Sampled answers do not depend on earlier ones either. Ranks have different documents, or the same replica.
         torch.manual_seed(derived_seed(self.seed, *batch["documents"].tolist()))

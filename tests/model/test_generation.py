@@ -54,6 +54,22 @@ def test_at_temperature_zero_answers_are_greedy_whatever_generation_config_says(
     assert made.generation_config is kept
 
 
+def test_no_field_of_generation_config_changes_greedy_answers() -> None:
+    plain, fields = model(), set(GenerationConfig().to_dict()) - {"eos_token_id", "pad_token_id", "bos_token_id"}
+    expected = most_likely(plain, 3)
+    for value in (3, True, [5], 0.5):
+        for name in fields:
+            setattr(plain.generation_config, name, value)
+        assert answers(plain, Generation(3)) == expected
+
+
+def test_fields_that_are_not_used_are_named(caplog: pytest.LogCaptureFixture) -> None:
+    made = model(repetition_penalty=1.1, no_repeat_ngram_size=3, do_sample=True, temperature=0.6, eos_token_id=258)
+    with caplog.at_level("INFO"):
+        Generation(3).report_unused(made)
+    assert "generation_config.json: repetition_penalty 1.1, no_repeat_ngram_size 3 are not used" in caplog.text
+
+
 def test_sampling_uses_temperature_and_top_p_alone() -> None:
     flat = tiny.model().eval()  # nearly uniform over 259 tokens
     flat.generation_config = GenerationConfig(top_k=1, repetition_penalty=9.0)

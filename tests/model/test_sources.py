@@ -16,6 +16,7 @@ from lit_probsft.head.layer import HeadRequest, ObjectiveHead
 from lit_probsft.model import PretrainedCausalLM, RandomCausalLM
 from lit_probsft.model.forward import forward_with_objective, install_head
 from lit_probsft.objectives import NLL, LabelSmoothing, Objective
+from lit_probsft.run.export import in_export_dtype
 from tests import tiny
 
 GPT2 = {
@@ -209,3 +210,32 @@ def test_a_model_that_cannot_be_loaded_gives_a_message_of_one_line(source: Any, 
     with pytest.raises(UserError, match=words) as caught:
         source.load(None, torch.float32)
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("base", "asked", "expected"),
+    [
+        ("bfloat16", None, torch.bfloat16),
+        ("float16", None, torch.float16),
+        ("float32", None, torch.float32),
+        ("bfloat16", torch.float32, torch.float32),
+    ],
+)
+def test_an_export_has_the_dtype_of_the_base_unless_another_is_asked_for(
+    tmp_path: Path, base: str, asked: torch.dtype | None, expected: torch.dtype
+) -> None:
+    built("llama", getattr(torch, base)).save_pretrained(tmp_path / "base")
+    model = PretrainedCausalLM(str(tmp_path / "base")).load(None, torch.float32)
+    assert {p.dtype for p in model.parameters()} == {torch.float32}
+    weights = in_export_dtype(model.state_dict(), asked, model.config)
+    assert {value.dtype for value in weights.values()} == {expected}
+
+
+def test_weights_that_do_not_fit_a_dtype_are_not_rounded_to_infinity() -> None:
+    model = built("llama", torch.float32)
+    weights = {"a": torch.tensor([1.0, 1e6])}
+    with pytest.raises(UserError, match="--dtype: a has values up to 1e.06, too large for torch.float16"):
+        in_export_dtype(weights, torch.float16, model.config)
+    model.config.dtype = torch.float16  # of the base, which was not asked for
+    with pytest.warns(match="too large for torch.float16"):
+        assert in_export_dtype(weights, None, model.config)["a"].dtype == torch.float32

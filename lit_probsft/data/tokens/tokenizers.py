@@ -14,6 +14,7 @@ from typing import Any
 from typing_extensions import override
 
 from lit_probsft.errors import UserError, first_line, near_matches
+from lit_probsft.storage.gguf import check_gguf, gguf_at
 from lit_probsft.storage.hub import missing_folder, model_commit, refused_code, warn_of_code
 
 PAD, TURN_START, TURN_END = "<|pad|>", "<|im_start|>", "<|im_end|>"
@@ -68,7 +69,7 @@ class PretrainedTokenizer(TokenizerSource):
     """The tokenizer of a model on the hub or in a local folder.
 
     Args:
-        name_or_path: hub id or folder.
+        name_or_path: hub id, folder or GGUF file.
         revision: branch, tag or commit on the hub.
         trust_remote_code: execute the repository's own code.
         pad_token: an existing token to pad with, instead of the tokenizer's own. If the tokenizer has none,
@@ -106,11 +107,19 @@ def read_tokenizer(name_or_path: str, revision: str | None = None, trust_remote_
     if local:
         raise UserError("name_or_path", f"no such folder: {name_or_path!r}.{hint}")
     name = str(path) if path.exists() else name_or_path
+    gguf = gguf_at(name_or_path)
     if trust_remote_code:
         warn_of_code("trust_remote_code", name, revision)
     try:
         revision = model_commit(name, revision) or revision or "main"
-        tokenizer = AutoTokenizer.from_pretrained(name, revision=revision, trust_remote_code=trust_remote_code)
+        if gguf is not None:
+            check_gguf(gguf, revision)
+        place, options = (name, {}) if gguf is None else (gguf.place, {"gguf_file": gguf.file})
+        tokenizer = AutoTokenizer.from_pretrained(
+            place, revision=revision, trust_remote_code=trust_remote_code, **options
+        )
+    except UserError:
+        raise
     except Exception as error:  # a missing file, a refused connection and a broken file share no base class
         if (base := _base_of_adapters(name, revision)) is not None:
             return read_tokenizer(*base, trust_remote_code)
@@ -120,7 +129,8 @@ def read_tokenizer(name_or_path: str, revision: str | None = None, trust_remote_
         raise refused_code(error, "trust_remote_code", name, revision) or UserError(
             "name_or_path", f"expected a folder or a hub id that holds a tokenizer, got {name_or_path!r}{why}{hint}"
         ) from error
-    setattr(tokenizer, _STOPS_ATTRIBUTE, _stops_of_model(tokenizer, name, revision))
+    stops = _stops_of_model(tokenizer, name, revision) if gguf is None else ()
+    setattr(tokenizer, _STOPS_ATTRIBUTE, stops)
     return tokenizer
 
 
@@ -135,9 +145,13 @@ def _stops_of_model(tokenizer: Any, name: str, revision: str) -> tuple[str, ...]
 
     try:
         ids = GenerationConfig.from_pretrained(name, revision=revision).eos_token_id
-    except (OSError, ValueError):
+        texts = tokenizer.convert_ids_to_tokens(ids if isinstance(ids, list) else [] if ids is None else [ids])
+    except OSError:
         return ()
-    texts = tokenizer.convert_ids_to_tokens(ids if isinstance(ids, list) else [] if ids is None else [ids])
+    except Exception as error:  # what transformers raises for wrong contents has no common base class
+        raise UserError(
+            "name_or_path", f"the generation_config.json of {name!r} has wrong contents: {first_line(error)}"
+        ) from error
     return tuple(text for text in texts if text)
 
 
