@@ -89,7 +89,7 @@ class Probe(ProbSFTModule):
 
     @override
     def validation_step(self, batch: dict[str, Any], batch_idx: int, dataloader_idx: int = 0) -> dict[str, Tensor]:
-        output = token_statistics(self.model, batch, {"log_complement", "entropy"})
+        output = token_statistics(self.model, batch, {"log_complement", "entropy", "top_token"})
         self.survey.update(batch, output)
         self.calibrated.update(output)
         self.histogram.update(output.log_probs, output.log_complement)
