@@ -20,6 +20,7 @@ from lit_probsft.training.callbacks import ProgressBar
 from lit_probsft.training.fitting import ignore_sources
 from lit_probsft.training.metrics import Calibration, ProbHistogram
 from lit_probsft.training.module import ProbSFTModule
+from lit_probsft.training.optim import Schedule
 from lit_probsft.training.probing import token_statistics, training_documents
 
 
@@ -105,7 +106,7 @@ class ProbeCLI(ProbSFTCLI):
     """Reads a configuration as `validate` does, and validates a `Probe` of its model.
 
     Attributes:
-        objective: the configuration's.
+        objective, schedule: the configuration's.
         result: the content of capability.json; set by the command, on rank 0.
     """
 
@@ -130,6 +131,7 @@ class ProbeCLI(ProbSFTCLI):
         with ignore_sources():  # an objective may name the capability.json that this command is about to write
             super().instantiate_classes()
         self.objective: Objective = self.model.objective
+        self.schedule: Schedule = self.model.schedule
         self.model, self.datamodule = Probe(self.model, self.datamodule, self.config[self.command].sample), None
 
     @override

@@ -2,25 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
 
 _CONTEXT = 40, 12
 """Tokens before and after a token in `text_around`."""
-
-
-def text_around(ids: Sequence[int], at: int, tokenizer: Any) -> tuple[str, str, str]:
-    """The text before token `at` of a document, of the token itself, and after it."""
-    parts = ids[max(at - _CONTEXT[0], 0) : at], ids[at : at + 1], ids[at + 1 : at + 1 + _CONTEXT[1]]
-    before, token, after = (decode(part, tokenizer) for part in parts)
-    return before, token, after
-
-
-def decode(ids: Sequence[int], tokenizer: Any) -> str:
-    """The text of tokens, special ones included."""
-    return str(tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False))
 
 
 class FollowedTokens:
@@ -77,7 +64,11 @@ class FollowedTokens:
     def text_around(self, slot: int, tokenizer: Any) -> tuple[str, str, str]:
         """The text before a followed token, of the token itself, and after it."""
         document, at = self._place(slot)
-        return text_around(self._documents[document][0].tolist(), at, tokenizer)
+        ids = self._documents[document][0].tolist()
+        parts = ids[max(at - _CONTEXT[0], 0) : at], ids[at : at + 1], ids[at + 1 : at + 1 + _CONTEXT[1]]
+        options = {"skip_special_tokens": False, "clean_up_tokenization_spaces": False}
+        before, token, after = (tokenizer.decode(part, **options) for part in parts)
+        return before, token, after
 
     def _place(self, slot: int) -> tuple[int, int]:
         """Document and position of a followed token."""
