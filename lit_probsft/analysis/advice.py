@@ -168,7 +168,7 @@ def advise(beliefs: Beliefs, command: Command) -> dict[str, Any]:
     """`objective` (None if no single objective is best), `case`, `reason` and `commands`."""
     case, wrong = beliefs.case, beliefs.wrong
     measured = f"mean p {beliefs.mean_prob:.3f} over the supervised tokens, {beliefs.share_above:.1%} of them above .55"
-    measured += f"; confidence {beliefs.confidence:.3f}"
+    measured += f"; confidence {beliefs.confidence:.3f}, {beliefs.ignorant:.1%} ignorant"
     look = f"About {wrong} of {beliefs.rows} rows contradict the model: check the first rows of {EXAMPLES}."
     if case in ("ignorant", "opposed"):
         knows = (

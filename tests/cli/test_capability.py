@@ -110,8 +110,7 @@ def test_the_command_measures_what_a_plain_loop_measures(
     assert result["quantiles"]["0.1"]["log_odds"] == result["permilles"][99]
     assert result["quantiles"]["0.5"]["prob"] == pytest.approx(1 / (1 + math.exp(-result["permilles"][499])))
     assert result["share_above_0.55"] == pytest.approx((together["p"] > 0.55).mean())
-    low, high = result["interval"]
-    assert low < result["mean_prob"] < high
+    assert result["interval"] is None  # of 24 rows
 
     first = np.mean([tokens["p"][0] for tokens in by_document])
     assert result["by_position"][0]["mean_prob"] == pytest.approx(first, rel=1e-5)
@@ -322,7 +321,7 @@ def test_the_pilots_run_as_printed(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     *_, command = result["advice"]["commands"]
     assert "--name mine-pilot-running" in command
     cli = main(shlex.split(command)[3:])
-    assert cli.trainer.global_step == whole  # the run is shorter than a pilot's 20 steps
+    assert cli.trainer.global_step == 6  # the whole run, which is shorter than the 20 steps of a pilot
     assert cli.model.objective_state.capability.mean_prob == result["mean_prob"]
     assert "val/accuracy" in cli.trainer.callback_metrics
 
