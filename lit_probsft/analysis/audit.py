@@ -16,8 +16,8 @@ from lit_probsft.analysis.noise import NoiseEstimate, RowStatistics, estimate_no
 from lit_probsft.analysis.survey import STATISTICS
 from lit_probsft.data.batches.store import Documents
 
-_SHOWN = 12
-"""Tokens of the label that are shown from the first contradiction on."""
+_SHOWN = 40, 12
+"""Tokens that are shown before the first contradiction of a row, and of the label from there on."""
 
 
 @dataclasses.dataclass(frozen=True)
@@ -102,7 +102,11 @@ class Audit:
             return dict.fromkeys(("before", "label", "model"), "")
         ids, labels = self.documents[index]
         at = int(np.flatnonzero(labels[1:] >= 0)[position - 1]) + 1
-        parts = {"before": ids[max(at - _SHOWN, 0) : at], "label": ids[at : at + _SHOWN], "model": np.array([token])}
+        parts = {
+            "before": ids[max(at - _SHOWN[0], 0) : at],
+            "label": ids[at : at + _SHOWN[1]],
+            "model": np.array([token]),
+        }
         return {name: self.decode(part.tolist()) for name, part in parts.items()}
 
     @staticmethod

@@ -60,7 +60,7 @@ def _map(axes: Axes, result: dict[str, Any], audit: Audit) -> None:
     mean = result["mean_prob"]
     axes.plot(result["confidence"], mean, "D", color=_GREEN, label=f"all tokens: {mean:.3f}")
     axes.set(xlim=(0, 1), ylim=(0, 1), xlabel="mean p of the model's first choice (confidence)", ylabel="mean p")
-    axes.legend(loc="upper left", bbox_to_anchor=(0, 0.62), frameon=True)
+    axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=3)
     paper = axes.twinx()
     ranges = [(sum(ends) / 2, name.split(": ")[1]) for name, ends in PAPER["mean_prob"].items()]
     paper.set(ylim=(0, 1))

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from lit_probsft.analysis.advice import PAPER, Command, advise, check_sample, compare, level, warnings
+from lit_probsft.analysis.advice import EXAMPLES, PAPER, Command, advise, check_sample, compare, level, warnings
 from lit_probsft.analysis.audit import Audit
 from lit_probsft.analysis.survey import FEWEST_ROWS, clustered_interval, means
 from lit_probsft.data.batches.store import Documents
@@ -183,8 +183,8 @@ def in_words(result: dict[str, Any]) -> list[str]:
         f"nats, calibration error {result['calibration']['error']:.3f}",
         f"belief   confidence {result['confidence']:.3f} (mean p of the model's own first choice); ignorant of "
         f"{result['ignorant']:.1%} of the tokens, contradicted by {result['contradicted']:.1%}",
-        f"noise    wrong rows: {wrong}; {noise['contradicted_rows']} rows have a contradicted token. Those to check "
-        "first stand at the top of capability_examples.csv",
+        f"noise    wrong rows: {wrong}; {noise['contradicted_rows']} rows have a contradicted token. Check the first rows "
+        f"of {EXAMPLES}",
         f"p        quantiles {shown}; {result['share_above_0.55']:.1%} above .55",
         "paper    mean p " + ", ".join(f"{k} {low:.2f} to {high:.2f}" for k, (low, high) in PAPER["mean_prob"].items()),
     ]
