@@ -181,10 +181,10 @@ def in_words(result: dict[str, Any]) -> list[str]:
         f"mean p   {result['mean_prob']:.4f}, {band}; {part}, {result['tokens']} tokens; level: {result['level']}",
         f"         nll {result['nll']:.3f} nats, accuracy {result['accuracy']:.3f}, entropy {result['entropy']:.3f} "
         f"nats, calibration error {result['calibration']['error']:.3f}",
-        f"belief   confidence {result['confidence']:.3f} (mean p of the model's own first choice); ignorant of "
-        f"{result['ignorant']:.1%} of the tokens, contradicted by {result['contradicted']:.1%}",
-        f"noise    wrong rows: {wrong}; {noise['contradicted_rows']} rows have a contradicted token. Check the first rows "
-        f"of {EXAMPLES}",
+        f"belief   confidence {result['confidence']:.3f} (mean p of the most probable token); of the tokens, "
+        f"{result['ignorant']:.1%} are ignorant and {result['contradicted']:.1%} contradicted",
+        f"noise    rows that seem wrong: {wrong}; rows with a contradicted token: {noise['contradicted_rows']}. "
+        f"Check the first rows of {EXAMPLES}",
         f"p        quantiles {shown}; {result['share_above_0.55']:.1%} above .55",
         "paper    mean p " + ", ".join(f"{k} {low:.2f} to {high:.2f}" for k, (low, high) in PAPER["mean_prob"].items()),
     ]

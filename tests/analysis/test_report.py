@@ -156,9 +156,7 @@ def test_the_page_shows_any_capability_json(run: Path, tmp_path: Path, content: 
     assert "Missing" not in shown
     if content is CAPABILITY:
         assert "model contradicts most" in shown
-        assert ["I am <i>sorry"] == [
-            b.text for b in page.iter("b") if b.get("class") == "loss" and b.text[:4] == "I am"
-        ]
+        assert "I am <i>sorry" in [element.text for element in page.iter("b")]
         for word in ("Nothing prevails <i>.", "python -m x", "<b>maths", "0.99998", "by_position"):
             assert word in shown, word
 
