@@ -316,10 +316,11 @@ def test_the_advice_follows_what_the_model_believes_of_the_rows_that_it_agrees_w
 def test_the_pilots_run_as_printed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(Beliefs, "case", "intermediate")
     path = config(tmp_path, model__model=MODEL, data__validation=None)
-    main(["capability", "--config", str(path), "--name", "mine", "--data.batch_size=4"])
+    main(["capability", "--config", str(path), "--name", "mine", "--data.batch_size=4", "--model.schedule.warmup=100"])
     result = json.loads((tmp_path / "runs" / "mine" / "capability.json").read_text())
     *_, command = result["advice"]["commands"]
     assert "--name mine-pilot-running" in command
+    assert "--model.schedule.warmup 0.1" in command
     cli = main(shlex.split(command)[3:])
     assert cli.trainer.global_step == 6  # the whole run, which is shorter than the 20 steps of a pilot
     assert cli.model.objective_state.capability.mean_prob == result["mean_prob"]
