@@ -48,6 +48,26 @@ DEAD = 0.05
 BANDS = {"weak": (0.0, 0.10), "intermediate": (0.45, 0.65), "strong": (0.75, 1.0)}
 """Mean p of each level, both ends included; the stretches in between are the level `between`."""
 
+CONFIDENT = BANDS["intermediate"][1]
+"""The model has a firm view of its own from this mean p of its first choice on: the end of the intermediate band."""
+
+AGREES = 0.95
+"""Share of its confidence that the model gives to the labels where it agrees with them. What keeps mean p below the
+strong band is then doubt, not disagreement, and -p pulls hard on doubtful tokens. Right copies reach .97 or more, long
+answers written by people about .8."""
+
+MOSTLY_IGNORANT = 0.5
+"""With more ignorant tokens than this, NLL: the label's p is then mostly below .3, where -p pulls least."""
+
+MOST_WRONG = 0.8
+"""If more of the rows than this contradict the model, too few agree with it to say that it knows the task."""
+
+PILOT_STEPS = 20
+"""Optimizer steps that a pilot has at least, unless the whole run is shorter: after a handful, of which the warm-up is
+a part, objectives hardly differ."""
+
+EXAMPLES = "capability_examples.csv"
+
 
 def level(mean_prob: float) -> str:
     """`weak`, `intermediate` or `strong` if mean p is in that band, otherwise `between`."""
@@ -103,34 +123,91 @@ class Command:
         return [self.fit(f"pilot-{k}", "--model.objective", *words, *self.pilot) for k, words in objectives.items()]
 
 
-def advise(mean_prob: float, share_above: float, command: Command) -> dict[str, Any]:
-    """`objective` (None if no single objective is best), `reason` and `commands`."""
-    measured = f"mean p {mean_prob:.3f} over the supervised tokens, {share_above:.1%} of them above .55"
-    if level(mean_prob) == "weak":
-        return {
-            "objective": "NLL",
-            "reason": f"{measured}: the model knows little. NLL pulls hardest where p is small; objectives that trust "
-            "the model hardly pull there. In the paper, NLL learns figlet puzzles (.01 to .07) and -p does not learn "
-            "them at all.",
-            "commands": [command.fit("nll", "--model.objective", "NLL")],
-        }
-    if level(mean_prob) == "strong":
-        return {
-            "objective": "NegP",
-            "reason": f"{measured}: the model knows most of it, so tokens that it finds unlikely are often noise. In "
-            "the paper, -p wins on math (.76 to .81): 10.56 against 6.49 with NLL for LLaMA-3.1-8B, 32.75 against "
-            "17.00 for Qwen2.5-Math-1.5B.",
-            "commands": [command.fit("neg-p", "--model.objective", "NegP")],
-        }
-    where = "in the intermediate band" if level(mean_prob) == "intermediate" else "between the paper's bands"
-    return {
-        "objective": None,
-        "reason": f"{measured}: {where}, where no single objective is best. In the paper's medical runs (.50 to .59), "
-        "NLL and -p differ by at most 1.7 points, in either direction. Run the short pilots and choose by correct "
-        "answers on held-out rows (`predict`) or by val/accuracy, not by val/loss, which cannot be compared between "
-        "objectives. RunningPower adapts by itself, but has been tried on tiny models only.",
-        "commands": command.pilots(),
-    }
+@dataclass(frozen=True)
+class Beliefs:
+    """What the model believes of the training rows.
+
+    Attributes:
+        mean_prob: mean p of the labels, over all tokens.
+        share_above: share of tokens with p above .55.
+        confidence: mean p of the most probable token.
+        ignorant: share of tokens without a firm guess.
+        contradicted: share of tokens where the model firmly believes in another one.
+        rows: number of rows.
+        wrong: number of rows that are estimated to be wrong.
+        mean_prob_rest, confidence_rest: means over the other rows.
+    """
+
+    mean_prob: float
+    share_above: float
+    confidence: float
+    ignorant: float
+    contradicted: float
+    rows: int
+    wrong: int
+    mean_prob_rest: float
+    confidence_rest: float
+
+    @property
+    def case(self) -> str:
+        """`ignorant`, `opposed`, `agrees`, `contradicted`, or the `level` if none of these is clear."""
+        if level(self.mean_prob) == "weak" and self.confidence > CONFIDENT:
+            return "opposed"
+        if level(self.mean_prob) == "weak" or self.ignorant >= MOSTLY_IGNORANT:
+            return "ignorant"
+        if self.wrong > MOST_WRONG * self.rows:
+            return "between"
+        if level(self.mean_prob_rest) == "strong" or (
+            self.confidence_rest >= CONFIDENT and self.mean_prob_rest >= AGREES * self.confidence_rest
+        ):
+            return "contradicted" if self.wrong else "agrees"
+        return "between" if level(self.mean_prob) == "strong" else level(self.mean_prob)
+
+
+def advise(beliefs: Beliefs, command: Command) -> dict[str, Any]:
+    """`objective` (None if no single objective is best), `case`, `reason` and `commands`."""
+    case, wrong = beliefs.case, beliefs.wrong
+    measured = f"mean p {beliefs.mean_prob:.3f} over the supervised tokens, {beliefs.share_above:.1%} of them above .55"
+    measured += f"; confidence {beliefs.confidence:.3f}, {beliefs.ignorant:.1%} ignorant"
+    look = f"About {wrong} of {beliefs.rows} rows contradict the model: check the first rows of {EXAMPLES}."
+    if case in ("ignorant", "opposed"):
+        knows = (
+            "the model knows little. NLL pulls hardest where p is small; objectives that trust the model hardly pull "
+            "there. In the paper, NLL learns figlet puzzles (.01 to .07) and -p does not learn them at all."
+        )
+        if case == "opposed":
+            knows = (
+                "the model firmly believes something else almost everywhere. If the data are right, only NLL pulls "
+                f"there; first check the labels and the chat template: see the first rows of {EXAMPLES}."
+            )
+        objective, reason = "NLL", f"{measured}: {knows}"
+        commands = [command.fit("nll", "--model.objective", "NLL")]
+    elif case in ("agrees", "contradicted"):
+        knows = "the model knows most of it, so tokens that it finds unlikely are often noise."
+        if case == "contradicted":
+            knows = (
+                f"over the other rows mean p is {beliefs.mean_prob_rest:.3f}, so the model knows the task, and in the "
+                f"contradicted rows either the data or the model is wrong. {look} An objective that trusts the model "
+                "hardly learns these rows. If they are right and the model is wrong, use NLL."
+            )
+        objective = "NegP"
+        reason = (
+            f"{measured}: {knows} In the paper, -p wins on math (.76 to .81): 10.56 against 6.49 with NLL for "
+            "LLaMA-3.1-8B, 32.75 against 17.00 for Qwen2.5-Math-1.5B."
+        )
+        commands = [command.fit("neg-p", "--model.objective", "NegP")]
+    else:
+        where = "in the intermediate band" if case == "intermediate" else "between the paper's bands"
+        objective = None
+        reason = (
+            f"{measured}: {where}, where no single objective is best. In the paper's medical runs (.50 to .59), "
+            "NLL and -p differ by at most 1.7 points, in either direction. Run the short pilots and choose by correct "
+            "answers on held-out rows (`predict`) or by val/accuracy, not by val/loss, which cannot be compared "
+            "between objectives. RunningPower adapts by itself, but has been tried on tiny models only."
+            f"{' ' + look if wrong else ''}"
+        )
+        commands = command.pilots()
+    return {"objective": objective, "case": case, "reason": reason, "commands": commands}
 
 
 def weights(objective: Objective, counts: Tensor) -> dict[str, float] | None:

@@ -6,8 +6,12 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
 from lit_probsft.analysis.advice import BANDS, PAPER
+from lit_probsft.analysis.audit import Audit
 from lit_probsft.analysis.plotting import SERIES, chart_style
+from lit_probsft.analysis.survey import IGNORANT
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -16,12 +20,13 @@ _GREEN, _ORANGE, _BLUE, *_ = SERIES
 _GREY = "#777777"
 
 
-def draw_capability(result: dict[str, Any], bins: Sequence[tuple[float, int]], path: Path) -> None:
-    """Write a PNG with four charts: mean p and the paper's, p in log-odds, p by position, calibration.
+def draw_capability(result: dict[str, Any], bins: Sequence[tuple[float, int]], audit: Audit, path: Path) -> None:
+    """Write a PNG with four charts: the rows by confidence and mean p, p in log-odds, p by position, calibration.
 
     Args:
         result: the content of `capability.json`.
         bins: the center, in log-odds, and the number of tokens of each bin.
+        audit: the rows.
         path: file to write.
     """
     with chart_style(font_size=9):
@@ -29,7 +34,7 @@ def draw_capability(result: dict[str, Any], bins: Sequence[tuple[float, int]], p
 
         figure = Figure(figsize=(10, 7), layout="constrained")
         axes = figure.subplots(2, 2)
-        _levels(axes[0, 0], result)
+        _map(axes[0, 0], result, audit)
         _log_odds(axes[0, 1], result, bins)
         _positions(axes[1, 0], result)
         _calibration(axes[1, 1], result)
@@ -37,24 +42,29 @@ def draw_capability(result: dict[str, Any], bins: Sequence[tuple[float, int]], p
         figure.savefig(path, dpi=130, format="png")
 
 
-def _levels(axes: Axes, result: dict[str, Any]) -> None:
+def _map(axes: Axes, result: dict[str, Any], audit: Audit) -> None:
+    """The rows by what the model believes and how far the labels agree, with the bands of mean p."""
     for name, (low, high) in BANDS.items():
-        axes.axvspan(low, high, color=_GREY, alpha=0.15, lw=0)
-        axes.text(
-            (low + high) / 2, 1.03, name, ha="center", va="bottom", color=_GREY, transform=axes.get_xaxis_transform()
-        )
-    rows = {"this model": (result["mean_prob"], result["interval"] or [result["mean_prob"]] * 2, _BLUE)}
-    for name, (low, high) in PAPER["mean_prob"].items():
-        rows[f"paper, {name.split(': ')[1]}"] = ((low + high) / 2, [low, high], _ORANGE)
-    for place, (middle, (low, high), colour) in enumerate(rows.values()):
-        axes.plot([low, high], [place, place], color=colour, lw=3, solid_capstyle="round")
-        if colour == _BLUE:
-            axes.plot(middle, place, "o", color=colour)
-            axes.annotate(
-                f"{middle:.3f}", (middle, place), (0, 7), textcoords="offset points", ha="center", color=colour
-            )
-    axes.set(xlim=(0, 1), ylim=(len(rows) - 0.5, -0.7), xlabel="mean p over supervised tokens")
-    axes.set_yticks(range(len(rows)), list(rows))
+        axes.axhspan(low, high, color=_GREY, alpha=0.15, lw=0)
+        axes.text(0.01, (low + high) / 2, name, va="center", color=_GREY)
+    axes.axvspan(0, IGNORANT, color=_ORANGE, alpha=0.08, lw=0)
+    axes.text(IGNORANT / 2, 0.3, "does not know", ha="center", va="center", color=_ORANGE)
+    axes.text(0.85, 0.27, "knows and is\ncontradicted", ha="center", va="center", color=_ORANGE)
+    axes.text(0.55, 0.7, "agrees", ha="center", va="center", rotation=38, color=_GREEN)
+    axes.plot([0, 1], [0, 1], color=_GREY, lw=1)
+    wrong = np.isin(np.arange(len(audit.order)), audit.wrong)
+    for chosen, color, label in ((~wrong, _BLUE, "rows"), (wrong, _ORANGE, "rows to check")):
+        if chosen.any():
+            x, y = audit.per_row["confidence"][chosen], audit.per_row["mean_prob"][chosen]
+            axes.plot(x, y, ".", color=color, alpha=0.5, label=label)
+    mean = result["mean_prob"]
+    axes.plot(result["confidence"], mean, "D", color=_GREEN, label=f"all tokens: {mean:.3f}")
+    axes.set(xlim=(0, 1), ylim=(0, 1), xlabel="mean p of the model's first choice (confidence)", ylabel="mean p")
+    axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=3)
+    paper = axes.twinx()
+    ranges = [(sum(ends) / 2, name.split(": ")[1]) for name, ends in PAPER["mean_prob"].items()]
+    paper.set(ylim=(0, 1))
+    paper.set_yticks([middle for middle, _ in ranges], [f"paper, {name}" for _, name in ranges])
 
 
 def _log_odds(axes: Axes, result: dict[str, Any], bins: Sequence[tuple[float, int]]) -> None:

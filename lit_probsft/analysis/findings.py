@@ -7,14 +7,16 @@ import io
 import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from torch import Tensor
 
-from lit_probsft.analysis.advice import PAPER, Command, advise, check_sample, compare, level, warnings
-from lit_probsft.analysis.survey import clustered_interval, means
+from lit_probsft.analysis.advice import EXAMPLES, PAPER, Command, advise, check_sample, compare, level, warnings
+from lit_probsft.analysis.audit import Audit
+from lit_probsft.analysis.survey import FEWEST_ROWS, clustered_interval, means
 from lit_probsft.data.batches.store import Documents
 from lit_probsft.objectives import Objective
 from lit_probsft.training.fitting import Capability
@@ -22,7 +24,8 @@ from lit_probsft.training.metrics import ProbHistogram, share_above
 
 QUANTILES = (0.01, 0.05, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6, 0.7, 0.8, 0.9, 0.95, 0.99)
 _LISTED = 10
-"""Number of examples with the smallest and the largest mean p in the JSON; the CSV has all examples."""
+"""Number of examples with the smallest and the largest mean p, and of those contradicted most, in the JSON. The CSV has
+all examples."""
 
 
 @dataclass(frozen=True)
@@ -38,6 +41,7 @@ class Findings:
         streaming: whether the documents are the first rows of a stream.
         sources: names of the parts of a mixture.
         locate: maps a row of the mixture to the row of its part.
+        decode: the text of token ids.
     """
 
     sums: Mapping[str, NDArray[np.float64]]
@@ -48,6 +52,12 @@ class Findings:
     streaming: bool
     sources: Sequence[str]
     locate: Callable[[int], int]
+    decode: Callable[[Sequence[int]], str]
+
+    @cached_property
+    def audit(self) -> Audit:
+        """The rows that the model contradicts."""
+        return Audit(self.sums, self.documents, self.decode)
 
     def result(self, chosen: Objective, command: Command) -> dict[str, Any]:
         """The content of capability.json, except for the description of the run.
@@ -58,8 +68,8 @@ class Findings:
         """
         examples = self.sums["by_example"]
         rows = len(examples)
-        tokens, p, nll, correct, entropy = examples.sum(0).tolist()
-        mean = p / tokens
+        total = means(examples.sum(0, keepdims=True))[0]
+        mean = float(total.pop("mean_prob") or 0)
         interval = clustered_interval(examples[:, 0], examples[:, 1])
         capability = Capability.of(mean, self.counts)
         above = share_above(self.counts, 0.55)
@@ -68,7 +78,7 @@ class Findings:
             "mean_prob": mean,
             "interval": interval,
             "level": level(mean),
-            "advice": {**advise(mean, above, command), "warnings": warnings(compared)},
+            "advice": {**advise(self.audit.beliefs(above), command), "warnings": warnings(compared)},
             "sample": {
                 "rows": rows,
                 "of": self.total,
@@ -76,11 +86,9 @@ class Findings:
                 **check_sample(mean, interval, rows),
             },
             "rows": rows,
-            "tokens": int(tokens),
+            **total,
             "share_above_0.55": above,
-            "nll": nll / tokens,
-            "accuracy": correct / tokens,
-            "entropy": entropy / tokens,
+            "noise": self.audit.result(lambda index: {**self._example(index), **self.audit.texts(index)}, _LISTED),
             "quantiles": {str(q): _of_odds(capability.log_odds[round(1000 * q) - 1]) for q in QUANTILES},
             "calibration": {
                 "error": float(self.calibration["ece"]),
@@ -89,10 +97,10 @@ class Findings:
             "by_source": self._by_source(),
             "by_position": [
                 {"from": 2**k - 1, "to": 2 ** (k + 1) - 2, **entry}
-                for k, entry in enumerate(means(self.sums["by_position"], ("mean_prob", "accuracy")))
+                for k, entry in enumerate(means(self.sums["by_position"]))
                 if entry["tokens"]
             ],
-            "by_tenth": means(self.sums["by_tenth"], ("mean_prob", "accuracy")),
+            "by_tenth": means(self.sums["by_tenth"]),
             "by_example": self._by_example(),
             "objectives": compared,
             "paper": PAPER,
@@ -105,9 +113,9 @@ class Findings:
         return [(-ProbHistogram.EDGE + (index + 0.5) / 4, count) for index, count in enumerate(coarse)]
 
     def table(self) -> str:
-        """All examples, as CSV."""
+        """All examples as CSV, the ones that are most likely wrong first."""
         text = io.StringIO()
-        found = [self._example(index) for index in range(len(self.documents))]
+        found = [{**self._example(index), **self.audit.texts(index)} for index in self.audit.order.tolist()]
         writer = csv.DictWriter(text, list(found[0]), lineterminator="\n")
         writer.writeheader()
         writer.writerows(found)
@@ -116,10 +124,12 @@ class Findings:
     def _by_source(self) -> dict[str, Any]:
         found = {}
         for number, name in enumerate(self.sources):
-            chosen = self.sums["by_example"][self.documents.sources == number]
-            (entry,) = means(chosen.sum(0, keepdims=True), ("mean_prob", "nll", "accuracy", "entropy"))
+            of_source = np.asarray(self.documents.sources) == number
+            chosen = self.sums["by_example"][of_source]
+            (entry,) = means(chosen.sum(0, keepdims=True))
             interval = clustered_interval(chosen[:, 0], chosen[:, 1])
-            found[name] = {"rows": len(chosen), **entry, "interval": interval}
+            wrong = int(of_source[self.audit.wrong].sum())
+            found[name] = {"rows": len(chosen), **entry, "interval": interval, "wrong_rows": wrong}
         return found
 
     def _by_example(self) -> dict[str, Any]:
@@ -138,9 +148,9 @@ class Findings:
         if self.documents.sources is not None:
             source = {"source": self.sources[int(self.documents.sources[index])]}
             row = row if self.streaming else self.locate(row)
-        tokens, p, nll, *_ = self.sums["by_example"][index].tolist()
-        mean = {"mean_prob": p / tokens, "nll": nll / tokens} if tokens else {"mean_prob": None, "nll": None}
-        return {"row": row, **source, "tokens": int(tokens), **mean}
+        (entry,) = means(self.sums["by_example"][index : index + 1])
+        score = float(self.audit.estimate.scores[index])
+        return {"row": row, **source, **entry, "noise": None if math.isnan(score) else score}
 
 
 def _of_odds(odds: float) -> dict[str, float]:
@@ -151,22 +161,36 @@ def _of_odds(odds: float) -> dict[str, float]:
 def in_words(result: dict[str, Any]) -> list[str]:
     """The summary that `capability` prints."""
     sample, interval = result["sample"], result["interval"]
-    band = "no interval for one row" if interval is None else f"95 % interval {interval[0]:.4f} to {interval[1]:.4f}"
+    band = (
+        f"no interval below {FEWEST_ROWS} rows"
+        if interval is None
+        else f"95 % interval {interval[0]:.4f} to {interval[1]:.4f}"
+    )
     part = f"{result['rows']} rows" + (f" of {sample['of']}" if sample["drawn"] == "at random" else "")
     quantiles = {q: result["quantiles"][q] for q in ("0.1", "0.5", "0.9")}
     shown = ", ".join(
         f"{q}: {v['prob']:.4g}" if v["prob"] < 0.99 else f"{q}: 1 - {v['one_minus_prob']:.2g}"
         for q, v in quantiles.items()
     )
+    noise = result["noise"]
+    share, ends = noise["share_of_rows"], noise["interval"]
+    around = "" if ends is None else f", 95 % interval {ends[0]:.0%} to {ends[1]:.0%}"
+    wrong = "unknown" if share is None else f"about {noise['wrong_rows']} of {result['rows']} ({share:.0%}{around})"
     lines = [
         "",
         f"mean p   {result['mean_prob']:.4f}, {band}; {part}, {result['tokens']} tokens; level: {result['level']}",
         f"         nll {result['nll']:.3f} nats, accuracy {result['accuracy']:.3f}, entropy {result['entropy']:.3f} "
         f"nats, calibration error {result['calibration']['error']:.3f}",
+        f"belief   confidence {result['confidence']:.3f} (mean p of the most probable token); of the tokens, "
+        f"{result['ignorant']:.1%} are ignorant and {result['contradicted']:.1%} contradicted",
+        f"noise    rows that seem wrong: {wrong}; rows with a contradicted token: {noise['contradicted_rows']}. "
+        f"Check the first rows of {EXAMPLES}",
         f"p        quantiles {shown}; {result['share_above_0.55']:.1%} above .55",
         "paper    mean p " + ", ".join(f"{k} {low:.2f} to {high:.2f}" for k, (low, high) in PAPER["mean_prob"].items()),
     ]
-    if not sample["enough"]:
+    if interval is None:
+        lines.append(f"sample   too small: measure at least {FEWEST_ROWS} rows")
+    elif not sample["enough"]:
         more = f"; about {sample['rows_needed']} rows would be enough" if sample["rows_needed"] else ""
         lines.append(f"sample   too small: the interval reaches another level{more}")
     else:

@@ -142,10 +142,32 @@ def _capability(run: RunFolder) -> list[str]:
     picture = run.path / "capability.png"
     if picture.exists():
         body.append(figure(charts.embedded_png(picture), "The picture that capability has drawn.", wide=True))
+    body += _contradicted_rows(found.get("noise"))
     found.pop("permilles", None)  # 999 numbers, which the picture shows
     tables = {name: text for name, value in found.items() if (text := _table_of(value))}
     body.append(facts_table({name: value for name, value in found.items() if name not in tables}))
     return body + [f"<h3>{escape(name)}</h3>{text}" for name, text in tables.items()]
+
+
+def _contradicted_rows(noise: Any) -> list[str]:
+    """The rows that the model contradicts most, and takes them out of `noise`."""
+    rows = noise.pop("rows", None) if isinstance(noise, dict) else None
+    if not isinstance(rows, list) or not rows:
+        return []
+    names = ("row", "source", "tokens", "mean_prob", "confidence", "contradicted")
+    heads = [name for name in names if any(name in row for row in rows)]
+    cells = []
+    for row in rows:
+        before, label, model = (escape(str(row.get(k, "")).replace("\n", "↵")) for k in ("before", "label", "model"))
+        text = f'<span class="text">{before}<b class="loss">{label}</b> model: <b>{model or "∅"}</b></span>'
+        cells.append([*(escape(format_value(row.get(name))) for name in heads), text])
+    intro = (
+        "The model firmly expects other tokens in these rows: either their labels are wrong or the model is. The text "
+        "shows the label from the first such token on, and the token that the model expects there. "
+        "capability_examples.csv has all rows in this order."
+    )
+    title = "<h3>Rows that the model contradicts most</h3>"
+    return [title, f"<p>{intro}</p>", table([*heads, "label and model"], cells, "wide")]
 
 
 def _texts(advice: Any) -> list[str]:

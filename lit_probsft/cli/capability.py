@@ -69,6 +69,7 @@ def _write(cli: ProbeCLI, flags: Sequence[str]) -> None:
         streaming=data.streaming,
         sources=data.sources_of("train"),
         locate=lambda row: data.locate("train", row)[1],
+        decode=lambda ids: data.tokenizer.decode(ids, skip_special_tokens=False, clean_up_tokenization_spaces=False),
     )
     result: dict[str, Any] = {
         **findings.result(cli.objective, _command(cli, flags)),
@@ -87,21 +88,27 @@ def _write(cli: ProbeCLI, flags: Sequence[str]) -> None:
         report_write_errors("--runs_dir", run.capability_picture),
         atomic_write(run.capability_picture) as partial,
     ):
-        draw_capability(result, findings.in_bins(), partial)
+        draw_capability(result, findings.in_bins(), findings.audit, partial)
     print("\n".join(in_words(result)))
     print(f"files:   {run.capability}, {run.capability_examples}, {run.capability_picture}")
     cli.result = result
 
 
 def _command(cli: ProbeCLI, flags: Sequence[str]) -> Command:
-    """The commands to suggest: `fit` with the same configuration, and pilots of a quarter of an epoch."""
-    from lit_probsft.analysis.advice import Command
+    """The commands to suggest: `fit` with the same configuration, and pilots of a quarter of an epoch, but of
+    `PILOT_STEPS` at least."""
+    from lit_probsft.analysis.advice import PILOT_STEPS, Command
     from lit_probsft.storage.adapter_folder import is_adapter_folder
 
     data, trainer, config = cli.model.data, cli.trainer, cli.config[cli.command]
     rows_per_step = data.batch_size * trainer.accumulate_grad_batches * trainer.world_size
     total = cli.model.total
-    steps = max(1, -(-(trainer.max_steps if total is None else -(-total // rows_per_step)) // 4))
+    in_epoch = trainer.max_steps if total is None else -(-total // rows_per_step)
+    steps = max(1, -(-in_epoch // 4), PILOT_STEPS)
+    if total is not None and trainer.max_epochs is not None and trainer.max_epochs >= 0:
+        steps = min(steps, in_epoch * trainer.max_epochs)
+    if trainer.max_steps >= 0:
+        steps = min(steps, trainer.max_steps)
     same = [*flags]
     if config.weights != "base":
         folder = str(cli.run.hf) if config.weights == "auto" else config.weights
@@ -109,6 +116,8 @@ def _command(cli: ProbeCLI, flags: Sequence[str]) -> Command:
     if not data.streaming and "validation" not in data.report:
         same += ["--data.validation_fraction", "0.05"]
     pilot = ["--trainer.max_steps", str(steps), "--validate_every", str(steps)]  # a pilot ends before its epoch does
+    if cli.schedule.warmup >= 1:  # steps of a longer run
+        pilot += ["--model.schedule.warmup", "0.1"]
     if config.trainer.val_check_interval is not None:
         pilot += ["--trainer.val_check_interval", "null"]
     if trainer.check_val_every_n_epoch != 1:

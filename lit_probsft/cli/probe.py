@@ -22,6 +22,7 @@ from lit_probsft.training.evaluation_metrics import not_a_number
 from lit_probsft.training.fitting import ignore_sources
 from lit_probsft.training.metrics import Calibration, ProbHistogram
 from lit_probsft.training.module import ProbSFTModule
+from lit_probsft.training.optim import Schedule
 from lit_probsft.training.probing import token_statistics, training_documents
 
 
@@ -91,7 +92,7 @@ class Probe(ProbSFTModule):
 
     @override
     def validation_step(self, batch: dict[str, Any], batch_idx: int, dataloader_idx: int = 0) -> dict[str, Tensor]:
-        output = token_statistics(self.model, batch, {"log_complement", "entropy"})
+        output = token_statistics(self.model, batch, {"log_complement", "entropy", "top_token"})
         self.survey.update(batch, output)
         self.calibrated.update(output)
         self.histogram.update(output.log_probs, output.log_complement)
@@ -109,7 +110,7 @@ class ProbeCLI(ProbSFTCLI):
     """Reads a configuration as `validate` does, and validates a `Probe` of its model.
 
     Attributes:
-        objective: the configuration's.
+        objective, schedule: the configuration's.
         result: the content of capability.json; set by the command, on rank 0.
     """
 
@@ -134,6 +135,7 @@ class ProbeCLI(ProbSFTCLI):
         with ignore_sources():  # an objective may name the capability.json that this command is about to write
             super().instantiate_classes()
         self.objective: Objective = self.model.objective
+        self.schedule: Schedule = self.model.schedule
         self.model, self.datamodule = Probe(self.model, self.datamodule, self.config[self.command].sample), None
 
     @override

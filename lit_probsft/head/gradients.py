@@ -17,7 +17,7 @@ from lit_probsft.head.logits import Outputs
 from lit_probsft.head.token_loss import TokenLoss
 from lit_probsft.objectives.base import TokenStats, derivative
 
-RETURNED = ("entropy", "log_complement")
+RETURNED = ("entropy", "log_complement", "top_token")
 """Statistics that the head returns for each token if they are needed, in the order of `HeadOutput`."""
 
 _CACHED_LOGITS = 2**18
@@ -75,6 +75,8 @@ def gradient_through_log_probs(logits: Tensor, rows: slice, inputs: LossInputs, 
         fields["collision"] = sums["collision"] / total.square()
     if "top_entropy" in sums:
         fields["top_entropy"] = sums["top_entropy"]
+    if "top_token" in sums:
+        fields["top_token"] = sums["top_token"]
     if "log_complement" in inputs.token_loss.needs:
         fields["log_complement"] = others.log() - total.log()
     if inputs.reference is not None:
@@ -99,16 +101,20 @@ def _exponentiate(logits: Tensor, labels: Tensor, token_loss: TokenLoss) -> tupl
 
     Returns:
         The sum of e without the label, the label's logit minus the largest, and, by name, the sums that the needed
-        statistics are computed from; (C,) each.
+        statistics are computed from, or the statistic itself; (C,) each.
     """
     needs, top_k = token_loss.needs, min(token_loss.top_k, logits.shape[1])
     others = logits.new_empty(logits.shape[0])
     gap = torch.empty_like(others)
     sums = {name: torch.empty_like(others) for name in needs & {"entropy", "collision", "top_entropy"}}
+    if "top_token" in needs:
+        sums["top_token"] = torch.empty_like(others, dtype=torch.int64)
     step = logits.shape[0] if logits.device.type != "cpu" else max(1, _CACHED_LOGITS // logits.shape[1])
     for start in range(0, logits.shape[0], step):
         rows = slice(start, start + step)
         part, target = logits[rows], labels[rows]
+        if "top_token" in needs:
+            sums["top_token"][rows] = part.argmax(-1)
         part -= part.amax(-1, keepdim=True)
         gap[rows] = part.gather(-1, target).squeeze(-1)
         # A logit of -inf would give 0 times infinity, and e^-200 is negligible next to the largest term, 1.
@@ -143,6 +149,8 @@ def gradient_through_logits(logits: Tensor, rows: slice, inputs: LossInputs, wan
             fields["top_entropy"] = _entropy(constant.topk(top_k).values.exp())
         if "log_complement" in needs:
             fields["log_complement"] = constant.scatter(-1, labels, -torch.inf).logsumexp(-1)
+        if "top_token" in needs:
+            fields["top_token"] = constant.argmax(-1)
         if inputs.reference is not None:
             fields["reference_logits"] = inputs.reference.logits(rows).to(logits.dtype)
             fields["reference_log_probs"] = _label_log_probs(fields["reference_logits"], labels)

@@ -48,6 +48,8 @@ class HeadOutput:
     """(N,), entropy of the model's distribution in nats, if the objective needs it."""
     log_complement: Tensor | None = None
     """(N,), log(1 - p) in nats, if the objective needs it."""
+    top_token: Tensor | None = None
+    """(N,), int64: id of the most probable token, if it is asked for."""
 
 
 def objective_loss(
@@ -157,7 +159,8 @@ class _HeadFunction(torch.autograd.Function):
 
         losses = empty(n)
         stats = [empty(n), losses, empty(n, dtype=torch.bool), empty(n)]  # as the fields of HeadOutput
-        stats += [empty(n) for name in RETURNED if name in needs]
+        dtypes = {"top_token": torch.int64}
+        stats += [empty(n, dtype=dtypes.get(name, fp)) for name in RETURNED if name in needs]
         d_hidden = empty(n, size) if need_hidden else None
         d_weight = empty(vocabulary, size).zero_() if need_weight else None
         d_bias = empty(vocabulary).zero_() if need_bias else None

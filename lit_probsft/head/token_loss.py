@@ -32,7 +32,8 @@ class TokenLoss:
 
         Args:
             objective: a `TokenLoss` is returned with the statistics added.
-            statistics: computed in addition to what the loss reads. `HeadOutput` returns entropy and log_complement.
+            statistics: computed in addition to what the loss reads. `HeadOutput` returns entropy, log_complement and
+                top_token.
         """
         name = objective.name if isinstance(objective, TokenLoss) else type(objective).__name__
         return cls(objective.loss, objective.needs | frozenset(statistics), objective.top_k, name)

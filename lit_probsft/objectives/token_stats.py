@@ -38,6 +38,8 @@ class TokenStats:
     """(N,), log(1 - p) in nats, summed over the other tokens and thus exact where p rounds to 1; no gradient."""
     top_entropy: Tensor | None = None
     """(N,), entropy in nats of the `top_k` most probable tokens, renormalized, 0 to log k; no gradient."""
+    top_token: Tensor | None = None
+    """(N,), int64: id of the most probable token; no gradient."""
     logits: Tensor | None = None
     """(N, V), logits after scale and soft cap; they carry the gradient."""
     labels: Tensor | None = None
@@ -75,7 +77,7 @@ class TokenStats:
         return dataclasses.replace(self, **changes)
 
 
-STATISTICS = frozenset({"entropy", "collision", "log_complement", "top_entropy"})
+STATISTICS = frozenset({"entropy", "collision", "log_complement", "top_entropy", "top_token"})
 """Fields that the head computes from a chunk's distribution, without a gradient."""
 
 HANDED_IN = frozenset({"progress", "batch_mean_p", "batch_nll", "capability", "running_mean_p"})

@@ -128,6 +128,10 @@ CAPABILITY: dict[str, Any] = {
     "quantiles": {"0.9": {"prob": 0.99998, "one_minus_prob": 2e-5}},
     "by_source": {"<b>maths": {"mean_prob": 0.7, "interval": [0.6, 0.8]}, "code": {"mean_prob": 0.5}},
     "by_position": [{"from": 0, "mean_prob": 0.3}],
+    "noise": {
+        "share_of_rows": 0.5,
+        "rows": [{"row": 3, "mean_prob": 0.1, "before": "<b>", "label": "I am <i>sorry", "model": "The"}],
+    },
 }
 
 
@@ -151,6 +155,8 @@ def test_the_page_shows_any_capability_json(run: Path, tmp_path: Path, content: 
     assert [image.get("src") for image in page.iter("img")] == ["data:image/png;base64,cG5n"]
     assert "Missing" not in shown
     if content is CAPABILITY:
+        assert "model contradicts most" in shown
+        assert "I am <i>sorry" in [element.text for element in page.iter("b")]
         for word in ("Nothing prevails <i>.", "python -m x", "<b>maths", "0.99998", "by_position"):
             assert word in shown, word
 

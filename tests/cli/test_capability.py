@@ -13,8 +13,17 @@ import numpy as np
 import pytest
 import torch
 
-from lit_probsft.analysis import advice
-from lit_probsft.analysis.advice import Command, advise, check_sample, compare, level, warnings, weights
+from lit_probsft.analysis.advice import (
+    EXAMPLES,
+    Beliefs,
+    Command,
+    advise,
+    check_sample,
+    compare,
+    level,
+    warnings,
+    weights,
+)
 from lit_probsft.analysis.survey import clustered_interval
 from lit_probsft.cli.commands import main
 from lit_probsft.errors import UserError
@@ -69,6 +78,8 @@ def tokens_of(cli: Any) -> list[dict[str, np.ndarray]]:
                 "odds": (own - others.logsumexp(-1)).numpy(),
                 "correct": (log_p.argmax(-1) == target).double().numpy(),
                 "top": log_p.amax(-1).exp().numpy(),
+                "top token": log_p.argmax(-1).numpy(),
+                "target": target.numpy(),
                 "entropy": -(log_p.exp() * log_p).sum(-1).numpy(),
             }
         )
@@ -82,6 +93,9 @@ def test_the_command_measures_what_a_plain_loop_measures(
     cli = main(["capability", "--config", str(path)])
     result = json.loads((tmp_path / "runs" / "tiny" / "capability.json").read_text())
     by_document = tokens_of(cli)
+    for tokens in by_document:
+        tokens["ignorant"] = tokens["top"] < 0.3
+        tokens["contradicted"] = (tokens["p"] < 0.1) & (tokens["top"] > 0.7)
     together = {name: np.concatenate([tokens[name] for tokens in by_document]) for name in by_document[0]}
     assert (result["rows"], result["tokens"]) == (24, len(together["p"]))
     for name, expected in (("mean_prob", "p"), ("nll", "nll"), ("accuracy", "correct"), ("entropy", "entropy")):
@@ -96,8 +110,7 @@ def test_the_command_measures_what_a_plain_loop_measures(
     assert result["quantiles"]["0.1"]["log_odds"] == result["permilles"][99]
     assert result["quantiles"]["0.5"]["prob"] == pytest.approx(1 / (1 + math.exp(-result["permilles"][499])))
     assert result["share_above_0.55"] == pytest.approx((together["p"] > 0.55).mean())
-    low, high = result["interval"]
-    assert low < result["mean_prob"] < high
+    assert result["interval"] is None  # of 24 rows
 
     first = np.mean([tokens["p"][0] for tokens in by_document])
     assert result["by_position"][0]["mean_prob"] == pytest.approx(first, rel=1e-5)
@@ -106,17 +119,28 @@ def test_the_command_measures_what_a_plain_loop_measures(
     assert (result["by_position"][2]["from"], result["by_position"][2]["to"]) == (3, 6)
     assert result["by_position"][2]["mean_prob"] == pytest.approx(third.mean(), rel=1e-5)
     last = np.concatenate([t["p"][[k * 10 // len(t["p"]) == 9 for k in range(len(t["p"]))]] for t in by_document])
-    assert result["by_tenth"][9] == {
-        "tokens": len(last),
-        "mean_prob": pytest.approx(last.mean(), rel=1e-5),
-        "accuracy": result["by_tenth"][9]["accuracy"],
-    }
+    assert result["by_tenth"][9]["tokens"] == len(last)
+    assert result["by_tenth"][9]["mean_prob"] == pytest.approx(last.mean(), rel=1e-5)
     bins = np.minimum((together["top"] * 15).astype(int), 14)
     gaps = [abs((together["top"] - together["correct"])[bins == k].sum()) for k in range(15)]
     assert result["calibration"]["error"] == pytest.approx(sum(gaps) / len(bins), rel=1e-4)
 
     with (tmp_path / "runs" / "tiny" / "capability_examples.csv").open(newline="") as file:
-        table = list(csv.DictReader(file))
+        table = sorted(csv.DictReader(file), key=lambda row: int(row["row"]))
+    for name, key in (("confidence", "top"), ("ignorant", "ignorant"), ("contradicted", "contradicted")):
+        assert result[name] == pytest.approx(together[key].mean(), rel=1e-5), name
+        assert 0 < result[name] < 1, name
+        assert [float(row[name]) for row in table] == pytest.approx([t[key].mean() for t in by_document], rel=1e-5)
+    noise = result["noise"]
+    assert noise["contradicted_rows"] == sum(tokens["contradicted"].any() for tokens in by_document)
+    for row, tokens in zip(table, by_document, strict=True):
+        if not tokens["contradicted"].any():
+            assert row["before"] == row["label"] == row["model"] == ""
+            continue
+        first = int(tokens["contradicted"].argmax())
+        decode = cli.model.data.tokenizer.decode
+        assert row["model"] == decode([tokens["top token"][first]])
+        assert row["label"].startswith(decode([tokens["target"][first]]))
     assert [float(row["mean_prob"]) for row in table] == pytest.approx([t["p"].mean() for t in by_document], rel=1e-5)
     lowest = min(range(24), key=lambda index: by_document[index]["p"].mean())
     assert result["by_example"]["lowest"][0]["row"] == lowest
@@ -251,14 +275,38 @@ def test_a_sample_is_enough_when_its_interval_lies_within_one_level() -> None:
 COMMAND = Command(["--config", "my file.yaml"], "mine", ["--trainer.max_steps", "12"], "runs/mine/capability.json")
 
 
-def test_the_advice_is_an_objective_at_both_ends_and_pilots_in_between() -> None:
-    assert advise(0.05, 0.0, COMMAND)["objective"] == "NLL"
-    assert advise(0.8, 0.8, COMMAND)["objective"] == "NegP"
-    for mean_prob in (0.2, 0.5, 0.7):
-        found = advise(mean_prob, 0.5, COMMAND)
-        assert found["objective"] is None
-        assert "no single objective is best" in found["reason"]
-        assert [shlex.split(command)[:8] for command in found["commands"]] == [
+def beliefs(
+    mean: float, confidence: float, ignorant: float = 0.1, wrong: int = 0, rest: tuple[float, float] | None = None
+) -> Beliefs:
+    """Of 40 rows; without `rest` the other rows are as all rows."""
+    return Beliefs(mean, 0.5, confidence, ignorant, 0.05, 40, wrong, *(rest or (mean, confidence)))
+
+
+@pytest.mark.parametrize(
+    ("found", "case", "objective"),
+    [
+        (beliefs(0.05, 0.1, 0.9), "ignorant", "NLL"),
+        (beliefs(0.2, 0.25, 0.6), "ignorant", "NLL"),
+        (beliefs(0.05, 0.9), "opposed", "NLL"),
+        (beliefs(0.8, 0.8), "agrees", "NegP"),
+        (beliefs(0.74, 0.75), "agrees", "NegP"),
+        (beliefs(0.45, 0.68, wrong=24, rest=(0.8, 0.81)), "contradicted", "NegP"),
+        (beliefs(0.2, 0.7, wrong=33, rest=(0.8, 0.81)), "between", None),
+        (beliefs(0.57, 0.71), "intermediate", None),
+        (beliefs(0.51, 0.66, wrong=12, rest=(0.57, 0.71)), "intermediate", None),
+        (beliefs(0.2, 0.4), "between", None),
+        (beliefs(math.nan, math.nan), "between", None),
+    ],
+)
+def test_the_advice_follows_what_the_model_believes_of_the_rows_that_it_agrees_with(
+    found: Beliefs, case: str, objective: str | None
+) -> None:
+    given = advise(found, COMMAND)
+    assert (given["case"], given["objective"]) == (case, objective)
+    assert (EXAMPLES in given["reason"]) == bool(found.wrong or case == "opposed")
+    if objective is None:
+        assert "no single objective is best" in given["reason"]
+        assert [shlex.split(command)[:8] for command in given["commands"]] == [
             ["python", "-m", "lit_probsft", "fit", "--config", "my file.yaml", "--name", f"mine-pilot-{name}"]
             for name in ("nll", "power", "neg-p", "running")
         ]
@@ -266,14 +314,15 @@ def test_the_advice_is_an_objective_at_both_ends_and_pilots_in_between() -> None
 
 @pytest.mark.slow
 def test_the_pilots_run_as_printed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(advice, "level", lambda mean_prob: "intermediate")
+    monkeypatch.setattr(Beliefs, "case", "intermediate")
     path = config(tmp_path, model__model=MODEL, data__validation=None)
-    main(["capability", "--config", str(path), "--name", "mine", "--data.batch_size=4"])
+    main(["capability", "--config", str(path), "--name", "mine", "--data.batch_size=4", "--model.schedule.warmup=100"])
     result = json.loads((tmp_path / "runs" / "mine" / "capability.json").read_text())
     *_, command = result["advice"]["commands"]
     assert "--name mine-pilot-running" in command
+    assert "--model.schedule.warmup 0.1" in command
     cli = main(shlex.split(command)[3:])
-    assert cli.trainer.global_step == 2  # a quarter of an epoch of 24 rows, four to a step
+    assert cli.trainer.global_step == 6  # the whole run, which is shorter than the 20 steps of a pilot
     assert cli.model.objective_state.capability.mean_prob == result["mean_prob"]
     assert "val/accuracy" in cli.trainer.callback_metrics
 
@@ -306,19 +355,22 @@ def test_an_objective_whose_weight_vanishes_on_the_tokens_gets_a_warning() -> No
 
 
 def test_the_interval_is_that_of_a_ratio_over_examples() -> None:
-    tokens, sums = np.array([1.0, 3.0, 2.0, 0.0]), np.array([0.5, 2.4, 0.2, 0.0])
-    mean = 3.1 / 6
-    deviation = math.sqrt(3 / 2 * sum((s - mean * t) ** 2 for s, t in zip(sums, tokens, strict=True))) / 6
-    assert clustered_interval(tokens, sums) == pytest.approx((mean - 4.3027 * deviation, 1.0), rel=1e-9, abs=1)
-    assert clustered_interval(tokens[:1], sums[:1]) is None
+    rng = np.random.default_rng(1)
+    tokens = np.append(rng.integers(1, 9, 30).astype(float), 0)
+    sums = tokens * rng.uniform(0.2, 0.6, 31)
+    mean = sums.sum() / tokens.sum()
+    deviation = math.sqrt(30 / 29 * ((sums - mean * tokens) ** 2).sum()) / tokens.sum()
+    half = 2.045230 * deviation  # Student's t, 29 degrees of freedom
+    assert clustered_interval(tokens, sums) == pytest.approx((mean - half, mean + half), rel=1e-5)
+    assert clustered_interval(tokens[1:], sums[1:]) is None  # 29 rows with tokens
 
 
 def test_the_interval_covers_the_mean_in_19_of_20_samples_although_the_tokens_of_an_example_agree() -> None:
     rng = np.random.default_rng(0)
     covered, naive = 0, 0
     for _ in range(2000):
-        tokens = rng.integers(5, 50, 20).astype(float)
-        sums = tokens * rng.uniform(0.2, 0.6, 20)  # all tokens of an example have the same p
+        tokens = rng.integers(5, 50, 30).astype(float)
+        sums = tokens * rng.uniform(0.2, 0.6, 30)  # all tokens of an example have the same p
         low, high = clustered_interval(tokens, sums)
         covered += low <= 0.4 <= high
         half = 1.96 * math.sqrt(0.4**2 / 12 / tokens.sum())

@@ -439,7 +439,7 @@ def test_entropy_is_finite_if_a_logit_is_minus_infinity() -> None:
 def test_statistics_of_a_token_loss_are_returned() -> None:
     hidden, weight, labels, _, _ = inputs()
     for objective in (NLL(), LabelSmoothing(0.1)):
-        asked = TokenLoss.of(objective, ["entropy", "log_complement"])
+        asked = TokenLoss.of(objective, ["entropy", "log_complement", "top_token"])
         got, plain = (
             objective_loss(hidden, weight, labels, asked, chunk_size=5),
             objective_loss(hidden, weight, labels, NLL()),
@@ -448,5 +448,6 @@ def test_statistics_of_a_token_loss_are_returned() -> None:
         log_p = (hidden @ weight.t())[kept].log_softmax(-1).detach()
         close(got.entropy[kept], -(log_p.exp() * log_p).sum(-1), torch.float64)
         close(got.log_complement[kept], torch.log1p(-plain.log_probs[kept].exp()), torch.float64)
+        assert got.top_token[kept].tolist() == log_p.argmax(-1).tolist()
         assert not got.entropy[~kept].any()
         assert plain.entropy is plain.log_complement is None

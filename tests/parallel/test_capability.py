@@ -42,12 +42,26 @@ def test_two_processes_measure_the_same_capability_as_one(ask: Any, single: dict
     two = ask(strategy, "--trainer.strategy", strategy, "--trainer.devices=2")
     assert (single["world_size"], two["world_size"]) == (1, 2)
     assert (two["rows"], two["tokens"]) == (single["rows"], single["tokens"]) == (25, two["tokens"])
-    for name in ("mean_prob", "nll", "accuracy", "entropy", "interval", "share_above_0.55"):
+    for name in (
+        "mean_prob",
+        "nll",
+        "accuracy",
+        "entropy",
+        "confidence",
+        "ignorant",
+        "contradicted",
+        "share_above_0.55",
+    ):
         assert two[name] == pytest.approx(single[name], rel=1e-5), name
     assert two["permilles"] == pytest.approx(single["permilles"], abs=1e-3)
     for name in ("by_position", "by_tenth"):
         for ours, expected in zip(two[name], single[name], strict=True):
             assert ours == pytest.approx(expected, rel=1e-5), name
+    assert two["noise"]["contradicted_rows"] == single["noise"]["contradicted_rows"]
+    for ours, expected in zip(two["noise"]["rows"], single["noise"]["rows"], strict=True):
+        assert [ours[name] for name in ("row", "label", "model")] == [
+            expected[name] for name in ("row", "label", "model")
+        ]
     for ours, expected in zip(two["by_example"]["lowest"], single["by_example"]["lowest"], strict=True):
         assert ours == pytest.approx(expected, rel=1e-5)
 

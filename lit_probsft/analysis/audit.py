@@ -1,0 +1,116 @@
+"""Which training rows the model contradicts: wrong labels, or gaps in what the model knows."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Mapping, Sequence
+from functools import cached_property
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from lit_probsft.analysis.advice import Beliefs
+from lit_probsft.analysis.noise import NoiseEstimate, RowStatistics, estimate_noise
+from lit_probsft.analysis.survey import STATISTICS
+from lit_probsft.data.batches.store import Documents
+
+_SHOWN = 40, 12
+"""Tokens that are shown before the first contradiction of a row, and of the label from there on."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Audit:
+    """The rows in the order in which their labels should be checked.
+
+    Args:
+        sums: sums of `Survey`.
+        documents: the measured documents.
+        decode: the text of token ids.
+    """
+
+    sums: Mapping[str, NDArray[np.float64]]
+    documents: Documents
+    decode: Callable[[Sequence[int]], str]
+
+    @cached_property
+    def per_row(self) -> dict[str, NDArray[np.float64]]:
+        """(R,) each: the number of `tokens`, and the means `STATISTICS`, NaN for a row without tokens."""
+        examples = self.sums["by_example"]
+        with np.errstate(invalid="ignore"):
+            means = (examples[:, 1:] / examples[:, :1]).T
+        return {"tokens": examples[:, 0], **dict(zip(STATISTICS, means, strict=True))}
+
+    @cached_property
+    def estimate(self) -> NoiseEstimate:
+        """The estimated share of wrong rows."""
+        fields = dataclasses.fields(RowStatistics)
+        return estimate_noise(RowStatistics(**{field.name: self.per_row[field.name] for field in fields}))
+
+    @cached_property
+    def order(self) -> NDArray[np.int64]:
+        """(R,), all rows, the ones that are most likely wrong first, those without a score last."""
+        return np.argsort(-np.nan_to_num(self.estimate.scores, nan=-np.inf), kind="stable")
+
+    @cached_property
+    def wrong(self) -> NDArray[np.int64]:
+        """As many of the first rows of `order` as are estimated to be wrong."""
+        share = 0.0 if math.isnan(self.estimate.share) else self.estimate.share
+        return self.order[: round(share * int((self.per_row["tokens"] > 0).sum()))]
+
+    def beliefs(self, share_above: float) -> Beliefs:
+        """What the advice is based on; `share_above` is the share of tokens with p above .55."""
+        examples = self.sums["by_example"]
+        whole = self._means(examples)
+        rest = self._means(np.delete(examples, self.wrong, axis=0))
+        return Beliefs(
+            whole["mean_prob"],
+            share_above,
+            whole["confidence"],
+            whole["ignorant"],
+            whole["contradicted"],
+            int((examples[:, 0] > 0).sum()),
+            len(self.wrong),
+            rest["mean_prob"],
+            rest["confidence"],
+        )
+
+    def result(self, describe: Callable[[int], dict[str, Any]], most: int) -> dict[str, Any]:
+        """The entry `noise` of capability.json: the estimate, and the rows that are contradicted most.
+
+        Args:
+            describe: describes a row by its index.
+            most: number of rows at most.
+        """
+        share, contradicted = self.estimate.share, self.sums["by_example"][:, 1 + STATISTICS.index("contradicted")] > 0
+        used = int((self.per_row["tokens"] > 0).sum())
+        return {
+            "share_of_rows": None if math.isnan(share) else share,
+            "interval": self.estimate.interval,
+            "wrong_rows": None if math.isnan(share) else len(self.wrong),
+            "contradicted_rows": int(contradicted.sum()),
+            "share_of_contradicted_rows": float(contradicted.sum()) / used if used else None,
+            "rows": [describe(index) for index in self.order.tolist() if contradicted[index]][:most],
+        }
+
+    def texts(self, index: int) -> dict[str, str]:
+        """The first contradiction of a row: the text `before` it, the `label` from there on, the `model`'s token
+        instead; empty without one."""
+        position, token = (int(value) for value in self.sums["first"][index])
+        if not position:
+            return dict.fromkeys(("before", "label", "model"), "")
+        ids, labels = self.documents[index]
+        at = int(np.flatnonzero(labels[1:] >= 0)[position - 1]) + 1
+        parts = {
+            "before": ids[max(at - _SHOWN[0], 0) : at],
+            "label": ids[at : at + _SHOWN[1]],
+            "model": np.array([token]),
+        }
+        return {name: self.decode(part.tolist()) for name, part in parts.items()}
+
+    @staticmethod
+    def _means(examples: NDArray[np.float64]) -> dict[str, float]:
+        total = examples.sum(0)
+        with np.errstate(invalid="ignore"):
+            return dict(zip(STATISTICS, (total[1:] / total[0]).tolist(), strict=True))
