@@ -158,9 +158,9 @@ def in_export_dtype(weights: Mapping[str, Tensor], asked: torch.dtype | None, co
 
     stored = getattr(torch, str(config.dtype).removeprefix("torch."), None)
     widest = max((value.element_size() for value in weights.values() if value.is_floating_point()), default=0)
-    if asked is None and (stored is None or stored.itemsize > widest):
+    dtype: torch.dtype | None = asked or stored
+    if dtype is None or (asked is None and dtype.itemsize > widest):
         return dict(weights)
-    dtype: torch.dtype = asked or stored
     result = {name: value.to(dtype) if value.is_floating_point() else value for name, value in weights.items()}
     for name, value in result.items():
         if value.is_floating_point() and value.isinf().any() and not weights[name].isinf().any():
