@@ -27,7 +27,7 @@ class ProgressBar(TQDMProgressBar):
         super().on_train_epoch_start(trainer, *args)
         bar = self.train_progress_bar
         if not bar.disable:
-            bar.n = bar.initial = trainer.fit_loop.epoch_loop.batch_progress.current.processed
+            bar.n = bar.initial = trainer.fit_loop.epoch_loop.batch_progress.current.ready
             bar.refresh()
 
     @override

@@ -13,8 +13,8 @@ class StepEnd(Callback):
     """A callback that saves or stops after optimizer steps.
 
     Lightning logs a step after all callbacks are done with it. The row of a step whose checkpoint is already saved
-    would be lost if the run ended in between, because a resumed run does not repeat the step. `on_step_end` is therefore
-    called after the row is logged, with the state that `on_train_batch_end` has.
+    would be lost if the run ended in between, because a resumed run does not repeat the step. Therefore `on_step_end`
+    is called after the row is logged, with the state that `on_train_batch_end` has.
     """
 
     def on_step_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
