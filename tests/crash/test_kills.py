@@ -112,7 +112,7 @@ class Killer:
         return sum(number for (_, what), number in self.deaths.items() if what == "saving")
 
 
-INTERRUPTIONS = int(os.environ.get("INTERRUPTIONS", "5"))
+INTERRUPTIONS = int(os.environ.get("INTERRUPTIONS", "3"))
 """How often each of the runs below is interrupted; 25 makes a hundred."""
 
 
