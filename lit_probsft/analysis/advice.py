@@ -97,7 +97,7 @@ class Command:
     Attributes:
         flags: flags of the configuration, without --name.
         name: name of the run.
-        pilot: flags for a short run that validates at its end.
+        pilot: flags for a short run.
         source: path of capability.json.
     """
 

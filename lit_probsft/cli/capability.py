@@ -115,11 +115,7 @@ def _command(cli: ProbeCLI, flags: Sequence[str]) -> Command:
         same += ["--model.lora.start" if is_adapter_folder(folder) else "--model.model", folder]
     if not data.streaming and "validation" not in data.report:
         same += ["--data.validation_fraction", "0.05"]
-    pilot = ["--trainer.max_steps", str(steps), "--validate_every", str(steps)]  # a pilot ends before its epoch does
+    pilot = ["--trainer.max_steps", str(steps)]
     if cli.schedule.warmup >= 1:  # steps of a longer run
         pilot += ["--model.schedule.warmup", "0.1"]
-    if config.trainer.val_check_interval is not None:
-        pilot += ["--trainer.val_check_interval", "null"]
-    if trainer.check_val_every_n_epoch != 1:
-        pilot += ["--trainer.check_val_every_n_epoch", "1"]
     return Command(same, cli.run.path.name, pilot, str(cli.run.capability))

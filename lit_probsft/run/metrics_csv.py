@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import io
+import os
 import re
 from collections.abc import Iterable, Mapping
 from typing import Any
@@ -73,6 +74,8 @@ class MetricsCSV(Logger):
             if columns == self._columns and self._path.exists():
                 with open(self._path, "a", newline="", encoding="utf-8") as file:
                     csv.DictWriter(file, columns).writerows(self._rows)
+                    file.flush()
+                    os.fsync(file.fileno())  # before the checkpoint of the step, which a resumed run does not repeat
             else:
                 self._rewrite(columns, [*self._read()[1], *self._rows])
         self._columns, self._rows = columns, []

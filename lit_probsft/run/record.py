@@ -6,6 +6,7 @@ import contextlib
 import json
 import time
 from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, TypeVar
 
 import lightning as L
@@ -27,6 +28,7 @@ from lit_probsft.training.checkpoints import Checkpoints
 from lit_probsft.training.early_stopping import EarlyStop
 from lit_probsft.training.lightning_internals import between_steps
 from lit_probsft.training.module import ProbSFTModule
+from lit_probsft.training.run_length import steps_in_epoch, total_steps
 
 _T = TypeVar("_T", bound=Callback)
 
@@ -88,6 +90,7 @@ class RunRecord(Callback):
         facts = {"status": "running", "started": started, **describe_run(trainer, pl_module)}
         self.run.claim(resume=self.resume, overwrite=self.overwrite)
         if self.resume:
+            rank_zero_info(_where_it_resumes(trainer, self.run))
             facts["exported_step"] = self._read().get("exported_step")
         self.content.update(facts)
         write_text(self.run.config, self.config_text)
@@ -199,6 +202,17 @@ class RunRecord(Callback):
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._metrics, self._config_before = state_dict["metrics"], state_dict.get("config")
+
+
+def _where_it_resumes(trainer: L.Trainer, run: RunFolder) -> str:
+    """The checkpoint, the step and the epoch that a run continues from, for its user."""
+    checkpoint, step, total = Path(str(trainer.ckpt_path)), trainer.global_step, total_steps(trainer)
+    if checkpoint.is_relative_to(run.path):
+        checkpoint = checkpoint.relative_to(run.path)
+    place = f"step {step} of {total}"
+    if in_epoch := steps_in_epoch(trainer):
+        place += f", epoch {min(step, total - 1) // in_epoch + 1} of {-(-total // in_epoch)}"
+    return f"resuming {run.path} from {checkpoint}: {place}"
 
 
 def _found(trainer: L.Trainer, kind: type[_T]) -> _T | None:

@@ -16,7 +16,19 @@ def datamodule_of(trainer: L.Trainer) -> Any:
 
 
 class ProgressBar(TQDMProgressBar):
-    """Loss, NLL, mean p, learning rate and tokens per second; no version number."""
+    """Loss, NLL, mean p, learning rate and tokens per second; no version number.
+
+    A run that resumes within an epoch continues its bar, which Lightning sets up at the start of an epoch only.
+    """
+
+    @override
+    def on_train_start(self, trainer: L.Trainer, *args: Any) -> None:
+        super().on_train_start(trainer, *args)
+        super().on_train_epoch_start(trainer, *args)
+        bar = self.train_progress_bar
+        if not bar.disable:
+            bar.n = bar.initial = trainer.fit_loop.epoch_loop.batch_progress.current.ready
+            bar.refresh()
 
     @override
     def get_metrics(

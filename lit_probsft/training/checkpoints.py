@@ -21,7 +21,8 @@ from lit_probsft.storage.checkpoint_files import newest_intact, steps
 from lit_probsft.storage.checkpoint_writing import not_written
 from lit_probsft.training.checkpoint_writer import CheckpointWriter
 from lit_probsft.training.intervals import Every
-from lit_probsft.training.lightning_internals import between_steps, finish_epochs_on_resume
+from lit_probsft.training.lightning_internals import finish_epochs_on_resume
+from lit_probsft.training.step_end import StepEnd
 from lit_probsft.training.trainer_state import epoch_ends, run_ends, validates, validation_follows, validation_set
 
 MONITOR = "val/nll"
@@ -57,7 +58,7 @@ class CheckpointOptions:
             raise UserError("checkpoints.export", f"expected final, best, every or none, got {self.export!r}")
 
 
-class Checkpoints(Checkpoint):
+class Checkpoints(StepEnd, Checkpoint):
     """Saves `step-N.ckpt` between optimizer steps; `last.ckpt` and `best.ckpt` are links to two of them.
 
     A name never refers to a partial file. Each state is written once, and old checkpoints are removed when newer ones
@@ -127,14 +128,11 @@ class Checkpoints(Checkpoint):
             self.on_resumed(trainer, existing, self.best_step)
 
     @override
-    def on_train_batch_end(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        if between_steps(trainer):
-            self._finish(trainer, wait=False)
-            # A validation or the end of the epoch saves this state itself.
-            if self._due(trainer) and not epoch_ends(trainer) and not validation_follows(trainer):
-                self.save(trainer)
+    def on_step_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        self._finish(trainer, wait=False)
+        # A validation or the end of the epoch saves this state itself.
+        if self._due(trainer) and not epoch_ends(trainer) and not validation_follows(trainer):
+            self.save(trainer)
 
     @override
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -173,9 +171,7 @@ class Checkpoints(Checkpoint):
 
         After the end, Lightning counts an epoch that was cut short as complete, and a run would resume with the next.
         """
-        postponed = getattr(trainer.lightning_module, "postponed_stop", None)
-        stops = trainer.should_stop or (postponed is not None and postponed.wanted)
-        return run_ends(trainer) or stops or (self._every is not None and self._every.due(trainer))
+        return run_ends(trainer) or trainer.should_stop or (self._every is not None and self._every.due(trainer))
 
     # --- saving
 

@@ -12,19 +12,19 @@ from typing import Any
 
 import lightning as L
 import torch
-from lightning.pytorch.callbacks import Callback
 from typing_extensions import override
 
 from lit_probsft.errors import first_rank
 from lit_probsft.parallel.stopping import StoppedBySignal
 from lit_probsft.training.checkpoints import Checkpoints
-from lit_probsft.training.lightning_internals import between_steps, handle_signals
+from lit_probsft.training.lightning_internals import handle_signals
+from lit_probsft.training.step_end import StepEnd
 from lit_probsft.training.trainer_state import epoch_ends, validation_follows
 
 _SIGNALS = tuple(getattr(signal, name) for name in ("SIGTERM", "SIGUSR1", "SIGINT") if hasattr(signal, name))
 
 
-class GracefulStop(Callback):
+class GracefulStop(StepEnd):
     """Stops on SIGTERM, SIGUSR1 or Ctrl-C to any rank, to all of them, or to their launcher.
 
     The ranks agree at the end of the optimizer step, save a checkpoint, and exit with status 143 (130 after Ctrl-C). A
@@ -72,10 +72,8 @@ class GracefulStop(Callback):
         self._training = True
 
     @override
-    def on_train_batch_end(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        if between_steps(trainer) and not epoch_ends(trainer) and not validation_follows(trainer):
+    def on_step_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
+        if not epoch_ends(trainer) and not validation_follows(trainer):
             self._agree(trainer)
 
     @override

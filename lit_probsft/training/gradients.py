@@ -7,7 +7,6 @@ from typing import Any
 
 import lightning as L
 import torch
-from lightning.pytorch.callbacks import Callback
 from lightning.pytorch.utilities import rank_zero_warn
 from torch import Tensor, nn
 from typing_extensions import override
@@ -15,6 +14,7 @@ from typing_extensions import override
 from lit_probsft.errors import UserError
 from lit_probsft.parallel.strategies import DeepSpeed
 from lit_probsft.training.checkpoints import Checkpoints
+from lit_probsft.training.step_end import StepEnd
 
 
 class Gradients:
@@ -87,7 +87,7 @@ def total_norm(gradients: list[Tensor]) -> Tensor:
     return norm
 
 
-class NonFiniteGuard(Callback):
+class NonFiniteGuard(StepEnd):
     """Ends the run after too many skipped optimizer steps in a row, with a checkpoint of the last good weights.
 
     A skipped step changes neither weights nor moments, so the present weights are the last good ones.
@@ -96,15 +96,9 @@ class NonFiniteGuard(Callback):
     def __init__(self, limit: int = 10) -> None:
         self.limit = limit
         self._in_a_row = 0
-        self._last_step = -1
 
     @override
-    def on_train_batch_end(
-        self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
-    ) -> None:
-        if trainer.global_step == self._last_step:
-            return
-        self._last_step = trainer.global_step
+    def on_step_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         gradients: Any = pl_module.gradients
         self._in_a_row = self._in_a_row + 1 if gradients.skipped else 0
         if self._in_a_row == 1:

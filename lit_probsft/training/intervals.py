@@ -13,8 +13,13 @@ from lightning.pytorch.utilities import rank_zero_warn
 from typing_extensions import override
 
 from lit_probsft.errors import UserError
-from lit_probsft.training.lightning_internals import between_steps, may_stop_early, validate_when
-from lit_probsft.training.trainer_state import run_ends, validates
+from lit_probsft.training.lightning_internals import (
+    also_validate_when,
+    between_steps,
+    may_stop_early,
+    validate_when,
+)
+from lit_probsft.training.trainer_state import epoch_ends, run_ends, validates
 
 
 @dataclass(frozen=True)
@@ -97,7 +102,7 @@ class Every:
 
 
 class ValidateEvery(Callback):
-    """Validates at an interval and after the last optimizer step of the run, always between two steps.
+    """Validates at an interval, always between two steps.
 
     Lightning's `val_check_interval` counts micro-batches of the epoch or of the run, rounds a share of them down, and
     skips the end of an epoch that is no multiple.
@@ -118,18 +123,28 @@ class ValidateEvery(Callback):
             rank_zero_warn("validate_every: there is no data.validation or data.validation_fraction to validate on")
 
     def _due(self, trainer: L.Trainer) -> bool:
-        loop = trainer.fit_loop.epoch_loop
-        if loop.restarting and loop.restarted_on_last:  # from a checkpoint that was saved during a validation
-            return True
-        stops = trainer.should_stop and may_stop_early(trainer)
-        return between_steps(trainer) and (stops or run_ends(trainer) or self.every.due(trainer))
+        return _restarts(trainer) or (between_steps(trainer) and self.every.due(trainer))
 
 
-def validate_between_steps(trainer: L.Trainer) -> None:
-    """Round Lightning's `val_check_interval` up to whole optimizer steps.
+def _restarts(trainer: L.Trainer) -> bool:
+    """Whether the run resumes from a checkpoint that was saved by a validation; Lightning then skips this one."""
+    loop = trainer.fit_loop.epoch_loop
+    return loop.restarting and loop.restarted_on_last
+
+
+def complete_validation(trainer: L.Trainer) -> None:
+    """Validate after the last optimizer step whatever the interval, and round `val_check_interval` up to whole steps.
 
     A checkpoint saved within a step could not be resumed.
     """
+
+    def due() -> bool:
+        if not epoch_ends(trainer) and _restarts(trainer):
+            return True
+        stops = trainer.should_stop and may_stop_early(trainer)
+        return between_steps(trainer) and (stops or run_ends(trainer))
+
+    also_validate_when(trainer, due)
     window, interval = trainer.accumulate_grad_batches, trainer.val_check_batch
     if isinstance(interval, int) and interval % window:
         trainer.val_check_batch = interval + window - interval % window

@@ -42,6 +42,40 @@ def validate_when(trainer: L.Trainer, due: Callable[[], bool]) -> None:
     trainer.fit_loop.epoch_loop._should_check_val_fx = lambda data_fetcher: due()  # type: ignore[method-assign]
 
 
+def also_validate_when(trainer: L.Trainer, due: Callable[[], bool]) -> None:
+    """Validate after a micro-batch if `due()` says so, and when the trainer validates anyway."""
+    loop = trainer.fit_loop.epoch_loop
+    anyway = loop._should_check_val_fx
+    loop._should_check_val_fx = lambda data_fetcher: anyway(data_fetcher) or due()  # type: ignore[method-assign]
+
+
+def after_micro_batches(trainer: L.Trainer, action: Callable[[], None]) -> None:
+    """Call `action` after each training batch's hooks, while Lightning's counters are as in `on_train_batch_end`.
+
+    `action` calls `log_step`: Lightning no longer logs the metrics of steps itself.
+    """
+    connector = trainer._logger_connector
+
+    def on_batch_end() -> None:
+        type(connector).on_batch_end(connector)
+        if trainer.training:
+            action()
+
+    connector.on_batch_end = on_batch_end  # type: ignore[method-assign]
+    connector.update_train_step_metrics = lambda: None  # type: ignore[method-assign]
+
+
+def step_is_logged(trainer: L.Trainer) -> bool:
+    """Whether `log_every_n_steps` or a stop makes Lightning log the present step."""
+    return trainer._logger_connector.should_update_logs
+
+
+def log_step(trainer: L.Trainer) -> None:
+    """Log the metrics of the present step to the loggers."""
+    connector = trainer._logger_connector
+    connector.log_metrics(connector.metrics["log"])
+
+
 def validation_is_due(trainer: L.Trainer) -> bool:
     """Whether the trainer validates before the next micro-batch if it has validation data."""
     loop = trainer.fit_loop

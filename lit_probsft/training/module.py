@@ -31,7 +31,7 @@ from lit_probsft.training.evaluation_metrics import EvaluationMetrics
 from lit_probsft.training.fitting import ObjectiveState
 from lit_probsft.training.frozen_reference import FrozenReference
 from lit_probsft.training.gradients import Gradients, NonFiniteGuard
-from lit_probsft.training.intervals import validate_between_steps
+from lit_probsft.training.intervals import complete_validation
 from lit_probsft.training.lightning_internals import between_steps, print_one_column, trainer_of
 from lit_probsft.training.metrics import token_sources
 from lit_probsft.training.model_setup import check_in_place, load_model, with_head
@@ -40,6 +40,7 @@ from lit_probsft.training.optim import OptimizerFactory, Schedule, build_optimiz
 from lit_probsft.training.postponed_stop import PostponedStop
 from lit_probsft.training.probing import measure_capability
 from lit_probsft.training.run_length import total_steps
+from lit_probsft.training.step_end import end_steps
 from lit_probsft.training.step_metrics import StepMetrics
 
 
@@ -206,7 +207,8 @@ class ProbSFTModule(L.LightningModule):
 
     @override
     def on_train_start(self) -> None:
-        validate_between_steps(self.trainer)
+        complete_validation(self.trainer)
+        end_steps(self.trainer)
         reapply_options(self.trainer, self._optimizer_options, quiet=self.changes_reported)
 
     @override

@@ -1,9 +1,11 @@
-"""`kill -9` at any moment loses only the steps since the last checkpoint."""
+"""`kill -9` at any moment loses only the steps since the last checkpoint, and no row of metrics.csv."""
 
 from __future__ import annotations
 
+import os
 import random
 import shutil
+import signal
 import time
 from collections import Counter
 from pathlib import Path
@@ -11,8 +13,9 @@ from typing import Any
 
 import pytest
 
+from lit_probsft.parallel.processes import INTERRUPTED, STOPPED
 from lit_probsft.storage.checkpoint_files import steps
-from tests.crash.scene import EVERY, Scene, difference, documents, exported, restarts
+from tests.crash.scene import EVERY, Scene, difference, documents, exported, metrics, restarts
 from tests.crash.server import Run, Server
 
 pytestmark = pytest.mark.slow
@@ -107,6 +110,50 @@ class Killer:
     @property
     def while_saving(self) -> int:
         return sum(number for (_, what), number in self.deaths.items() if what == "saving")
+
+
+INTERRUPTIONS = int(os.environ.get("INTERRUPTIONS", "3"))
+"""How often each of the runs below is interrupted; 25 makes a hundred."""
+
+
+@pytest.mark.parametrize("seed", [11, 12])
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_kills_and_signals_lose_and_repeat_no_row(server: Server, tmp_path: Path, ranks: int, seed: int) -> None:
+    """Three of five interruptions are kills, the others signals to one process or to all. A row is logged every third
+    step and a checkpoint saved every second, so that most checkpoints come between two rows."""
+    devices = {"trainer__strategy": "ddp", **TWO} if ranks == 2 else {}
+    changes = {"trainer__max_epochs": 8, "trainer__log_every_n_steps": 3, "checkpoints__keep_last": 1, **devices}
+    scene = Scene(server, tmp_path, pause=0.01, **changes, checkpoints__asynchronous=seed == 12)
+    started = time.monotonic()
+    scene.fit("whole")
+    seconds, moments = time.monotonic() - started, random.Random(seed)
+    died: Counter[str] = Counter()
+    interruptions, runs = [signal.SIGKILL, signal.SIGTERM, signal.SIGKILL, signal.SIGINT, signal.SIGKILL], 0
+    while True:
+        name = f"run{runs}"
+        number = interruptions[died.total() % 5] if died.total() < INTERRUPTIONS else None
+        run = scene.start(name, *scene.resume_flags(name))
+        if number is not None and run.poll(moments.uniform(0.1, 1.1) * seconds) is None:
+            if number == signal.SIGKILL:
+                run.kill()
+            else:
+                run.signal(number, moments.choice([None, *range(len(run.ranks()))]))
+        status = run.wait()
+        assert run.gone(30), run.processes()
+        assert "Traceback" not in run.output, run.output[-6000:]
+        if status:
+            assert number is not None, run.output[-6000:]
+            allowed = {signal.SIGTERM: STOPPED, signal.SIGINT: INTERRUPTED}
+            lost = status == 1 and "another rank died without an error message" in run.output  # during start-up
+            assert lost or status in (-number, allowed.get(number)), (status, number, run.output[-6000:])
+            died[number.name] += 1
+            continue
+        scene.assert_end(name, "whole")
+        runs += 1
+        if number is None:
+            break
+    rows = len(metrics(scene.run("whole") / "metrics.csv"))
+    print(f"seed {seed}, {ranks} processes: {dict(died)} in {runs} runs of {rows} rows: none lost or doubled")
 
 
 def test_fifty_kills_lose_only_the_steps_since_the_last_checkpoint(server: Server, tmp_path: Path) -> None:

@@ -141,6 +141,31 @@ def test_a_run_on_a_stream_validates_by_steps(tmp_path: Path) -> None:
         tiny.trainer(**length, callbacks=share).fit(module, datamodule=data)
 
 
+@pytest.mark.parametrize("every", [[], slow(["--validate_every", "9"])], ids=["epochs", "steps"])
+def test_a_run_that_ends_within_an_epoch_is_validated_and_has_a_first_and_a_last_row(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    caplog: pytest.LogCaptureFixture,
+    every: list[str],
+) -> None:
+    """Epochs of three steps; resumed from the validation, the run and its bar go on with the next step."""
+    monkeypatch.chdir(tmp_path)
+    caplog.set_level("INFO")
+    path = config(tmp_path, trainer__log_every_n_steps=50, trainer__enable_progress_bar=True)
+    fit(path, "--trainer.max_steps", "2", *every)
+    capsys.readouterr()
+    fit(path, "--trainer.max_steps", "5", "--trainer.max_epochs", "2", "--resume", *every)
+    bars = [line for line in capsys.readouterr().out.split("\r") if line.startswith("Epoch")]
+    rows = rows_of(tmp_path / "runs/tiny/metrics.csv")
+    assert [row["step"] for row in rows if row["train/loss"]] == ["0", "1", "4"]
+    validated = ["0", "1", "4"] if every else ["0", "1", "2", "4"]
+    assert [row["step"] for row in rows if row["val/nll"]] == validated
+    place = "resuming runs/tiny from checkpoints/step-00000002.ckpt: step 2 of 5, epoch 1 of 2"
+    assert place in [record.getMessage() for record in caplog.records]
+    assert any(bar.startswith("Epoch 0:  67%") and " 2/3 " in bar for bar in bars)
+
+
 def without_the_clock(path: Path) -> list[dict[str, str]]:
     rows = [{k: v for k, v in row.items() if v and k != "tokens_per_second"} for row in rows_of(path)]
     return [row for row in rows if row.keys() - {"step", "epoch"}]

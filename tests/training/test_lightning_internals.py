@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import inspect
+import re
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,11 @@ PRIVATE = {
     "_should_accumulate": (fit_loop._FitLoop, "between_steps"),
     "_can_stop_early": (fit_loop._FitLoop, "may_stop_early"),
     "_iteration_based_training": (fit_loop._FitLoop, "finish_epochs_on_resume"),
-    "_should_check_val_fx": (training_epoch_loop._TrainingEpochLoop, "validate_when, validation_is_due"),
+    "_should_check_val_fx": (
+        training_epoch_loop._TrainingEpochLoop,
+        "validate_when, also_validate_when, validation_is_due",
+    ),
+    "_logger_connector": (tiny.trainer(), "after_micro_batches, step_is_logged, log_step"),
     "_data_fetcher": (tiny.trainer().fit_loop, "validation_is_due"),
     "_val_check_time_interval": (tiny.trainer(), "seconds_between_validations"),
     "_results": (fit_loop._FitLoop, "forget_logged"),
@@ -39,6 +44,7 @@ PRIVATE = {
 CALLED = {
     "_iteration_based_training": fit_loop,
     "_should_check_val_fx": training_epoch_loop,
+    "_logger_connector": training_epoch_loop,
     "_print_results": inspect.getmodule(_EvaluationLoop),
     "_check_on_train_epoch_end": inspect.getmodule(EarlyStopping),
     "_signal_connector": inspect.getmodule(L.Trainer),
@@ -57,7 +63,7 @@ def test_lightning_has_the_private_name(name: str) -> None:
 @pytest.mark.parametrize("name", CALLED)
 def test_lightning_reads_the_name_that_is_replaced(name: str) -> None:
     source = inspect.getsource(CALLED[name])  # type: ignore[arg-type]
-    assert f"self.{name}" in source, (
+    assert re.search(rf"(self|trainer)\.{name}\b", source), (
         f"lightning {L.__version__} no longer reads {name}: rewrite {PRIVATE[name][1]} in "
         "training/lightning_internals.py"
     )
