@@ -1,0 +1,227 @@
+"""The share of wrong rows in training data, judged by a model that has not been trained on them.
+
+A calibrated model is surprised by a right answer as often as it expects to be: the mean of -log p of its tokens equals
+the mean entropy of its predictions. Another row's answer, a refusal or a slip surprises it more. So a row has two
+coordinates: its excess surprise, mean -log p minus mean entropy, and its entropy. Real texts are never calibrated as a
+whole, since a model does not expect their style and format, but that shifts all rows alike. Wrong rows are a second
+group with more excess surprise. The share is the weight of this group in a mixture of two normal distributions.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+Values = NDArray[np.float64]
+
+MIN_ROWS = 30
+"""An interval is given from this number of rows on."""
+
+_MOST_ROWS = 2000  # of more rows, as many are taken evenly: the share is then known to .02
+_RESAMPLES = 100
+_ITERATIONS = 100
+_TOLERANCE = 1e-3  # of the probabilities of the rows, between two iterations
+_STARTS = (0.1, 0.3, 0.5, 0.7, 0.9)
+_RIDGE = 0.02  # of the variance of all rows: no group shrinks to a point
+_PARAMETERS = 6  # that a second group adds: its share, two means, three covariances
+_SEPARATION, _MORE_SURPRISED = 2.0, 1.5  # standard deviations, in the plane and in excess surprise alone
+_NATS = 3.0  # of excess surprise of a whole row: wrong rows are 20 times less likely than right ones
+
+
+@dataclass(frozen=True)
+class RowStatistics:
+    """Statistics of R rows over their supervised tokens, under the model; each is (R,) in float64.
+
+    Attributes:
+        tokens: number of supervised tokens.
+        mean_prob: mean p of the label.
+        nll: mean -log p of the label, in nats.
+        entropy: mean entropy of the model's distribution, in nats.
+        confidence: mean p of the most probable token.
+        ignorant: share of tokens whose most probable token has p below .3.
+        contradicted: share of tokens whose label has p below .1 while another token has p above .7.
+    """
+
+    tokens: Values
+    mean_prob: Values
+    nll: Values
+    entropy: Values
+    confidence: Values
+    ignorant: Values
+    contradicted: Values
+
+
+@dataclass(frozen=True)
+class NoiseEstimate:
+    """The estimated share of wrong rows.
+
+    Attributes:
+        share: between 0 and 1; NaN if the model cannot tell: it knows too little of the rows, or contradicts even
+            those that suit it best.
+        interval: 95 % interval; None below `MIN_ROWS` rows. It reaches 1 as far as the model does not know the rows.
+        scores: (R,), in nats, larger for rows that are more likely wrong; NaN for a row without tokens.
+    """
+
+    share: float
+    interval: tuple[float, float] | None
+    scores: Values
+
+
+def estimate_noise(rows: RowStatistics) -> NoiseEstimate:
+    """Estimate the share of wrong rows, with a 95 % interval from resampled rows.
+
+    A group of wrong rows is counted if two groups explain the rows better than one (BIC), lie two standard deviations
+    apart, and 1.5 of them in excess surprise. Wrong rows that surprise the model no more than right ones are not
+    counted. If no group is found, the share is 0, or NaN if the model is ignorant of most tokens in most rows.
+
+    The interval takes its upper end from fits that need not be separated, and adds the rows that the model does not
+    know, since all of them may be wrong.
+    """
+    used = np.flatnonzero(rows.tokens > 0)
+    excess = np.full(len(rows.tokens), math.nan)
+    excess[used] = rows.nll[used] - rows.entropy[used]
+    if len(used) < 2:
+        return NoiseEstimate(math.nan, None, excess)
+    if len(used) > _MOST_ROWS:
+        used = used[np.linspace(0, len(used) - 1, _MOST_ROWS).astype(int)]
+    points = np.stack([excess[used], rows.entropy[used]])
+    length = float(np.median(rows.tokens[used]))
+    fit = _fit(points, length)
+    share = float(fit.counted()[0])
+    right = 1 - fit.wrong[0] if share else np.ones(len(used))
+    contradicted = (right * rows.contradicted[used]).sum() / right.sum()
+    unknown = float((rows.ignorant[used] > 0.5).mean())
+    enough = len(used) >= MIN_ROWS
+    if contradicted > 0.5 or (not share and unknown > 0.5):
+        return NoiseEstimate(math.nan, (0.0, 1.0) if enough else None, excess)
+    interval = None
+    if enough:
+        low, high = _interval(points, fit)
+        high = max(high, share)
+        interval = (min(low, share), high + (1 - high) * unknown)
+    return NoiseEstimate(share, interval, excess + fit.slope() * rows.entropy if share else excess)
+
+
+@dataclass(frozen=True)
+class _Fits:
+    """Mixtures of two normal distributions in the plane, B of them, for n rows. The second group is the wrong one.
+
+    Attributes:
+        wrong: (B, n), probability that a row is in the second group.
+        share: (B,), its weight.
+        means: (B, 2, 2) of the groups.
+        covariances: (B, 2, 3) of the groups: of excess surprise, of both, of entropy.
+        gain: (B,), log likelihood minus that of one group.
+        rows: n.
+        length: tokens of a typical row.
+    """
+
+    wrong: Values
+    share: Values
+    means: Values
+    covariances: Values
+    gain: Values
+    rows: int
+    length: float
+
+    def counted(self, separation: float = _SEPARATION, more_surprised: float = _MORE_SURPRISED) -> Values:
+        """(B,), the share where there are two groups, 0 elsewhere."""
+        between = self.means[:, 1] - self.means[:, 0]
+        pooled = self.covariances.mean(1)
+        apart = np.sqrt(_quadratic(between, pooled))
+        surprised = between[:, 0] / np.sqrt(pooled[:, 0])
+        two = 2 * self.gain > _PARAMETERS * math.log(self.rows)
+        two &= between[:, 0] * self.length >= _NATS
+        two &= self.means[:, 1, 0] >= -0.5 * self.means[:, 1, 1]  # less than half the expected surprise is no error
+        return np.where(two & (apart >= separation) & (surprised >= more_surprised), self.share, 0.0)
+
+    def slope(self) -> float:
+        """How many nats of excess surprise a nat of entropy is worth in telling the groups apart."""
+        (x, y), (xx, xy, yy) = self.means[0, 1] - self.means[0, 0], self.covariances[0].mean(0)
+        along, across = yy * x - xy * y, xx * y - xy * x  # the linear discriminant, up to a factor
+        return float(across / along) if along > 0 else 0.0
+
+
+def _interval(points: Values, fit: _Fits) -> tuple[float, float]:
+    """Bounds of the share from resampled rows; the lower one is that of separated groups."""
+    rows = points.shape[1]
+    weights = np.random.default_rng(0).multinomial(rows, np.full(rows, 1 / rows), _RESAMPLES).astype(float)
+    block = max(1, 400_000 // rows)
+    found = [
+        _fit(points, fit.length, weights[start : start + block], fit.wrong) for start in range(0, _RESAMPLES, block)
+    ]
+    low = np.concatenate([fits.counted() for fits in found])
+    high = np.concatenate([fits.counted(0.0, 0.0) for fits in found])
+    none_seen = 1 - 0.025 ** (1 / rows)
+    return float(np.quantile(low, 0.025)), max(float(np.quantile(high, 0.975)), none_seen)
+
+
+def _fit(points: Values, length: float, weights: Values | None = None, start: Values | None = None) -> _Fits:
+    """Fit a mixture to weighted rows, (2, n) and (B, n), by expectation maximization.
+
+    Without weights, the best of several starts is returned. `start`, (1, n), are the probabilities to begin with."""
+    rows = points.shape[1]
+    points = points + 0.0
+    center, scale = points.mean(1, keepdims=True), points.std(1, keepdims=True) + 1e-9
+    x, y = (points - center) / scale
+    if start is None:
+        wrong = np.stack([(x > np.quantile(x, level)).astype(float) for level in _STARTS])
+    else:
+        wrong = np.repeat(start, len(weights) if weights is not None else 1, 0)
+    weights = np.ones_like(wrong) if weights is None else weights
+    for _ in range(_ITERATIONS):
+        before = wrong
+        share = np.clip((weights * wrong).sum(1) / rows, 1 / rows, 1 - 1 / rows)
+        groups = [_moments(x, y, weights * (1 - wrong)), _moments(x, y, weights * wrong)]
+        right_log, wrong_log = (
+            np.log(part)[:, None] + _log_normal(x, y, *group)
+            for part, group in zip((1 - share, share), groups, strict=True)
+        )
+        both = np.logaddexp(right_log, wrong_log)
+        wrong = np.exp(wrong_log - both)
+        if np.abs(wrong - before).max() < _TOLERANCE:
+            break
+    likelihood = (weights * both).sum(1)
+    single = (weights * _log_normal(x, y, *_moments(x, y, weights))).sum(1)
+    means = np.stack([group[0] for group in groups], 1)
+    covariances = np.stack([group[1] for group in groups], 1)
+    swapped = means[:, 0, 0] > means[:, 1, 0]
+    means[swapped], covariances[swapped] = means[swapped, ::-1], covariances[swapped, ::-1]
+    wrong[swapped], share[swapped] = 1 - wrong[swapped], 1 - share[swapped]
+    a, b = scale[:, 0]
+    best = slice(None) if start is not None else [int((likelihood - single).argmax())]
+    return _Fits(
+        wrong[best],
+        share[best],
+        (means * (a, b) + center[:, 0])[best],
+        (covariances * (a * a, a * b, b * b))[best],
+        (likelihood - single)[best],
+        rows,
+        length,
+    )
+
+
+def _moments(x: Values, y: Values, weights: Values) -> tuple[Values, Values]:
+    """Means (B, 2) and covariances (B, 3) of standardized rows under weights (B, n), with the ridge."""
+    total = weights.sum(1) + 1e-9
+    mean = np.stack([weights @ x, weights @ y], -1) / total[:, None]
+    products = np.stack([weights @ (x * x), weights @ (x * y), weights @ (y * y)], -1) / total[:, None]
+    squares = np.stack([mean[:, 0] ** 2, mean[:, 0] * mean[:, 1], mean[:, 1] ** 2], -1)
+    return mean, products - squares + (_RIDGE, 0.0, _RIDGE)
+
+
+def _log_normal(x: Values, y: Values, mean: Values, covariance: Values) -> Values:
+    """(B, n), log densities of normal distributions without the constant."""
+    offset = np.stack([x - mean[:, :1], y - mean[:, 1:]], -1)
+    determinant = covariance[:, 0] * covariance[:, 2] - covariance[:, 1] ** 2
+    return -0.5 * (_quadratic(offset, covariance[:, None]) + np.log(determinant)[:, None])
+
+
+def _quadratic(vectors: Values, covariance: Values) -> Values:
+    """Squared Mahalanobis lengths of vectors (..., 2) under covariances (..., 3)."""
+    x, y = vectors[..., 0], vectors[..., 1]
+    xx, xy, yy = covariance[..., 0], covariance[..., 1], covariance[..., 2]
+    return np.asarray((yy * x * x - 2 * xy * x * y + xx * y * y) / (xx * yy - xy * xy))
