@@ -29,6 +29,7 @@ _RIDGE = 0.02  # of the variance of all rows: no group shrinks to a point
 _PARAMETERS = 6  # that a second group adds: its share, two means, three covariances
 _SEPARATION, _MORE_SURPRISED = 2.0, 1.5  # standard deviations, in the plane and in excess surprise alone
 _NATS = 3.0  # of excess surprise of a whole row: wrong rows are 20 times less likely than right ones
+_CONTRADICTED = 0.005  # how much larger the contradicted share of a wrong row's tokens is
 
 
 @dataclass(frozen=True)
@@ -74,35 +75,64 @@ def estimate_noise(rows: RowStatistics) -> NoiseEstimate:
     """Estimate the share of wrong rows, with a 95 % interval from resampled rows.
 
     A group of wrong rows is counted if two groups explain the rows better than one (BIC), lie two standard deviations
-    apart, and 1.5 of them in excess surprise. Wrong rows that surprise the model no more than right ones are not
-    counted. If no group is found, the share is 0, or NaN if the model is ignorant of most tokens in most rows.
+    apart, and 1.5 of them in excess surprise, and if the model contradicts the second group more often. Wrong rows that
+    surprise the model no more than right ones are not counted. If no group is found, the share is 0, or NaN if the
+    model is ignorant of most tokens in most rows.
 
     The interval takes its upper end from fits that need not be separated, and adds the rows that the model does not
     know, since all of them may be wrong.
+
+    Rows should be of one task. Of an easy and a hard task together, the hard one looks like a group of wrong rows.
     """
-    used = np.flatnonzero(rows.tokens > 0)
-    excess = np.full(len(rows.tokens), math.nan)
-    excess[used] = rows.nll[used] - rows.entropy[used]
+    excess = np.where(rows.tokens > 0, rows.nll - rows.entropy, math.nan)
+    used = np.flatnonzero(np.isfinite(excess))
     if len(used) < 2:
         return NoiseEstimate(math.nan, None, excess)
     if len(used) > _MOST_ROWS:
         used = used[np.linspace(0, len(used) - 1, _MOST_ROWS).astype(int)]
-    points = np.stack([excess[used], rows.entropy[used]])
-    length = float(np.median(rows.tokens[used]))
-    fit = _fit(points, length)
+    tokens, contradicted = rows.tokens[used], rows.contradicted[used]
+    plane = _Plane.of(excess[used], rows.entropy[used], contradicted, float(np.median(tokens)))
+    fit = _fit(plane)
     share = float(fit.counted()[0])
     right = 1 - fit.wrong[0] if share else np.ones(len(used))
-    contradicted = (right * rows.contradicted[used]).sum() / right.sum()
     unknown = float((rows.ignorant[used] > 0.5).mean())
     enough = len(used) >= MIN_ROWS
-    if contradicted > 0.5 or (not share and unknown > 0.5):
+    if right @ contradicted > 0.5 * right.sum() or (not share and unknown > 0.5):
         return NoiseEstimate(math.nan, (0.0, 1.0) if enough else None, excess)
     interval = None
     if enough:
-        low, high = _interval(points, fit)
+        low, high = _interval(plane, fit)
         high = max(high, share)
         interval = (min(low, share), high + (1 - high) * unknown)
     return NoiseEstimate(share, interval, excess + fit.slope() * rows.entropy if share else excess)
+
+
+@dataclass(frozen=True)
+class _Plane:
+    """n rows as points in the plane of excess surprise and entropy.
+
+    Attributes:
+        x, y: (n,), excess surprise and entropy, with mean 0 and variance 1.
+        scale: (2,), their standard deviations in nats.
+        center: (2,), their means in nats.
+        contradicted: (n,), share of tokens.
+        length: tokens of a typical row.
+    """
+
+    x: Values
+    y: Values
+    scale: Values
+    center: Values
+    contradicted: Values
+    length: float
+
+    @classmethod
+    def of(cls, excess: Values, entropy: Values, contradicted: Values, length: float) -> _Plane:
+        """Standardize the rows."""
+        points = np.stack([excess, entropy])
+        center, scale = points.mean(1), points.std(1) + 1e-9
+        x, y = (points - center[:, None]) / scale[:, None]
+        return cls(x, y, scale, center, contradicted, length)
 
 
 @dataclass(frozen=True)
@@ -110,98 +140,94 @@ class _Fits:
     """Mixtures of two normal distributions in the plane, B of them, for n rows. The second group is the wrong one.
 
     Attributes:
+        plane: the rows.
         wrong: (B, n), probability that a row is in the second group.
         share: (B,), its weight.
-        means: (B, 2, 2) of the groups.
-        covariances: (B, 2, 3) of the groups: of excess surprise, of both, of entropy.
+        means: (B, 2, 2) of the groups, standardized.
+        covariances: (B, 2, 3) of the groups, standardized: of excess surprise, of both, of entropy.
+        contradicted: (B, 2), mean share of contradicted tokens in the groups.
         gain: (B,), log likelihood minus that of one group.
-        rows: n.
-        length: tokens of a typical row.
     """
 
+    plane: _Plane
     wrong: Values
     share: Values
     means: Values
     covariances: Values
+    contradicted: Values
     gain: Values
-    rows: int
-    length: float
 
-    def counted(self, separation: float = _SEPARATION, more_surprised: float = _MORE_SURPRISED) -> Values:
-        """(B,), the share where there are two groups, 0 elsewhere."""
+    def counted(self, *, apart: bool = True) -> Values:
+        """(B,), the share where there are two groups, 0 elsewhere.
+
+        With `apart`, the groups must lie apart, and the model must contradict the second one more often."""
         between = self.means[:, 1] - self.means[:, 0]
         pooled = self.covariances.mean(1)
-        apart = np.sqrt(_quadratic(between, pooled))
-        surprised = between[:, 0] / np.sqrt(pooled[:, 0])
-        two = 2 * self.gain > _PARAMETERS * math.log(self.rows)
-        two &= between[:, 0] * self.length >= _NATS
-        two &= self.means[:, 1, 0] >= -0.5 * self.means[:, 1, 1]  # less than half the expected surprise is no error
-        return np.where(two & (apart >= separation) & (surprised >= more_surprised), self.share, 0.0)
+        excess, entropy = (self.means[:, 1] * self.plane.scale + self.plane.center).T
+        found = 2 * self.gain > _PARAMETERS * math.log(len(self.plane.x))
+        found &= between[:, 0] * self.plane.scale[0] * self.plane.length >= _NATS
+        found &= excess + entropy >= 0.5 * entropy  # less than half the surprise that the model expects is no error
+        if apart:
+            found &= np.sqrt(_quadratic(between, pooled)) >= _SEPARATION
+            found &= between[:, 0] >= _MORE_SURPRISED * np.sqrt(pooled[:, 0])
+            found &= self.contradicted[:, 1] >= self.contradicted[:, 0] + _CONTRADICTED
+        return np.where(found, self.share, 0.0)
 
     def slope(self) -> float:
         """How many nats of excess surprise a nat of entropy is worth in telling the groups apart."""
         (x, y), (xx, xy, yy) = self.means[0, 1] - self.means[0, 0], self.covariances[0].mean(0)
         along, across = yy * x - xy * y, xx * y - xy * x  # the linear discriminant, up to a factor
-        return float(across / along) if along > 0 else 0.0
+        return float(across / along * self.plane.scale[0] / self.plane.scale[1]) if along > 0 else 0.0
 
 
-def _interval(points: Values, fit: _Fits) -> tuple[float, float]:
+def _interval(plane: _Plane, fit: _Fits) -> tuple[float, float]:
     """Bounds of the share from resampled rows; the lower one is that of separated groups."""
-    rows = points.shape[1]
+    rows = len(plane.x)
     weights = np.random.default_rng(0).multinomial(rows, np.full(rows, 1 / rows), _RESAMPLES).astype(float)
     block = max(1, 400_000 // rows)
-    found = [
-        _fit(points, fit.length, weights[start : start + block], fit.wrong) for start in range(0, _RESAMPLES, block)
-    ]
+    found = [_fit(plane, weights[start : start + block], fit.wrong) for start in range(0, _RESAMPLES, block)]
     low = np.concatenate([fits.counted() for fits in found])
-    high = np.concatenate([fits.counted(0.0, 0.0) for fits in found])
+    high = np.concatenate([fits.counted(apart=False) for fits in found])
     none_seen = 1 - 0.025 ** (1 / rows)
     return float(np.quantile(low, 0.025)), max(float(np.quantile(high, 0.975)), none_seen)
 
 
-def _fit(points: Values, length: float, weights: Values | None = None, start: Values | None = None) -> _Fits:
-    """Fit a mixture to weighted rows, (2, n) and (B, n), by expectation maximization.
+def _fit(plane: _Plane, weights: Values | None = None, start: Values | None = None) -> _Fits:
+    """Fit mixtures by expectation maximization.
 
-    Without weights, the best of several starts is returned. `start`, (1, n), are the probabilities to begin with."""
-    rows = points.shape[1]
-    points = points + 0.0
-    center, scale = points.mean(1, keepdims=True), points.std(1, keepdims=True) + 1e-9
-    x, y = (points - center) / scale
-    if start is None:
+    Args:
+        plane: n rows.
+        weights: (B, n), how often each row counts, for B fits. Without them there is one fit, the best of several.
+        start: (1, n), the probabilities to begin with, for given weights.
+    """
+    x, y, rows = plane.x, plane.y, len(plane.x)
+    if weights is None or start is None:
         wrong = np.stack([(x > np.quantile(x, level)).astype(float) for level in _STARTS])
+        weights = np.ones_like(wrong)
     else:
-        wrong = np.repeat(start, len(weights) if weights is not None else 1, 0)
-    weights = np.ones_like(wrong) if weights is None else weights
+        wrong = np.repeat(start, len(weights), 0)
     for _ in range(_ITERATIONS):
         before = wrong
         share = np.clip((weights * wrong).sum(1) / rows, 1 / rows, 1 - 1 / rows)
         groups = [_moments(x, y, weights * (1 - wrong)), _moments(x, y, weights * wrong)]
-        right_log, wrong_log = (
+        logs = [
             np.log(part)[:, None] + _log_normal(x, y, *group)
             for part, group in zip((1 - share, share), groups, strict=True)
-        )
-        both = np.logaddexp(right_log, wrong_log)
-        wrong = np.exp(wrong_log - both)
+        ]
+        both = np.logaddexp(*logs)
+        wrong = np.exp(logs[1] - both)
         if np.abs(wrong - before).max() < _TOLERANCE:
             break
-    likelihood = (weights * both).sum(1)
-    single = (weights * _log_normal(x, y, *_moments(x, y, weights))).sum(1)
-    means = np.stack([group[0] for group in groups], 1)
-    covariances = np.stack([group[1] for group in groups], 1)
+    single = _log_normal(x, y, *_moments(x, y, weights))
+    gain = (weights * (both - single)).sum(1)
+    means, covariances = (np.stack(values, 1) for values in zip(*groups, strict=True))
     swapped = means[:, 0, 0] > means[:, 1, 0]
     means[swapped], covariances[swapped] = means[swapped, ::-1], covariances[swapped, ::-1]
     wrong[swapped], share[swapped] = 1 - wrong[swapped], 1 - share[swapped]
-    a, b = scale[:, 0]
-    best = slice(None) if start is not None else [int((likelihood - single).argmax())]
-    return _Fits(
-        wrong[best],
-        share[best],
-        (means * (a, b) + center[:, 0])[best],
-        (covariances * (a * a, a * b, b * b))[best],
-        (likelihood - single)[best],
-        rows,
-        length,
-    )
+    parts = [weights * (1 - wrong), weights * wrong]
+    contradicted = np.stack([part @ plane.contradicted / (part.sum(1) + 1e-9) for part in parts], 1)
+    best = np.arange(len(gain)) if start is not None else gain.argmax(keepdims=True)
+    return _Fits(plane, wrong[best], share[best], means[best], covariances[best], contradicted[best], gain[best])
 
 
 def _moments(x: Values, y: Values, weights: Values) -> tuple[Values, Values]:
