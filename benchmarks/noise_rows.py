@@ -113,7 +113,7 @@ def slip(answer: str, words: Sequence[str], rng: random.Random) -> str:
     if old.isdecimal():
         new = str(int(old) + rng.choice((1, 2, 3, 10, 20)))
     else:
-        new = rng.choice([word for word in words if word != old])
+        new = rng.choice([word for word in words if word != old] or ["not"])
     return "".join(new if index >= place and part == old else part for index, part in enumerate(parts))
 
 
