@@ -75,9 +75,11 @@ def estimate_noise(rows: RowStatistics) -> NoiseEstimate:
     """Estimate the share of wrong rows, with a 95 % interval from resampled rows.
 
     A group of wrong rows is counted if two groups explain the rows better than one (BIC), lie two standard deviations
-    apart, and 1.5 of them in excess surprise, and if the model contradicts the second group more often. Wrong rows that
-    surprise the model no more than right ones are not counted. If no group is found, the share is 0, or NaN if the
-    model is ignorant of most tokens in most rows.
+    apart, and 1.5 of them in excess surprise, and if the model contradicts the second group more often. If no group is
+    found, the share is 0, or NaN if the model is ignorant of most tokens in most rows.
+
+    Neither the share nor the interval covers wrong rows that surprise the model no more than right ones, such as a
+    wrong number in a long text.
 
     The interval takes its upper end from fits that need not be separated, and adds the rows that the model does not
     know, since all of them may be wrong.
