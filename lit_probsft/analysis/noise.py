@@ -20,6 +20,7 @@ Values = NDArray[np.float64]
 MIN_ROWS = 30
 """An interval is given from this number of rows on."""
 
+_FEWEST_ROWS = 10
 _MOST_ROWS = 2000  # of more rows, as many are taken evenly: the share is then known to .02
 _RESAMPLES = 100
 _ITERATIONS = 100
@@ -61,7 +62,7 @@ class NoiseEstimate:
 
     Attributes:
         share: between 0 and 1; NaN if the model cannot tell: it knows too little of the rows, or contradicts even
-            those that suit it best.
+            those that suit it best, or there are fewer than ten.
         interval: 95 % interval; None below `MIN_ROWS` rows. It reaches 1 as far as the model does not know the rows.
         scores: (R,), in nats, larger for rows that are more likely wrong; NaN for a row without tokens.
     """
@@ -88,7 +89,7 @@ def estimate_noise(rows: RowStatistics) -> NoiseEstimate:
     """
     excess = np.where(rows.tokens > 0, rows.nll - rows.entropy, math.nan)
     used = np.flatnonzero(np.isfinite(excess))
-    if len(used) < 2:
+    if len(used) < _FEWEST_ROWS:
         return NoiseEstimate(math.nan, None, excess)
     if len(used) > _MOST_ROWS:
         used = used[np.linspace(0, len(used) - 1, _MOST_ROWS).astype(int)]

@@ -76,11 +76,12 @@ def test_the_order_of_rows_does_not_matter_and_rows_without_tokens_do_not_count(
     assert other.scores[:-1] == pytest.approx(estimate.scores[order], abs=1e-3)
 
 
-@pytest.mark.parametrize("rows", [0, 1, 2, MIN_ROWS - 1, MIN_ROWS, 2100])
-def test_an_interval_is_given_from_thirty_rows_on(rows):
+@pytest.mark.parametrize("rows", [0, 1, 9, MIN_ROWS - 1, MIN_ROWS, 2100])
+def test_an_interval_is_given_from_thirty_rows_on_and_a_share_from_ten(rows):
     estimate = estimate_noise(draw(rows)[0])
     assert (estimate.interval is not None) is (rows >= MIN_ROWS)
     assert estimate.scores.shape == (rows,)
+    assert np.isnan(estimate.share) == (rows < 10)
     if rows >= MIN_ROWS - 1:
         assert estimate.share == pytest.approx(0.3, abs=0.05)
 
