@@ -76,8 +76,8 @@ def estimate_noise(rows: RowStatistics) -> NoiseEstimate:
     """Estimate the share of wrong rows, with a 95 % interval from resampled rows.
 
     A group of wrong rows is counted if two groups explain the rows better than one (BIC), lie two standard deviations
-    apart, and 1.5 of them in excess surprise, and if the model contradicts the second group more often. If no group is
-    found, the share is 0, or NaN if the model is ignorant of most tokens in most rows.
+    apart, and 1.5 of them in excess surprise, and if the model contradicts the second group more often or is not more
+    ignorant of it. If no group is found, the share is 0, or NaN if the model is ignorant of most tokens in most rows.
 
     Neither the share nor the interval covers wrong rows that surprise the model no more than right ones, such as a
     wrong number in a long text.
@@ -93,12 +93,13 @@ def estimate_noise(rows: RowStatistics) -> NoiseEstimate:
         return NoiseEstimate(math.nan, None, excess)
     if len(used) > _MOST_ROWS:
         used = used[np.linspace(0, len(used) - 1, _MOST_ROWS).astype(int)]
-    tokens, contradicted = rows.tokens[used], rows.contradicted[used]
-    plane = _Plane.of(excess[used], rows.entropy[used], contradicted, float(np.median(tokens)))
+    contradicted, ignorant = rows.contradicted[used], rows.ignorant[used]
+    length = float(np.median(rows.tokens[used]))
+    plane = _Plane.of(excess[used], rows.entropy[used], np.stack([contradicted, ignorant]), length)
     fit = _fit(plane)
     share = float(fit.counted()[0])
     right = 1 - fit.wrong[0] if share else np.ones(len(used))
-    unknown = float((rows.ignorant[used] > 0.5).mean())
+    unknown = float((ignorant > 0.5).mean())
     enough = len(used) >= MIN_ROWS
     if right @ contradicted > 0.5 * right.sum() or (not share and unknown > 0.5):
         return NoiseEstimate(math.nan, (0.0, 1.0) if enough else None, excess)
@@ -118,7 +119,7 @@ class _Plane:
         x, y: (n,), excess surprise and entropy, with mean 0 and variance 1.
         scale: (2,), their standard deviations in nats.
         center: (2,), their means in nats.
-        contradicted: (n,), share of tokens.
+        beliefs: (2, n), contradicted and ignorant share of the tokens.
         length: tokens of a typical row.
     """
 
@@ -126,16 +127,16 @@ class _Plane:
     y: Values
     scale: Values
     center: Values
-    contradicted: Values
+    beliefs: Values
     length: float
 
     @classmethod
-    def of(cls, excess: Values, entropy: Values, contradicted: Values, length: float) -> _Plane:
+    def of(cls, excess: Values, entropy: Values, beliefs: Values, length: float) -> _Plane:
         """Standardize the rows."""
         points = np.stack([excess, entropy])
         center, scale = points.mean(1), points.std(1) + 1e-9
         x, y = (points - center[:, None]) / scale[:, None]
-        return cls(x, y, scale, center, contradicted, length)
+        return cls(x, y, scale, center, beliefs, length)
 
 
 @dataclass(frozen=True)
@@ -148,7 +149,7 @@ class _Fits:
         share: (B,), its weight.
         means: (B, 2, 2) of the groups, standardized.
         covariances: (B, 2, 3) of the groups, standardized: of excess surprise, of both, of entropy.
-        contradicted: (B, 2), mean share of contradicted tokens in the groups.
+        beliefs: (B, 2, 2), contradicted and ignorant share of the tokens in the groups.
         gain: (B,), log likelihood minus that of one group.
     """
 
@@ -157,13 +158,13 @@ class _Fits:
     share: Values
     means: Values
     covariances: Values
-    contradicted: Values
+    beliefs: Values
     gain: Values
 
     def counted(self, *, apart: bool = True) -> Values:
         """(B,), the share where there are two groups, 0 elsewhere.
 
-        With `apart`, the groups must lie apart, and the model must contradict the second one more often."""
+        With `apart`, the groups must lie apart, and the second one must not be just less known."""
         between = self.means[:, 1] - self.means[:, 0]
         pooled = self.covariances.mean(1)
         excess, entropy = (self.means[:, 1] * self.plane.scale + self.plane.center).T
@@ -173,7 +174,8 @@ class _Fits:
         if apart:
             found &= np.sqrt(_quadratic(between, pooled)) >= _SEPARATION
             found &= between[:, 0] >= _MORE_SURPRISED * np.sqrt(pooled[:, 0])
-            found &= self.contradicted[:, 1] >= self.contradicted[:, 0] + _CONTRADICTED
+            contradicted, ignorant = (self.beliefs[:, 1] - self.beliefs[:, 0]).T
+            found &= (contradicted >= _CONTRADICTED) | (ignorant <= 0)
         return np.where(found, self.share, 0.0)
 
     def slope(self) -> float:
@@ -228,9 +230,9 @@ def _fit(plane: _Plane, weights: Values | None = None, start: Values | None = No
     means[swapped], covariances[swapped] = means[swapped, ::-1], covariances[swapped, ::-1]
     wrong[swapped], share[swapped] = 1 - wrong[swapped], 1 - share[swapped]
     parts = [weights * (1 - wrong), weights * wrong]
-    contradicted = np.stack([part @ plane.contradicted / (part.sum(1) + 1e-9) for part in parts], 1)
+    beliefs = np.stack([part @ plane.beliefs.T / (part.sum(1, keepdims=True) + 1e-9) for part in parts], 1)
     best = np.arange(len(gain)) if start is not None else gain.argmax(keepdims=True)
-    return _Fits(plane, wrong[best], share[best], means[best], covariances[best], contradicted[best], gain[best])
+    return _Fits(plane, wrong[best], share[best], means[best], covariances[best], beliefs[best], gain[best])
 
 
 def _moments(x: Values, y: Values, weights: Values) -> tuple[Values, Values]:

@@ -43,8 +43,13 @@ def test_rows_that_all_disagree_a_little_are_not_wrong():
     assert estimate_noise(RowStatistics(**skewed)).share < 0.05
 
 
-def test_a_harder_group_that_is_not_contradicted_is_not_wrong():
-    assert estimate_noise(draw(contradicted=0.0)[0]).share == 0
+def test_a_harder_group_is_wrong_only_if_it_is_contradicted_or_not_less_known():
+    rows, wrong = draw(contradicted=0.0)
+    assert estimate_noise(rows).share == pytest.approx(0.3, abs=0.03)
+    less_known = vars(rows) | {"ignorant": 0.1 + 0.6 * wrong}
+    assert estimate_noise(RowStatistics(**less_known)).share == 0
+    contradicted = less_known | {"contradicted": 0.05 + 0.1 * wrong}
+    assert estimate_noise(RowStatistics(**contradicted)).share == pytest.approx(0.3, abs=0.03)
 
 
 def test_an_ignorant_model_says_nothing():
