@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from pathlib import Path
@@ -15,6 +14,7 @@ from lit_probsft.analysis.plotting import chart_style
 from lit_probsft.analysis.tokens import Moved, Tokens
 from lit_probsft.errors import UserError
 from lit_probsft.run.folder import RunFolder
+from lit_probsft.storage.atomic import read_json
 
 NO_TOKENS = "tokens.npz. fit writes it if there is a validation set."
 NOT_BEFORE = "p before training. The sanity check measures it (trainer.num_sanity_val_steps: -1, the default)."
@@ -225,9 +225,6 @@ def _read_json(path: Path) -> dict[str, Any] | None:
     if not path.exists():
         return None
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        return read_json(path)
     except (OSError, ValueError) as error:
-        raise UserError(str(path), f"not valid JSON: {error}") from error
-    if not isinstance(content, dict):
-        raise UserError(str(path), f"expected a JSON object, got {type(content).__name__}")
-    return content
+        raise UserError(str(path), str(getattr(error, "strerror", None) or error)) from error

@@ -144,6 +144,22 @@ def write_text(path: Path, text: str) -> None:
         sync_file(partial)
 
 
+def read_json(path: Path) -> dict[str, Any]:
+    """The object in a JSON file.
+
+    Raises:
+        OSError: the file cannot be read.
+        ValueError: it is not valid JSON, is nested too deeply, or has something else than an object.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"not valid JSON: {error}") from error
+    if not isinstance(content, dict):
+        raise ValueError(f"expected a JSON object, got {type(content).__name__}")
+    return content
+
+
 def write_json(path: Path, content: dict[str, Any]) -> None:
     """Write a dictionary as JSON, atomically. NaN and infinities become null."""
     write_text(path, json.dumps(_plain(content), indent=2, ensure_ascii=False) + "\n")

@@ -30,7 +30,7 @@ def literal_values() -> Iterator[None]:
             setattr(_typehints, name, read)
 
 
-class _NoPath(_typehints.Path):  # type: ignore[misc, name-defined]
+class _NoPath(_typehints.Path):  # type: ignore[misc]
     """A list is not read from the lines of a file, which may be a pipe or a device without an end."""
 
     def __init__(self, *_: Any, **__: Any) -> None:

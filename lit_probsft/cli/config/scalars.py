@@ -93,7 +93,7 @@ def _tree(loader: _Loader, node: yaml.Node) -> Any:
         return {loader.construct_object(key): _tree(loader, item) for key, item in node.value}
     try:
         value = loader.construct_object(node)
-    except ValueError:  # an integer of too many digits
+    except (ValueError, AttributeError, LookupError):  # an integer of too many digits, a tag of another type
         value = node.value
     if isinstance(value, str) and re.search("[\ud800-\udfff]", value):  # JSON writes 😀 as two escapes
         value = value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
