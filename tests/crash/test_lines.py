@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import shutil
+from collections import deque
+from collections.abc import Callable, Iterable
 from pathlib import Path
 
 import pytest
@@ -10,7 +12,7 @@ import pytest
 from tests.cli import mistake_files
 from tests.crash import wild_files
 from tests.crash.lines import Lines, write_scene
-from tests.crash.server import Server
+from tests.crash.server import Run, Server
 
 pytestmark = pytest.mark.slow
 
@@ -28,13 +30,12 @@ def trained(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder / "runs"
 
 
-def problems(server: Server, words: list[str], folder: Path) -> str:
+def problem(run: Run, folder: Path) -> str:
     """What is wrong with how a command line ends; empty if nothing is."""
-    run = server.start(*words, cwd=folder, limits=True)
-    status = run.poll(30)
+    status = run.poll(60)
     if status is None:
         run.kill()
-        return "goes on after 30 s"
+        return "goes on after 60 s"
     left = [path.name for path in (folder / "runs").glob("*") if path.name != "done"]
     if status not in (0, 2) or "Traceback" in run.output:
         return f"ends with status {status}:\n{run.output[-1500:]}"
@@ -43,29 +44,37 @@ def problems(server: Server, words: list[str], folder: Path) -> str:
     return f"is refused, and leaves runs/{left[0]}" if status == 2 and left else ""
 
 
-def fresh(folder: Path) -> Path:
-    shutil.rmtree(folder, ignore_errors=True)
-    folder.mkdir()
-    return folder
+def problems(server: Server, seeds: Iterable[int], folder: Path, prepare: Callable[[int, Path], list[str]]) -> str:
+    """What is wrong with the command lines that `prepare` draws; two run at a time."""
+    found, running = [], deque[tuple[int, Path, list[str], Run]]()
+    for seed in [*seeds, None, None]:
+        if len(running) == 2 or (seed is None and running):
+            before, scene, words, run = running.popleft()
+            if wrong := problem(run, scene):
+                found.append(f"seed {before}: {words} {wrong}")
+            shutil.rmtree(scene)
+        if seed is not None:
+            (scene := folder / str(seed)).mkdir()
+            words = prepare(seed, scene)
+            running.append((seed, scene, words, server.start(*words, cwd=scene, limits=True)))
+    return "\n\n".join(found)
 
 
 def test_no_command_line_ends_in_a_traceback(server: Server, trained: Path, tmp_path: Path) -> None:
-    found = {}
-    for seed in LINES:
-        write_scene(fresh(tmp_path / "scene"), trained)
-        words = Lines(seed).draw()
-        if problem := problems(server, words, tmp_path / "scene"):
-            found[seed] = f"{words} {problem}"
-    assert not found, "\n\n".join(f"seed {seed}: {problem}" for seed, problem in found.items())
+    def prepare(seed: int, folder: Path) -> list[str]:
+        write_scene(folder, trained)
+        return Lines(seed).draw()
+
+    found = problems(server, LINES, tmp_path, prepare)
+    assert not found, found
 
 
 def test_no_file_ends_in_a_traceback(server: Server, tmp_path: Path) -> None:
-    found = {}
-    for seed in FILES:
-        folder = fresh(tmp_path / "scene")
+    def prepare(seed: int, folder: Path) -> list[str]:
         mistake_files.write_files(folder, None, {})
         file = wild_files.draw(seed, folder)
         (folder / file.name).write_bytes(file.content)
-        if problem := problems(server, file.words, folder):
-            found[seed] = f"{file.words} with {file.content[:200]!r} {problem}"
-    assert not found, "\n\n".join(f"seed {seed}: {problem}" for seed, problem in found.items())
+        return file.words
+
+    found = problems(server, FILES, tmp_path, prepare)
+    assert not found, found

@@ -23,7 +23,7 @@ _FLOAT_PATTERN = re.compile(
 )
 
 
-_MOST_VALUES = 100_000
+_MOST_VALUES = 30_000
 """A few lines of nested aliases can stand for billions of values."""
 
 
