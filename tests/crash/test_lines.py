@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from lit_probsft.run.folder import RunFolder
 from tests.cli import mistake_files
 from tests.crash import wild_files
 from tests.crash.lines import Lines, write_scene
@@ -36,7 +37,7 @@ def problem(run: Run, folder: Path) -> str:
     if status is None:
         run.kill()
         return "goes on after 60 s"
-    left = [path.name for path in (folder / "runs").glob("*") if path.name != "done"]
+    left = [path.name for path in (folder / "runs").glob("*") if path.name != "done" and RunFolder(path).in_use]
     if status not in (0, 2) or "Traceback" in run.output:
         return f"ends with status {status}:\n{run.output[-1500:]}"
     if status == 2 and run.output.count("lit_probsft: error:") != 1:
