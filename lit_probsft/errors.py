@@ -47,6 +47,18 @@ def errors_within(prefix: str, where: str = "") -> Iterator[None]:
         raise error.within(prefix, where) from error
 
 
+def check_range(argument: str, value: float | None, least: float, most: float) -> None:
+    """Refuse a number outside of `least` to `most`, both included, or NaN; None passes.
+
+    Raises:
+        UserError: names the argument and the bound.
+    """
+    if value is None or least <= value <= most:
+        return
+    bound = f"at most {most}" if value > most else f"at least {least}"
+    raise UserError(argument, f"expected {bound}, got {value}")
+
+
 def first_rank() -> bool:
     """Whether this is rank 0, judging by the environment."""
     names = ("RANK", "LOCAL_RANK", "SLURM_PROCID")

@@ -9,6 +9,7 @@ from typing import Any
 
 from lit_probsft.cli.arguments import CommandParser
 from lit_probsft.errors import UserError
+from lit_probsft.parallel.seeds import LARGEST
 
 HELP = "/reset starts a new conversation, /exit or end of input quits, Ctrl-C stops an answer"
 
@@ -47,6 +48,9 @@ def run(args: Sequence[str]) -> None:
     parser.add_argument("--trust-remote-code", action="store_true", help="run code that comes with the model")
     options = parser.parse_args(args)
     import torch
+
+    if not 0 <= options.seed <= LARGEST:
+        raise UserError("--seed", f"expected a number from 0 to {LARGEST}, got {options.seed}")
 
     from lit_probsft.cli.chat_session import ChatSession, device_named, load_model
     from lit_probsft.model.generation import Generation

@@ -164,8 +164,8 @@ def device_named(name: str) -> torch.device:
         found = torch.accelerator.current_accelerator(check_available=True)
         return torch.device("cpu") if found is None else found
     try:
-        torch.empty(1, device=(device := torch.device(name)))
-    except (RuntimeError, AssertionError, NotImplementedError) as error:
+        torch.zeros(1, device=(device := torch.device(name))).item()  # a device without data, meta, refuses
+    except (RuntimeError, AssertionError, NotImplementedError, ImportError) as error:
         raise UserError("--device", f"expected an available device, such as cpu or cuda, got {name!r}") from error
     return device
 

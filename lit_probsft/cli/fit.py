@@ -51,7 +51,7 @@ from lit_probsft.training.checkpoints import where_to_continue
 from lit_probsft.training.intervals import Every, ValidateEvery
 from lit_probsft.training.lightning_internals import handle_signals
 from lit_probsft.training.module import ProbSFTModule
-from lit_probsft.training.optim import check_optimizer
+from lit_probsft.training.optim import check_optimizer, check_step
 
 
 class ProbSFTCLI(OpenCLI):
@@ -220,6 +220,7 @@ class ProbSFTCLI(OpenCLI):
         """Build the optimizer once over a small matrix, so that wrong arguments are refused before data are read."""
         optimizer = self.model.optimizer_factory([{"params": [torch.nn.Parameter(torch.zeros(2, 2))]}])
         check_optimizer(optimizer, self.trainer.strategy)
+        check_step(optimizer)
         path = self.config[self.command].get("ckpt_path")
         states = self._checkpoint.get("optimizer_states") if path else None
         if states:
@@ -257,7 +258,7 @@ class ProbSFTCLI(OpenCLI):
             trainer = super().instantiate_trainer(**kwargs)
         except UserError:
             raise
-        except (MisconfigurationException, ValueError, TypeError, RuntimeError, ImportError) as error:
+        except (MisconfigurationException, ValueError, TypeError, RuntimeError, ImportError, OSError) as error:
             raise trainer_error(error, vars(flags)) from error
         if self.command != "fit" and not isinstance(trainer.strategy, FSDP2 | DeepSpeed):
             trainer.strategy.checkpoint_io = WholeFileIO("--ckpt_path")
@@ -290,7 +291,7 @@ class ProbSFTCLI(OpenCLI):
             super().run_command(command)
         except UserError as error:
             raise (lent_tokenizer_error(error) if self._lent_tokenizer else error) from error.__cause__
-        except (RuntimeError, ValueError, KeyError, MisconfigurationException) as error:
+        except (RuntimeError, ValueError, KeyError, OSError, MisconfigurationException) as error:
             if (ours := run_error(error, self.config[self.command])) is None:
                 raise
             raise ours from error

@@ -6,23 +6,25 @@ import re
 from collections.abc import Mapping
 from typing import Any
 
-from lit_probsft.errors import UserError, near_matches
+from lit_probsft.errors import UserError, check_range, near_matches
+from lit_probsft.parallel import MOST_PROCESSES
 
 LENGTH_POOL = 50
 """By default, the documents of this many optimizer steps are sorted by length together."""
 SHUFFLE_BUFFER = 10_000
 """By default, this many rows of a stream are shuffled together."""
 
-_MINIMUM = {
-    "max_length": 2,
-    "batch_size": 1,
-    "eval_batch_size": 1,
-    "length_pool": 0,
-    "seed": 0,
-    "num_workers": 0,
-    "num_proc": 1,
-    "shuffle_buffer": 1,
+_RANGES = {
+    "max_length": (2, 2**31),
+    "batch_size": (1, 2**20),
+    "eval_batch_size": (1, 2**20),
+    "length_pool": (0, 2**31),
+    "seed": (0, 2**63),
+    "num_workers": (0, MOST_PROCESSES),
+    "num_proc": (1, MOST_PROCESSES),
+    "shuffle_buffer": (1, 2**31),
 }
+"""The least and the most of each number."""
 _CHOICES = {
     "format": ("chat", "plain"),
     "turns": ("all", "first", "last"),
@@ -47,9 +49,8 @@ def check_arguments(given: Mapping[str, Any]) -> None:
     Raises:
         UserError: names the argument, what was expected and what was given.
     """
-    for argument, minimum in _MINIMUM.items():
-        if given[argument] is not None and given[argument] < minimum:
-            raise UserError(f"data.{argument}", f"expected at least {minimum}, got {given[argument]}")
+    for argument, (least, most) in _RANGES.items():
+        check_range(f"data.{argument}", given[argument], least, most)
     for argument, choices in _CHOICES.items():
         if (value := given[argument]) not in choices:
             hint = near_matches(value, choices)

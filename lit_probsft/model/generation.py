@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 from typing import Any
 
@@ -48,7 +49,7 @@ class Generation:
     def __post_init__(self) -> None:
         if self.max_new_tokens < 1:
             raise UserError("model.generation.max_new_tokens", f"expected at least 1, got {self.max_new_tokens}")
-        if self.temperature < 0:
+        if not 0 <= self.temperature < math.inf:
             raise UserError("model.generation.temperature", f"expected 0 (greedy) or more, got {self.temperature}")
         if not 0 < self.top_p <= 1:
             raise UserError("model.generation.top_p", f"expected a number above 0 and at most 1, got {self.top_p}")

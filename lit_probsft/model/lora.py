@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any, Literal
 
 from torch import nn
 
-from lit_probsft.errors import UserError, first_line
+from lit_probsft.errors import UserError, check_range, first_line
 from lit_probsft.parallel.seeds import run_seed
 from lit_probsft.storage.adapter_folder import CONFIG, read_config
 
@@ -51,8 +51,7 @@ class LoRA:
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "seed", run_seed(self.seed))
-        if self.r < 1:
-            raise UserError("model.lora.r", f"expected at least 1, got {self.r}")
+        check_range("model.lora.r", self.r, 1, 2**16)
         if not (math.isfinite(self.alpha) and self.alpha > 0):
             raise UserError("model.lora.alpha", f"expected more than 0, got {self.alpha}")
         if not 0 <= self.dropout < 1:

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lit_probsft.errors import UserError, first_line
+from lit_probsft.storage.atomic import read_object
 
 if TYPE_CHECKING:
     from torch import Tensor
@@ -53,13 +53,13 @@ def read_config(folder: str | Path, argument: str) -> dict[str, Any]:
     """
     path = Path(folder) / CONFIG
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = read_object(path)
     except (OSError, ValueError) as error:
         raise UserError(
             argument,
             f"expected a folder of adapters with {CONFIG} and {WEIGHTS}, got {str(folder)!r}: {first_line(error)}",
         ) from error
-    if not isinstance(content, dict) or content.get("peft_type") != "LORA":
+    if content.get("peft_type") != "LORA":
         kind = content.get("peft_type") if isinstance(content, dict) else None
         raise UserError(argument, f"expected adapters of peft's type LORA, {str(folder)!r} holds {kind}")
     supported: dict[str, Any] = {"bias": "none", "lora_bias": False}

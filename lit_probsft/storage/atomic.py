@@ -149,19 +149,30 @@ def write_text(path: Path, text: str) -> None:
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
-    """The content of a JSON file that was written by `write_json`; None if it does not exist.
+    """The content of a JSON file of a run; None if it does not exist.
 
     Raises:
         UserError: the file is damaged.
     """
-    if not path.exists():
-        return None
+    try:
+        return read_object(path) if path.exists() else None
+    except (OSError, ValueError) as error:
+        raise UserError(str(path), first_line(error)) from error
+
+
+def read_object(path: Path) -> dict[str, Any]:
+    """The object in a JSON file.
+
+    Raises:
+        OSError: the file cannot be read.
+        ValueError: it is not valid JSON, is nested too deeply, or has something else than an object.
+    """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except (OSError, ValueError, RecursionError) as error:
-        raise UserError(str(path), f"not valid JSON: {first_line(error)}") from error
+    except (ValueError, RecursionError) as error:
+        raise ValueError(f"not valid JSON: {first_line(error)}") from error
     if not isinstance(content, dict):
-        raise UserError(str(path), f"expected a JSON object, got {type(content).__name__}")
+        raise ValueError(f"expected a JSON object, got {type(content).__name__}")
     return content
 
 

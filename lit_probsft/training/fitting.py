@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
 import math
 from collections.abc import Iterator
 from contextvars import ContextVar
@@ -17,6 +16,7 @@ from torch import Tensor
 
 from lit_probsft.errors import UserError
 from lit_probsft.objectives import Objective, TokenStats
+from lit_probsft.storage.atomic import read_object
 from lit_probsft.training.metrics import quantiles
 
 MEASURED = frozenset({"capability", "running_mean_p"})
@@ -73,12 +73,12 @@ class Capability:
         argument = "model.objective.source"
         expected = "expected a capability.json written by `lit_probsft capability`"
         try:
-            content = json.loads(path.read_text(encoding="utf-8"))
+            content = read_object(path)
             origin = {name: content.get(name) for name in ("model", "data_fingerprint")}
             found = cls(float(content["mean_prob"]), tuple(float(value) for value in content["permilles"]), origin)
         except OSError as error:
             raise UserError(argument, f"{expected}, got {source!r}: {error.strerror or error}") from error
-        except (ValueError, KeyError, TypeError, AttributeError, OverflowError, RecursionError) as error:
+        except (ValueError, KeyError, TypeError, OverflowError) as error:
             raise UserError(argument, f"{expected}, got {source!r} with other content") from error
         if len(found.log_odds) != 999 or not 0 <= found.mean_prob <= 1:
             raise UserError(argument, f"{expected}, got {source!r} with numbers out of range")

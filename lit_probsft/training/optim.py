@@ -67,6 +67,23 @@ def check_optimizer(optimizer: torch.optim.Optimizer, strategy: object) -> None:
         )
 
 
+def check_step(optimizer: torch.optim.Optimizer) -> None:
+    """Refuse an optimizer of torch that cannot step a small matrix; changes the matrix.
+
+    Raises:
+        UserError: for example SparseAdam, which wants sparse gradients.
+    """
+    if not type(optimizer).__module__.startswith("torch."):  # the kernels of others may need a GPU
+        return
+    for parameter in optimizer.param_groups[0]["params"]:
+        parameter.grad = torch.zeros_like(parameter)
+    try:
+        optimizer.step(lambda: 0.0)
+    except RuntimeError as error:
+        problem = f"{type(optimizer).__name__} cannot train this model: {error}"
+        raise UserError("model.optimizer", problem) from error
+
+
 def _dimensions(parameter: nn.Parameter) -> int:
     """Number of dimensions of the whole parameter; ZeRO-3 replaces it by an empty vector."""
     return len(getattr(parameter, "ds_shape", parameter.shape))

@@ -53,6 +53,10 @@ def file_with_the_name_of_the_run(folder: Path, trained: Path) -> None:
     (folder / "runs" / "c").write_text("mine")
 
 
+def a_pipe(folder: Path, trained: Path) -> None:
+    os.mkfifo(folder / "p.jsonl")
+
+
 def completed_run(folder: Path, trained: Path) -> None:
     shutil.copytree(trained, folder / "runs")
 

@@ -161,6 +161,9 @@ PARSING = [
     Mistake('help on an unknown class', 'fit --help Powr'),
     Mistake('help on an unknown module', 'fit --help nowhere_of_mistakes.A'),
     Mistake("jsonargparse's form of help", '--model.lora.help'),
+    Mistake('a whole number of a hundred bits', '--trainer.max_steps 1000000000000000000000000000000'),
+    Mistake('an infinite number', '--trainer.gradient_clip_val .inf'),
+    Mistake('a file in place of a list', '--trainer.callbacks train.jsonl'),
 ]
 """Flags and their values, refused by the parser."""
 
@@ -222,6 +225,8 @@ YAML = [
     Mistake('a part with broken YAML', '', config=('objective: {class_path: NLL}', 'objective: part.yaml'), files={'part.yaml': 'class_path: [\n'}),
     Mistake('a part in another encoding', '', config=('objective: {class_path: NLL}', 'objective: part.yaml'), files={'part.yaml': b'\xff\xfe\x00'}),
     Mistake('a part with broken YAML, named by a flag', '--model.objective part.yaml', files={'part.yaml': 'a: b: c\n'}),
+    Mistake('aliases for a billion values', '', config=(None, ''.join(f'a{i}: &a{i} [{", ".join([f"*a{i - 1}"] * 10)}]\n' if i else 'a0: &a0 [1]\n' for i in range(10)))),
+    Mistake('a time that is none', '', config=('batch_size: 8', 'batch_size: !!timestamp nope')),
 ]
 """Configuration files and their parts."""
 
@@ -308,6 +313,9 @@ OTHERS = [
     Mistake('validate with 0 batches', 'validate --trainer.limit_val_batches 0'),
     Mistake('predict with 0 batches', 'predict --trainer.limit_predict_batches 0'),
     Mistake('predict with a misspelled name of a run', 'predict --name cc', before=mistake_files.completed_run),
+    Mistake('chat with a seed of a hundred bits', 'chat m --seed 1000000000000000000000000000000'),
+    Mistake('chat on a device without data', 'chat m --device meta'),
+    Mistake('chat with a temperature that is no number', 'chat m --temperature nan'),
 ]
 """Other commands than fit."""
 
@@ -347,6 +355,10 @@ TRAINER = [
     Mistake('a minimum of epochs above the maximum', '--trainer.max_epochs 1 --trainer.min_epochs 3'),
     Mistake('metrics every 0 steps', '--trainer.log_every_n_steps 0'),
     Mistake('a negative minimum of steps', '--trainer.min_steps -1'),
+    Mistake('a time of no units', '--trainer.max_time "{}"'),
+    Mistake('a time of too many days', '--trainer.max_time 99999999999999:00:00:00'),
+    Mistake('nodes without an address', '--trainer.num_nodes 3'),
+    Mistake('an optimizer for sparse gradients', '--model.optimizer torch.optim.SparseAdam'),
 ]
 """Flags of the trainer."""
 
@@ -534,6 +546,8 @@ DATA = [
     Mistake('predict on rows without a prompt', 'predict --data.predict t.jsonl', files={'t.jsonl': '{"text": "a"}\n'}),
     Mistake('a function that raises', '--data.train.row_function rows_of_mistakes.raises', files={'rows_of_mistakes.py': OWN_ROWS}),
     Mistake('a function that returns a number', '--data.train.row_function rows_of_mistakes.number', files={'rows_of_mistakes.py': OWN_ROWS}),
+    Mistake('a pipe for rows', '--data.train.path p.jsonl', before=mistake_files.a_pipe),
+    Mistake('a batch of billions', '--data.batch_size 9000000000'),
 ]
 """Rows, tokenizers and templates."""
 
@@ -564,5 +578,6 @@ MODEL = [
     Mistake('an odd head_dim', '', config=('{model_type: llama', '{head_dim: 3, model_type: llama')),
     Mistake('a vocabulary that is too small', '', config=('{model_type: llama', '{vocab_size: 50, model_type: llama')),
     Mistake('too few positions', '', config=('max_position_embeddings: 256', 'max_position_embeddings: 20')),
+    Mistake('a rank of billions', '--model.lora LoRA --model.lora.r 9000000000'),
 ]
 """Models."""

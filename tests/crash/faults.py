@@ -27,6 +27,7 @@ def install(
     file_limit: int | None = None,
     no_privileges: bool = False,
     patience: float | None = None,
+    limits: bool = False,
 ) -> None:
     """Install the faults in the current process, before the run starts.
 
@@ -39,6 +40,7 @@ def install(
         file_limit: maximum size of a file in bytes; a larger write fails, as on a full disk.
         no_privileges: drop root's capabilities, so that permissions apply to root too.
         patience: seconds that ranks have to end by themselves.
+        limits: allow 3 GiB of new memory, 30 s of the CPU, 64 MiB per file and 40 processes.
     """
     if patience is not None:
         from lit_probsft.parallel import processes
@@ -51,8 +53,31 @@ def install(
             signal.SIGXFSZ, signal.SIG_IGN
         )  # by default the signal would kill the process; ignored, the write fails
         resource.setrlimit(resource.RLIMIT_FSIZE, (file_limit, file_limit))
+    if limits:
+        _limit()
     if folder and note:
         _Watch(Path(folder), note, die_at, pause).install()
+
+
+def _limit() -> None:
+    size = int(Path("/proc/self/statm").read_text().split()[0]) * resource.getpagesize()
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    for kind, most in (
+        (resource.RLIMIT_AS, size + 3 * 2**30),
+        (resource.RLIMIT_CPU, 30),
+        (resource.RLIMIT_FSIZE, 64 * 2**20),
+    ):
+        resource.setrlimit(kind, (most, most))
+    left = [40]
+    fork = os.fork
+
+    def limited() -> int:
+        left[0] -= 1
+        if left[0] < 0:
+            os._exit(97)
+        return fork()
+
+    os.fork = limited
 
 
 class _Watch:

@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
+import os
 import re
 from collections.abc import Sequence
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +15,8 @@ from jsonargparse import Namespace
 from lightning.pytorch.accelerators import AcceleratorRegistry
 from lightning.pytorch.strategies import StrategyRegistry
 
-from lit_probsft.errors import UserError, first_line, near_matches
+from lit_probsft.errors import UserError, check_range, first_line, near_matches
+from lit_probsft.parallel import MOST_PROCESSES
 from lit_probsft.training.intervals import Every
 
 
@@ -119,15 +123,16 @@ _MINIMUM = {
     "reload_dataloaders_every_n_epochs": 0,
 }
 
+_NODES = {"MASTER_ADDR", "SLURM_NTASKS", "LSB_JOBID", "OMPI_COMM_WORLD_SIZE", "KUBERNETES_PORT"}
+"""Variables by which a launcher tells a process of the other nodes."""
+
 _SHARES = ("limit_train_batches", "limit_val_batches", "limit_test_batches", "limit_predict_batches", "overfit_batches")
 
 
 def _check_numbers(trainer: Namespace) -> None:
     """Refuse what Lightning would refuse in the middle of training, or with a message that names no flag."""
     for name, least in _MINIMUM.items():
-        number = trainer[name]
-        if number is not None and number < least:
-            raise UserError(f"trainer.{name}", f"expected at least {least}, got {number}")
+        check_range(f"trainer.{name}", trainer[name], least, math.inf)
     for name in _SHARES:
         number = trainer[name]
         if number is not None and (number < 0 or (isinstance(number, float) and number > 1)):
@@ -138,11 +143,21 @@ def _check_numbers(trainer: Namespace) -> None:
             "trainer.val_check_interval",
             f"expected a share of an epoch, above 0 and at most 1, or a number of micro-batches, got {interval}",
         )
-    time = trainer.max_time.strip() if isinstance(trainer.max_time, str) else None
-    if time is not None and not (re.fullmatch(r"\d+(:\d+){3}", time) and re.search("[1-9]", time)):
+    if trainer.max_time is not None and not _duration(trainer.max_time) > timedelta():
         raise UserError(
             "trainer.max_time", f"expected days:hours:minutes:seconds (00:12:00:00), got {trainer.max_time!r}"
         )
+
+
+def _duration(time: Any) -> timedelta:
+    """`trainer.max_time`, a text or a mapping of the arguments of `timedelta`; 0 if it is no time."""
+    units = ("days", "hours", "minutes", "seconds")
+    if isinstance(time, str) and re.fullmatch(r"\d+(:\d+){3}", time.strip()):
+        time = dict(zip(units, map(int, time.split(":")), strict=True))
+    try:
+        return time if isinstance(time, timedelta) else timedelta(**time)
+    except (TypeError, OverflowError):
+        return timedelta()
 
 
 def _check_choices(trainer: Namespace) -> None:
@@ -165,6 +180,10 @@ def _check_choices(trainer: Namespace) -> None:
         )
     if number is not None and on_cuda and number > torch.cuda.device_count():
         raise UserError("trainer.devices", f"torch finds {torch.cuda.device_count()} GPUs, got {number}")
+    check_range("trainer.devices", number, -1, MOST_PROCESSES)
+    if trainer.num_nodes > 1 and not _NODES & os.environ.keys():
+        problem = f"expected MASTER_ADDR in the environment, the first node's address, got none for {trainer.num_nodes}"
+        raise UserError("trainer.num_nodes", problem)
     if isinstance(trainer.strategy, str) and trainer.strategy not in StrategyRegistry:
         stages = [f"deepspeed_stage_{stage}" for stage in (1, 2, 3)]
         _check_choice("strategy", trainer.strategy, ["auto", "ddp", "fsdp2", *stages])

@@ -20,6 +20,7 @@ from lit_probsft.cli.config.hints import (
     described,
     is_factory,
     is_group,
+    is_usable,
     members,
     options_of,
 )
@@ -238,6 +239,8 @@ class Diagnosis:
 def _wrong_value(place: str, value: Any, hint: Any) -> UserError:
     words = OUR_CHOICES.get(place) or described(hint)
     got = shown(value)
+    if not is_usable(value):
+        words = f"{words} of at most 64 bits" if isinstance(value, int) else f"{words} that is finite"
     if class_families(hint) and not re.search("list|true|number", words):
         words = f"{_A_CLASS} or a mapping of its arguments"
     elif value == "None":

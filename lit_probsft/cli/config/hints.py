@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import inspect
+import math
 import re
 from abc import ABC
 from collections.abc import Callable, Iterable, Mapping
@@ -98,13 +99,20 @@ def _fits(value: Any, kind: Any) -> bool:
     if kind is bool or kind is NoneType or kind is str:
         return isinstance(value, kind)
     if kind is int:
-        return isinstance(value, int) and not isinstance(value, bool)
+        return isinstance(value, int) and not isinstance(value, bool) and is_usable(value)
     if kind is float:
         number = isinstance(value, int | float) and not isinstance(value, bool)
-        return number or (isinstance(value, str) and _NUMBER.fullmatch(value) is not None)
+        return (number and is_usable(value)) or (isinstance(value, str) and _NUMBER.fullmatch(value) is not None)
     if _WORDS.get(origin) == "a list":
         return isinstance(value, list) and len(value) == (_length(kind) or len(value))
     return isinstance(value, Mapping) if _WORDS.get(origin) == "a mapping" else True
+
+
+def is_usable(value: Any) -> bool:
+    """Whether a value is no number, or is one that every library can compute with: finite, a whole one of 64 bits."""
+    if isinstance(value, int):
+        return -(2**63) <= value < 2**63
+    return not isinstance(value, float) or math.isfinite(value)
 
 
 def _length(kind: Any) -> int | None:

@@ -30,10 +30,18 @@ def literal_values() -> Iterator[None]:
             setattr(_typehints, name, read)
 
 
+class _NoPath(_typehints.Path):  # type: ignore[misc]
+    """A list is not read from the lines of a file, which may be a pipe or a device without an end."""
+
+    def __init__(self, *_: Any, **__: Any) -> None:
+        raise TypeError("a text is not a list")
+
+
 _LITERAL: dict[str, Callable[..., Any]] = {
     "parse_value_or_config": lambda value, *_, **__: (value, None),
     "basic_json_or_yaml_load": lambda value: value,
     "adapt_subconfig_path": lambda *_, **__: _typehints.not_a_subconfig_path,
+    "Path": _NoPath,
 }
 """What `literal_values` puts in place of jsonargparse's functions that read a text."""
 

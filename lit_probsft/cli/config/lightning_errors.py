@@ -47,6 +47,8 @@ def run_error(error: Exception, config: Namespace) -> UserError | None:
     """What Lightning raises while a command runs, if the user can fix it; None for all others."""
     if (known := _known(error)) is not None:
         return known
+    if isinstance(error, OSError) and error.filename is not None:  # of a profiler, a logger, a callback ...
+        return UserError(str(error.filename), first_line(error))
     lines = [line.strip() for line in str(error).splitlines() if line.strip()] or [""]
     named = re.match(r"`(\w+)`", lines[0])
     if named and named[1] in config.trainer:

@@ -23,6 +23,10 @@ _FLOAT_PATTERN = re.compile(
 )
 
 
+_MOST_VALUES = 30_000
+"""A few lines of nested aliases can stand for billions of values."""
+
+
 class Scalar(NamedTuple):
     """A scalar of a file or a flag.
 
@@ -48,7 +52,7 @@ def read(text: str) -> Any:
     """The tree of a YAML text: lists and mappings with a `Scalar` for each value.
 
     Raises:
-        yaml.YAMLError: the text is no YAML, or a mapping has a key twice.
+        yaml.YAMLError: the text is no YAML, a mapping has a key twice, or aliases make the tree endless or huge.
     """
     loader = _Loader(text)
     try:
@@ -61,8 +65,12 @@ def read(text: str) -> Any:
 
 
 def load(text: str) -> Any:
-    """The values of a YAML text."""
-    return yaml.load(text, Loader=_Loader)
+    """The values of a YAML text.
+
+    Raises:
+        yaml.YAMLError: as `read`.
+    """
+    return plain(read(text))
 
 
 def dump(content: Any) -> str:
@@ -71,6 +79,9 @@ def dump(content: Any) -> str:
 
 
 def _tree(loader: _Loader, node: yaml.Node) -> Any:
+    loader.values += 1
+    if loader.values > _MOST_VALUES:
+        raise yaml.YAMLError(f"more than {_MOST_VALUES} values")
     if isinstance(node, yaml.SequenceNode):
         return [_tree(loader, item) for item in node.value]
     if isinstance(node, yaml.MappingNode):
@@ -82,7 +93,7 @@ def _tree(loader: _Loader, node: yaml.Node) -> Any:
         return {loader.construct_object(key): _tree(loader, item) for key, item in node.value}
     try:
         value = loader.construct_object(node)
-    except ValueError:  # an integer of too many digits
+    except (ValueError, AttributeError, LookupError):  # an integer of too many digits, a tag of another type
         value = node.value
     if isinstance(value, str) and re.search("[\ud800-\udfff]", value):  # JSON writes 😀 as two escapes
         value = value.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
@@ -105,6 +116,8 @@ class _Loader(yaml.SafeLoader):
     """Refuses duplicate keys; PyYAML would keep the last one."""
 
     yaml_implicit_resolvers = _resolvers(yaml.SafeLoader)
+    values = 0
+    """How many values have been read so far; each alias counts again."""
 
     def refuse_duplicates(self, node: yaml.MappingNode) -> None:
         seen: dict[str, int] = {}
@@ -115,10 +128,6 @@ class _Loader(yaml.SafeLoader):
                     problem = f"duplicate key `{key.value}`, first used in line {seen[key.value]}"
                     raise yaml.constructor.ConstructorError(None, None, problem, key.start_mark)
                 seen[key.value] = line
-
-    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        self.refuse_duplicates(node)
-        return super().construct_mapping(node, deep)
 
 
 class _Dumper(yaml.SafeDumper):

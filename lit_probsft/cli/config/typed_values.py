@@ -17,6 +17,7 @@ from lit_probsft.cli.config.hints import (
     alternatives,
     class_families,
     fields_of,
+    is_usable,
     item_hint,
     known_options,
     takes,
@@ -63,7 +64,7 @@ class ValueReader:
     def __init__(self) -> None:
         self.wrong = False
         """Whether there is something that the parser ignores: a flag without a value, null where an option cannot be
-        null, another value than true or false for a switch, or no mapping for a group."""
+        null, another value than true or false for a switch, a number that is not usable, or no mapping for a group."""
 
     def read(self, tree: Any, option: Option) -> Any:
         """The values of a tree."""
@@ -76,7 +77,8 @@ class ValueReader:
             return {"class_path": tree.name, **{name: part for name, part in parts.items() if part}}
         if isinstance(tree, Scalar):
             value = tree.value if isinstance(hint, FlagGroup) else typed(tree, hint)
-            self.wrong |= fields is not None or ((value is None or hint is bool) and not accepts(value, hint))
+            ignored = value is None or hint is bool or not is_usable(value)
+            self.wrong |= fields is not None or (ignored and not accepts(value, hint))
             return value
         if isinstance(tree, list):
             self.wrong |= fields is not None or hint is bool

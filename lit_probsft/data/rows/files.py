@@ -25,7 +25,7 @@ from lit_probsft.data.rows.readers import (
     RowSequence,
     part_of,
 )
-from lit_probsft.data.rows.saved_folders import read_saved
+from lit_probsft.data.rows.saved_folders import check_saved, read_saved
 from lit_probsft.errors import UserError, near_matches
 
 
@@ -92,12 +92,12 @@ def local_paths(path: str | list[str]) -> list[Path] | None:
         raise UserError("path", "expected a file, a folder or the name of a data set, got an empty string")
     expanded = Path(path).expanduser()
     if expanded.exists():
-        return [expanded]
+        return [_readable(expanded)]
     if glob.has_magic(path):
         matches = sorted(Path(match) for match in glob.glob(str(expanded), recursive=True))
         if not matches:
             raise UserError("path", f"no file matches {path!r}")
-        return matches
+        return [_readable(match) for match in matches]
     if path.lstrip().startswith("{"):
         raise UserError(
             "path", f"expected a file, or a mapping with class_path and init_args of that class, got {path[:80]!r}"
@@ -239,6 +239,15 @@ def _known_kind(path: Path) -> Kind:
             f"after {', '.join(compressible[:-1])} or {compressible[-1]}, got {str(path)!r}",
         )
     return kind
+
+
+def _readable(path: Path) -> Path:
+    """`path`, if it is a saved folder or a file with an end, unlike a device or a pipe."""
+    if path.is_dir():
+        check_saved(path)
+    elif path.exists() and not path.is_file() and kind_of(path) is not None:
+        raise UserError("path", f"expected a file, {str(path)!r} is a device, a pipe or a socket")
+    return path
 
 
 def _files_in(paths: list[Path]) -> Iterator[tuple[Path, Path]]:

@@ -9,11 +9,11 @@ from lit_probsft.data.rows.arrow_rows import ArrowRows, decoders_of
 from lit_probsft.errors import UserError, first_line, near_matches
 
 
-def read_saved(path: Path, split: str | None) -> ArrowRows:
-    """Read a folder with one split or several.
+def check_saved(path: Path) -> None:
+    """Refuse a folder that was not written by save_to_disk, before all its files are read for a fingerprint.
 
     Raises:
-        UserError: the folder was not written by save_to_disk, or has no such split.
+        UserError: says to name the files instead.
     """
     if not (path / "dataset_info.json").exists() and not (path / "dataset_dict.json").exists():
         raise UserError(
@@ -21,6 +21,14 @@ def read_saved(path: Path, split: str | None) -> ArrowRows:
             f"the folder {str(path)!r} was not written by datasets' save_to_disk; name its files instead, such as "
             f"{str(path / '*.jsonl')!r}",
         )
+
+
+def read_saved(path: Path, split: str | None) -> ArrowRows:
+    """Read a folder with one split or several, which `check_saved` has accepted.
+
+    Raises:
+        UserError: the folder is damaged, or has no such split.
+    """
     from datasets import DatasetDict, load_from_disk
 
     try:
