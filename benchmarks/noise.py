@@ -20,22 +20,28 @@ each row is measured once in each version, and the cells are composed from them.
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import json
+import logging
 import math
 import random
+import tempfile
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import lightning as L
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
 from benchmarks import harness, noise_rows
 from benchmarks.noise_rows import CLEAN, KINDS, Row
-from lit_probsft import RandomCausalLM, objective_loss
+from lit_probsft import InstructionDataModule, ProbSFTModule, RandomCausalLM, objective_loss
+from lit_probsft.analysis.audit import Audit
 from lit_probsft.analysis.noise import RowStatistics, estimate_noise
-from lit_probsft.data import ByteTokenizer, tokenize_conversation
+from lit_probsft.cli.probe import Probe
+from lit_probsft.data import ByteTokenizer, Rows
 from lit_probsft.head.checks import IGNORE_INDEX
 from lit_probsft.objectives import NLL
 
@@ -45,22 +51,23 @@ SHARES = (0.0, 0.1, 0.3, 0.6)
 
 
 def row_statistics(model: Any, tokenizer: Any, rows: Sequence[Row], plain_text: bool) -> RowStatistics:
-    """Statistics of each row's answer under the model."""
-    found = []
-    for prompt, answer in rows:
-        messages = [{"role": "user", "content": prompt}, {"role": "assistant", "content": answer}]
-        tokens = tokenize_conversation(tokenizer, messages, plain_text=plain_text)
-        labels = torch.tensor(tokens["labels"])[1:]
-        with torch.no_grad():
-            logits = model(torch.tensor([tokens["input_ids"]])).logits[0, :-1]
-        supervised = labels != IGNORE_INDEX
-        log_probs = logits[supervised].double().log_softmax(-1)
-        label = log_probs.gather(-1, labels[supervised, None])[:, 0]
-        top, entropy = log_probs.exp().amax(-1), -(log_probs.exp() * log_probs).sum(-1)
-        contradicted = (label.exp() < 0.1) & (top > 0.7)
-        means = [value.double().mean() for value in (label.exp(), -label, entropy, top, top < 0.3, contradicted)]
-        found.append([len(label), *map(float, means)])
-    return RowStatistics(*np.array(found).T)
+    """Statistics of each row's answer under the model, measured as `capability` does."""
+    with tempfile.TemporaryDirectory() as folder:
+        file = Path(folder, "rows.jsonl")
+        file.write_text("".join(json.dumps({"prompt": p, "answer": a}) + "\n" for p, a in rows), encoding="utf-8")
+        data = InstructionDataModule(
+            train=Rows(str(file), prompt="prompt", response="answer"),
+            tokenizer=tokenizer,
+            format="plain" if plain_text else "chat",
+            batch_size=16,
+            cache_dir=folder,
+        )
+        probe = Probe(ProbSFTModule(model), data)
+        quiet = {"logger": False, "enable_progress_bar": False, "enable_model_summary": False}
+        L.Trainer(accelerator="cpu", devices=1, use_distributed_sampler=False, **quiet).validate(probe, verbose=False)
+        order = np.argsort(probe.documents.rows)
+        measured = Audit(probe.sums, probe.documents, tokenizer.decode).per_row
+    return RowStatistics(**{field.name: measured[field.name][order] for field in dataclasses.fields(RowStatistics)})
 
 
 def choose(spoiled: NDArray[np.bool_], wrong: RowStatistics, right: RowStatistics) -> RowStatistics:
@@ -229,6 +236,7 @@ def summarize(found: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
 def run(options: argparse.Namespace) -> Path:
     """Measure everything and write the result."""
     torch.set_num_threads(1)
+    logging.getLogger("lightning.pytorch").setLevel(logging.ERROR)
     levels: dict[str, list[dict[str, float]]] = {}
     found: list[dict[str, Any]] = []
     for level, seed, measured in measurements(options):
