@@ -74,6 +74,21 @@ def near_matches(name: str, known: Iterable[str]) -> str:
     return f" Did you mean {' or '.join(names)}?" if names else ""
 
 
+def causes(error: BaseException, *, hidden: bool = False) -> Iterator[BaseException]:
+    """The error and the errors that caused it, each once: an error raised again may be among its own causes.
+
+    Args:
+        error: the last one.
+        hidden: include causes that `raise ... from None` hides.
+    """
+    seen: set[int] = set()
+    cause: BaseException | None = error
+    while cause is not None and id(cause) not in seen:
+        seen.add(id(cause))
+        yield cause
+        cause = cause.__cause__ or (cause.__context__ if hidden or not cause.__suppress_context__ else None)
+
+
 def first_line(error: BaseException) -> str:
     """The first line of another library's message, or the exception's name; an OSError without number and path."""
     if isinstance(error, OSError) and error.strerror:

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
 
-from lit_probsft.errors import UserError, first_line
+from lit_probsft.errors import UserError, causes, first_line
 
 _TEXTS = re.compile(
     r"can't allocate memory|not enough memory|out of memory|cannot allocate memory|bad_alloc|failed to allocate",
@@ -19,15 +18,8 @@ REMEDY = (
 
 def memory_error(error: BaseException) -> UserError | None:
     """The error to report if `error`, or one that caused it, says that there is too little memory; else None."""
-    for cause in _causes(error):
+    for cause in causes(error):
         named = isinstance(cause, MemoryError) or type(cause).__name__ == "OutOfMemoryError"
         if named or (isinstance(cause, RuntimeError | OSError) and _TEXTS.search(str(cause))):
             return UserError("memory", f"there is too little of it: {first_line(cause)}. To use less, {REMEDY}")
     return None
-
-
-def _causes(error: BaseException) -> Iterator[BaseException]:
-    seen: BaseException | None = error
-    while seen is not None:
-        yield seen
-        seen = seen.__cause__ or (None if seen.__suppress_context__ else seen.__context__)

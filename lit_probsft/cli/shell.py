@@ -10,7 +10,7 @@ from typing import NoReturn
 
 from lit_probsft.cli.commands import main
 from lit_probsft.cli.memory import memory_error
-from lit_probsft.errors import UserError, first_rank
+from lit_probsft.errors import UserError, causes, first_rank
 from lit_probsft.parallel.stopping import stop_on_sigterm
 
 
@@ -64,10 +64,8 @@ def _report_error(error: Exception) -> int:
 
 def _full_traceback(error: BaseException) -> str:
     """The traceback with the causes that `raise ... from None` hides."""
-    cause: BaseException | None = error
-    while cause is not None:
+    for cause in causes(error, hidden=True):
         cause.__suppress_context__ = False
-        cause = cause.__cause__ or cause.__context__
     return "".join(traceback.format_exception(error))
 
 

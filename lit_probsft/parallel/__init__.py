@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from lit_probsft.parallel.strategies import FSDP2, DeepSpeed
 
-__all__ = ["FSDP2", "MOST_PROCESSES", "DeepSpeed"]
+__all__ = ["FSDP2", "DeepSpeed"]
 
 MOST_PROCESSES = max(32, 4 * (os.cpu_count() or 1))
 """An option starts at most so many processes; far more than the machine's cores would bring it to a halt."""
