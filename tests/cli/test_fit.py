@@ -360,7 +360,7 @@ from lit_probsft import Objective, ProbSFTModule
 
 
 @dataclass(frozen=True)
-class Brier(Objective):
+class SquaredError(Objective):
     gamma: float = 2.0
 
     def loss(self, tokens):
@@ -398,14 +398,14 @@ def test_a_users_own_objective_and_module_are_named_by_class_path(
         "--model",
         "mine_of_test_cli.Halved",
         "--model.objective",
-        "mine_of_test_cli.Brier",
+        "mine_of_test_cli.SquaredError",
         "--model.objective.gamma",
         "3",
     )
     assert type(cli.model).__name__ == "Halved"
     assert cli.model.objective.gamma == 3
     record = json.loads((tmp_path / "runs/tiny/run.json").read_text())
-    assert record["objective"]["class_path"] == "mine_of_test_cli.Brier"
+    assert record["objective"]["class_path"] == "mine_of_test_cli.SquaredError"
     assert record["objective"]["token_loss"] == "mine_of_test_cli.Halved.token_loss"
     again = main(["fit", "--config", "runs/tiny/config.yaml", "--name", "again"])
     assert type(again.model).__name__ == "Halved"
@@ -419,7 +419,7 @@ def test_an_objective_named_on_the_command_line_starts_from_its_own_defaults(
     )
     monkeypatch.syspath_prepend(tmp_path)
     path = config(tmp_path, model__objective={"class_path": "Power", "init_args": {"alpha": 8.0}})
-    cli = fit(path, "--model.objective", "other_of_test_cli.Brier")
+    cli = fit(path, "--model.objective", "other_of_test_cli.SquaredError")
     assert cli.model.objective.alpha == 2.0
 
 
