@@ -156,7 +156,7 @@ class ProbSFTCLI(OpenCLI):
         config = self.config[self.command]
         self.run = run_folder(config)
         if self.command == "fit" and not config.dry_run and first_rank():
-            self.run.lock_existing()  # comes first: nothing of a run that is training is read
+            self.run.lock_existing()  # first, so that nothing of a run that is still training is read
         given, config.seed_everything = config.seed_everything, chosen_seed(config)
         if given is not False:
             super().seed()
@@ -341,4 +341,4 @@ def run_training_command(args: Sequence[str], kind: type[ProbSFTCLI] = ProbSFTCL
     try:
         return kind(args)
     finally:
-        unlock_folders()  # of a notebook, which goes on
+        unlock_folders()  # a notebook goes on, and may train in them again

@@ -65,7 +65,7 @@ class Generation:
         unused = {name: value for name, value in fields.items() if value and name not in quiet and name[0] != "_"}
         if unused:
             named = ", ".join(f"{name} {value}" for name, value in unused.items())
-            rank_zero_info(f"generation_config.json: {named[:300]} are not used")
+            rank_zero_info(f"not used from generation_config.json: {named[:300]}")
 
     def answer(
         self, model: Any, prompts: Tensor, attention_mask: Tensor, *, pad_token_id: int | None, **options: Any

@@ -14,7 +14,7 @@ if TYPE_CHECKING:
 __all__ = ["FSDP2", "DeepSpeed"]
 
 MOST_PROCESSES = max(32, 4 * (os.cpu_count() or 1))
-"""An option starts at most so many processes; far more than the machine's cores would bring it to a halt."""
+"""The most processes that an option may start. Many more processes than cores would bring the machine to a halt."""
 
 
 def __getattr__(name: str) -> Any:

@@ -4,7 +4,7 @@
 
     config.yaml         the complete configuration; `fit --config` on it repeats the run
     metrics.csv         one row per logged step
-    metrics-damaged.csv a copy of a damaged metrics.csv, made when the run resumes
+    metrics-damaged.csv metrics.csv as it was when the run resumed, if it was damaged
     run.json            versions, seeds, objective, data, counts, metrics
     checkpoints/        step-N.ckpt; last.ckpt and best.ckpt (by val/nll) are second names of two of them
     hf/                 the trained model as a Hugging Face folder

@@ -165,7 +165,7 @@ def read_object(path: Path) -> dict[str, Any]:
 
     Raises:
         OSError: the file cannot be read.
-        ValueError: it is not valid JSON, is nested too deeply, or has something else than an object.
+        ValueError: it is not valid JSON, is nested too deeply, or is not an object.
     """
     try:
         content = json.loads(path.read_text(encoding="utf-8"))

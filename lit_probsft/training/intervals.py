@@ -127,7 +127,7 @@ class ValidateEvery(Callback):
 
 
 def _restarts(trainer: L.Trainer) -> bool:
-    """Whether the run resumes from a checkpoint that was saved by a validation; Lightning then skips this one."""
+    """Whether the run resumes from a checkpoint that was saved during a validation, which Lightning would skip."""
     loop = trainer.fit_loop.epoch_loop
     return loop.restarting and loop.restarted_on_last
 

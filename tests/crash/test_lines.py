@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections import deque
 from collections.abc import Callable, Iterable
@@ -17,8 +18,8 @@ from tests.crash.server import Run, Server
 
 pytestmark = pytest.mark.slow
 
-LINES, FILES = range(500), range(500)
-"""The seeds."""
+SEEDS = range(int(os.environ.get("DRAWS", "500")))
+"""Each draws a command line, and a file."""
 
 
 @pytest.fixture(scope="module")
@@ -66,7 +67,7 @@ def test_no_command_line_ends_in_a_traceback(server: Server, trained: Path, tmp_
         write_scene(folder, trained)
         return Lines(seed).draw()
 
-    found = problems(server, LINES, tmp_path, prepare)
+    found = problems(server, SEEDS, tmp_path, prepare)
     assert not found, found
 
 
@@ -77,5 +78,5 @@ def test_no_file_ends_in_a_traceback(server: Server, tmp_path: Path) -> None:
         (folder / file.name).write_bytes(file.content)
         return file.words
 
-    found = problems(server, FILES, tmp_path, prepare)
+    found = problems(server, SEEDS, tmp_path, prepare)
     assert not found, found

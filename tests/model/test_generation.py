@@ -67,7 +67,7 @@ def test_fields_that_are_not_used_are_named(caplog: pytest.LogCaptureFixture) ->
     made = model(repetition_penalty=1.1, no_repeat_ngram_size=3, do_sample=True, temperature=0.6, eos_token_id=258)
     with caplog.at_level("INFO"):
         Generation(3).report_unused(made)
-    assert "generation_config.json: repetition_penalty 1.1, no_repeat_ngram_size 3 are not used" in caplog.text
+    assert "not used from generation_config.json: repetition_penalty 1.1, no_repeat_ngram_size 3" in caplog.text
 
 
 def test_sampling_uses_temperature_and_top_p_alone() -> None:

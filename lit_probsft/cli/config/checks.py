@@ -182,7 +182,7 @@ def _check_choices(trainer: Namespace) -> None:
         raise UserError("trainer.devices", f"torch finds {torch.cuda.device_count()} GPUs, got {number}")
     check_range("trainer.devices", number, -1, MOST_PROCESSES)
     if trainer.num_nodes > 1 and not _NODES & os.environ.keys():
-        problem = f"expected MASTER_ADDR in the environment, the first node's address, got none for {trainer.num_nodes}"
+        problem = "expected the first node's address in the environment variable MASTER_ADDR, got none"
         raise UserError("trainer.num_nodes", problem)
     if isinstance(trainer.strategy, str) and trainer.strategy not in StrategyRegistry:
         stages = [f"deepspeed_stage_{stage}" for stage in (1, 2, 3)]

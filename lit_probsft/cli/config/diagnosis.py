@@ -240,7 +240,8 @@ def _wrong_value(place: str, value: Any, hint: Any) -> UserError:
     words = OUR_CHOICES.get(place) or described(hint)
     got = shown(value)
     if not is_usable(value):
-        words = f"{words} of at most 64 bits" if isinstance(value, int) else f"{words} that is finite"
+        change = ("number", "number of at most 64 bits") if isinstance(value, int) else ("a number", "a finite number")
+        words = words.replace(*change, 1)
     if class_families(hint) and not re.search("list|true|number", words):
         words = f"{_A_CLASS} or a mapping of its arguments"
     elif value == "None":

@@ -109,7 +109,7 @@ def _fits(value: Any, kind: Any) -> bool:
 
 
 def is_usable(value: Any) -> bool:
-    """Whether a value is no number, or is one that every library can compute with: finite, a whole one of 64 bits."""
+    """False for a number that libraries cannot compute with: NaN, infinite, or whole and of more than 64 bits."""
     if isinstance(value, int):
         return -(2**63) <= value < 2**63
     return not isinstance(value, float) or math.isfinite(value)

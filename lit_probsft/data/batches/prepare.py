@@ -17,7 +17,7 @@ from lit_probsft.errors import UserError
 from lit_probsft.parallel.parent import run_in_worker
 
 VERSION = 7
-"""Part of every cache key. Raise it if the same rows and options give other tokens, or other files."""
+"""Part of every cache key. Raise it if the same rows and options give other tokens."""
 
 MAX_UNUSED = 100
 """The most unused columns that are named; rows of JSON may all have different ones."""
