@@ -14,8 +14,8 @@ from lightning.pytorch.utilities import rank_zero_info
 
 from lit_probsft.errors import UserError, first_line
 from lit_probsft.model.config_checks import check_read_sizes
-from lit_probsft.storage.gguf import GGUF, check_gguf
-from lit_probsft.storage.hub import missing_folder, refused_code
+from lit_probsft.storage.gguf import GGUF, check_gguf, gguf_at
+from lit_probsft.storage.hub import missing_path, refused_code
 
 _ARGUMENT = "model.model.model_name_or_path"
 
@@ -26,35 +26,31 @@ def check_model_path(name_or_path: str) -> None:
     Raises:
         UserError: with similar names.
     """
+    gguf_at(name_or_path, _ARGUMENT)
     folder = Path(name_or_path).expanduser()
     if (folder.is_file() and folder.suffix != ".gguf") or not name_or_path:
         raise UserError(_ARGUMENT, f"expected a hub id, a folder or a GGUF file, got {name_or_path!r}")
-    local, hint = missing_folder(name_or_path)
-    if local:
-        raise UserError(_ARGUMENT, f"the folder {str(folder)!r} does not exist.{hint}")
+    if problem := missing_path(name_or_path):
+        raise UserError(_ARGUMENT, problem)
 
 
-def read_gguf(gguf: GGUF, revision: str, dtype: torch.dtype, quantization: str) -> torch.dtype:
-    """Check a GGUF file and say that it is dequantized.
+def read_gguf(gguf: GGUF, revision: str, dtype: torch.dtype) -> torch.dtype:
+    """Check a GGUF file and say in which dtype its weights are loaded.
 
     Args:
         gguf: the file.
         revision: branch, tag or commit on the hub.
         dtype: in which the model is loaded.
-        quantization: which the user asked for.
 
     Returns:
         The dtype of the model in the file; bfloat16 if it is quantized.
     """
     name = str(Path(gguf.place) / gguf.file)
-    if quantization != "none":
-        raise UserError("model.model.quantization", f"expected none with a GGUF file, {name}, got {quantization}")
-    try:
-        kind = check_gguf(gguf, revision)
-    except UserError as error:
-        raise UserError(_ARGUMENT, error.problem) from error
-    rank_zero_info(f"{name} ({kind}) is loaded as {str(dtype).removeprefix('torch.')}")
-    return {"F32": torch.float32, "F16": torch.float16}.get(kind, torch.bfloat16)
+    kind = check_gguf(gguf, revision, _ARGUMENT)
+    plain = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+    how = "loaded as" if kind in plain else "dequantized to"
+    rank_zero_info(f"the weights of {name} ({kind}) are {how} {str(dtype).removeprefix('torch.')}")
+    return plain.get(kind, torch.bfloat16)
 
 
 def gguf_options() -> dict[str, Any]:
@@ -126,12 +122,16 @@ def check_complete(name_or_path: str, loaded: Mapping[str, Any]) -> None:
 
 @contextlib.contextmanager
 def report_load_errors(name_or_path: str, revision: str | None) -> Iterator[None]:
-    """Within this block, turn errors in a model's files into a UserError of one line."""
+    """Within this block, turn errors of transformers into a UserError of one line.
+
+    The block only reads and checks a model's files: any error in it, except those of the machine, is taken for an error
+    in the files. The option `--debug` shows where it comes from.
+    """
     from safetensors import SafetensorError
 
     try:
         yield
-    except UserError:
+    except (UserError, MemoryError, torch.OutOfMemoryError, torch.AcceleratorError, torch.distributed.DistError):
         raise
     except pickle.UnpicklingError as error:
         raise UserError(
@@ -142,14 +142,10 @@ def report_load_errors(name_or_path: str, revision: str | None) -> Iterator[None
     except AssertionError as error:
         raise UserError(_ARGUMENT, f"the config.json of {name_or_path!r} does not describe a model: {error}") from error
     except RuntimeError as error:
-        if isinstance(error, torch.OutOfMemoryError) or "not enough memory" in str(error):
-            raise
         reason = first_line(error)
         if "ignore_mismatched_sizes" in str(error):
             reason = "the weights do not have the shapes in its config.json (transformers names them above)"
         raise UserError(_ARGUMENT, f"{name_or_path!r} cannot be loaded: {reason}") from error
-    except MemoryError:
-        raise
     except Exception as error:  # what transformers raises for a file with wrong contents has no common base class
         reason = first_line(error)
         if isinstance(error, AttributeError | TypeError | KeyError):

@@ -69,6 +69,8 @@ class PretrainedCausalLM(ModelSource):
         if self.quantization not in ("none", "nf4", "int8"):
             raise UserError("model.model.quantization", f"expected none, nf4 or int8, got {self.quantization!r}")
         if self.quantization != "none":
+            if gguf_at(self.model_name_or_path, "model.model.model_name_or_path") is not None:
+                raise UserError("model.model.quantization", f"expected none with a GGUF file, got {self.quantization}")
             check_installed()
         if self.revision is not None and is_adapter_folder(self.model_name_or_path):
             raise UserError(
@@ -119,24 +121,24 @@ class PretrainedCausalLM(ModelSource):
         place, stored = name, None
         if (gguf := gguf_at(name)) is not None:
             sharding = None  # transformers reads the whole file; the caller shards the model
-            place, stored = gguf.place, read_gguf(gguf, revision, wanted, self.quantization)
+            place, stored = gguf.place, read_gguf(gguf, revision, wanted)
             file |= {"gguf_file": gguf.file}
         with report_load_errors(name, self.revision):
             config = read_config_of(place, **file)
-            stored = stored or config.dtype
-            reading: Any = contextlib.nullcontext({}) if sharding is None else sharding.loading(grow)
-            with reading as options, quiet():
-                model, loaded = AutoModelForCausalLM.from_pretrained(
-                    place,
-                    config=config,
-                    dtype=wanted,
-                    attn_implementation=self.attn_implementation,
-                    output_loading_info=True,
-                    **file,
-                    **(loading_options(self.quantization, wanted) if gguf is None else gguf_options()),
-                    **options,
-                )
-            check_complete(name, loaded)
+        stored = stored or config.dtype
+        reading: Any = contextlib.nullcontext({}) if sharding is None else sharding.loading(grow)
+        with reading as options, report_load_errors(name, self.revision), quiet():
+            model, loaded = AutoModelForCausalLM.from_pretrained(
+                place,
+                config=config,
+                dtype=wanted,
+                attn_implementation=self.attn_implementation,
+                output_loading_info=True,
+                **file,
+                **(loading_options(self.quantization, wanted) if gguf is None else gguf_options()),
+                **options,
+            )
+        check_complete(name, loaded)
         model.config.dtype = stored or wanted  # in which it is exported
         extend_vocabulary(model, tokens, sharding)
         return ready_to_train(without_repacking(model), self.gradient_checkpointing, self.compile)

@@ -23,12 +23,13 @@ class GGUF(NamedTuple):
     """Path of the file in `place`."""
 
 
-def gguf_at(name: str) -> GGUF | None:
+def gguf_at(name: str, argument: str = "name_or_path") -> GGUF | None:
     """The GGUF file that a name means; None if it means something else.
 
     Args:
         name: a file, a folder that holds one and no model in Hugging Face's format, or `ORG/REPOSITORY/FILE.gguf` for a
             file on the hub.
+        argument: for errors.
 
     Raises:
         UserError: the folder holds several.
@@ -41,18 +42,19 @@ def gguf_at(name: str) -> GGUF | None:
             return None
         files = sorted(file.name for file in path.glob("*.gguf"))
         if len(files) > 1:
-            raise UserError("name_or_path", f"expected one GGUF file in {name!r}, got {', '.join(files)}; name one")
+            raise UserError(argument, f"expected one GGUF file in {name!r}, got {', '.join(files)}; name one")
         return GGUF(str(path), files[0]) if files else None
     found = _ON_HUB.fullmatch(name)
     return GGUF(found[1], found[2]) if found and not Path(found[1].partition("/")[0]).exists() else None
 
 
-def check_gguf(gguf: GGUF, revision: str | None = None) -> str:
+def check_gguf(gguf: GGUF, revision: str | None = None, argument: str = "name_or_path") -> str:
     """Check that a GGUF file is a whole language model; returns its quantization, such as `Q4_K_M`.
 
     Args:
         gguf: the file, which is downloaded if it is on the hub.
         revision: branch, tag or commit on the hub.
+        argument: for errors.
 
     Raises:
         UserError: the package `gguf` is not installed, the file is damaged or one part of a model, or it does not hold
@@ -62,18 +64,21 @@ def check_gguf(gguf: GGUF, revision: str | None = None) -> str:
 
     name = str(Path(gguf.place) / gguf.file)
     if _PART.search(gguf.file):
-        raise UserError("name_or_path", f"expected a whole GGUF file, {name} is a part of one; join the parts first")
+        raise UserError(argument, f"expected a whole GGUF file, {name} is a part of one; join the parts first")
     if importlib.util.find_spec("gguf") is None or importlib.util.find_spec("accelerate") is None:
-        raise UserError("name_or_path", f'{name} needs more packages: pip install "lit_probsft[gguf]"')
+        raise UserError(argument, f'{name} needs more packages: pip install "lit_probsft[gguf]"')
     try:
         path = Path(cached_file(gguf.place, gguf.file, revision=revision or "main") or "")
     except (OSError, ValueError) as error:
-        raise UserError("name_or_path", f"{name} cannot be read: {first_line(error)}") from error
-    architecture, quantization, parts = _header(path, path.stat().st_mtime_ns)
+        raise UserError(argument, f"{name} cannot be read: {first_line(error)}") from error
+    try:
+        architecture, quantization, parts = _header(path, path.stat().st_mtime_ns)
+    except Exception as error:  # the reader checks nothing: a damaged file ends in any exception
+        raise UserError(argument, f"{path} is damaged or not a GGUF file: {first_line(error)}") from error
     if parts > 1:
-        raise UserError("name_or_path", f"expected a whole GGUF file, {name} is one of {parts} parts; join them first")
+        raise UserError(argument, f"expected a whole GGUF file, {name} is one of {parts} parts; join them first")
     if architecture in ("clip", "mmproj"):
-        raise UserError("name_or_path", f"expected a language model, {name} holds a projector of images or sound")
+        raise UserError(argument, f"expected a language model, {name} holds a projector of images or sound")
     return quantization
 
 
@@ -86,19 +91,16 @@ def _header(path: Path, changed: int) -> tuple[str, str, int]:
         field = reader.get_field(name)
         return None if field is None else field.contents()
 
-    try:
-        reader = GGUFReader(path)
-        architecture, parts = value("general.architecture"), value("split.count")
-        if not isinstance(architecture, str) or not reader.tensors:
-            raise ValueError("it has no architecture or no tensors")
-        sizes: dict[str, int] = {}
-        for tensor in reader.tensors:
-            sizes[tensor.tensor_type.name] = sizes.get(tensor.tensor_type.name, 0) + int(tensor.n_elements)
-        quantization = max(sizes, key=lambda kind: sizes[kind])
-        kind = value("general.file_type")
-        known = {each.value: each.name for each in LlamaFileType}
-        if quantization not in ("F32", "F16", "BF16") and isinstance(kind, int) and kind in known:
-            quantization = known[kind].removeprefix("MOSTLY_")
-    except Exception as error:  # the reader checks nothing: a damaged file ends in any exception
-        raise UserError("name_or_path", f"{path} is damaged or not a GGUF file: {first_line(error)}") from error
+    reader = GGUFReader(path)
+    architecture, parts = value("general.architecture"), value("split.count")
+    if not isinstance(architecture, str) or not reader.tensors:
+        raise ValueError("it has no architecture or no tensors")
+    sizes: dict[str, int] = {}
+    for tensor in reader.tensors:
+        sizes[tensor.tensor_type.name] = sizes.get(tensor.tensor_type.name, 0) + int(tensor.n_elements)
+    quantization = max(sizes, key=lambda kind: sizes[kind])
+    kind = value("general.file_type")
+    known = {each.value: each.name for each in LlamaFileType}
+    if quantization not in ("F32", "F16", "BF16") and isinstance(kind, int) and kind in known:
+        quantization = known[kind].removeprefix("MOSTLY_")
     return architecture, quantization, parts if isinstance(parts, int) else 1

@@ -12,23 +12,24 @@ from lit_probsft.errors import UserError, near_matches
 from lit_probsft.storage.gguf import gguf_at
 
 _FILES = ("config.json", "tokenizer_config.json")
-_SUFFIXES = (".ckpt", ".pt", ".safetensors", ".gguf")
+_FILE_SUFFIXES = (".ckpt", ".pt", ".safetensors", ".gguf")
 _SNAPSHOT = re.compile(r"/snapshots/([0-9a-f]{40})/")
 
 
-def missing_folder(place: str) -> tuple[bool, str]:
-    """Whether `place` is the path of a missing folder rather than a hub id, and a hint from `near_matches`.
+def missing_path(place: str) -> str | None:
+    """The problem if `place` is a missing path rather than a hub id, with a hint from `near_matches`; None if not.
 
     `models/quickstrt` could be either. It is taken for a path if `models/` contains a similar name. A name in `runs/`,
     the default folder of all runs, or with the suffix of a checkpoint or of weights is a path.
     """
     path = Path(place).expanduser()
     if path.is_dir() or gguf_at(place) is not None:
-        return False, ""
+        return None
     names = [entry.name for entry in path.parent.iterdir()] if "/" in place and path.parent.is_dir() else []
     hint = near_matches(path.name, names)
-    is_path = place.startswith((".", "/", "~", "runs/")) or place.count("/") > 1 or path.suffix in _SUFFIXES
-    return bool(hint) or is_path, hint
+    is_path = place.startswith((".", "/", "~", "runs/")) or place.count("/") > 1 or path.suffix in _FILE_SUFFIXES
+    kind = "file" if path.suffix in _FILE_SUFFIXES else "folder"
+    return f"no such {kind}: {place!r}.{hint}" if hint or is_path else None
 
 
 def custom_code(place: str, revision: str | None = None) -> list[str]:

@@ -117,6 +117,10 @@ def model(folder: Path, trained: Path) -> Path:
     return folder / "m" / "model.safetensors"
 
 
+def damaged_gguf(folder: Path, trained: Path) -> None:
+    (folder / "m.gguf").write_bytes(b"GGUF" + bytes(100))
+
+
 def no_weights(folder: Path, trained: Path) -> None:
     model(folder, trained).unlink()
 

@@ -17,6 +17,7 @@ from lit_probsft.cli.chat_session import load_model
 from lit_probsft.data import ByteTokenizer
 from lit_probsft.errors import UserError
 from lit_probsft.model import PretrainedCausalLM
+from lit_probsft.model.loading import report_load_errors
 from lit_probsft.model.lora import LoRA
 from lit_probsft.model.lora_injection import inject_adapters
 from lit_probsft.run.export import export_model
@@ -151,3 +152,9 @@ def test_a_padding_token_outside_the_model_is_left_out(folders: Path, tmp_path: 
     (tmp_path / "m" / "config.json").write_text(json.dumps({**config, "pad_token_id": pad}))
     model = PretrainedCausalLM(str(tmp_path / "m")).load(None, torch.float32)
     assert model.config.pad_token_id == (3 if pad == 3 else None)
+
+
+def test_errors_of_the_machine_are_not_taken_for_damage() -> None:
+    for kind in (MemoryError, torch.OutOfMemoryError, torch.AcceleratorError, torch.distributed.DistError):
+        with pytest.raises(kind), report_load_errors("m", None):
+            raise kind("of the machine")

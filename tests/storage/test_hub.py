@@ -167,9 +167,10 @@ def test_the_warning_names_the_repository_that_code_comes_from(odd: Path) -> Non
 def test_a_misspelt_folder_is_not_taken_for_a_hub_id(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     (tmp_path / "runs" / "quickstart").mkdir(parents=True)
-    assert remote.missing_folder("runs/quickstrt") == (True, " Did you mean 'quickstart'?")
-    assert remote.missing_folder("runs/quickstart") == (False, "")
-    for place in ("me/model", "gpt2"):
-        assert remote.missing_folder(place) == (False, "")
-    for place in ("./gpt2", "a/b/c", "runs/something-else", "last.ckpt"):
-        assert remote.missing_folder(place) == (True, "")
+    assert remote.missing_path("runs/quickstrt") == "no such folder: 'runs/quickstrt'. Did you mean 'quickstart'?"
+    for place in ("runs/quickstart", "me/model", "gpt2", "me/model/x.gguf"):
+        assert remote.missing_path(place) is None
+    for place in ("./gpt2", "a/b/c", "runs/something-else"):
+        assert remote.missing_path(place) == f"no such folder: {place!r}."
+    for place in ("last.ckpt", "./x.gguf", "me/x.gguf"):
+        assert remote.missing_path(place) == f"no such file: {place!r}."

@@ -15,7 +15,7 @@ from typing_extensions import override
 
 from lit_probsft.errors import UserError, first_line, near_matches
 from lit_probsft.storage.gguf import check_gguf, gguf_at
-from lit_probsft.storage.hub import missing_folder, model_commit, refused_code, warn_of_code
+from lit_probsft.storage.hub import missing_path, model_commit, refused_code, warn_of_code
 
 PAD, TURN_START, TURN_END = "<|pad|>", "<|im_start|>", "<|im_end|>"
 
@@ -103,9 +103,8 @@ def read_tokenizer(name_or_path: str, revision: str | None = None, trust_remote_
     from transformers import AutoTokenizer
 
     path = Path(name_or_path).expanduser()
-    local, hint = missing_folder(name_or_path)
-    if local:
-        raise UserError("name_or_path", f"no such folder: {name_or_path!r}.{hint}")
+    if problem := missing_path(name_or_path):
+        raise UserError("name_or_path", problem)
     name = str(path) if path.exists() else name_or_path
     gguf = gguf_at(name_or_path)
     if trust_remote_code:
