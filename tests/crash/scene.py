@@ -186,7 +186,8 @@ def state(checkpoint: Path) -> dict[str, Any]:
         content = _shards(checkpoint)
     else:
         content = torch.load(checkpoint, map_location="cpu", weights_only=True)
-    del content[CHECKPOINT_KEY]["card"], content[CLOCK], content["callbacks"]["RunRecord"]["config"]
+    del content[CHECKPOINT_KEY]["card"], content[CLOCK]
+    content["callbacks"].get("RunRecord", {}).pop("config", None)
     return content
 
 
