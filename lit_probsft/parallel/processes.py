@@ -6,6 +6,7 @@ import atexit
 import contextlib
 import os
 import re
+import signal
 import subprocess
 import sys
 import threading
@@ -25,6 +26,8 @@ from lit_probsft.parallel.stopping import INTERRUPTED, STOPPED
 
 _PATIENCE = 30.0
 """Seconds in which ranks may end by themselves after one of them has failed."""
+_PATIENCE_BEFORE_CONNECTION = 5.0
+"""The same if a signal has stopped one of them before the process group exists. The others would wait for it there."""
 
 
 class Launcher(_SubprocessScriptLauncher):
@@ -68,6 +71,19 @@ def end_children(patience: float) -> None:
     _CHILDREN.clear()
 
 
+def _stopped_child() -> int | None:
+    """The exit status of a run in which a signal has stopped a process that this one started; None without one."""
+    statuses = {STOPPED: STOPPED, -signal.SIGTERM: STOPPED, INTERRUPTED: INTERRUPTED, -signal.SIGINT: INTERRUPTED}
+    return next((statuses[code] for process in _CHILDREN if (code := process.poll()) in statuses), None)
+
+
+_STOPPED_ELSEWHERE = "lit_probsft: stopped by a signal to another rank"
+
+
+def _connected() -> bool:
+    return torch.distributed.is_available() and torch.distributed.is_initialized()
+
+
 def _observe(processes: list[subprocess.Popen[Any]]) -> None:
     """Wait until a process fails, then kill the others and this process, unless they end by themselves."""
     while True:
@@ -79,15 +95,17 @@ def _observe(processes: list[subprocess.Popen[Any]]) -> None:
         if all(code == 0 for code in codes):
             return
     rank, code = failed[0]
-    deadline = time.monotonic() + _PATIENCE
+    stopped = None if _connected() else _stopped_child()
+    deadline = time.monotonic() + (_PATIENCE if stopped is None else _PATIENCE_BEFORE_CONNECTION)
     while time.monotonic() < deadline:  # usually this process ends meanwhile, and this thread with it
         time.sleep(0.5)
-    print(f"lit_probsft: rank {rank} ended with status {code}, and the others did not end", file=sys.stderr)
+    message = f"lit_probsft: rank {rank} ended with status {code}, and the others did not end"
+    print(message if stopped is None else _STOPPED_ELSEWHERE, file=sys.stderr)
     for process in processes:
         with contextlib.suppress(OSError):
             process.kill()
     sys.stderr.flush()
-    os._exit(code if 0 < code < 128 or code in (STOPPED, INTERRUPTED) else 1)
+    os._exit(stopped or (code if 0 < code < 128 or code in (STOPPED, INTERRUPTED) else 1))
 
 
 def first_to_fail(status: int) -> tuple[bool, int]:
@@ -95,11 +113,10 @@ def first_to_fail(status: int) -> tuple[bool, int]:
 
     Only the first rank reports its error. The others have failed in the same way, or have lost the connection to it.
     """
-    distributed = torch.distributed
-    if not (distributed.is_available() and distributed.is_initialized()):
+    if not _connected():
         return first_rank(), status
     try:
-        store = distributed.distributed_c10d._get_default_store()
+        store = torch.distributed.distributed_c10d._get_default_store()
         if store.add("lit_probsft/failed", 1) == 1:
             store.set("lit_probsft/status", str(status))
             return True, status
@@ -122,14 +139,15 @@ def report(error: BaseException, status: int, message: str | None) -> int:
         message: one line to print; None prints a traceback.
     """
     lost = message is None and isinstance(error, RuntimeError) and _LOST.search(str(error)) is not None
-    several = torch.distributed.is_available() and torch.distributed.is_initialized()
-    if lost and several:
+    if lost and (_CHILDREN or _connected()):
         time.sleep(1)  # the rank that failed first may still be on its way here
+        if (stopped := _stopped_child()) is not None:
+            status, message = stopped, _STOPPED_ELSEWHERE
     first, status = first_to_fail(status)
     if first:
         if message is not None:
             print(message, file=sys.stderr)
-        elif lost and several:
+        elif lost and _connected():
             print(
                 f"lit_probsft: another rank died without an error message (killed, or out of memory?): {error}",
                 file=sys.stderr,

@@ -82,7 +82,7 @@ class SignalsBeforeTraining(L.Callback):
 
     def __init__(self, rank: int | None = None, early: bool = False) -> None:
         self.rank = rank
-        if early:
+        if early and rank in (None, int(os.environ.get("LOCAL_RANK", "0"))):
             os.kill(os.getpid(), signal.SIGTERM)
 
     def on_sanity_check_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:

@@ -13,6 +13,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
 import traceback
 import uuid
@@ -298,6 +299,7 @@ class _Rank:
 
     def __init__(self, environment: dict[str, str], faults: dict[str, Any]) -> None:
         self.returncode: int | None = None
+        self._lock = threading.Lock()
         sys.stdout.flush()
         sys.stderr.flush()
         self.pid = os.fork()
@@ -307,8 +309,9 @@ class _Rank:
             _command(faults)
 
     def poll(self) -> int | None:
-        if self.returncode is None:
-            self.returncode = _wait(self.pid, 0)
+        with self._lock:  # several threads ask
+            if self.returncode is None:
+                self.returncode = _wait(self.pid, 0)
         return self.returncode
 
     def wait(self, timeout: float | None = None) -> int:
@@ -320,9 +323,12 @@ class _Rank:
         assert self.returncode is not None
         return self.returncode
 
-    def kill(self) -> None:
+    def send_signal(self, number: int) -> None:
         if self.poll() is None:
-            os.kill(self.pid, signal.SIGKILL)
+            os.kill(self.pid, number)
+
+    def kill(self) -> None:
+        self.send_signal(signal.SIGKILL)
 
 
 if __name__ == "__main__":

@@ -140,6 +140,17 @@ def test_a_signal_before_anything_is_built_leaves_no_run(server: Server, tmp_pat
     assert not scene.run("run").exists()
 
 
+def test_a_signal_to_one_rank_before_they_are_connected_ends_the_run(server: Server, tmp_path: Path) -> None:
+    callback = {"class_path": f"{CALLBACKS}.SignalsBeforeTraining", "init_args": {"rank": 1, "early": True}}
+    scene = two(server, tmp_path, "ddp", trainer__callbacks=[callback])
+    run = scene.start("run")
+    assert run.wait(PATIENCE) == STOPPED, run.output
+    assert run.gone(), run.processes()
+    assert run.output.count("lit_probsft: ") == run.output.count("stopped by a signal to another rank") == 1, run.output
+    assert "Traceback" not in run.output
+    assert not scene.run("run").exists()
+
+
 @pytest.mark.parametrize("user", [False, True])
 @pytest.mark.parametrize("rank", [0, 1])
 @pytest.mark.parametrize("strategy", STRATEGIES)

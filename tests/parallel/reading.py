@@ -24,13 +24,14 @@ def deepspeed_files(checkpoint: Path) -> dict[str, Any]:
 
 
 def content(checkpoint: Path) -> Any:
-    """The content as plain data and tensors, without values that depend on time."""
+    """The content as plain data and tensors, without values that depend on time or on the run's name."""
     if not (checkpoint / "checkpoint").is_dir():
         return state(checkpoint)
     files = deepspeed_files(checkpoint)
     for file in files.values():
         file.get(CHECKPOINT_KEY, {}).pop("card", None)
         file.pop(CLOCK, None)
+        file.get("callbacks", {}).get("RunRecord", {}).pop("config", None)
     return _plain(files)
 
 

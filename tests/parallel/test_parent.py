@@ -79,7 +79,9 @@ def test_no_process_outlives_a_killed_start(tmp_path: Path, number: int, delay: 
     path = config(tmp_path, **several, data__cache_dir=str(tmp_path / "cache"))
     run = start(str(tmp_path), "-m", "lit_probsft", "fit", "--config", str(path), cwd=tmp_path)
     try:
-        while len(processes(str(tmp_path))) < number and run.poll() is None:
+        until = time.monotonic() + 180
+        while len(started := processes(str(tmp_path))) < number and run.poll() is None:
+            assert time.monotonic() < until, started
             time.sleep(0.1)
         time.sleep(delay)
     finally:
