@@ -107,7 +107,7 @@ def test_models_with_other_tokens_are_refused(path: Path, tmp_path: Path) -> Non
     with pytest.raises(UserError, match=r"--model-a: .* differs in 1 tokens, first in '<new>' \(\d+\)"):
         _check_tokens("--model-a", PretrainedCausalLM(folder(tmp_path / "tokens", tokenizer=other)), data)
     tiny.model().save_pretrained(tmp_path / "bare")
-    with pytest.raises(UserError, match="--model-b: expected a hub id or a folder with a model and its tokenizer, got"):
+    with pytest.raises(UserError, match="--model-b: expected .* that holds a tokenizer, got"):
         _check_tokens("--model-b", PretrainedCausalLM(str(tmp_path / "bare")), data)
     wider = folder(tmp_path / "wider", vocab_size=1000)
     with pytest.raises(UserError, match=r"--model-b: expected a vocabulary of \d+ tokens, as --model-a has, got 1000"):
