@@ -12,9 +12,13 @@ import numpy as np
 from numpy.typing import NDArray
 
 from lit_probsft.analysis.advice import Beliefs
-from lit_probsft.analysis.noise import NoiseEstimate, RowStatistics, estimate_noise
+from lit_probsft.analysis.noise import ENOUGH_FOR_SHARE, NoiseEstimate, RowStatistics, combine, estimate_noise
 from lit_probsft.analysis.survey import STATISTICS
 from lit_probsft.data.batches.store import Documents
+
+_LONG = 60
+"""From this median number of supervised tokens on, whole wrong answers may be missed: later tokens of an answer follow
+from its first ones, whatever the question."""
 
 _SHOWN = 40, 12
 """Tokens that are shown before the first contradiction of a row, and of the label from there on."""
@@ -43,10 +47,26 @@ class Audit:
         return {"tokens": examples[:, 0], **dict(zip(STATISTICS, means, strict=True))}
 
     @cached_property
+    def parts(self) -> dict[int, NDArray[np.int64]]:
+        """Indices of the rows of each part of a mixture that has any, by its number. Rows of one source are part 0."""
+        sources = self.documents.sources
+        if sources is None:
+            return {0: np.arange(len(self.documents))}
+        return {int(number): np.flatnonzero(sources == number) for number in np.unique(sources)}
+
+    @cached_property
+    def estimates(self) -> dict[int, NoiseEstimate]:
+        """The estimated share of wrong rows in each of `parts`."""
+        names = [field.name for field in dataclasses.fields(RowStatistics)]
+        return {
+            number: estimate_noise(RowStatistics(**{name: self.per_row[name][part] for name in names}))
+            for number, part in self.parts.items()
+        }
+
+    @cached_property
     def estimate(self) -> NoiseEstimate:
         """The estimated share of wrong rows."""
-        fields = dataclasses.fields(RowStatistics)
-        return estimate_noise(RowStatistics(**{field.name: self.per_row[field.name] for field in fields}))
+        return combine(list(self.estimates.values()), list(self.parts.values()))
 
     @cached_property
     def order(self) -> NDArray[np.int64]:
@@ -55,9 +75,8 @@ class Audit:
 
     @cached_property
     def wrong(self) -> NDArray[np.int64]:
-        """As many of the first rows of `order` as are estimated to be wrong."""
-        share = 0.0 if math.isnan(self.estimate.share) else self.estimate.share
-        return self.order[: round(share * int((self.per_row["tokens"] > 0).sum()))]
+        """The rows that are counted as wrong, the most likely ones first."""
+        return self.order[self.estimate.scores[self.order] > 0]
 
     def beliefs(self, share_above: float) -> Beliefs:
         """What the advice is based on; `share_above` is the share of tokens with p above .55."""
@@ -91,8 +110,35 @@ class Audit:
             "wrong_rows": None if math.isnan(share) else len(self.wrong),
             "contradicted_rows": int(contradicted.sum()),
             "share_of_contradicted_rows": float(contradicted.sum()) / used if used else None,
+            "limits": self.limits(),
             "rows": [describe(index) for index in self.order.tolist() if contradicted[index]][:most],
         }
+
+    def limits(self) -> list[str]:
+        """What the estimate cannot see, in sentences."""
+        if math.isnan(self.estimate.share):
+            few = "of one task" if len(self.parts) == 1 else "of a part of the mixture"
+            return [
+                f"An estimate needs at least {ENOUGH_FOR_SHARE} rows {few} that the model knows and mostly agrees with."
+            ]
+        found = [
+            "This counts whole wrong answers and refusals where the model knows the task. It misses slips within long "
+            "answers, and cannot judge rows that the model does not know."
+        ]
+        if any(math.isnan(estimate.share) for estimate in self.estimates.values()):
+            found.append("Some parts of the mixture cannot be estimated, so the share is a lower bound.")
+        right = np.delete(self.per_row["tokens"], self.wrong)
+        contradicted = np.delete(self.per_row["contradicted"], self.wrong) > 0
+        if (length := float(np.median(right[right > 0]))) >= _LONG:
+            found.append(
+                f"In rows this long (median {length:.0f} supervised tokens) it can also miss whole wrong answers: the true "
+                "share can be outside the interval."
+            )
+        elif contradicted.sum() > (right > 0).sum() / 2:
+            found.append(
+                "The other rows mostly have contradicted tokens too: the true share can be outside the interval."
+            )
+        return found
 
     def texts(self, index: int) -> dict[str, str]:
         """The first contradiction of a row: the text `before` it, the `label` from there on, the `model`'s token

@@ -124,12 +124,19 @@ class Findings:
     def _by_source(self) -> dict[str, Any]:
         found = {}
         for number, name in enumerate(self.sources):
-            of_source = np.asarray(self.documents.sources) == number
-            chosen = self.sums["by_example"][of_source]
+            part, estimate = self.audit.parts.get(number, np.arange(0)), self.audit.estimates.get(number)
+            chosen = self.sums["by_example"][part]
             (entry,) = means(chosen.sum(0, keepdims=True))
             interval = clustered_interval(chosen[:, 0], chosen[:, 1])
-            wrong = int(of_source[self.audit.wrong].sum())
-            found[name] = {"rows": len(chosen), **entry, "interval": interval, "wrong_rows": wrong}
+            known = estimate is not None and not math.isnan(estimate.share)
+            found[name] = {
+                "rows": len(chosen),
+                **entry,
+                "interval": interval,
+                "wrong_rows": int(np.isin(part, self.audit.wrong).sum()) if known else None,
+                "share_of_wrong_rows": estimate.share if known else None,
+                "interval_of_wrong_rows": estimate.interval if known else None,
+            }
         return found
 
     def _by_example(self) -> dict[str, Any]:
@@ -164,7 +171,7 @@ def in_words(result: dict[str, Any]) -> list[str]:
     band = (
         f"no interval below {FEWEST_ROWS} rows"
         if interval is None
-        else f"95 % interval {interval[0]:.4f} to {interval[1]:.4f}"
+        else f"95% interval {interval[0]:.4f} to {interval[1]:.4f}"
     )
     part = f"{result['rows']} rows" + (f" of {sample['of']}" if sample["drawn"] == "at random" else "")
     quantiles = {q: result["quantiles"][q] for q in ("0.1", "0.5", "0.9")}
@@ -172,19 +179,15 @@ def in_words(result: dict[str, Any]) -> list[str]:
         f"{q}: {v['prob']:.4g}" if v["prob"] < 0.99 else f"{q}: 1 - {v['one_minus_prob']:.2g}"
         for q, v in quantiles.items()
     )
-    noise = result["noise"]
-    share, ends = noise["share_of_rows"], noise["interval"]
-    around = "" if ends is None else f", 95 % interval {ends[0]:.0%} to {ends[1]:.0%}"
-    wrong = "unknown" if share is None else f"about {noise['wrong_rows']} of {result['rows']} ({share:.0%}{around})"
     lines = [
         "",
         f"mean p   {result['mean_prob']:.4f}, {band}; {part}, {result['tokens']} tokens; level: {result['level']}",
         f"         nll {result['nll']:.3f} nats, accuracy {result['accuracy']:.3f}, entropy {result['entropy']:.3f} "
         f"nats, calibration error {result['calibration']['error']:.3f}",
         f"belief   confidence {result['confidence']:.3f} (mean p of the most probable token); of the tokens, "
-        f"{result['ignorant']:.1%} are ignorant and {result['contradicted']:.1%} contradicted",
-        f"noise    rows that seem wrong: {wrong}; rows with a contradicted token: {noise['contradicted_rows']}. "
-        f"Check the first rows of {EXAMPLES}",
+        f"{result['ignorant']:.1%} ignorant (no token has p of .3 or more),",
+        f"         {result['contradicted']:.1%} contradicted (p of the label below .1, of another token above .7)",
+        *_noise_in_words(result),
         f"p        quantiles {shown}; {result['share_above_0.55']:.1%} above .55",
         "paper    mean p " + ", ".join(f"{k} {low:.2f} to {high:.2f}" for k, (low, high) in PAPER["mean_prob"].items()),
     ]
@@ -199,3 +202,25 @@ def in_words(result: dict[str, Any]) -> list[str]:
     lines += [f"advice   {advice['objective'] or 'no single objective; run the pilots'}. {advice['reason']}"]
     lines += [f"         {command}" for command in advice["commands"]]
     return lines + [f"warning  {text}" for text in advice["warnings"]]
+
+
+def _noise_in_words(result: dict[str, Any]) -> list[str]:
+    """The lines about wrong rows: their share, what the estimate cannot see, the share of each part of a mixture."""
+    noise = result["noise"]
+    look = f". Check the first rows of {EXAMPLES}" if noise["wrong_rows"] or noise["contradicted_rows"] else ""
+    share = _share_in_words(noise["wrong_rows"], result["rows"], noise["share_of_rows"], noise["interval"])
+    lines = [
+        f"noise    rows that seem wrong: {share}; rows with a contradicted token: {noise['contradicted_rows']}{look}",
+        *(f"         {text}" for text in noise["limits"]),
+    ]
+    for name, part in result["by_source"].items():
+        values = (part[key] for key in ("wrong_rows", "rows", "share_of_wrong_rows", "interval_of_wrong_rows"))
+        lines.append(f"         {name}: {_share_in_words(*values)}")
+    return lines
+
+
+def _share_in_words(wrong: int | None, rows: int, share: float | None, interval: tuple[float, float] | None) -> str:
+    if share is None:
+        return "cannot be estimated"
+    around = "" if interval is None else f", 95% interval {interval[0]:.0%} to {interval[1]:.0%}"
+    return f"about {wrong} of {rows} ({share:.0%}{around})"

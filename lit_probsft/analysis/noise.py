@@ -10,17 +10,19 @@ group with more excess surprise. The share is the weight of this group in a mixt
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
 from numpy.typing import NDArray
 
+from lit_probsft.analysis.survey import FEWEST_ROWS
+
 Values = NDArray[np.float64]
 
-MIN_ROWS = 30
-"""An interval is given from this number of rows on."""
+ENOUGH_FOR_SHARE = 10
+"""A share is estimated from this number of rows on, and its interval from `FEWEST_ROWS` on."""
 
-_FEWEST_ROWS = 10
 _MOST_ROWS = 2000  # of more rows, as many are taken evenly: the share is then known to .02
 _RESAMPLES = 100
 _ITERATIONS = 100
@@ -63,8 +65,9 @@ class NoiseEstimate:
     Attributes:
         share: between 0 and 1; NaN if the model cannot tell: it knows too little of the rows, or contradicts even
             those that suit it best, or there are fewer than ten.
-        interval: 95 % interval; None below `MIN_ROWS` rows. It reaches 1 as far as the model does not know the rows.
-        scores: (R,), in nats, larger for rows that are more likely wrong; NaN for a row without tokens.
+        interval: 95 % interval; None below `FEWEST_ROWS` rows. It reaches 1 as far as the model does not know the rows.
+        scores: (R,), in nats, larger for rows that are more likely wrong, and above 0 for those that are counted as
+            wrong; NaN for a row without tokens.
     """
 
     share: float
@@ -85,12 +88,13 @@ def estimate_noise(rows: RowStatistics) -> NoiseEstimate:
     The interval takes its upper end from fits that need not be separated, and adds the rows that the model does not
     know, since all of them may be wrong.
 
-    Rows should be of one task. Of an easy and a hard task together, the hard one looks like a group of wrong rows.
+    The rows should be of one task: of an easy and a hard task together, the hard one looks like a group of wrong rows.
+    Estimate them apart and `combine` the estimates.
     """
     excess = np.where(rows.tokens > 0, rows.nll - rows.entropy, math.nan)
     used = np.flatnonzero(np.isfinite(excess))
-    if len(used) < _FEWEST_ROWS:
-        return NoiseEstimate(math.nan, None, excess)
+    if len(used) < ENOUGH_FOR_SHARE:
+        return NoiseEstimate(math.nan, None, _from_edge(excess, 0.0))
     if len(used) > _MOST_ROWS:
         used = used[np.linspace(0, len(used) - 1, _MOST_ROWS).astype(int)]
     contradicted, ignorant = rows.contradicted[used], rows.ignorant[used]
@@ -100,15 +104,50 @@ def estimate_noise(rows: RowStatistics) -> NoiseEstimate:
     share = float(fit.counted()[0])
     right = 1 - fit.wrong[0] if share else np.ones(len(used))
     unknown = float((ignorant > 0.5).mean())
-    enough = len(used) >= MIN_ROWS
+    enough = len(used) >= FEWEST_ROWS
     if right @ contradicted > 0.5 * right.sum() or (not share and unknown > 0.5):
-        return NoiseEstimate(math.nan, (0.0, 1.0) if enough else None, excess)
+        return NoiseEstimate(math.nan, (0.0, 1.0) if enough else None, _from_edge(excess, 0.0))
     interval = None
     if enough:
         low, high = _interval(plane, fit)
         high = max(high, share)
         interval = (min(low, share), high + (1 - high) * unknown)
-    return NoiseEstimate(share, interval, excess + fit.slope() * rows.entropy if share else excess)
+    scores = excess + fit.slope() * rows.entropy if share else excess
+    return NoiseEstimate(share, interval, _from_edge(scores, share))
+
+
+def combine(estimates: Sequence[NoiseEstimate], parts: Sequence[NDArray[np.int64]]) -> NoiseEstimate:
+    """The estimate for rows whose parts were estimated apart.
+
+    Args:
+        estimates: of each part.
+        parts: indices of the rows of each part; together 0 to R - 1.
+
+    The share is the mean over the parts, weighted by their rows. A part without an estimate or an interval counts as 0
+    to 1 in the interval, so the interval is wider than needed for 95 %, never narrower.
+    """
+    scores = np.full(sum(map(len, parts)), math.nan)
+    for estimate, part in zip(estimates, parts, strict=True):
+        scores[part] = estimate.scores
+    rows = np.array([np.isfinite(estimate.scores).sum() for estimate in estimates])
+    weights = rows / max(rows.sum(), 1)
+    shares = np.array([estimate.share for estimate in estimates])
+    share, unknown = float(weights @ np.nan_to_num(shares)), float(weights @ np.isnan(shares))
+    if not rows.any() or (not share and unknown > 0.5):
+        share = math.nan
+    if rows.sum() < FEWEST_ROWS:
+        return NoiseEstimate(share, None, scores)
+    low, high = weights @ [estimate.interval or (0.0, 1.0) for estimate in estimates]
+    return NoiseEstimate(share, (float(low), float(high)), scores)
+
+
+def _from_edge(scores: Values, share: float) -> Values:
+    """Scores minus the one that separates this share of rows, the largest, from the rest."""
+    ordered = -np.sort(-scores[np.isfinite(scores)])
+    if not len(ordered):
+        return scores
+    wrong = round(share * len(ordered))
+    return scores - ordered[max(wrong - 1, 0) : wrong + 1].mean()
 
 
 @dataclass(frozen=True)
