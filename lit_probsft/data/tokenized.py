@@ -10,7 +10,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from lit_probsft.data.batches.cache import cached_store, cached_tokenizer
+from lit_probsft.data.batches.cache import cached_store, cached_tokenizer, check_cache
 from lit_probsft.data.batches.prepare import unloaded
 from lit_probsft.data.batches.row_tokenizer import Outcome, Recipe, RowTokenizer
 from lit_probsft.data.batches.store import TokenStore
@@ -100,6 +100,7 @@ class TokenizedSplits:
         With `contents`, every byte of a cached split is checked, otherwise only the sizes of its files.
         """
         if name not in self.stores:
+            check_cache(self.cache)  # before the tokenizer, which takes longer
             removes = name == "train" and self._remove_duplicates and "validation" in self.splits
             self.stores[name] = cached_store(
                 self.cache,
@@ -193,5 +194,6 @@ class TokenizedSplits:
         if not isinstance(source, TokenizerSource):
             return checked_tokenizer(source)
         if source.learns:
+            check_cache(self.cache)
             return cached_tokenizer(self.cache, source, self.splits["train"])
         return source.load(lambda: self.splits["train"].texts())

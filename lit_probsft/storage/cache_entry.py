@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
-from lit_probsft.errors import UserError
+from lit_probsft.errors import UserError, first_line
 from lit_probsft.storage.atomic import partial_of, remove, report_write_errors, sync_file, sync_folder, tidy
 from lit_probsft.storage.checkpoint_files import folder_damage, manifest_entry, write_manifest
 
@@ -31,16 +31,18 @@ def open_entry(
         contents: read every file to check it; otherwise check only the sizes.
 
     Raises:
-        UserError: a damaged entry cannot be removed, or other processes keep removing the entry.
+        UserError: the entry cannot be read, a damaged one cannot be removed, or other processes keep removing it.
     """
     for _ in range(_ATTEMPTS):
         if os.path.lexists(folder):
-            wrong = folder_damage(folder, contents=contents)
-            if wrong is None:
-                try:
+            try:
+                wrong = folder_damage(folder, contents=contents)
+                if wrong is None:
                     return read(folder)
-                except FileNotFoundError:  # another process has removed it
-                    continue
+            except FileNotFoundError:  # another process has removed it
+                continue
+            except OSError as error:
+                raise UserError(argument, f"{folder} could not be read: {first_line(error)}") from error
             _discard(folder, wrong, argument)
         write(folder)
         contents = False

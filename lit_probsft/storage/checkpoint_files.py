@@ -19,7 +19,7 @@ from typing import Any
 import torch
 
 from lit_probsft.errors import first_line
-from lit_probsft.storage.atomic import sync_file
+from lit_probsft.storage.atomic import read_object, sync_file
 
 MANIFEST = "manifest.json"
 METADATA = "meta.pt"
@@ -138,11 +138,11 @@ def write_manifest(folder: Path, kind: str, world_size: int, files: Mapping[str,
 def _read_manifest(path: Path) -> dict[str, Any]:
     """The manifest of a folder; empty if it is missing or damaged."""
     try:
-        content = json.loads((path / MANIFEST).read_bytes())
+        content = read_object(path / MANIFEST)
         crc = content.pop("crc")
-    except (OSError, ValueError, TypeError, KeyError, AttributeError):
+    except (OSError, ValueError, KeyError):
         return {}
-    return dict(content) if crc == _crc_of_json(content) else {}
+    return content if crc == _crc_of_json(content) else {}
 
 
 def _crc_of_json(content: Any) -> int:

@@ -61,6 +61,12 @@ def completed_run(folder: Path, trained: Path) -> None:
     shutil.copytree(trained, folder / "runs")
 
 
+def a_link_in_the_run(folder: Path, trained: Path) -> None:
+    completed_run(folder, trained)
+    (folder / "runs" / "c" / "metrics.csv").unlink()
+    (folder / "runs" / "c" / "metrics.csv").symlink_to("../../train.jsonl")
+
+
 def damaged_checkpoints(folder: Path, trained: Path) -> None:
     completed_run(folder, trained)
     for path in (folder / "runs" / "c" / "checkpoints").glob("*.ckpt"):

@@ -189,7 +189,7 @@ def test_a_failed_tokenization_leaves_no_files(make, jsonl, questions, tmp_path)
     path = jsonl([*questions, {"prompt": "x", "response": ""}], "bad.jsonl")
     with pytest.raises(UserError):
         make(train=path)
-    assert [file for file in (tmp_path / "cache").rglob("*") if file.is_file()] == []
+    assert {file.name for file in (tmp_path / "cache").rglob("*") if file.is_file()} <= {".lock"}
 
 
 def test_the_environment_sets_the_cache_folder(monkeypatch, tmp_path, jsonl, questions):
@@ -519,7 +519,7 @@ def test_errors_that_concern_all_rows_are_never_skipped(make, jsonl, questions, 
         match=r"^data.train: .* got none of 24 \(0 dropped, 24 skipped\); the first: data.require_end_of_turn: ",
     ):
         make(chat_template=MARKS_WITHOUT_END, on_bad_row="skip")
-    assert [file for file in (tmp_path / "cache").rglob("*") if file.is_file()] == []
+    assert {file.name for file in (tmp_path / "cache").rglob("*") if file.is_file()} <= {".lock"}
 
 
 def test_a_tokenizer_is_trained_on_the_usable_rows(make, jsonl, questions):

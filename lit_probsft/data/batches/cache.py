@@ -29,7 +29,6 @@ def cached_tokenizer(cache: Path, source: TokenizerSource, split: Split) -> Any:
         source: a source that trains a tokenizer.
         split: the training rows.
     """
-    _check_folder(cache)
     folder = cache / "tokenizers" / _key([VERSION, _LAYOUT, source.describe(), split.identity()])
 
     def write(folder: Path) -> None:
@@ -71,7 +70,6 @@ def cached_store(
     Raises:
         UserError: a row cannot be used, no document is left, or the cache cannot be written.
     """
-    _check_folder(cache)
     template = None if recipe.plain_text else recipe.chat_template or tokenizer.chat_template
     excluded = None if without is None else without.meta["fingerprint"]
     key = _key(
@@ -102,7 +100,12 @@ def cached_store(
     return open_entry(folder, TokenStore, write, "data.cache_dir", contents=contents)
 
 
-def _check_folder(cache: Path) -> None:
+def check_cache(cache: Path) -> None:
+    """Creates the cache's folder if it is missing.
+
+    Raises:
+        UserError: it is a file, or it cannot be created.
+    """
     existing = next(path for path in (cache, *cache.absolute().parents) if path.exists())
     if not existing.is_dir():
         raise UserError("data.cache_dir", f"expected a folder, got {str(cache)!r}: {existing} is a file")
