@@ -71,7 +71,7 @@ def row_statistics(model: Any, tokenizer: Any, rows: Sequence[Row], plain_text: 
 
 
 def choose(spoiled: NDArray[np.bool_], wrong: RowStatistics, right: RowStatistics) -> RowStatistics:
-    """The statistics of rows of which some are spoiled."""
+    """The statistics of rows, some of them spoiled."""
     return RowStatistics(**{name: np.where(spoiled, vars(wrong)[name], vars(right)[name]) for name in vars(right)})
 
 

@@ -20,10 +20,10 @@ if TYPE_CHECKING:
     from lit_probsft.data.batches.row_tokenizer import Outcome
 
 MEASURED = 2000
-"""At most so many rows are tokenized for the counts."""
+"""The most rows that are tokenized for the counts."""
 
 _SHOWN_PROBLEMS = 10
-"""At most so many kinds of problems are listed."""
+"""The most kinds of problems that are listed."""
 
 _UNUSED = {
     "dropped": "dropped",

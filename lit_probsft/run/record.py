@@ -185,7 +185,7 @@ class RunRecord(Callback):
         try:
             return read_json(self.run.record) or {}
         except UserError as error:
-            rank_zero_warn(f"--resume: {error}; it is written anew")
+            rank_zero_warn(f"--resume: {error}; a new one is written")
             return {}
 
     @override

@@ -25,7 +25,7 @@ class StoppingOptions:
     """When a run ends before its last step.
 
     Args:
-        patience: end after so many validations in a row without an improvement of val/nll, at least 1; None never ends.
+        patience: end after this many validations in a row without a better val/nll, at least 1; None never ends.
         min_delta: nats by which val/nll has to fall below the best so far to count as an improvement, 0 or more.
     """
 
