@@ -144,7 +144,7 @@ def report_load_errors(name_or_path: str, revision: str | None) -> Iterator[None
     except RuntimeError as error:
         reason = first_line(error)
         if "ignore_mismatched_sizes" in str(error):
-            reason = "the weights do not have the shapes in its config.json (transformers names them above)"
+            reason = "the weights do not have the shapes in its configuration (transformers names them above)"
         raise UserError(_ARGUMENT, f"{name_or_path!r} cannot be loaded: {reason}") from error
     except Exception as error:  # what transformers raises for a file with wrong contents has no common base class
         reason = first_line(error)

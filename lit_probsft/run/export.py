@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import copy
 import json
+import stat
 import tempfile
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -184,16 +185,19 @@ def _write_folder(
         except SafetensorError as error:  # hides the OSError
             raise OSError(0, first_line(error)) from error
         for name, text in files.items():
+            (partial / name).parent.mkdir(exist_ok=True)
             (partial / name).write_bytes(base64.b64decode(text))
-        (partial / "README.md").write_text(model_card(card), encoding="utf-8")
+        (readme := partial / "README.md").write_text(model_card(card), encoding="utf-8")
+        for file in partial.glob("*.safetensors"):  # safetensors lets nobody else read them, whatever the umask says
+            file.chmod(stat.S_IMODE(readme.stat().st_mode))
 
 
 def tokenizer_files(tokenizer: PreTrainedTokenizerBase) -> dict[str, str]:
-    """The tokenizer's files by name, in base64: text survives every checkpoint format and `weights_only` loading."""
+    """The tokenizer's files by path, in base64: text survives every checkpoint format and `weights_only` loading."""
     with tempfile.TemporaryDirectory() as folder:
         tokenizer.save_pretrained(folder)
-        files = sorted(Path(folder).iterdir())
-        return {file.name: base64.b64encode(file.read_bytes()).decode() for file in files}
+        files = sorted(file for file in Path(folder).rglob("*") if file.is_file())  # named templates have a folder
+        return {str(file.relative_to(folder)): base64.b64encode(file.read_bytes()).decode() for file in files}
 
 
 def loader_of(folder: Path) -> str:

@@ -87,19 +87,15 @@ def _header(path: Path, changed: int) -> tuple[str, str, int]:
     """Architecture, quantization and number of parts of the model."""
     from gguf import GGUFReader, LlamaFileType
 
-    def value(name: str) -> object:
-        field = reader.get_field(name)
-        return None if field is None else field.contents()
-
     reader = GGUFReader(path)
-    architecture, parts = value("general.architecture"), value("split.count")
+    fields = {name: field.contents() for name, field in reader.fields.items()}  # all, because reading decodes them
+    architecture, parts, kind = map(fields.get, ("general.architecture", "split.count", "general.file_type"))
     if not isinstance(architecture, str) or not reader.tensors:
         raise ValueError("it has no architecture or no tensors")
     sizes: dict[str, int] = {}
     for tensor in reader.tensors:
         sizes[tensor.tensor_type.name] = sizes.get(tensor.tensor_type.name, 0) + int(tensor.n_elements)
     quantization = max(sizes, key=lambda kind: sizes[kind])
-    kind = value("general.file_type")
     known = {each.value: each.name for each in LlamaFileType}
     if quantization not in ("F32", "F16", "BF16") and isinstance(kind, int) and kind in known:
         quantization = known[kind].removeprefix("MOSTLY_")

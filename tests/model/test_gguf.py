@@ -49,6 +49,7 @@ def test_a_name_means_a_file_only_where_no_other_model_is(tmp_path: Path) -> Non
     [
         ("cut", "damaged"),
         ("empty", "damaged"),
+        ("text", "damaged"),
         ("architecture", "architecture foo is not supported"),
         ("clip", "holds a projector"),
         ("split", "one of 3 parts"),
@@ -66,6 +67,8 @@ def test_what_cannot_be_read_is_refused_by_name(
     file = write_gguf(tmp_path / "m.gguf", "F16", **fields)
     if change in ("cut", "empty"):
         file.write_bytes(file.read_bytes()[: -500 if change == "cut" else 0])
+    if change == "text":
+        file.write_bytes(file.read_bytes().replace(TEMPLATE[:4].encode(), b"\xff\xff\xff\xff"))
     if change == "part":
         file = file.rename(tmp_path / "m-00001-of-00003.gguf")
     if change == "two":
