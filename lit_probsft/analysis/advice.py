@@ -49,7 +49,7 @@ BANDS = {"weak": (0.0, 0.10), "intermediate": (0.45, 0.65), "strong": (0.75, 1.0
 """Mean p of each level, both ends included; the stretches in between are the level `between`."""
 
 CONFIDENT = BANDS["intermediate"][1]
-"""The model has a firm view of its own from this mean p of its first choice on: the end of the intermediate band."""
+"""The model has a firm view of its own from this confidence on: the end of the intermediate band."""
 
 AGREES = 0.95
 """Share of its confidence that the model gives to the labels where it agrees with them. What keeps mean p below the
@@ -57,7 +57,7 @@ strong band is then doubt, not disagreement, and -p pulls hard on doubtful token
 answers written by people about .8."""
 
 MOSTLY_IGNORANT = 0.5
-"""With more ignorant tokens than this, NLL: the label's p is then mostly below .3, where -p pulls least."""
+"""From this share of ignorant tokens on, NLL: the label's p is then mostly below .3, where -p pulls least."""
 
 MOST_WRONG = 0.8
 """If more of the rows than this contradict the model, too few agree with it to say that it knows the task."""

@@ -125,14 +125,16 @@ class Audit:
             "This counts whole wrong answers and refusals where the model knows the task. It misses slips within long "
             "answers, and cannot judge rows that the model does not know."
         ]
+        if len(self.wrong):
+            found.append("An easy and a hard task in one source look like noise: make each a part of a mixture.")
         if any(math.isnan(estimate.share) for estimate in self.estimates.values()):
             found.append("Some parts of the mixture cannot be estimated, so the share is a lower bound.")
         right = np.delete(self.per_row["tokens"], self.wrong)
         contradicted = np.delete(self.per_row["contradicted"], self.wrong) > 0
         if (length := float(np.median(right[right > 0]))) >= _LONG:
             found.append(
-                f"In rows this long (median {length:.0f} supervised tokens) it can also miss whole wrong answers: the true "
-                "share can be outside the interval."
+                f"In rows this long (median {length:.0f} supervised tokens) it can also miss whole wrong answers: the "
+                "true share can be outside the interval."
             )
         elif contradicted.sum() > (right > 0).sum() / 2:
             found.append(

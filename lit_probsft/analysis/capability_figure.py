@@ -53,13 +53,15 @@ def _map(axes: Axes, result: dict[str, Any], audit: Audit) -> None:
     axes.text(0.55, 0.7, "agrees", ha="center", va="center", rotation=38, color=_GREEN)
     axes.plot([0, 1], [0, 1], color=_GREY, lw=1)
     wrong = np.isin(np.arange(len(audit.order)), audit.wrong)
-    for chosen, color, label in ((~wrong, _BLUE, "rows"), (wrong, _ORANGE, "rows to check")):
+    for chosen, color, label in ((~wrong, _BLUE, "rows"), (wrong, _ORANGE, "rows that seem wrong")):
         if chosen.any():
             x, y = audit.per_row["confidence"][chosen], audit.per_row["mean_prob"][chosen]
             axes.plot(x, y, ".", color=color, alpha=0.5, label=label)
     mean = result["mean_prob"]
     axes.plot(result["confidence"], mean, "D", color=_GREEN, label=f"all tokens: {mean:.3f}")
-    axes.set(xlim=(0, 1), ylim=(0, 1), xlabel="mean p of the model's first choice (confidence)", ylabel="mean p")
+    axes.set(
+        xlim=(0, 1), ylim=(0, 1), xlabel="confidence: mean p of the most probable token", ylabel="mean p of the label"
+    )
     axes.legend(loc="lower left", bbox_to_anchor=(0, 1), ncols=3)
     paper = axes.twinx()
     ranges = [(sum(ends) / 2, name.split(": ")[1]) for name, ends in PAPER["mean_prob"].items()]
@@ -72,7 +74,7 @@ def _log_odds(axes: Axes, result: dict[str, Any], bins: Sequence[tuple[float, in
     seen = [place for place, (_, count) in enumerate(bins) if count]
     shown = bins[max(seen[0] - 2, 0) : seen[-1] + 3]
     axes.bar([odds for odds, _ in shown], [count / total for _, count in shown], width=0.25, color=_BLUE, alpha=0.6)
-    axes.set(xlabel="log-odds of p, and p above", ylabel="share of tokens")
+    axes.set(xlabel="log-odds of the label's p; p at the top", ylabel="share of tokens")
     ticks = {-9.21: ".0001", -4.595: ".01", 0.0: ".5", 4.595: ".99", 9.21: ".9999"}
     top = axes.secondary_xaxis("top")
     low, high = axes.get_xlim()
@@ -108,5 +110,8 @@ def _calibration(axes: Axes, result: dict[str, Any]) -> None:
     )
     error = result["calibration"]["error"]
     axes.set(
-        xlim=(0, 1), ylim=(0, 1), xlabel=f"p of the top-1 token (calibration error {error:.3f})", ylabel="share right"
+        xlim=(0, 1),
+        ylim=(0, 1),
+        xlabel=f"p of the most probable token (calibration error {error:.3f})",
+        ylabel="share of them that are the label",
     )

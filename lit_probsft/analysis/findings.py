@@ -16,6 +16,7 @@ from torch import Tensor
 
 from lit_probsft.analysis.advice import EXAMPLES, PAPER, Command, advise, check_sample, compare, level, warnings
 from lit_probsft.analysis.audit import Audit
+from lit_probsft.analysis.noise import NoiseEstimate
 from lit_probsft.analysis.survey import FEWEST_ROWS, clustered_interval, means
 from lit_probsft.data.batches.store import Documents
 from lit_probsft.objectives import Objective
@@ -124,11 +125,12 @@ class Findings:
     def _by_source(self) -> dict[str, Any]:
         found = {}
         for number, name in enumerate(self.sources):
-            part, estimate = self.audit.parts.get(number, np.arange(0)), self.audit.estimates.get(number)
+            nothing = NoiseEstimate(math.nan, None, np.empty(0))
+            part, estimate = self.audit.parts.get(number, np.arange(0)), self.audit.estimates.get(number, nothing)
             chosen = self.sums["by_example"][part]
             (entry,) = means(chosen.sum(0, keepdims=True))
             interval = clustered_interval(chosen[:, 0], chosen[:, 1])
-            known = estimate is not None and not math.isnan(estimate.share)
+            known = not math.isnan(estimate.share)
             found[name] = {
                 "rows": len(chosen),
                 **entry,

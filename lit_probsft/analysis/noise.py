@@ -147,7 +147,7 @@ def _from_edge(scores: Values, share: float) -> Values:
     if not len(ordered):
         return scores
     wrong = round(share * len(ordered))
-    return scores - ordered[max(wrong - 1, 0) : wrong + 1].mean()
+    return scores - float(ordered[max(wrong - 1, 0) : wrong + 1].mean())
 
 
 @dataclass(frozen=True)
