@@ -261,7 +261,7 @@ def test_damage_to_a_record_changes_no_weights_and_makes_up_no_rows(folder: Path
         try:
             train(folder, "run", resume=True)
         except UserError:
-            assert damaged is None and name == "run.json", number
+            assert (damaged, name) == (None, "run.json"), number
             continue
         assert same(weights(run), whole), number
         found = json.loads((run / "run.json").read_text())
@@ -272,7 +272,7 @@ def test_damage_to_a_record_changes_no_weights_and_makes_up_no_rows(folder: Path
         told += (run / "metrics-damaged.csv").exists()
         if rows != expected:
             assert (run / "metrics-damaged.csv").exists(), (number, damaged)
-    assert (told > DAMAGES / 6) == (name == "metrics.csv")
+    assert told > DAMAGES / 6 if name == "metrics.csv" else told == 0
 
 
 @pytest.mark.slow
@@ -296,5 +296,5 @@ def test_a_damaged_configuration_is_refused_or_its_changes_are_told(folder: Path
         assert same(weights(run), whole) or not unchanged, number
         assert json.loads((run / "run.json").read_text())["status"] == "completed"
         outcomes["same" if unchanged else "changed"] += 1
-    print(outcomes)
-    assert outcomes["same"] > 3 and outcomes["refused"] < DAMAGES // 3 * 0.9, outcomes
+        assert not (run / "metrics-damaged.csv").exists()
+    assert min(outcomes.values()) >= 5, outcomes
