@@ -6,7 +6,8 @@ import csv
 import io
 import os
 import re
-from collections.abc import Iterable, Mapping
+import zlib
+from collections.abc import Collection, Iterable, Mapping
 from typing import Any
 
 from lightning.pytorch.loggers import Logger
@@ -24,6 +25,9 @@ class MetricsCSV(Logger):
 
     The columns are sorted. When a new metric appears, the file is rewritten with one more column. Rows stay in memory
     until `release`, because Lightning logs the first metrics before the run folder is claimed.
+
+    Attributes:
+        checksums: CRC-32 of each row so far, for checkpoints: a resumed run finds the rows that have changed since.
     """
 
     def __init__(self, run: RunFolder) -> None:
@@ -32,6 +36,7 @@ class MetricsCSV(Logger):
         self._columns: list[str] = []
         self._rows: list[dict[str, Any]] = []
         self._released = False
+        self.checksums: list[int] = []
 
     @property
     @override
@@ -62,6 +67,7 @@ class MetricsCSV(Logger):
     def log_metrics(self, metrics: Mapping[str, Any], step: int | None = None) -> None:
         row = {name: value.item() if isinstance(value, Tensor) else value for name, value in metrics.items()}
         self._rows.append({**row, "step": len(self._rows) if step is None else step})
+        self.checksums.append(_checksum(self._rows[-1]))
 
     @override
     @rank_zero_only
@@ -80,16 +86,17 @@ class MetricsCSV(Logger):
                 self._rewrite(columns, [*self._read()[1], *self._rows])
         self._columns, self._rows = columns, []
 
-    def release(self, step: int) -> None:
+    def release(self, step: int, checksums: Collection[int] = ()) -> None:
         """Start to write to the file, once the run folder is claimed.
 
         Args:
             step: at which the run starts. Rows of this and later steps are dropped, as they will be logged again.
+            checksums: `checksums` when the checkpoint was saved. The rows written until then must have one of them.
         """
         self._released = True
         try:
-            self._columns, rows, lost = self._read()
-            problem = f"{lost} of its rows cannot be read" if lost else ""
+            self._columns, rows, lost = self._read(checksums)
+            problem = f"{lost} of its rows are missing, changed or unreadable" if lost else ""
         except (OSError, csv.Error, ValueError) as error:
             rows, problem = [], first_line(error)
         if problem:
@@ -98,11 +105,14 @@ class MetricsCSV(Logger):
                 remove(damaged)
                 self._path.rename(damaged)
             rank_zero_warn(f"--resume: {self._path} is damaged: {problem}. A copy is kept in {damaged.name}")
+            self._columns = sorted({name for row in rows for name in row})
+        rows = [row for row in rows if int(row["step"]) < step]
+        self.checksums = [*map(_checksum, rows), *self.checksums]
         if self._columns:
-            self._rewrite(self._columns, [row for row in rows if int(row["step"]) < step])
+            self._rewrite(self._columns, rows)
 
-    def _read(self) -> tuple[list[str], list[dict[str, str]], int]:
-        """Columns, rows and the number of damaged rows, without a last line that a crash cut off.
+    def _read(self, checksums: Collection[int] = ()) -> tuple[list[str], list[dict[str, str]], int]:
+        """Columns, rows and the number of lost rows, without a last line that a crash cut off.
 
         Raises:
             OSError, ValueError, csv.Error: the file, or the names of its columns, cannot be read.
@@ -111,12 +121,18 @@ class MetricsCSV(Logger):
             return [], [], 0
         lines = self._path.read_bytes().decode(errors="replace").split("\n")[:-1]
         if not lines:
-            return [], [], 0
+            return [], [], len(checksums)
         columns = next(csv.reader(lines[:1]), [])
         if "step" not in columns or columns != sorted(set(columns)) or "\ufffd" in lines[0]:
             raise ValueError("its first line is not a list of columns")
-        rows = [row for line in lines[1:] if (row := _row(columns, line)) is not None]
-        return columns, rows, len(lines) - 1 - len(rows)
+        known = set(checksums)
+        found = [_row(columns, line) for line in lines[1:]]
+        rows = [
+            row
+            for place, row in enumerate(found)
+            if row is not None and (place >= len(checksums) or _checksum(row) in known)
+        ]
+        return columns, rows, max(len(found), len(checksums)) - len(rows)
 
     def _rewrite(self, columns: list[str], rows: Iterable[Mapping[str, Any]]) -> None:
         text = io.StringIO(newline="")
@@ -127,11 +143,18 @@ class MetricsCSV(Logger):
 
 
 def _row(columns: list[str], line: str) -> dict[str, str] | None:
-    """A line of the file; None unless it has a step, and a number or nothing in each column."""
+    """The values of a line of the file; None unless it has a step, and a number or nothing in each column."""
     try:
-        row = dict(zip(columns, next(csv.reader([line])), strict=True))
+        cells = zip(columns, next(csv.reader([line])), strict=True)
+        row = {name: value for name, value in cells if value}
         for value in row.values():
-            float(value or 0)
+            float(value)
     except (csv.Error, ValueError, StopIteration):
         return None
-    return row if re.fullmatch("[0-9]+", row["step"]) else None
+    return row if re.fullmatch("[0-9]+", row.get("step", "")) else None
+
+
+def _checksum(row: Mapping[str, Any]) -> int:
+    """CRC-32 of a row's values, as text; columns without a value do not count, as they may be added later."""
+    values = {name: text for name, value in row.items() if (text := "" if value is None else str(value))}
+    return zlib.crc32(repr(sorted(values.items())).encode())

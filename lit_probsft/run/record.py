@@ -56,6 +56,7 @@ class RunRecord(Callback):
         """Whether there was nothing left to train."""
         self._metrics: dict[str, float] = {}
         self._config_before: str | None = None
+        self._checksums: list[int] = []
         self._claimed = False
         self._trainer: L.Trainer | None = None
         self._started = time.time()
@@ -96,9 +97,8 @@ class RunRecord(Callback):
         write_text(self.run.config, self.config_text)
         self.write()
         self._write_dropped_rows(trainer)
-        for logger in trainer.loggers:
-            if isinstance(logger, MetricsCSV):
-                logger.release(trainer.global_step)
+        if (table := _table(trainer)) is not None:
+            table.release(trainer.global_step, self._checksums)
 
     def _write_dropped_rows(self, trainer: L.Trainer) -> None:
         dropped_rows: Mapping[str, list[dict[str, Any]]] = getattr(datamodule_of(trainer), "dropped_rows", {})
@@ -197,11 +197,13 @@ class RunRecord(Callback):
     def state_dict(self) -> dict[str, Any]:
         measured = {} if self._trainer is None else current_metrics(self._trainer)
         metrics = {k: v for k, v in {**self._metrics, **measured}.items() if k.startswith("val/")}
-        return {"metrics": metrics, "config": self.config_text}
+        table = None if self._trainer is None else _table(self._trainer)
+        return {"metrics": metrics, "config": self.config_text, "rows": [] if table is None else [*table.checksums]}
 
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         self._metrics, self._config_before = state_dict["metrics"], state_dict.get("config")
+        self._checksums = state_dict.get("rows", [])
 
 
 def _where_it_resumes(trainer: L.Trainer, run: RunFolder) -> str:
@@ -213,6 +215,11 @@ def _where_it_resumes(trainer: L.Trainer, run: RunFolder) -> str:
     if in_epoch := steps_in_epoch(trainer):
         place += f", epoch {min(step, total - 1) // in_epoch + 1} of {-(-total // in_epoch)}"
     return f"resuming {run.path} from {checkpoint}: {place}"
+
+
+def _table(trainer: L.Trainer) -> MetricsCSV | None:
+    """The trainer's metrics.csv."""
+    return next((logger for logger in trainer.loggers if isinstance(logger, MetricsCSV)), None)
 
 
 def _found(trainer: L.Trainer, kind: type[_T]) -> _T | None:

@@ -181,13 +181,14 @@ def exported(folder: Path) -> dict[str, torch.Tensor]:
 
 def state(checkpoint: Path) -> dict[str, Any]:
     """The content of a checkpoint without what depends on time or on the run's name: the elapsed seconds, the model
-    card and the configuration."""
+    card, the configuration and the checksums of metrics.csv."""
     if checkpoint.is_dir():
         content = _shards(checkpoint)
     else:
         content = torch.load(checkpoint, map_location="cpu", weights_only=True)
     del content[CHECKPOINT_KEY]["card"], content[CLOCK]
-    content["callbacks"].get("RunRecord", {}).pop("config", None)
+    for name in ("config", "rows"):
+        content["callbacks"].get("RunRecord", {}).pop(name, None)
     return content
 
 

@@ -31,7 +31,8 @@ def content(checkpoint: Path) -> Any:
     for file in files.values():
         file.get(CHECKPOINT_KEY, {}).pop("card", None)
         file.pop(CLOCK, None)
-        file.get("callbacks", {}).get("RunRecord", {}).pop("config", None)
+        for name in ("config", "rows"):
+            file.get("callbacks", {}).get("RunRecord", {}).pop(name, None)
     return _plain(files)
 
 

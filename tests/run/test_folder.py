@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import csv
 import json
-import os
 import random
 import shutil
 import subprocess
@@ -12,14 +11,20 @@ import sys
 from pathlib import Path
 from typing import Any
 
+import lightning as L
 import pytest
 import torch
 from lightning.pytorch.callbacks import Callback
 
 from lit_probsft.cli.commands import main
 from lit_probsft.errors import UserError
+from lit_probsft.run.changed_flags import WITHOUT_EFFECT, changed_flags
 from lit_probsft.run.folder import RunFolder, unlock_folders
 from lit_probsft.run.metrics_csv import MetricsCSV
+from lit_probsft.run.record import RunRecord
+from lit_probsft.training.checkpoints import Checkpoints, where_to_continue
+from lit_probsft.training.module import ProbSFTModule
+from tests import tiny
 from tests.cli import mistake_files
 
 pytestmark = pytest.mark.filterwarnings("ignore")
@@ -168,10 +173,11 @@ def test_a_folder_that_is_removed_during_the_run_ends_it_and_is_not_made_again(f
     assert not (folder / "runs" / "c").exists()
 
 
-DAMAGES = 200
-"""Flips and truncations of the slow test."""
+# --- damaged files of a run that resumes
 
-DONE = ("run.json", "metrics.csv", "config.yaml")
+
+DAMAGES = 200
+"""Flips, truncations and the like of the slow tests; each file gets a third of them."""
 
 
 def damage(path: Path, rng: random.Random) -> None:
@@ -186,42 +192,109 @@ def damage(path: Path, rng: random.Random) -> None:
     elif kind == 2:
         content[:] = b"[" * 100_000
     elif kind == 3:
-        content[:] = os.urandom(100)
+        content[:] = rng.randbytes(100)
+    elif kind in (4, 5):  # another digit, in a file that stays valid
+        content[rng.choice([place for place, byte in enumerate(content) if chr(byte).isdecimal()])] ^= 1
     else:
-        for _ in range(kind - 3):
+        for _ in range(1 + 2 * (kind == 7)):
             content[rng.randrange(len(content))] ^= 1 << rng.randrange(8)
     path.write_bytes(content)
 
 
+def train(folder: Path, name: str, *callbacks: Callback, resume: bool = False) -> None:
+    """As `fit` does, once it has read the configuration."""
+    run = RunFolder(folder / "runs" / name)
+    L.seed_everything(0, verbose=False)
+    trainer = tiny.trainer(
+        max_epochs=2,
+        log_every_n_steps=1,
+        logger=MetricsCSV(run),
+        enable_checkpointing=True,
+        callbacks=[
+            *callbacks,
+            RunRecord(run, resume=resume, config="", context={"seed": 0}),
+            Checkpoints(run.checkpoints),
+        ],
+    )
+    module = ProbSFTModule(tiny.model(num_hidden_layers=1), optimizer=tiny.adamw)
+    data = tiny.data(folder / "train.jsonl", validation=tiny.rows(folder / "validation.jsonl"))
+    trainer.fit(module, datamodule=data, ckpt_path=where_to_continue(run.checkpoints) if resume else None)
+
+
+def damaged_copy(folder: Path, name: str, rng: random.Random) -> Path:
+    """A copy of the run `part` in which one file is damaged."""
+    unlock_folders()
+    run = folder / "runs" / "run"
+    shutil.rmtree(run, ignore_errors=True)
+    shutil.copytree(folder / "runs" / "part", run, symlinks=True)
+    damage(run / name, rng)
+    return run
+
+
+def weights(run: Path) -> dict[str, torch.Tensor]:
+    checkpoint = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)
+    state: dict[str, torch.Tensor] = checkpoint["state_dict"]
+    return state
+
+
+def same(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
+    return one.keys() == other.keys() and all(torch.equal(value, other[name]) for name, value in one.items())
+
+
+def rows_of(run: Path) -> list[dict[str, str]]:
+    with (run / "metrics.csv").open(newline="") as file:
+        return [{name: value for name, value in row.items() if value} for row in csv.DictReader(file)]
+
+
 @pytest.mark.slow
-def test_damage_beside_intact_checkpoints_changes_no_weights_and_makes_up_no_rows(folder: Path) -> None:
-    fit(folder, "--name", "whole", "--trainer.max_epochs", "2")
+@pytest.mark.parametrize("name", ["run.json", "metrics.csv"])
+def test_damage_to_a_record_changes_no_weights_and_makes_up_no_rows(folder: Path, name: str) -> None:
+    train(folder, "whole")
     with pytest.raises(MemoryError):
-        fit(folder, "--name", "part", "--trainer.max_epochs", "2", *stop_flags(4))
-    whole = torch.load(folder / "runs" / "whole" / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
-    expected = (folder / "runs" / "whole" / "metrics.csv").read_text().splitlines()
-    rng, ended = random.Random(0), 0
-    for number in range(DAMAGES):
-        run = folder / "runs" / "run"
-        shutil.rmtree(run, ignore_errors=True)
-        shutil.copytree(folder / "runs" / "part", run, symlinks=True)
-        name = DONE[number % len(DONE)]
-        damage(run / name, rng)
-        flags = ["--name", "run", "--resume", "--trainer.max_epochs", "2"]
+        train(folder, "part", Stop(4))
+    whole, expected = weights(folder / "runs" / "whole"), rows_of(folder / "runs" / "whole")
+    record = json.loads((folder / "runs" / "whole" / "run.json").read_text())
+    rng, told = random.Random(0), 0
+    for number in range(DAMAGES // 3):
+        run = damaged_copy(folder, name, rng)
+        damaged = None if (run / name).is_dir() else (run / name).read_bytes()
         try:
-            if name == "config.yaml" and number % 2:
-                main(["fit", "--config", str(run / name), *flags[2:], "--trainer.callbacks", "null"])
-            else:
-                fit(folder, *flags)
+            train(folder, "run", resume=True)
         except UserError:
-            ended += 1
+            assert (damaged, name) == (None, "run.json"), number
             continue
-        found = torch.load(run / "checkpoints" / "last.ckpt", weights_only=True)["state_dict"]
-        if name != "config.yaml":
-            assert all(torch.equal(found[key], value) for key, value in whole.items()), number
+        assert same(weights(run), whole), number
+        found = json.loads((run / "run.json").read_text())
+        assert (found["status"], found["counts"]) == ("completed", record["counts"])
+        rows = rows_of(run)
+        assert [row for row in expected if row in rows] == rows, (number, damaged)
+        assert [row for row in expected if int(row["step"]) >= 3 and row not in rows] == []
+        told += (run / "metrics-damaged.csv").exists()
+        if rows != expected:
+            assert (run / "metrics-damaged.csv").exists(), (number, damaged)
+    assert told > DAMAGES / 6 if name == "metrics.csv" else told == 0
+
+
+@pytest.mark.slow
+def test_a_damaged_configuration_is_refused_or_its_changes_are_told(folder: Path) -> None:
+    flags = ["--trainer.max_epochs", "2", "--checkpoints.export", "none"]
+    fit(folder, "--name", "whole", *flags)
+    with pytest.raises(MemoryError):
+        fit(folder, "--name", "part", *flags, *stop_flags(4))
+    whole, before = weights(folder / "runs" / "whole"), (folder / "runs" / "part" / "config.yaml").read_text()
+    rng, outcomes = random.Random(0), dict.fromkeys(("refused", "changed", "same"), 0)
+    for number in range(DAMAGES // 3):
+        run = damaged_copy(folder, "config.yaml", rng)
+        given = ["--runs_dir", str(folder / "runs"), "--name", "run", "--data.num_workers", "0", "--resume", *flags]
+        try:
+            main(["fit", "--config", str(run / "config.yaml"), *given, "--trainer.callbacks", "null"])
+        except UserError:
+            outcomes["refused"] += 1
+            continue
+        changed = changed_flags(before, (run / "config.yaml").read_text())
+        unchanged = all(flag.startswith("trainer.callbacks") or flag in WITHOUT_EFFECT for flag in changed)
+        assert same(weights(run), whole) or not unchanged, number
         assert json.loads((run / "run.json").read_text())["status"] == "completed"
-        with (run / "metrics.csv").open(newline="") as file:
-            steps = [int(row["step"]) for row in csv.DictReader(file) if row["train/loss"]]
-        assert len(steps) == len(set(steps)), number
-        assert len(steps) <= len(expected)
-    assert ended < DAMAGES / 2
+        outcomes["same" if unchanged else "changed"] += 1
+        assert not (run / "metrics-damaged.csv").exists()
+    assert min(outcomes.values()) >= 5, outcomes

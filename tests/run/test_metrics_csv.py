@@ -54,6 +54,37 @@ def test_a_resumed_run_drops_later_rows_and_a_row_cut_off_by_a_crash(tmp_path: P
     assert path.read_bytes() == whole
 
 
+def values(path: Path) -> list[dict[str, str]]:
+    """The rows of a table, without empty cells."""
+    if not path.exists():
+        return []
+    with path.open(newline="") as file:
+        return [{name: value for name, value in row.items() if value} for row in csv.DictReader(file)]
+
+
+def test_a_resumed_run_drops_rows_that_have_changed_since_the_checkpoint(tmp_path: Path) -> None:
+    path, damaged = tmp_path / "metrics.csv", tmp_path / "metrics-damaged.csv"
+    first = MetricsCSV(RunFolder(tmp_path))
+    first.release(0)
+    log(first, 0, nll=2.5)
+    log(first, 1, nll=1.25, lr=1e-3)
+    checksums = [*first.checksums]
+    log(first, 1, a=1.0)  # after the checkpoint, with a column that the other rows did not have
+    whole, rows = path.read_bytes(), values(path)
+
+    second = MetricsCSV(RunFolder(tmp_path))
+    second.release(2, checksums)
+    assert (path.read_bytes(), second.checksums, damaged.exists()) == (whole, first.checksums, False)
+    for place in range(1, whole.rindex(b"1.0,")):  # the names of columns, and the rows before the checkpoint
+        content = bytearray(whole)
+        content[place] ^= 1
+        path.write_bytes(content)
+        with pytest.warns(UserWarning, match="metrics.csv is damaged"):
+            MetricsCSV(RunFolder(tmp_path)).release(2, checksums)
+        assert [row for row in rows if row in values(path)] == values(path) != rows, content
+        assert damaged.read_bytes() == content
+
+
 @pytest.mark.parametrize("text", ["", "nll,st"])
 def test_a_file_without_a_complete_header_is_started_anew(tmp_path: Path, text: str) -> None:
     (tmp_path / "metrics.csv").write_text(text)

@@ -14,7 +14,7 @@ import pytest
 
 from lit_probsft.data import BPETokenizer, ByteTokenizer, InstructionDataModule, Rows
 from lit_probsft.errors import UserError
-from lit_probsft.storage.cache_entry import create_folder
+from lit_probsft.storage.cache_entry import create_folder, open_entry
 from tests.crash.server import _living
 from tests.data.batches import tokenizing
 from tests.data.chat_templates import CHATML, MARKED, MARKS_WITHOUT_END
@@ -281,6 +281,22 @@ def test_a_damaged_entry_is_made_again_with_the_same_tokens(tmp_path, jsonl, cou
         assert {**found, "manifest.json": b""} == {**whole, "manifest.json": b""}, (number, file)
         if found["manifest.json"] != whole["manifest.json"]:  # a byte that changes no value
             (folder / "manifest.json").write_bytes(whole["manifest.json"])
+
+
+@pytest.mark.parametrize(
+    ("error", "message"),
+    [(PermissionError(13, "denied"), "could not be read: .*denied"), (FileNotFoundError(), "other processes keep")],
+)
+def test_an_entry_that_cannot_be_opened_ends_in_one_message(tmp_path, error, message):
+    def read(folder):
+        raise error
+
+    def write(folder):
+        with create_folder(folder, "data.cache_dir") as unfinished:
+            (unfinished / "a").write_text("a")
+
+    with pytest.raises(UserError, match=f"^data.cache_dir: .*{message}"):
+        open_entry(tmp_path / "entry", read, write, "data.cache_dir")
 
 
 def test_the_next_process_removes_what_a_killed_one_left(tmp_path):
