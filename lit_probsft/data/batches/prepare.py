@@ -160,11 +160,8 @@ def _in_processes(row_tokenizer: RowTokenizer, indices: Sequence[int], num_proc:
     spawn = multiprocessing.get_context("spawn")
     try:
         with ProcessPoolExecutor(num_proc, spawn, initializer=run_in_worker, initargs=start) as executor:
-            try:
-                for rows in executor.map(_tokenize_chunk, chunks):
-                    yield from rows
-            finally:  # after an unusable row or a signal; the executor would tokenize all other chunks first
-                executor.shutdown(cancel_futures=True)
+            for rows in executor.map(_tokenize_chunk, chunks):
+                yield from rows
     except BrokenProcessPool as error:
         raise UserError(
             "data.num_proc",

@@ -13,9 +13,6 @@ import numpy as np
 import pytest
 
 from lit_probsft.data import BPETokenizer, ByteTokenizer, InstructionDataModule, Rows
-from lit_probsft.data.batches.prepare import Counts, tokenize_rows
-from lit_probsft.data.batches.row_tokenizer import Recipe
-from lit_probsft.data.rows.splits import LoadedSource, Split
 from lit_probsft.errors import UserError
 from lit_probsft.storage.cache_entry import create_folder
 from tests.crash.server import _living
@@ -247,27 +244,6 @@ def test_a_worker_that_dies_ends_the_tokenization_with_an_error(tmp_path, jsonl,
     with pytest.raises(UserError, match="^data.num_proc: a tokenizing process failed to start or died"):
         data.setup("fit")
     assert [file.name for file in cache.rglob("*") if file.is_file()] == [".lock"]
-
-
-COUNTING = """
-def row(row):
-    with open(row["counted"], "a") as file:
-        file.write(".")
-    return {"prompt": row["prompt"], "response": "It is."}
-"""
-
-
-@pytest.mark.slow
-def test_rows_after_an_error_or_a_signal_are_not_tokenized(tmp_path, jsonl, monkeypatch):
-    (tmp_path / "counting_rows.py").write_text(COUNTING)
-    monkeypatch.syspath_prepend(tmp_path)
-    counted = tmp_path / "counted"
-    path = jsonl([{"prompt": f"What is {i}?", "counted": str(counted)} for i in range(20_000)])
-    split = Split(LoadedSource(Rows(path, row_function="counting_rows.row"), "train"))
-    documents = tokenize_rows(split, ByteTokenizer().load(list), Recipe(), Counts(), num_proc=2, progress=False)
-    next(documents)
-    documents.close()
-    assert counted.stat().st_size < 10_000
 
 
 # Damaged entries.
