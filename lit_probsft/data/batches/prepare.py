@@ -158,10 +158,10 @@ def _in_processes(row_tokenizer: RowTokenizer, indices: Sequence[int], num_proc:
     worker = replace(row_tokenizer, loaded=unloaded(row_tokenizer.loaded))
     start = (pickle.dumps(partial(_start_worker, worker)),)
     spawn = multiprocessing.get_context("spawn")
+    executor = ProcessPoolExecutor(num_proc, spawn, initializer=run_in_worker, initargs=start)
     try:
-        with ProcessPoolExecutor(num_proc, spawn, initializer=run_in_worker, initargs=start) as executor:
-            for rows in executor.map(_tokenize_chunk, chunks):
-                yield from rows
+        for rows in executor.map(_tokenize_chunk, chunks):
+            yield from rows
     except BrokenProcessPool as error:
         raise UserError(
             "data.num_proc",
@@ -169,6 +169,8 @@ def _in_processes(row_tokenizer: RowTokenizer, indices: Sequence[int], num_proc:
             "source or its row function needs (see its own message above); without num_proc, rows are tokenized in "
             "this process",
         ) from error
+    finally:
+        executor.shutdown(wait=False, cancel_futures=True)  # after an error or a signal, nobody waits for the rest
 
 
 _worker: RowTokenizer
