@@ -43,8 +43,8 @@ def describe_run(trainer: L.Trainer, module: ProbSFTModule) -> dict[str, Any]:
 
 def versions() -> dict[str, str]:
     """The versions of Python, this package and the libraries that decide results."""
-    names = ("lit_probsft", "torch", "lightning", "transformers", "datasets", "torchmetrics", "jsonargparse", "peft")
-    found = {"python": platform.python_version()}
+    names = ("lit_probsft", "lightning", "transformers", "datasets", "torchmetrics", "jsonargparse", "peft")
+    found = {"python": platform.python_version(), "torch": str(torch.__version__)}  # names the build, such as +cu132
     for name in names:
         try:
             found[name] = metadata.version(name)
