@@ -106,4 +106,5 @@ def test_the_quickstart_prints_only_its_own_lines_and_a_justified_warning(tmp_pa
         "--resume: changed since the checkpoint:",
         "trainer.max_epochs: 1 -> 2",
         "model.optimizer.lr: 1e-06 -> 0.001",
+        "resuming runs/quickstart from checkpoints/step-00000002.ckpt: step 2 of 4, epoch 2 of 2",
     ]
