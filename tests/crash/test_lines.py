@@ -34,10 +34,10 @@ def trained(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 def problem(run: Run, folder: Path) -> str:
     """What is wrong with how a command line ends; empty if nothing is."""
-    status = run.poll(60)
+    status = run.poll(180)
     if status is None:
         run.kill()
-        return "goes on after 60 s"
+        return "goes on after 180 s"
     left = [path.name for path in (folder / "runs").glob("*") if path.name != "done" and RunFolder(path).in_use]
     if status not in (0, 2) or "Traceback" in run.output:
         return f"ends with status {status}:\n{run.output[-1500:]}"
