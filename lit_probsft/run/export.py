@@ -95,8 +95,8 @@ def write_model(
     tied = set(getattr(shell, "all_tied_weights_keys", None) or {})  # second names of other weights
     kept = {name: value for name, value in whole.items() if name not in tied}
     if lora is not None and lora.modules_to_save:  # they were widened for training
-        dtype, modules = narrowest_dtype(kept.values()), lora.saved_modules(shell)
-        kept = {name: value.to(dtype) if belongs_to(name, modules) else value for name, value in kept.items()}
+        narrow, modules = narrowest_dtype(kept.values()), lora.saved_modules(shell)
+        kept = {name: value.to(narrow) if belongs_to(name, modules) else value for name, value in kept.items()}
     kept = in_export_dtype(kept, dtype, shell.config)
     shell.to(next(iter(kept.values())).dtype)  # save_pretrained writes the dtype into the configuration
     _write_folder(out, lambda folder: shell.save_pretrained(folder, state_dict=kept), files, card)
