@@ -63,8 +63,8 @@ MOST_WRONG = 0.8
 """If more of the rows than this contradict the model, too few agree with it to say that it knows the task."""
 
 PILOT_STEPS = 20
-"""Optimizer steps that a pilot has at least, unless the whole run is shorter: after a handful, of which the warm-up is
-a part, objectives hardly differ."""
+"""Optimizer steps that a pilot has at least, unless the whole run is shorter. After a handful, some of them
+warm-up, objectives hardly differ."""
 
 EXAMPLES = "capability_examples.csv"
 

@@ -78,7 +78,7 @@ class NoiseEstimate:
 def estimate_noise(rows: RowStatistics) -> NoiseEstimate:
     """Estimate the share of wrong rows, with a 95 % interval from resampled rows.
 
-    A group of wrong rows is counted if two groups explain the rows better than one (BIC), lie two standard deviations
+    A group of wrong rows is counted if two groups explain the rows better than one (BIC), are two standard deviations
     apart, and 1.5 of them in excess surprise, and if the model contradicts the second group more often or is not more
     ignorant of it. If no group is found, the share is 0, or NaN if the model is ignorant of most tokens in most rows.
 
@@ -203,7 +203,7 @@ class _Fits:
     def counted(self, *, apart: bool = True) -> Values:
         """(B,), the share where there are two groups, 0 elsewhere.
 
-        With `apart`, the groups must lie apart, and the second one must not be just less known."""
+        With `apart`, the groups must be apart, and the second one must not be just less known."""
         between = self.means[:, 1] - self.means[:, 0]
         pooled = self.covariances.mean(1)
         excess, entropy = (self.means[:, 1] * self.plane.scale + self.plane.center).T

@@ -8,7 +8,7 @@ from lit_probsft.analysis.survey import FEWEST_ROWS
 
 
 def draw(rows=120, share=0.3, surprise=1.5, *, style=0.2, ignorant=0.1, contradicted=0.2, seed=0):
-    """Rows of a task that the model knows, of which a share surprises it more, and which of them are wrong."""
+    """Rows of a task that the model knows, some of them wrong and more surprising, and which ones are wrong."""
     rng = np.random.default_rng(seed)
     wrong = np.arange(rows) < round(share * rows)
     entropy = rng.normal(1.0, 0.15, rows) + 0.2 * wrong

@@ -254,7 +254,7 @@ def test_damage_to_a_record_changes_no_weights_and_makes_up_no_rows(folder: Path
         train(folder, "part", Stop(4))
     whole, expected = weights(folder / "runs" / "whole"), rows_of(folder / "runs" / "whole")
     record = json.loads((folder / "runs" / "whole" / "run.json").read_text())
-    rng, told = random.Random(0), 0
+    rng, reported = random.Random(0), 0
     for number in range(DAMAGES // 3):
         run = damaged_copy(folder, name, rng)
         damaged = None if (run / name).is_dir() else (run / name).read_bytes()
@@ -269,14 +269,14 @@ def test_damage_to_a_record_changes_no_weights_and_makes_up_no_rows(folder: Path
         rows = rows_of(run)
         assert [row for row in expected if row in rows] == rows, (number, damaged)
         assert [row for row in expected if int(row["step"]) >= 3 and row not in rows] == []
-        told += (run / "metrics-damaged.csv").exists()
+        reported += (run / "metrics-damaged.csv").exists()
         if rows != expected:
             assert (run / "metrics-damaged.csv").exists(), (number, damaged)
-    assert told > DAMAGES / 6 if name == "metrics.csv" else told == 0
+    assert reported > DAMAGES / 6 if name == "metrics.csv" else reported == 0
 
 
 @pytest.mark.slow
-def test_a_damaged_configuration_is_refused_or_its_changes_are_told(folder: Path) -> None:
+def test_a_damaged_configuration_is_refused_or_its_changes_are_reported(folder: Path) -> None:
     flags = ["--trainer.max_epochs", "2", "--checkpoints.export", "none"]
     fit(folder, "--name", "whole", *flags)
     with pytest.raises(MemoryError):

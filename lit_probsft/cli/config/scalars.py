@@ -24,7 +24,7 @@ _FLOAT_PATTERN = re.compile(
 
 
 _MOST_VALUES = 30_000
-"""A few lines of nested aliases can stand for billions of values."""
+"""A few lines of nested aliases can mean billions of values."""
 
 
 class Scalar(NamedTuple):
