@@ -38,7 +38,7 @@ from lit_probsft.cli.weights import Start, lend_tokenizer, lent_tokenizer_error,
 from lit_probsft.data import InstructionDataModule
 from lit_probsft.errors import UserError, first_rank
 from lit_probsft.parallel.processes import use_launcher
-from lit_probsft.parallel.strategies import FSDP2, DeepSpeed
+from lit_probsft.parallel.strategies import FSDP2, DeepSpeed, check_supported
 from lit_probsft.run.folder import unlock_folders
 from lit_probsft.run.predictions import PredictionWriter
 from lit_probsft.run.summary import summary
@@ -260,6 +260,7 @@ class ProbSFTCLI(OpenCLI):
             raise
         except (MisconfigurationException, ValueError, TypeError, RuntimeError, ImportError, OSError) as error:
             raise trainer_error(error, vars(flags)) from error
+        check_supported(trainer.strategy)
         if self.command != "fit" and not isinstance(trainer.strategy, FSDP2 | DeepSpeed):
             trainer.strategy.checkpoint_io = WholeFileIO("--ckpt_path")
         use_launcher(trainer.strategy)

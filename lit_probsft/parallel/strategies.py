@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import torch
 from jsonargparse import Namespace
 from lightning.pytorch.strategies import DeepSpeedStrategy, FSDPStrategy, ModelParallelStrategy, StrategyRegistry
 from lightning.pytorch.strategies.strategy import Strategy
@@ -61,7 +62,7 @@ def resolve_strategy(chosen: Any) -> Any:
 
 
 def check_supported(strategy: Strategy) -> None:
-    """Refuse an unsupported strategy, which a Python caller may pass as an object."""
+    """Refuse an unsupported strategy, which a Python caller may pass as an object, or an unknown backend."""
     for lightnings, ours in (
         (FSDPStrategy, "FSDP2()"),
         (ModelParallelStrategy, "FSDP2()"),
@@ -70,6 +71,16 @@ def check_supported(strategy: Strategy) -> None:
         if isinstance(strategy, lightnings) and not isinstance(strategy, FSDP2 | DeepSpeed):
             raise UserError(
                 "trainer.strategy", f"{type(strategy).__name__} is not supported, use lit_probsft.parallel.{ours}"
+            )
+    # Such as "gloo", or "cpu:gloo,cuda:nccl".
+    backend = getattr(strategy, "process_group_backend", None)
+    for part in [] if backend is None else str(backend).split(","):
+        name = part.rpartition(":")[2].strip().lower()
+        known = name != "undefined" and torch.distributed.is_backend_available(name)
+        if not known or (name == "nccl" and not torch.cuda.is_available()):
+            raise UserError(
+                "trainer.strategy.process_group_backend",
+                f"expected a backend of torch.distributed that this machine has, such as gloo, got {backend!r}",
             )
 
 

@@ -404,3 +404,15 @@ def test_the_command_line_refuses_before_it_creates_anything(
     path = config(tmp_path)
     refused(lambda: main(["fit", "--config", str(path), *flags]), words)
     assert not (tmp_path / "runs").exists()
+
+
+@pytest.mark.parametrize("backend", ["None", "", "nope", "cpu:gloo,cuda:nope", "undefined"])
+def test_an_unknown_backend_is_refused(backend: str) -> None:
+    refused(
+        lambda: check_supported(DDPStrategy(process_group_backend=backend)),
+        "trainer.strategy.process_group_backend: expected a backend of torch.distributed",
+    )
+
+
+def test_a_backend_per_device_is_accepted() -> None:
+    check_supported(DDPStrategy(process_group_backend="cpu:gloo"))

@@ -194,7 +194,7 @@ def test_an_option_of_a_text_that_implies_no_class_is_refused() -> None:
     with pytest.raises(
         UserError, match=r"^model\.objective\.alpha: expected a class with arguments as model\.objective"
     ):
-        composed("--model.objective", "Nothing", "--model.objective.alpha", "3")
+        composed("--model.objective", "NoSuchClass", "--model.objective.alpha", "3")
 
 
 @pytest.mark.parametrize("place", ["model.schedule", "model.generation", "trainer", "data.watch"])
