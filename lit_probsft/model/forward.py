@@ -32,17 +32,28 @@ def logit_transform(config: Any) -> tuple[float, float | None]:
     return scale, getattr(text, "final_logit_softcapping", None)
 
 
+def output_layer(model: Any) -> Any:
+    """The output layer of a model that may be any module.
+
+    Raises:
+        UserError: the module has none.
+    """
+    get_output = getattr(model, "get_output_embeddings", None)
+    layer = get_output() if get_output is not None else None
+    if layer is None:
+        raise UserError(
+            "model", f"expected a causal language model with an output layer, but {type(model).__name__} has none"
+        )
+    return layer
+
+
 def install_head(model: PreTrainedModel) -> ObjectiveHead:
     """Turn the model's output layer into an `ObjectiveHead`, with the same parameters. A second call changes nothing.
 
     Raises:
         UserError: the output layer is missing or not a plain linear layer; or as `check_head`.
     """
-    get_output = getattr(model, "get_output_embeddings", None)
-    layer = get_output() if get_output is not None else None
-    kind = type(model).__name__
-    if layer is None:
-        raise UserError("model", f"expected a causal language model with an output layer, but {kind} has none")
+    layer, kind = output_layer(model), type(model).__name__
     if isinstance(layer, ObjectiveHead):
         return layer
     sharded = type(layer).__name__ == "FSDPLinear"  # the class that FSDP2 derives

@@ -11,7 +11,7 @@ import torch
 from lit_probsft.data.tokens.added_tokens import added_token_ids
 from lit_probsft.model.adapter_base import describe_base
 from lit_probsft.model.fingerprint import fingerprint
-from lit_probsft.model.forward import check_head, install_head, stop_generation_at
+from lit_probsft.model.forward import check_head, install_head, output_layer, stop_generation_at
 from lit_probsft.model.lora_injection import inject_adapters
 from lit_probsft.model.packing import check_packing, takes_boundaries
 from lit_probsft.model.vocabulary import check_rows_trained, check_trained, extend_vocabulary
@@ -65,6 +65,7 @@ def with_head(
     module: ProbSFTModule, model: Any, sharding: Sharding | None = None, new_tokens: Mapping[str, int] | None = None
 ) -> Any:
     """The model with the module's adapters and an objective head."""
+    output_layer(model)  # adapters look for it
     model = model if sharding is None else sharding.shard(model)
     if module.lora is not None:
         if module.source is not None and not new_tokens:  # a base with new rows cannot be loaded again

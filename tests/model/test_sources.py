@@ -15,8 +15,10 @@ from lit_probsft.errors import UserError
 from lit_probsft.head.layer import HeadRequest, ObjectiveHead
 from lit_probsft.model import PretrainedCausalLM, RandomCausalLM
 from lit_probsft.model.forward import forward_with_objective, install_head
+from lit_probsft.model.lora import LoRA
 from lit_probsft.objectives import NLL, LabelSmoothing, Objective
 from lit_probsft.run.export import in_export_dtype
+from lit_probsft.training.module import ProbSFTModule
 from tests import tiny
 
 GPT2 = {
@@ -164,6 +166,11 @@ def test_an_unknown_change_of_the_logits_is_rejected(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(type(model), "forward", changed)
     with pytest.raises(UserError, match="LlamaForCausalLM changes its logits"):
         install_head(model)
+
+
+def test_adapters_for_a_module_that_is_no_language_model_are_rejected() -> None:
+    with pytest.raises(UserError, match="Linear has none"):
+        ProbSFTModule(nn.Linear(2, 2), lora=LoRA())
 
 
 def test_a_model_without_an_output_layer_is_rejected() -> None:

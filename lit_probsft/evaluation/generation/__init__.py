@@ -1,0 +1,1 @@
+"""Generates answers: in this process, or on a server."""
