@@ -13,7 +13,7 @@ import pytest
 from lit_probsft.run.folder import RunFolder
 from tests.cli import mistake_files
 from tests.crash import wild_files
-from tests.crash.lines import Lines, write_scene
+from tests.crash.lines import drawn, write_scene
 from tests.crash.server import Run, Server
 
 pytestmark = pytest.mark.slow
@@ -63,9 +63,11 @@ def problems(server: Server, seeds: Iterable[int], folder: Path, prepare: Callab
 
 
 def test_no_command_line_ends_in_a_traceback(server: Server, trained: Path, tmp_path: Path) -> None:
+    lines = drawn(SEEDS)
+
     def prepare(seed: int, folder: Path) -> list[str]:
         write_scene(folder, trained)
-        return Lines(seed).draw()
+        return lines[seed]
 
     found = problems(server, SEEDS, tmp_path, prepare)
     assert not found, found
