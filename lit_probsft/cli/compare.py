@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -39,8 +38,6 @@ def run(args: Sequence[str]) -> Comparison:
             raise UserError(flag, f"expected a file in an existing folder, got {str(path)!r}")
     if options.picture is not None and options.picture.suffix not in (".png", ".svg"):
         raise UserError("--picture", f"expected a .png or .svg file, got {str(options.picture)!r}")
-    from rich.console import Console
-
     from lit_probsft.evaluation import comparison_forms as forms
     from lit_probsft.evaluation.comparison import compare
     from lit_probsft.evaluation.results import read_results, results_files
@@ -48,8 +45,7 @@ def run(args: Sequence[str]) -> Comparison:
 
     files = results_files(options.results)
     comparison = compare({label: read_results(path) for label, path in files.items()}, different=options.different)
-    Console(width=None if sys.stdout.isatty() else 200).print(forms.to_terminal(comparison))
-    print("\n".join(comparison.notes))
+    print(forms.to_markdown(comparison), end="")
     for form in ("markdown", "latex", "csv"):
         if (path := written[f"--{form}"]) is not None:
             write_text(path, getattr(forms, f"to_{form}")(comparison), f"--{form}")

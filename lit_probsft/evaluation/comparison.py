@@ -18,47 +18,40 @@ MEAN = "mean"
 """The name of the mean over tasks."""
 
 FREE = {"seed", "greedy", "limit", "source"}
-"""Settings that may differ. The questions of `limit` and `source` are compared, and `max_new_tokens` of each task."""
-
-
-@dataclass
-class Difference:
-    """A paired difference to the first results file.
-
-    Attributes:
-        questions: number of questions that both have.
-        mean: of the differences.
-        interval: 95%, by the bootstrap; None for a single cluster of questions.
-        p: of the hypothesis that there is none, adjusted for all tests of the comparison; None if it is not defined.
-    """
-
-    questions: int
-    mean: float
-    interval: tuple[float, float] | None
-    p: float | None
+"""Settings that may differ. Instead of `limit` and `source`, the questions are compared."""
+GROUPS = "mean of groups"
+"""The name of the unweighted mean over a task's groups."""
 
 
 @dataclass
 class Entry:
-    """A number of one results file, or of the paper.
+    """A number of one results file, or of the paper, and how it differs from that of the first file.
+
+    Fields are None if there is no such number.
 
     Attributes:
         task: the task's name, or `MEAN`.
-        metric: `accuracy`, `greedy` or a score.
-        label: of the results file, or of the paper's row.
-        mean: from 0 to 1.
-        interval: 95%; None in the paper's rows.
+        metric: `accuracy`, `greedy`, `GROUPS` or a score.
+        result: the label of the results file, or of the paper's row.
         questions: their number.
-        difference: to the first file; None for that file, and where there is nothing to pair.
+        mean, low, high: the number and its 95% interval, from 0 to 1.
+        paired: the number of questions that the first file has too.
+        difference, difference_low, difference_high: the mean of the paired differences, and its 95% interval.
+        p: of the hypothesis that there is no difference, adjusted for all tests of the comparison.
     """
 
     task: str
     metric: str
-    label: str
+    result: str
+    questions: int | None
     mean: float
-    interval: tuple[float, float] | None = None
-    questions: int | None = None
-    difference: Difference | None = None
+    low: float | None = None
+    high: float | None = None
+    paired: int | None = None
+    difference: float | None = None
+    difference_low: float | None = None
+    difference_high: float | None = None
+    p: float | None = None
 
 
 @dataclass(frozen=True)
@@ -98,12 +91,11 @@ def compare(results: Mapping[str, Results], *, different: bool = False) -> Compa
     if len(shared) > 1:
         entries += _entries(results, shared, "accuracy")
         notes.append(f"{MEAN} is the unweighted mean over {', '.join(shared)}.")
-    tests = _adjust([entry.difference for entry in entries if entry.difference])
+    tests = _adjust(entries)
     if others:
         notes.append(f"Intervals are 95%. Differences are to {first}, over the same questions.")
-        notes.append(
-            f"p is of McNemar's exact test for single answers, otherwise of a t-test; Holm's for {tests} tests."
-        )
+        test = "McNemar's exact test for single answers, otherwise a t-test"
+        notes.append(f"p: {test}; adjusted for {tests} tests (Holm).")
     return Comparison(entries, notes)
 
 
@@ -112,9 +104,10 @@ def measured_differently(first: Results, other: Results) -> Iterator[str]:
     both = [name for name in other["tasks"] if name in first["tasks"]]
     pairs = [("", first["settings"], other["settings"])]
     pairs += [(f"{name} ", *(content["tasks"][name]["settings"] for content in (first, other))) for name in both]
+    per_task = {key for _, a, b in pairs[1:] for key in [*a, *b]}
     for where, a, b in pairs:
         for key in dict.fromkeys([*a, *b]):
-            if key not in FREE and where + key != "max_new_tokens" and a.get(key) != b.get(key):
+            if not (key in FREE or (not where and key in per_task)) and a.get(key) != b.get(key):
                 yield f"{where}{key} is {_short(b.get(key))}, not {_short(a.get(key))}"
     for name in both:
         a, b = (content["tasks"][name]["grades"].keys() for content in (first, other))
@@ -129,14 +122,15 @@ def _entries(results: Mapping[str, Results], tasks: Sequence[str], metric: str) 
     for label in having:
         number = mean_over_tasks([_numbers(results[label], task)[metric] for task in tasks])
         questions = sum(results[label]["tasks"][task]["questions"] for task in tasks)
-        entry = Entry(name, metric, label, number["mean"], (number["low"], number["high"]), questions)
+        difference: dict[str, Any] = {}
         if label != having[0] == next(iter(results)):
-            pairs = [_pair(results[having[0]]["tasks"][task], results[label]["tasks"][task], metric) for task in tasks]
-            entry.difference = _difference(pairs) if all(len(pair.values) for pair in pairs) else None
-        yield entry
+            both = [(results[having[0]]["tasks"][task], results[label]["tasks"][task]) for task in tasks]
+            pairs = [pair for a, b in both for pair in _pairs(a, b, metric)]
+            difference = _difference(pairs) if all(len(pair.values) for pair in pairs) else {}
+        yield Entry(name, metric, label, questions, number["mean"], number["low"], number["high"], **difference)
     if len(tasks) == 1 or {*tasks} == {*MATH}:
         models = [str(results[label]["model"].get(key)) for label in having for key in ("name", "base")]
-        yield from (Entry(name, metric, row.label, row.value) for row in paper_rows(models, name, metric))
+        yield from (Entry(name, metric, row.label, None, row.value) for row in paper_rows(models, name, metric))
 
 
 def _numbers(content: Results, task: str) -> dict[str, Mapping[str, Any]]:
@@ -144,8 +138,9 @@ def _numbers(content: Results, task: str) -> dict[str, Mapping[str, Any]]:
     of_task = content["tasks"].get(task)
     if of_task is None:
         return {}
-    greedy = {"greedy": of_task["greedy"]} if of_task.get("greedy") else {}
-    return {"accuracy": of_task["accuracy"], **greedy, **(of_task.get("scores") or {})}
+    others = {"greedy": of_task.get("greedy"), GROUPS: of_task.get("group_mean")}
+    found = {name: number for name, number in others.items() if number}
+    return {"accuracy": of_task["accuracy"], **found, **(of_task.get("scores") or {})}
 
 
 class _Pair(NamedTuple):
@@ -162,15 +157,19 @@ class _Pair(NamedTuple):
     single: bool
 
 
-def _pair(first: Mapping[str, Any], other: Mapping[str, Any], metric: str) -> _Pair:
+def _pairs(first: Mapping[str, Any], other: Mapping[str, Any], metric: str) -> list[_Pair]:
+    """The differences in a task; for `GROUPS`, those in each of its groups."""
+    members = {name: group["members"] for name, group in (first.get("groups") or {}).items()}
+    if metric == GROUPS:
+        parts = [{**first, "grades": {id: first["grades"][id] for id in ids}, "groups": {}} for ids in members.values()]
+        return [pair for part in parts for pair in _pairs(part, other, "accuracy")]
     a, b = (values_of(task, metric) for task in (first, other))
     ids = [question for question in a if question in b]
-    groups = {id: f"group {name}" for name, group in (first.get("groups") or {}).items() for id in group["members"]}
-    single = metric == "greedy" or (
-        metric == "accuracy" and {len(grades) for task in (first, other) for grades in task["grades"].values()} == {1}
-    )
-    values = np.array([b[question] - a[question] for question in ids])
-    return _Pair(values, [groups.get(question, f"question {question}") for question in ids], single and not groups)
+    groups = {question: f"group {name}" for name, questions in members.items() for question in questions}
+    clusters = [groups.get(question, f"question {question}") for question in ids]
+    answers = {len(grades) for task in (first, other) for grades in task["grades"].values()}
+    single = metric == "greedy" or (metric == "accuracy" and answers == {1})
+    return [_Pair(np.array([b[question] - a[question] for question in ids]), clusters, single and not groups)]
 
 
 def values_of(task: Mapping[str, Any], metric: str) -> Mapping[str, float]:
@@ -181,8 +180,8 @@ def values_of(task: Mapping[str, Any], metric: str) -> Mapping[str, float]:
     return values
 
 
-def _difference(pairs: Sequence[_Pair]) -> Difference:
-    r"""The difference in one task, or the unweighted mean of the differences in several.
+def _difference(pairs: Sequence[_Pair]) -> dict[str, Any]:
+    r"""Fields of `Entry`: the difference in one task, or the unweighted mean of the differences in several.
 
     The interval is a percentile bootstrap over clusters of questions, within each task, expanded for few clusters
     (Hesterberg 2015, arXiv:1411.5279). The test is McNemar's exact one over the discordant questions where each has one
@@ -191,21 +190,20 @@ def _difference(pairs: Sequence[_Pair]) -> Difference:
     from scipy.stats import binomtest, norm, t
 
     mean = float(np.mean([pair.values.mean() for pair in pairs]))
-    questions = sum(len(pair.values) for pair in pairs)
+    found: dict[str, Any] = {"paired": sum(len(pair.values) for pair in pairs), "difference": mean}
     errors, clusters = zip(*(clustered_error(pair.values, pair.groups) for pair in pairs), strict=True)
     if None in errors:
-        return Difference(questions, mean, None, None)
+        return found
     freedom = sum(clusters) - len(clusters)
     draws = np.mean([bootstrap(pair.values, pair.groups) for pair in pairs], axis=0)
     low, high = np.quantile(draws, norm.cdf(t.ppf([0.025, 0.975], freedom))).clip(-1, 1)
-    p: float | None
+    found |= {"difference_low": float(low), "difference_high": float(high)}
     if all(pair.single for pair in pairs):
         gains, losses = (sum(int((sign * pair.values > 0).sum()) for pair in pairs) for sign in (1, -1))
-        p = float(binomtest(gains, gains + losses).pvalue) if gains + losses else 1.0
-    else:
-        error = float(np.linalg.norm(errors)) / len(pairs)
-        p = None if error < 1e-9 else float(2 * t.sf(abs(mean) / error, freedom))
-    return Difference(questions, mean, (float(low), float(high)), p)
+        found["p"] = float(binomtest(gains, gains + losses).pvalue) if gains + losses else 1.0
+    elif (error := float(np.linalg.norm(errors)) / len(pairs)) > 1e-9:
+        found["p"] = float(2 * t.sf(abs(mean) / error, freedom))
+    return found
 
 
 def bootstrap(values: Values, groups: Sequence[str], resamples: int = RESAMPLES) -> Values:
@@ -230,13 +228,13 @@ def bootstrap(values: Values, groups: Sequence[str], resamples: int = RESAMPLES)
     return np.asarray(values.mean() + (sums / sizes - values.mean()) * np.sqrt(total / max(total - 1, 1)))
 
 
-def _adjust(differences: Sequence[Difference]) -> int:
+def _adjust(entries: Sequence[Entry]) -> int:
     """Adjust the p-values for their number (Holm 1979), and return it."""
-    tested = sorted((p, index) for index, each in enumerate(differences) if (p := each.p) is not None)
+    tested = sorted((entry.p, index) for index, entry in enumerate(entries) if entry.p is not None)
     largest = 0.0
     for rank, (p, index) in enumerate(tested):
         largest = max(largest, min(1.0, (len(tested) - rank) * p))
-        differences[index].p = largest
+        entries[index].p = largest
     return len(tested)
 
 

@@ -1,14 +1,12 @@
-"""A comparison as a table in the terminal, Markdown, LaTeX and CSV, and as a picture."""
+"""A comparison as a table in Markdown, LaTeX and CSV, and as a picture."""
 
 from __future__ import annotations
 
 import csv
 import io
 import re
+from dataclasses import asdict, fields
 from pathlib import Path
-
-from rich import box
-from rich.table import Table
 
 from lit_probsft.analysis.page import visible
 from lit_probsft.analysis.plotting import SERIES, chart_style
@@ -16,26 +14,19 @@ from lit_probsft.evaluation.comparison import Comparison, Entry
 
 HEADS = ("task", "result", "%", "95%", "difference", "95%", "p")
 _LATEX = {character: f"\\{character}" for character in "&%$#_{}"}
-_LATEX |= {"\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
-
-
-def to_terminal(comparison: Comparison) -> Table:
-    """A table for `rich`."""
-    from rich.text import Text
-
-    table = Table(box=box.SIMPLE_HEAD, pad_edge=False)
-    for index, head in enumerate(HEADS):
-        table.add_column(head, justify="left" if index < 2 else "right", overflow="fold")
-    for cells in rows_of(comparison):
-        table.add_row(*map(Text, cells))
-    return table
+_LATEX |= {"<": "$<$", ">": "$>$", "\\": r"\textbackslash{}", "~": r"\textasciitilde{}", "^": r"\textasciicircum{}"}
 
 
 def to_markdown(comparison: Comparison) -> str:
-    """A table of GitHub's Markdown, and the notes."""
-    lines = [HEADS, ("---", "---", *["---:"] * 5), *rows_of(comparison)]
-    rows = ["| " + " | ".join(cell.replace("|", r"\|") for cell in cells) + " |" for cells in lines]
-    return "\n".join([*rows, "", *(f"{note}  " for note in comparison.notes), ""])
+    """A table of GitHub's Markdown, aligned so that it can be read as it is, and the notes."""
+    rows = [[cell.replace("|", r"\|") for cell in cells] for cells in (HEADS, *rows_of(comparison))]
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    rows.insert(1, ["-" * widths[0], "-" * widths[1], *("-" * (width - 1) + ":" for width in widths[2:])])
+    lines = [
+        " | ".join(cell.ljust(width) if place < 2 else cell.rjust(width) for place, cell, width in row)
+        for row in (zip(range(len(widths)), cells, widths, strict=True) for cells in rows)
+    ]
+    return "\n".join([*(f"| {line} |" for line in lines), "", *(f"{note}  " for note in comparison.notes), ""])
 
 
 def to_latex(comparison: Comparison) -> str:
@@ -54,17 +45,11 @@ def to_latex(comparison: Comparison) -> str:
 
 
 def to_csv(comparison: Comparison) -> str:
-    """All numbers, from 0 to 1 and with all digits; empty where there is none."""
-    heads = ("task", "metric", "result", "questions", "mean", "low", "high")
+    """The fields of each entry, with all digits; empty where there is none."""
     file = io.StringIO()
-    table = csv.writer(file, lineterminator="\n")
-    table.writerow([*heads, "paired_questions", "difference", "difference_low", "difference_high", "p"])
-    for entry in comparison.entries:
-        low, high = entry.interval or (None, None)
-        cells = [entry.task, entry.metric, entry.label, entry.questions, entry.mean, low, high]
-        if (found := entry.difference) is not None:
-            cells += [found.questions, found.mean, *(found.interval or (None, None)), found.p]
-        table.writerow([*cells, *[None] * (12 - len(cells))])
+    table = csv.DictWriter(file, [field.name for field in fields(Entry)], lineterminator="\n")
+    table.writeheader()
+    table.writerows(map(asdict, comparison.entries))
     return file.getvalue()
 
 
@@ -79,7 +64,7 @@ def draw(comparison: Comparison, path: Path, kind: str) -> None:
     with chart_style(font_size=10):
         from matplotlib.figure import Figure
 
-        labels = list(dict.fromkeys(entry.label for entry in comparison.entries))
+        labels = list(dict.fromkeys(entry.result for entry in comparison.entries))
         tasks = list(dict.fromkeys(map(_name, comparison.entries)))
         place, ticks = 0.0, []
         figure = Figure(figsize=(8, 0), layout="constrained")
@@ -88,11 +73,11 @@ def draw(comparison: Comparison, path: Path, kind: str) -> None:
             entries = [entry for entry in comparison.entries if _name(entry) == task]
             ticks.append(place + (len(entries) - 1) / 2)
             for entry in entries:
-                color = SERIES[labels.index(entry.label) % len(SERIES)]
-                low, high = entry.interval or (entry.mean, entry.mean)
+                color = SERIES[labels.index(entry.result) % len(SERIES)]
+                low, high = (entry.mean if end is None else end for end in (entry.low, entry.high))
                 axes.plot([100 * low, 100 * high], [place, place], color=color, linewidth=2)
-                fill = color if entry.interval else "white"
-                axes.plot(100 * entry.mean, place, "o", color=color, markerfacecolor=fill, label=visible(entry.label))
+                fill = "white" if entry.questions is None else color
+                axes.plot(100 * entry.mean, place, "o", color=color, markerfacecolor=fill, label=visible(entry.result))
                 place += 1
             place += 1
         figure.set_figheight(1.2 + 0.2 * place + 0.2 * len(labels))
@@ -112,21 +97,22 @@ def rows_of(comparison: Comparison) -> list[tuple[str, ...]]:
         name = _name(entry)
         title = "" if name == last else f"{name} ({entry.questions})" if entry.questions else name
         last = name
-        found = entry.difference
+        p = entry.p
         rows.append((
             title,
-            visible(entry.label),
-            f"{100 * entry.mean:.1f}",
-            _interval(entry.interval, ".1f"),
-            "" if found is None else f"{100 * found.mean:+.1f}",
-            "" if found is None else _interval(found.interval, "+.1f"),
-            "" if found is None or found.p is None else "<0.001" if found.p < 0.001 else f"{found.p:.3f}",
+            visible(entry.result),
+            _percent(".1f", entry.mean),
+            _percent(".1f", entry.low, entry.high),
+            _percent("+.1f", entry.difference),
+            _percent("+.1f", entry.difference_low, entry.difference_high),
+            "" if p is None else "<0.001" if p < 0.001 else f"{p:.3f}",
         ))  # fmt: skip
     return rows
 
 
-def _interval(ends: tuple[float, float] | None, form: str) -> str:
-    return f"[{', '.join(format(100 * end, form) for end in ends)}]" if ends else ""
+def _percent(form: str, *values: float | None) -> str:
+    text = ", ".join(format(100 * value, form) for value in values if value is not None)
+    return f"[{text}]" if text and len(values) > 1 else text
 
 
 def _name(entry: Entry) -> str:

@@ -58,6 +58,7 @@ def summarize(rows: Iterable[Row], questions: Sequence[Question]) -> dict[str, A
         return _rounded(sum(map(condition, generated)) / max(len(generated), 1))
 
     grades = by_question(lambda of_question: [int(row["correct"]) for row in of_question], [0] * n)
+    by_group = _by_group(grades, groups, n)
     right = [sum(of_question) for of_question in grades.values()]
     votes = [*by_question(majority_votes, (0.0,) * n).values()]
     ks = [*takewhile(lambda k: k < n, (2**i for i in range(64))), n]
@@ -80,7 +81,8 @@ def summarize(rows: Iterable[Row], questions: Sequence[Question]) -> dict[str, A
         "cut_off": share(lambda row: row["finish_reason"] == "length"),
         "no_answer": share(lambda row: row["extracted"] is None),
         "prompt_too_long": too_long,
-        "groups": _by_group(grades, groups, n),
+        "groups": by_group,
+        "group_mean": mean_over_tasks([group["accuracy"] for group in by_group.values()]) if by_group else None,
         "grades": grades,
         # What `grades` does not have, by question. `compare` pairs these.
         "values": {
@@ -162,9 +164,9 @@ def clustered_error(values: Values, groups: Sequence[str]) -> tuple[float | None
 
 
 def mean_over_tasks(numbers: Sequence[Mapping[str, Any]]) -> Number:
-    """The unweighted mean of the numbers of several tasks, with a standard error and an interval for these very tasks.
+    """The unweighted mean of the numbers of several tasks or groups, and its interval for these very tasks or groups.
 
-    The interval combines those of the tasks, which are not symmetric (MOVER, Zou and Donner 2008).
+    The interval combines theirs, which are not symmetric (MOVER, Zou and Donner 2008).
     """
     means, lows, highs = (np.array([number[name] for number in numbers]) for name in ("mean", "low", "high"))
     mean, errors = float(means.mean()), [number["se"] for number in numbers]

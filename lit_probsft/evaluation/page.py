@@ -115,10 +115,8 @@ def _changed(before: _Side, after: _Side) -> Iterator[str]:
 
 def _details_of(name: str, question: dict[str, Any] | None, answers: Iterable[dict[str, Any] | None]) -> str:
     """A question and its answers before and after, collapsed."""
-    prompt = (question or {}).get("prompt", "unknown")
-    if isinstance(prompt, list):
-        prompt = "\n\n".join(str(message.get("content")) for message in prompt)
-    parts = {"question": prompt, "gold answer": (question or {}).get("gold", "unknown")}
+    prompt, gold = ((question or {}).get(name, "unknown") for name in ("prompt", "gold"))
+    parts = {"prompt": prompt, "gold answer": gold}
     for when, answer in zip(("before", "after"), answers, strict=True):
         grade = f", graded {answer.get('extracted')!r}, {answer.get('reason')}" if answer else ""
         parts[f"answer {when} training{grade}"] = answer.get("text") if answer else "unknown"
