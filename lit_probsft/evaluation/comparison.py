@@ -195,7 +195,7 @@ def _difference(pairs: Sequence[_Pair]) -> dict[str, Any]:
     if None in errors:
         return found
     freedom = sum(clusters) - len(clusters)
-    draws = np.mean([bootstrap(pair.values, pair.groups) for pair in pairs], axis=0)
+    draws = np.mean([bootstrap(pair.values, pair.groups, seed) for seed, pair in enumerate(pairs)], axis=0)
     low, high = np.quantile(draws, norm.cdf(t.ppf([0.025, 0.975], freedom))).clip(-1, 1)
     found |= {"difference_low": float(low), "difference_high": float(high)}
     if all(pair.single for pair in pairs):
@@ -206,26 +206,21 @@ def _difference(pairs: Sequence[_Pair]) -> dict[str, Any]:
     return found
 
 
-def bootstrap(values: Values, groups: Sequence[str], resamples: int = RESAMPLES) -> Values:
-    r"""Means of `values` with clusters drawn with replacement, spread by $\sqrt{G / (G - 1)}$ for G clusters.
+def bootstrap(values: Values, groups: Sequence[str], seed: int = 0) -> Values:
+    r"""`RESAMPLES` means of `values`, with its G clusters drawn with replacement, spread by $\sqrt{G / (G - 1)}$.
 
     Clusters with the same sum and size are drawn together, from a multinomial distribution: graded answers have few
-    distinct values, so that many questions take no longer than a few.
-
-    Returns:
-        (resamples,), the same in every call.
+    distinct values, so that many questions take no longer than a few. Where there are more, they are rounded for it.
     """
     index = np.unique(groups, return_inverse=True)[1]
-    clusters, counts = np.unique(
-        np.column_stack([np.bincount(index, values).round(9), np.bincount(index)]), axis=0, return_counts=True
-    )
-    total, generator = int(counts.sum()), np.random.default_rng(0)
-    parts = [  # in parts, since `counts` may be long
-        generator.multinomial(total, counts / total, size=len(part)) @ clusters
-        for part in np.array_split(np.empty(resamples), 20)
-    ]
-    sums, sizes = np.concatenate(parts).T
-    return np.asarray(values.mean() + (sums / sizes - values.mean()) * np.sqrt(total / max(total - 1, 1)))
+    sums = np.bincount(index, values).round(9)
+    sums = sums.round(2) if len(np.unique(sums)) > 300 else sums
+    clusters, counts = np.unique(np.column_stack([sums, np.bincount(index)]), axis=0, return_counts=True)
+    total, generator = int(counts.sum()), np.random.default_rng(seed)
+    part = RESAMPLES // 20  # for memory
+    drawn = [generator.multinomial(total, counts / total, size=part) @ clusters for _ in range(20)]
+    means = np.divide(*np.concatenate(drawn).T)
+    return np.asarray(values.mean() + (means - means.mean()) * np.sqrt(total / max(total - 1, 1)))
 
 
 def _adjust(entries: Sequence[Entry]) -> int:

@@ -46,8 +46,8 @@ def read_results(path: Path, argument: str = "") -> Results:
     try:
         _check(content)
     except (AttributeError, KeyError, TypeError, ValueError) as error:
-        detail = f"no {error}" if isinstance(error, KeyError) else first_line(error)
-        raise UserError(argument, f"expected a results file of evaluate, the content is another: {detail}") from error
+        detail = f"it has no {error}" if isinstance(error, KeyError) else first_line(error)
+        raise UserError(argument, f"not a results file of evaluate: {detail}") from error
     return content
 
 
@@ -87,13 +87,18 @@ def _check(content: Results) -> None:
     """Read everything that other files expect in a results file. Whatever it raises, the file is damaged."""
     content["format"], content["model"]["name"], content["settings"].items()
     if not content["tasks"]:
-        raise ValueError("no task")
+        raise ValueError("it has no task")
+    for found in (content.get("retention") or {}).values():
+        found.items()
     for name, task in content["tasks"].items():
-        task["settings"].items()
-        for numbers in (task["accuracy"], *(task.get("scores") or {}).values()):
-            if not all(0 <= numbers[end] <= 1 for end in ("mean", "low", "high")):
-                raise ValueError(f"a number of {name} is not from 0 to 1")
-        if not task["grades"] or not all(grades and {*grades} <= {0, 1} for grades in task["grades"].values()):
+        task["questions"], task["settings"].items()
+        grades, scores, greedy = task["grades"], task.get("scores") or {}, task.get("greedy")
+        numbers = [task["accuracy"], *scores.values(), *([greedy] if greedy else [])]
+        if not all(0 <= number[end] <= 1 for number in numbers for end in ("mean", "low", "high")):
+            raise ValueError(f"a number of {name} is not from 0 to 1")
+        if not grades or not all(of_question and {*of_question} <= {0, 1} for of_question in grades.values()):
             raise ValueError(f"a grade of {name} is missing, or is neither 0 nor 1")
-        for values in (task.get("values") or {}).values():
-            sum(values[question] for question in task["grades"])
+        for metric in [*scores, *(["greedy"] if greedy else [])]:
+            sum(task["values"][metric][question] for question in grades)
+        for group in (task.get("groups") or {}).values():
+            sum(sum(grades[question]) for question in group["members"])

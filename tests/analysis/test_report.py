@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import math
 import re
+import shutil
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -24,6 +25,7 @@ from lit_probsft.data import Rows
 from lit_probsft.errors import UserError
 from tests import tiny
 from tests.cli.test_fit import config
+from tests.evaluation.results_files import write_evaluation
 
 HOSTILE = '</b><script>alert("x")</script><img src="https://evil.example/x.png"/>&amp;\x07\x1b[31m\ud800\uffff'
 
@@ -99,6 +101,18 @@ def test_the_page_has_every_chart_and_refers_to_nothing_outside(run: Path) -> No
     assert "other" in shown
     assert "Missing: capability.json" in shown
     assert shown.count("Missing") == 1
+
+
+def test_the_page_shows_the_evaluations_in_the_run_or_those_of_the_flags(run: Path, tmp_path: Path) -> None:
+    page, base, tuned = tmp_path / "page.html", tmp_path / "base.json", run / "results" / "tuned.json"
+    write_evaluation(base, [[0], [1], [0]])
+    write_evaluation(tuned, [[1], [1], [0]])
+    main(["report", str(run), "--html", str(page)])
+    assert "tuned" in "".join(parsed(page.read_text()).itertext())
+    assert not [*parsed(page.read_text()).iter("details")]
+    main(["report", str(run), "--html", str(page), "--evaluation", str(tuned), "--against", str(base)])
+    assert len([*parsed(page.read_text()).iter("details")]) == 1
+    shutil.rmtree(run / "results")
 
 
 def test_text_of_users_stays_text(run: Path) -> None:
