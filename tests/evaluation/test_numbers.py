@@ -173,6 +173,8 @@ def test_intervals_have_a_width_at_zero_and_one_and_grow_with_the_mean(count: in
     highs = [number["high"] for number in found]
     assert highs == sorted(highs)
     assert found[0]["low"] == 0 < found[0]["high"] == pytest.approx(4 / count, rel=0.6)
+    one_of_many = mean_of(np.array([1 / 16] + [0.0] * (count - 1)), groups, 16)
+    assert one_of_many["high"] >= found[0]["high"]
 
 
 @pytest.mark.parametrize(("p", "n"), [(0.02, 1), (0.1, 1), (0.5, 16), (0.98, 16)])
