@@ -60,7 +60,7 @@ def summarize(rows: Iterable[Row], questions: Sequence[Question]) -> dict[str, A
     grades = by_question(lambda of_question: [int(row["correct"]) for row in of_question], [0] * n)
     by_group = _by_group(grades, groups, n)
     right = [sum(of_question) for of_question in grades.values()]
-    votes = [*by_question(majority_votes, (0.0,) * n).values()]
+    votes = [*by_question(majority_votes, (0.0,) * n).values()] if n <= 1000 else []  # floats overflow
     ks = [*takewhile(lambda k: k < n, (2**i for i in range(64))), n]
     names = sorted({name for row in generated for name in row.get("scores") or {}})
     values = {name: by_question(partial(_mean_score, name)) for name in names}
@@ -72,7 +72,7 @@ def summarize(rows: Iterable[Row], questions: Sequence[Question]) -> dict[str, A
         "accuracy": number(count / n for count in right),
         "greedy": number(values["greedy"].values()) if "greedy" in values else None,
         "pass": {str(k): number(pass_at(k, n, count) for count in right) for k in ks},
-        "majority": {str(k): number(shares[k - 1] for shares in votes) for k in ks},
+        "majority": {str(k): number(shares[k - 1] for shares in votes) for k in ks if votes},
         "scores": {name: number(values[name].values()) for name in names},
         "tokens": {
             name: _rounded(function(tokens)) if tokens else None

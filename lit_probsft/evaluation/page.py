@@ -78,7 +78,7 @@ class _Side:
             return
         with file.open(encoding="utf-8", errors="replace") as texts:
             for text in texts:
-                with suppress(ValueError, KeyError, TypeError):
+                with suppress(ValueError, KeyError, TypeError, RecursionError):
                     line = json.loads(text)
                     if (key := (line["task"], line["question"])) in wanted:
                         yield key, line

@@ -33,7 +33,7 @@ _TABLE: tuple[tuple[str, str, tuple[str, ...], dict[str, tuple[float, ...]]], ..
     ("figlet", "accuracy", ("NLL", "-p"), {
         "llama-3.2-3b": (1.08, 0), "llama-3.1-8b": (1.34, 0), "qwen2.5-1.5b": (0.60, 0), "qwen2.5-7b": (35.20, 0),
     }),
-    ("figlet", "jaro_winkler", ("NLL", "-p"), {
+    ("figlet", "jaro_winkler_paper", ("NLL", "-p"), {
         "llama-3.2-3b": (44.39, 2.43),
         "llama-3.1-8b": (43.59, 10.15),
         "qwen2.5-1.5b": (32.98, 8.36),
