@@ -28,8 +28,8 @@ def run(args: Sequence[str]) -> Comparison:
     text = "results file, or a folder with results files, such as results/ or a run's"
     parser.add_argument("results", metavar="RESULTS", type=Path, nargs="+", help=text)
     parser.add_argument("--different", action="store_true", help="also compare what was measured differently")
-    for name in ("markdown", "latex", "csv"):
-        parser.add_argument(f"--{name}", metavar="FILE", type=Path, help=f"write the table as {name}")
+    for name, kind in (("markdown", "Markdown"), ("latex", "LaTeX, for booktabs"), ("csv", "CSV, with all digits")):
+        parser.add_argument(f"--{name}", metavar="FILE", type=Path, help=f"write the table as {kind}")
     parser.add_argument("--picture", metavar="FILE", type=Path, help="draw the numbers; a .png or .svg file")
     options = parser.parse_args(args)
     written = {f"--{name}": getattr(options, name) for name in ("markdown", "latex", "csv", "picture")}

@@ -93,7 +93,7 @@ def compare(results: Mapping[str, Results], *, different: bool = False) -> Compa
         notes.append(f"{MEAN} is the unweighted mean over {', '.join(shared)}.")
     tests = _adjust(entries)
     if others:
-        notes.append(f"Intervals are 95%. Differences are to {first}, over the same questions.")
+        notes.append(f"Differences are to {first}, over the same questions.")
         test = "McNemar's exact test for single answers, otherwise a t-test"
         notes.append(f"p: {test}; adjusted for {tests} tests (Holm).")
     return Comparison(entries, notes)

@@ -20,7 +20,7 @@ _LATEX |= {"<": "$<$", ">": "$>$", "\\": r"\textbackslash{}", "~": r"\textasciit
 def to_markdown(comparison: Comparison) -> str:
     """A table of GitHub's Markdown, aligned so that it can be read as it is, and the notes."""
     rows = [[cell.replace("|", r"\|") for cell in cells] for cells in (HEADS, *rows_of(comparison))]
-    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    widths = [max(2, *map(len, column)) for column in zip(*rows, strict=True)]
     rows.insert(1, ["-" * widths[0], "-" * widths[1], *("-" * (width - 1) + ":" for width in widths[2:])])
     lines = [
         " | ".join(cell.ljust(width) if place < 2 else cell.rjust(width) for place, cell, width in row)
