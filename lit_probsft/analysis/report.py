@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,8 +25,12 @@ NO_CAPABILITY = "capability.json. python -m lit_probsft capability writes it."
 NO_OTHER_SETS = "other sets, which show what training cost. Name them in data.watch."
 
 
-def make_report(run: RunFolder) -> str:
+def make_report(run: RunFolder, grades: Iterable[str] = ()) -> str:
     """The page about a run. It names what the run has not measured.
+
+    Args:
+        run: its folder.
+        grades: the section about graded answers, as pieces of HTML.
 
     Raises:
         UserError: the folder is not the folder of a run, or a file in it is damaged.
@@ -40,6 +44,7 @@ def make_report(run: RunFolder) -> str:
             _summary(record),
             "<h2>Change by validation set</h2>",
             *_set_changes(record),
+            *grades,
             "<h2>What the model knew before training</h2>",
             *_read(run.capability, _capability, run),
             "<h2>Where the objective pulls</h2>",

@@ -23,6 +23,7 @@ OTHERS = {
     "preview": "show tokenized rows with their masks, and the problems in the data; loads no model",
     "capability": "measure what a model knows of the training rows, and suggest an objective",
     "divergence": "compare two models on the rows of a configuration: KL both ways, Jensen-Shannon",
+    "compare": "compare results of evaluate: paired differences, intervals, tests, tables and a picture",
     "chat": "chat with a model from a run, a folder or the hub",
     "export": "convert a checkpoint to a Hugging Face folder",
     "report": "write a report on a run: what it learned, what it forgot, which tokens changed",

@@ -1,4 +1,4 @@
-"""`report RUN`: writes an HTML report on a run."""
+"""`report RUN`: writes an HTML report on a run, with the grades of its evaluations."""
 
 from __future__ import annotations
 
@@ -21,9 +21,23 @@ def run(args: Sequence[str]) -> Path:
     )
     parser.add_argument("run", metavar="RUN", type=Path, help="folder of a run, such as runs/quickstart")
     parser.add_argument("--html", metavar="FILE", type=Path, help="page to write (default: RUN/report.html)")
+    parser.add_argument(
+        "--evaluation",
+        metavar="FILE",
+        type=Path,
+        help="results file of evaluate, or a folder with results files (default: those in RUN, if there are any)",
+    )
+    parser.add_argument(
+        "--against",
+        metavar="FILE",
+        type=Path,
+        help="results file of the model before training: shows differences, and answers that changed",
+    )
     options = parser.parse_args(args)
     from lit_probsft.analysis.page import write_page
     from lit_probsft.analysis.report import make_report
+    from lit_probsft.evaluation.page import grades_section
+    from lit_probsft.evaluation.results import results_in
     from lit_probsft.run.folder import RunFolder
 
     folder = RunFolder(options.run, "RUN")
@@ -32,6 +46,8 @@ def run(args: Sequence[str]) -> Path:
     path: Path = options.html or folder.report
     if not path.parent.is_dir():
         raise UserError("--html", f"expected a file in an existing folder, got {str(path)!r}")
-    write_page(path, make_report(folder), "--html")
+    evaluations = [options.evaluation] if options.evaluation else results_in(folder.path)
+    grades = grades_section(evaluations, options.against) if evaluations or options.against else []
+    write_page(path, make_report(folder, grades), "--html")
     print(f"{path}: report on the run")
     return path

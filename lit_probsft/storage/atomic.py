@@ -135,15 +135,20 @@ def report_write_errors(argument: str, path: Path) -> Iterator[None]:
         raise UserError(argument, f"{path} could not be written: {first_line(error)}") from error
 
 
-def write_text(path: Path, text: str) -> None:
-    """Write a file of a run atomically: readers see the old text or the new text.
+def write_text(path: Path, text: str, argument: str = "--runs_dir") -> None:
+    """Write a text file atomically: readers see the old text or the new text.
+
+    Args:
+        path: the file.
+        text: its content.
+        argument: the flag that names the file or its folder.
 
     Raises:
         UserError: the file could not be written; the old text is unchanged.
     """
     if path.is_dir():
-        raise UserError("--runs_dir", f"{path} could not be written: {os.strerror(errno.EISDIR)}")
-    with report_write_errors("--runs_dir", path), atomic_write(path) as partial:
+        raise UserError(argument, f"{path} could not be written: {os.strerror(errno.EISDIR)}")
+    with report_write_errors(argument, path), atomic_write(path) as partial:
         partial.write_text(text, encoding="utf-8")
         sync_file(partial)
 

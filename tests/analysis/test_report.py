@@ -24,6 +24,7 @@ from lit_probsft.data import Rows
 from lit_probsft.errors import UserError
 from tests import tiny
 from tests.cli.test_fit import config
+from tests.evaluation.results_files import write_evaluation
 
 HOSTILE = '</b><script>alert("x")</script><img src="https://evil.example/x.png"/>&amp;\x07\x1b[31m\ud800\uffff'
 
@@ -77,8 +78,10 @@ def titles(page: ElementTree.Element) -> list[str]:
     ]
 
 
-def test_the_page_has_every_chart_and_refers_to_nothing_outside(run: Path) -> None:
-    path = main(["report", str(run)])
+def test_the_page_has_every_chart_and_refers_to_nothing_outside(run: Path, tmp_path: Path) -> None:
+    write_evaluation(tmp_path / "base.json", [[0], [1], [0]])
+    write_evaluation(run / "results" / "tuned.json", [[1], [1], [0]])
+    path = main(["report", str(run), "--against", str(tmp_path / "base.json")])
     assert path == run / "report.html"
     text = path.read_text(encoding="utf-8")
     page = parsed(text)
@@ -97,6 +100,8 @@ def test_the_page_has_every_chart_and_refers_to_nothing_outside(run: Path) -> No
             assert -1 <= float(value) <= 450, value  # inside the picture
     shown = "".join(page.itertext())
     assert "other" in shown
+    assert "Answers that changed from base to tuned" in shown
+    assert len(list(page.iter("details"))) == 1
     assert "Missing: capability.json" in shown
     assert shown.count("Missing") == 1
 

@@ -6,6 +6,7 @@ A command that starts with a flag is appended to `fit --config c.yaml`. `tests.c
 # ruff: noqa: E501 (one mistake per line)
 from __future__ import annotations
 
+import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import NamedTuple
@@ -318,6 +319,32 @@ OTHERS = [
     Mistake('chat with a temperature that is no number', 'chat m --temperature nan'),
 ]
 """Other commands than fit."""
+
+def results(task: str = 'sums', **settings: object) -> str:
+    """A results file of `evaluate` with one task of two questions."""
+    numbers = {'mean': 0.5, 'se': 0.5, 'low': 0.1, 'high': 0.9}
+    content = {'settings': {}, 'questions': 2, 'answers': 2, 'accuracy': numbers, 'grades': {'0': [1], '1': [0]}}
+    return json.dumps({'format': 1, 'model': {'name': 'm'}, 'settings': settings, 'tasks': {task: content}})
+
+
+COMPARE = [
+    Mistake('compare without arguments', 'compare'),
+    Mistake('compare with an unknown flag', 'compare a.json --picure a.png', files={'a.json': results()}),
+    Mistake('compare of a missing file', 'compare a.json b.json', files={'a.json': results()}),
+    Mistake('compare of rows', 'compare train.jsonl'),
+    Mistake('compare of another JSON file', 'compare a.json', files={'a.json': '{"status": "completed"}'}),
+    Mistake('compare of a results file without grades', 'compare a.json', files={'a.json': results().replace('"grades"', '"grade"')}),
+    Mistake('compare of a results file of a later format', 'compare a.json', files={'a.json': results().replace('"format": 1', '"format": 2')}),
+    Mistake('compare of a folder without results', 'compare .'),
+    Mistake('compare of a file with itself', 'compare a.json ./a.json', files={'a.json': results()}),
+    Mistake('compare of different tasks', 'compare a.json b.json', files={'a.json': results(), 'b.json': results('products')}),
+    Mistake('compare of different settings', 'compare a.json b.json', files={'a.json': results(n=1, system=None), 'b.json': results(n=16, system='Be brief.')}),
+    Mistake('compare with a picture of an unknown kind', 'compare a.json --picture a.gif', files={'a.json': results()}),
+    Mistake('compare into a missing folder', 'compare a.json --csv nope/a.csv', files={'a.json': results()}),
+    Mistake('compare onto a folder', 'compare a.json --latex .', files={'a.json': results()}),
+    Mistake('report with a missing evaluation', 'report . --evaluation a.json'),
+    Mistake('report against a file that is not a results file', 'report . --evaluation a.json --against c.yaml', files={'a.json': results()}),
+]
 
 TRAINER = [
     Mistake('a negative number of epochs', '--trainer.max_epochs -3'),

@@ -1,0 +1,128 @@
+"""The section of a run's page about its evaluations: grades, what was gained and forgotten, answers that changed."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+from lit_probsft.analysis.page import escape, format_value, table
+from lit_probsft.evaluation.comparison import compare, values_of
+from lit_probsft.evaluation.comparison_forms import HEADS, rows_of
+from lit_probsft.evaluation.results import Results, folder_of, read_results, results_files
+
+SHOWN = 20
+"""The most changed answers of a task that are shown, in each direction."""
+
+_Key = tuple[str, str]
+"""A task and a question."""
+
+
+def grades_section(files: Sequence[Path], against: Path | None = None) -> list[str]:
+    """Pieces of HTML.
+
+    Args:
+        files: results files, or folders with results files.
+        against: the results file of the model before training. Answers that changed are those of the last file.
+
+    Raises:
+        UserError: a file cannot be read.
+    """
+    places = results_files([*([against] if against else []), *files])
+    results = {label: read_results(file) for label, file in places.items()}
+    comparison = compare(results, different=True)
+    body = ["<h2>Grades</h2>", table(HEADS, [list(map(escape, row)) for row in rows_of(comparison)])]
+    body += [f"<p>{escape(note)}</p>" for note in comparison.notes]
+    body.append(table(("task", "result", *_DETAILS, "pass@n", "majority of n"), _details(results)))
+    for label, content in results.items():
+        if content.get("retention"):
+            body += [f"<h3>What {escape(label)} retains</h3>", _retention(content["retention"])]
+    if against and len(places) > 1:
+        (before, old), *_, (after, new) = places.items()
+        body.append(f"<h3>Answers that changed from {escape(before)} to {escape(after)}</h3>")
+        body += _changed(_Side(old, results[before]), _Side(new, results[after]))
+    return body
+
+
+_DETAILS = ("questions", "answers", "cut_off", "no_answer", "prompt_too_long", "tokens")
+
+
+def _details(results: Mapping[str, Results]) -> Iterator[list[str]]:
+    for name in dict.fromkeys(name for content in results.values() for name in content["tasks"]):
+        for label, content in results.items():
+            if task := content["tasks"].get(name):
+                best = [[*(task.get(kind) or {"": None}).values()][-1] for kind in ("pass", "majority")]
+                cells = [name, label, *(format_value(task.get(key)) for key in _DETAILS)]
+                yield list(map(escape, [*cells, *(number and f"{number['mean']:.3f}" for number in best)]))
+
+
+def _retention(tasks: Mapping[str, Mapping[str, Any]]) -> str:
+    heads = ("metric", "base", "tuned", "difference", "se", "n")
+    rows = [[name, *(format_value(found.get(head)) for head in heads)] for name, found in tasks.items()]
+    return table(("task", *heads), [list(map(escape, row)) for row in rows])
+
+
+class _Side:
+    """One of two evaluations: the mean grade of each question by task, and its texts."""
+
+    def __init__(self, file: Path, content: Results) -> None:
+        self.folder = folder_of(file)
+        self.means = {name: values_of(task, "accuracy") for name, task in content["tasks"].items()}
+
+    def lines(self, name: str, wanted: Container[_Key]) -> Iterator[tuple[_Key, dict[str, Any]]]:
+        """The lines about some questions in a file. Lines that cannot be read are skipped."""
+        file = self.folder / name
+        if not file.is_file():
+            return
+        with file.open(encoding="utf-8", errors="replace") as texts:
+            for text in texts:
+                with suppress(ValueError, KeyError, TypeError, RecursionError):
+                    line = json.loads(text)
+                    if (key := (line["task"], line["question"])) in wanted:
+                        yield key, line
+
+
+def _changed(before: _Side, after: _Side) -> Iterator[str]:
+    """Questions of which less than half of the answers were right and now at least half are, and the reverse."""
+    changes: dict[tuple[str, bool], list[str]] = {}
+    for task in [task for task in before.means if task in after.means]:
+        old, new = before.means[task], after.means[task]
+        change = {name: new[name] - old[name] for name in old if name in new and (old[name] < 0.5) != (new[name] < 0.5)}
+        for gained in (True, False):
+            changes[task, gained] = sorted(
+                (q for q in change if (change[q] > 0) == gained), key=lambda q: -abs(change[q])
+            )
+    shown = {(task, name): gained for (task, gained), names in changes.items() for name in names[:SHOWN]}
+    questions = dict(before.lines("questions.jsonl", shown))
+    answers = [
+        {
+            key: line
+            for key, line in side.lines("predictions.jsonl", shown)
+            if line.get("correct") is (shown[key] == now)
+        }
+        for side, now in ((before, False), (after, True))
+    ]
+    for (task, gained), names in changes.items():
+        title = "From wrong to right" if gained else "From right to wrong"
+        yield f"<p><b>{escape(task)}, {title.lower()}: {len(names)} of {len(before.means[task])} questions</b></p>"
+        for name in names[:SHOWN]:
+            yield _details_of(name, questions.get((task, name)), [of_side.get((task, name)) for of_side in answers])
+        if len(names) > SHOWN:
+            yield f"<p>And {len(names) - SHOWN} more.</p>"
+
+
+def _details_of(name: str, question: dict[str, Any] | None, answers: Iterable[dict[str, Any] | None]) -> str:
+    """A question and its answers before and after, collapsed."""
+    prompt, gold = ((question or {}).get(name, "unknown") for name in ("prompt", "gold"))
+    parts = {"prompt": prompt, "gold answer": gold}
+    for when, answer in zip(("before", "after"), answers, strict=True):
+        grade = f", graded {answer.get('extracted')!r}, {answer.get('reason')}" if answer else ""
+        parts[f"answer {when} training{grade}"] = answer.get("text") if answer else "unknown"
+    texts = "".join(f"<p>{escape(head)}</p><pre>{escape(_cut(str(text)))}</pre>" for head, text in parts.items())
+    return f"<details><summary>{escape(name)}: {escape(_cut(str(prompt), 120))}</summary>{texts}</details>"
+
+
+def _cut(text: str, longest: int = 8000) -> str:
+    return text if len(text) <= longest else f"{text[:longest]} … ({len(text) - longest} more characters)"
