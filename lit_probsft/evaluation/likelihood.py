@@ -7,7 +7,7 @@ training supervises are measured, including the one that ends the turn.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -22,8 +22,14 @@ from lit_probsft.head.loss import IGNORE_INDEX
 from lit_probsft.model.modes import evaluation_mode
 from lit_probsft.training.probing import token_statistics
 
-_Document = tuple[list[int], list[int]]
-"""Token ids (T,) and labels (T,)."""
+
+class _Document(NamedTuple):
+    """An answer after its prompt: the row that gets its values, the label of a choice, token ids and labels (T,)."""
+
+    row: dict[str, Any]
+    label: str | None
+    ids: list[int]
+    labels: list[int]
 
 
 def likelihoods(
@@ -46,67 +52,61 @@ def likelihoods(
     Yields:
         For each question: `question`, its id; of its reference the number of `tokens`, the mean `nll` (nats) and
         `mean_p` over them; and `choices`, for each label `logp`, the sum of log p over its `tokens`. Without a
-        reference, or with one that does not fit the model's context, `tokens` is 0 and the means are None. Such a
-        choice is left out.
+        reference, or with one that does not fit the model's context, `tokens` is 0 and the means are None. If a choice
+        does not fit, `choices` is empty.
 
     Raises:
         UserError: the template refuses a conversation; or as `install_head`.
     """
     limit = getattr(model.config.get_text_config(), "max_position_embeddings", None) or float("inf")
-    questions: list[tuple[dict[str, Any], dict[str | None, _Document]]] = []
+    questions: list[tuple[dict[str, Any], list[_Document]]] = []
     for messages, question in items:
-        answers = [(None, question.reference), *question.choices.items()]
-        with errors_within("", f" (question {question.id})"):
-            documents = {
-                label: _tokenized(tokenizer, messages, answer, template_options)
-                for label, answer in answers
-                if answer
-            }
         row: dict[str, Any] = {"question": question.id, "tokens": 0, "nll": None, "mean_p": None, "choices": {}}
-        questions.append((row, {k: document for k, document in documents.items() if len(document[0]) <= limit}))
-    questions.sort(key=lambda each: -max((len(ids) for ids, _ in each[1].values()), default=0))
-    waiting: list[tuple[dict[str, Any], str | None, _Document]] = []
+        documents = []
+        for label, answer in [(None, question.reference), *question.choices.items()]:
+            conversation = [*messages, {"role": "assistant", "content": answer}]
+            if answer:
+                with errors_within("", f" (question {question.id})"):
+                    tokens = tokenize_conversation(
+                        tokenizer, conversation, template_options=template_options, turns="last"
+                    )
+                documents.append(_Document(row, label, tokens["input_ids"], tokens["labels"]))
+        too_long = {document.label is None for document in documents if len(document.ids) > limit}
+        questions.append((row, [document for document in documents if (document.label is None) not in too_long]))
+    questions.sort(key=lambda each: -max((len(document.ids) for document in each[1]), default=0))
+    batch: list[_Document] = []
     finished: list[dict[str, Any]] = []
     for row, documents in questions:
-        for label, document in documents.items():
-            width = max(len(ids) for _, _, (ids, _) in [*waiting, (row, label, document)])
-            if waiting and (len(waiting) + 1) * width > batch_tokens:
-                _measure(model, waiting)
-                waiting = []
+        for document in documents:
+            width = max(len(each.ids) for each in [*batch, document])
+            if batch and (len(batch) + 1) * width > batch_tokens:
+                _measure(model, batch)
                 yield from finished
-                finished = []
-            waiting.append((row, label, document))
+                batch, finished = [], []
+            batch.append(document)
         finished.append(row)
-    if waiting:
-        _measure(model, waiting)
+    if batch:
+        _measure(model, batch)
     yield from finished
 
 
-def _tokenized(
-    tokenizer: Any, messages: Sequence[Message], answer: str, template_options: Mapping[str, Any] | None
-) -> _Document:
-    conversation = [*messages, {"role": "assistant", "content": answer}]
-    tokens = tokenize_conversation(tokenizer, conversation, template_options=template_options, turns="last")
-    return tokens["input_ids"], tokens["labels"]
-
-
 @torch.no_grad()
-def _measure(model: Any, batch: Sequence[tuple[dict[str, Any], str | None, _Document]]) -> None:
+def _measure(model: Any, batch: Sequence[_Document]) -> None:
     """Write the values of some documents into their rows."""
     micro_batch = MicroBatch(tuple(range(len(batch))), 0, 0, 0)
-    tensors = collate(micro_batch, [document for _, _, document in batch], pad_token_id=0)
+    tensors = collate(micro_batch, [(document.ids, document.labels) for document in batch], pad_token_id=0)
     device = model.get_output_embeddings().weight.device
     tensors = {name: value.to(device) if isinstance(value, Tensor) else value for name, value in tensors.items()}
     with evaluation_mode(model):
-        log_p = token_statistics(model, tensors, ()).log_probs.double()
-    of_document, _ = (tensors["labels"][:, 1:] != IGNORE_INDEX).nonzero(as_tuple=True)
+        log_p = token_statistics(model, tensors, ()).log_probs.cpu().double()
+    of_document, _ = (tensors["labels"][:, 1:].cpu() != IGNORE_INDEX).nonzero(as_tuple=True)
     columns = torch.stack([torch.ones_like(log_p), log_p, log_p.exp()], -1)
     sums = log_p.new_zeros(len(batch), 3).index_add_(0, of_document, columns).tolist()
-    for (row, label, _), (tokens, logp, p) in zip(batch, sums, strict=True):
-        if label is None:
-            row |= {"tokens": int(tokens), "nll": -logp / tokens, "mean_p": p / tokens}
+    for document, (tokens, logp, p) in zip(batch, sums, strict=True):
+        if document.label is None:
+            document.row.update(tokens=int(tokens), nll=-logp / tokens, mean_p=p / tokens)
         else:
-            row["choices"][label] = {"logp": logp, "tokens": int(tokens)}
+            document.row["choices"][document.label] = {"logp": logp, "tokens": int(tokens)}
 
 
 def summarize_likelihoods(rows: Sequence[Mapping[str, Any]], questions: Sequence[Question]) -> dict[str, Any]:

@@ -112,9 +112,11 @@ def test_means_are_over_tokens_and_the_most_probable_choice_counts() -> None:
 
 
 def test_what_does_not_fit_the_context_is_not_measured(tokenizer: Any) -> None:
-    each = question(1, reference="long " * 60, choices={"A": "a", "B": "b" * 300})
-    (row,) = likelihoods(tiny.model(), tokenizer, [(each.messages, each)])
-    assert (row["tokens"], row["nll"], list(row["choices"])) == (0, None, ["A"])
+    choices = {"A": "a", "B": "b"}
+    asked = [question(1, reference="long " * 60, choices=choices), question(2, choices={**choices, "B": "b" * 300})]
+    rows = by_id(likelihoods(tiny.model(), tokenizer, [(each.messages, each) for each in asked]))
+    assert (rows["1"]["tokens"], rows["1"]["nll"], list(rows["1"]["choices"])) == (0, None, ["A", "B"])
+    assert (rows["2"]["tokens"], rows["2"]["choices"]) == (4, {})
 
 
 def test_a_refused_conversation_names_its_question(tokenizer: Any) -> None:

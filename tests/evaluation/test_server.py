@@ -42,7 +42,7 @@ class Fake:
     """
 
     def __init__(self, kind: str = "vllm") -> None:
-        self.kind, self.models = kind, ["tiny"]
+        self.kind, self.models, self.tokenizer = kind, ["tiny"], TOKENIZER
         self.bodies: list[dict[str, Any]] = []
         self.headers: list[dict[str, str]] = []
         self.mood: Callable[[dict[str, Any]], Reply | None] = lambda body: None
@@ -72,8 +72,8 @@ class Fake:
             return 400, {"error": {"message": "Unrecognized request argument"}}
         if self.kind == "transformers" and isinstance(prompt, list):
             return 400, {"detail": "prompt must be a string."}
-        ids = tokenize_prompt(TOKENIZER, body["messages"]) if chat else prompt
-        ids = TOKENIZER(ids)["input_ids"] if isinstance(ids, str) else ids
+        ids = tokenize_prompt(self.tokenizer, body["messages"]) if chat else prompt
+        ids = self.tokenizer(ids)["input_ids"] if isinstance(ids, str) else ids
         text = f"{len(ids)} {body['seed']} {body['temperature']}"
         choice = {"message": {"content": text}} if chat else {"text": text}
         usage = {"prompt_tokens": len(ids), "completion_tokens": 3}
@@ -181,24 +181,20 @@ def test_a_server_that_would_change_the_prompt_gets_messages() -> None:
         assert ServerBackend(url, tokenizer=TOKENIZER).describe()["prompt"] == "messages"
 
 
-def test_a_beginning_token_that_the_server_adds_is_not_sent_twice() -> None:
+@pytest.mark.parametrize("adds", [True, False])
+def test_a_beginning_token_reaches_the_model_once(adds: bool) -> None:
     from tokenizers.processors import TemplateProcessing
 
     tokenizer = ByteTokenizer().load(list)
     tokenizer.add_special_tokens({"bos_token": "<|pad|>"})
     tokenizer.chat_template = "<|pad|>" + tokenizer.chat_template
-    tokenizer.backend_tokenizer.post_processor = TemplateProcessing(
-        single="<|pad|> $A", special_tokens=[("<|pad|>", 256)]
-    )
+    if adds:
+        tokenizer.backend_tokenizer.post_processor = TemplateProcessing("<|pad|> $A", special_tokens=[("<|pad|>", 256)])
     messages = [{"role": "user", "content": "Hi"}]
     prompt = tokenize_prompt(tokenizer, messages)
     fake = Fake("transformers")
+    fake.tokenizer = tokenizer
     with served(fake) as url:
-        fake.mood = lambda body: (
-            (200, {"choices": [{"text": ""}], "usage": {"prompt_tokens": len(tokenizer(body["prompt"])["input_ids"])}})
-            if isinstance(body.get("prompt"), str) and "generation_config" in body
-            else None
-        )
         backend = ServerBackend(url, tokenizer=tokenizer)
         list(backend.answer([Request(0, messages, prompt, [Draw(0, 0, 0.0)], 4)]))
     assert backend.describe()["prompt"] == "text"
@@ -241,15 +237,17 @@ def test_passing_errors_are_retried_and_change_nothing(reply: Reply) -> None:
         assert answers(backend, asked) == whole
 
 
-def test_a_server_that_asks_for_a_pause_gets_it() -> None:
-    fake = Fake()
+def test_a_server_that_asks_for_a_pause_gets_it(monkeypatch: pytest.MonkeyPatch) -> None:
+    fake, pauses = Fake(), []
+    monkeypatch.setattr(http_client.time, "sleep", pauses.append)
     with served(fake) as url:
         backend = ServerBackend(url, tokenizer=TOKENIZER)
-        busy = iter([(429, {}, {"Retry-After": "0.3"})])
+        busy = iter([(429, {}, {"Retry-After": "7"}), (503, {}, {"Retry-After": "99999"}), (503, {}), (503, {})])
         fake.mood = lambda body: next(busy, None)
-        start = time.monotonic()
         answers(backend, requests(1))
-    assert 0.3 <= time.monotonic() - start < 3
+    assert pauses[:2] == [7, 300]
+    assert 0.5 * 0.002 * 4 <= pauses[2] <= 1.5 * 0.002 * 4
+    assert 0.5 * 0.002 * 8 <= pauses[3] <= 1.5 * 0.002 * 8
 
 
 def test_when_the_server_goes_away_the_answers_so_far_remain() -> None:

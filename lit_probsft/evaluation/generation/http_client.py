@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
 import random
@@ -78,12 +79,13 @@ class HttpClient:
                     raise UserError("--server", f"no server answers at {self.url}: {problem}") from error
             else:
                 content = _object(text)
-                if status == 200 and content is not None and not content.get("error"):
+                if status == 200 and content and not content.get("error"):
                     return content
                 problem = f"status {status}, {_message(content, text) or headers.get('Location', '')}"
                 if status not in (408, 429) and (status < 500 or status == 501):
                     raise Refused(f"{self.url}{path} refuses the request: {problem}", status)
-                pause = max(pause, _seconds(headers.get("Retry-After")))
+                if (wanted := headers.get("Retry-After", "")).isdigit():
+                    pause = max(pause, min(int(wanted), LONGEST_PAUSE))
             if attempt < self._retries:
                 time.sleep(pause)
         raise UserError("--server", f"{self.url} failed {self._retries + 1} times, the last time with: {problem}")
@@ -106,25 +108,17 @@ class HttpClient:
             connection.close()
 
 
-def _object(text: str) -> dict[str, Any] | None:
-    try:
-        content = json.loads(text)
-    except ValueError:
-        return None
-    return content if isinstance(content, dict) else None
+def _object(text: str) -> dict[str, Any]:
+    """The JSON object in a text; empty if it is none."""
+    with contextlib.suppress(ValueError):
+        if isinstance(content := json.loads(text), dict):
+            return content
+    return {}
 
 
 def _message(content: Any, text: str) -> str:
     """The server's own words in a response that is an error."""
     for name in ("error", "message", "detail"):
-        if isinstance(content, dict) and content.get(name):
-            content = content[name]
+        if isinstance(content, dict):
+            content = content.get(name) or content
     return content if isinstance(content, str) else " ".join(text.split())[:300]
-
-
-def _seconds(header: str | None) -> float:
-    """The seconds of a `Retry-After`; 0 if it has none, or a date."""
-    try:
-        return min(float(header or 0), LONGEST_PAUSE)
-    except ValueError:
-        return 0.0

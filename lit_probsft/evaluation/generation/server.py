@@ -24,14 +24,8 @@ _SEED_BITS = 2**31 - 1
 _NO_FILTER = {"top_k": -1, "min_p": 0.0, "repetition_penalty": 1.0}
 """Turns off filters that vLLM and SGLang take from the model's folder, and llama.cpp from its own defaults."""
 
-_NO_FILTER_OF_TRANSFORMERS = {
-    "num_beams": 1,
-    "top_k": 0,
-    "min_p": 0.0,
-    "typical_p": 1.0,
-    "repetition_penalty": 1.0,
+_NO_FILTER_OF_TRANSFORMERS = {"num_beams": 1, "top_k": 0, "min_p": 0.0, "typical_p": 1.0, "repetition_penalty": 1.0} | {
     "no_repeat_ngram_size": 0,
-    "min_length": 0,
     "min_new_tokens": 0,
 }
 """The same for `transformers serve`. It also needs `do_sample`: otherwise it samples only if the folder says so."""
@@ -40,22 +34,25 @@ _NO_FILTER_OF_TRANSFORMERS = {
 class _Form(NamedTuple):
     """How a server takes requests: the prompt, how filters are turned off, and the field that limits an answer."""
 
-    prompt: Literal["tokens", "text", "messages"]
+    prompt: str
     limit: str
-    filters_off_by: Literal["fields", "generation_config", None]
+    filters_off_by: str | None
 
     @property
     def path(self) -> str:
         return "/chat/completions" if self.prompt == "messages" else "/completions"
 
 
-_PROMPTS = (
-    ("tokens", "max_tokens"),
-    ("text", "max_tokens"),
-    ("messages", "max_tokens"),
-    ("messages", "max_completion_tokens"),  # newer models of OpenAI
-)
-_FORMS = [_Form(*prompt, by) for prompt in _PROMPTS for by in ("fields", "generation_config", None)]  # type: ignore[arg-type]
+_FORMS = [
+    _Form(prompt, limit, by)
+    for prompt, limit in (
+        ("tokens", "max_tokens"),
+        ("text", "max_tokens"),
+        ("messages", "max_tokens"),
+        ("messages", "max_completion_tokens"),  # newer models of OpenAI
+    )
+    for by in ("fields", "generation_config", None)
+]
 """The most exact first."""
 
 
@@ -103,15 +100,9 @@ class ServerBackend(Backend):
 
     @override
     def describe(self) -> dict[str, Any]:
-        return {
-            "name": "server",
-            "url": self._client.url,
-            "owner": self._owner,
-            "model": self.model,
-            "prompt": self._form.prompt,
-            "filters_off": self._form.filters_off_by is not None,
-            "top_p": self._top_p,
-        }
+        place = {"url": self._client.url, "model": self.model, "owner": self._owner}
+        filters = {"top_p": self._top_p, "filters_off": self._form.filters_off_by is not None}
+        return {"name": "server", **place, "prompt": self._form.prompt, **filters}
 
     @override
     def answer(self, requests: Sequence[Request]) -> Iterator[Answer]:
@@ -182,25 +173,22 @@ class ServerBackend(Backend):
         if self._tokenizer is not None:
             prompt = tokenize_prompt(self._tokenizer, messages, template_options=self._template_options)
         request, draw = Request(0, messages, prompt, [], 1), Draw(0, 0, 0.0)
-        accepted, refusal = None, None
+        accepted: _Form | None = None
         for form in _FORMS:
             if (not prompt and form.prompt != "messages") or (accepted and accepted.prompt == form.prompt):
                 continue
             try:
                 reply = self._client.call(form.path, self._body(form, request, draw))
             except Refused as error:
-                if error.status in (401, 403):
+                if error.status in (401, 403) or (form is _FORMS[-1] and not accepted):
                     raise
-                refusal = error
                 continue
             if not prompt and "completion_tokens" not in (reply.get("usage") or {}):
                 raise UserError("--server", f"{self._client.url} does not count tokens, which takes a tokenizer then")
             accepted = form
             if _sees(reply, prompt):
                 break
-        if accepted is None:
-            assert refusal is not None
-            raise refusal
+        assert accepted is not None
         return accepted
 
     def _body(self, form: _Form, request: Request, draw: Draw) -> dict[str, Any]:
