@@ -7,7 +7,7 @@ import json
 import threading
 from collections.abc import Iterator, Mapping, Sequence
 from queue import Empty, SimpleQueue
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal
 
 from lightning.pytorch.utilities import rank_zero_info
 from typing_extensions import override
@@ -31,29 +31,12 @@ _NO_FILTER_OF_TRANSFORMERS = {"num_beams": 1, "top_k": 0, "min_p": 0.0, "typical
 """The same for `transformers serve`. It also needs `do_sample`: otherwise it samples only if the folder says so."""
 
 
-class _Form(NamedTuple):
-    """How a server takes requests: the prompt, how filters are turned off, and the field that limits an answer."""
-
-    prompt: str
-    limit: str
-    filters_off_by: str | None
-
-    @property
-    def path(self) -> str:
-        return "/chat/completions" if self.prompt == "messages" else "/completions"
-
-
 _FORMS = [
-    _Form(prompt, limit, by)
-    for prompt, limit in (
-        ("tokens", "max_tokens"),
-        ("text", "max_tokens"),
-        ("messages", "max_tokens"),
-        ("messages", "max_completion_tokens"),  # newer models of OpenAI
-    )
-    for by in ("fields", "generation_config", None)
+    (prompt, filters_off_by)
+    for prompt in ("tokens", "text", "messages")
+    for filters_off_by in ("fields", "generation_config", None)
 ]
-"""The most exact first."""
+"""How a server takes prompts, the most exact first, and what in the request turns off filters."""
 
 
 class ServerBackend(Backend):
@@ -101,8 +84,8 @@ class ServerBackend(Backend):
     @override
     def describe(self) -> dict[str, Any]:
         place = {"url": self._client.url, "model": self.model, "owner": self._owner}
-        filters = {"top_p": self._top_p, "filters_off": self._form.filters_off_by is not None}
-        return {"name": "server", **place, "prompt": self._form.prompt, **filters}
+        prompt, filters_off_by = self._form
+        return {"name": "server", **place, "prompt": prompt, "top_p": self._top_p, "filters_off": bool(filters_off_by)}
 
     @override
     def answer(self, requests: Sequence[Request]) -> Iterator[Answer]:
@@ -166,19 +149,18 @@ class ServerBackend(Backend):
         name = name or next(iter(owners))
         return name, owners.get(name)
 
-    def _find_form(self) -> _Form:
+    def _find_form(self) -> tuple[str, str | None]:
         """The first form that the server accepts and with which it sees all tokens, or else the last it accepts."""
         messages = [{"role": "user", "content": "Hi"}]
         prompt: list[int] = []
         if self._tokenizer is not None:
             prompt = tokenize_prompt(self._tokenizer, messages, template_options=self._template_options)
-        request, draw = Request(0, messages, prompt, [], 1), Draw(0, 0, 0.0)
-        accepted: _Form | None = None
+        accepted: tuple[str, str | None] | None = None
         for form in _FORMS:
-            if (not prompt and form.prompt != "messages") or (accepted and accepted.prompt == form.prompt):
+            if (not prompt and form[0] != "messages") or (accepted and accepted[0] == form[0]):
                 continue
             try:
-                reply = self._client.call(form.path, self._body(form, request, draw))
+                reply = self._ask(form, Request(0, messages, prompt, [], 1), Draw(0, 0, 0.0))
             except Refused as error:
                 if error.status in (401, 403) or (form is _FORMS[-1] and not accepted):
                     raise
@@ -191,26 +173,27 @@ class ServerBackend(Backend):
         assert accepted is not None
         return accepted
 
-    def _body(self, form: _Form, request: Request, draw: Draw) -> dict[str, Any]:
-        """The request for one answer."""
+    def _ask(self, form: tuple[str, str | None], request: Request, draw: Draw) -> dict[str, Any]:
+        """What the server returns to the request for one answer."""
+        prompt, filters_off_by = form
         body: dict[str, Any] = {
             "model": self.model,
-            form.limit: request.max_new_tokens,
+            "max_tokens": request.max_new_tokens,
             "temperature": draw.temperature,
             "top_p": self._top_p if draw.temperature else 1.0,
             "seed": draw.seed & _SEED_BITS,
         }
-        if form.prompt == "messages":
-            body["messages"] = [{k: v for k, v in turn.items() if k != "train"} for turn in request.messages]
-            if self._template_options:
-                body["chat_template_kwargs"] = self._template_options
-        else:
-            body["prompt"] = list(request.prompt) if form.prompt == "tokens" else self._text(request.prompt)
-        if form.filters_off_by == "fields":
+        if filters_off_by == "fields":
             body |= _NO_FILTER
-        elif form.filters_off_by == "generation_config":
+        elif filters_off_by == "generation_config":
             body["generation_config"] = json.dumps({"do_sample": draw.temperature > 0, **_NO_FILTER_OF_TRANSFORMERS})
-        return body
+        if prompt != "messages":
+            body["prompt"] = list(request.prompt) if prompt == "tokens" else self._text(request.prompt)
+            return self._client.call("/completions", body)
+        body["messages"] = [{k: v for k, v in turn.items() if k != "train"} for turn in request.messages]
+        if self._template_options:
+            body["chat_template_kwargs"] = self._template_options
+        return self._client.call("/chat/completions", body)
 
     def _text(self, prompt: Sequence[int]) -> str:
         """The text of a prompt, without the beginning-of-text token if the server's tokenizer adds one."""
@@ -219,7 +202,7 @@ class ServerBackend(Backend):
 
     def _answer(self, request: Request, draw: Draw) -> tuple[Answer, bool]:
         """One answer, and whether the server saw the tokens of the prompt."""
-        reply = self._client.call(self._form.path, self._body(self._form, request, draw))
+        reply = self._ask(self._form, request, draw)
         try:
             choice = reply["choices"][0]
             text = choice["text"] if "text" in choice else _with_reasoning(choice["message"])
@@ -246,4 +229,6 @@ def _with_reasoning(message: Mapping[str, Any]) -> str:
     """The text of a message, with the reasoning that the server has cut out of it."""
     content: str = message.get("content") or ""
     reasoning = message.get("reasoning_content") or message.get("reasoning")
-    return f"<think>\n{reasoning.strip()}\n</think>\n\n{content}" if reasoning else content
+    if not reasoning:
+        return content
+    return f"<think>\n{reasoning.strip()}" + (f"\n</think>\n\n{content}" if content else "")
