@@ -106,8 +106,7 @@ def served(fake: Fake) -> Iterator[str]:
         def log_message(self, *_: object) -> None:
             pass
 
-    server = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    server.daemon_threads = True
+    server = type("Server", (ThreadingHTTPServer,), {"request_queue_size": 64})(("127.0.0.1", 0), Handler)
     threading.Thread(target=server.serve_forever, args=(0.01,), daemon=True).start()
     try:
         yield f"http://127.0.0.1:{server.server_address[1]}"
@@ -206,7 +205,8 @@ def test_each_draw_has_its_seed_and_temperature_and_runs_with_the_others() -> No
     fake = Fake()
     with served(fake) as url:
         backend = ServerBackend(url, tokenizer=TOKENIZER, concurrency=5)
-        fake.mood = lambda body: time.sleep(0.01)
+        first, meeting = iter(range(5)), threading.Barrier(5)
+        fake.mood = lambda body: None if next(first, None) is None else (meeting.wait(10), None)[1]
         found = answers(backend, asked)
         assert [(answer.index, answer.sample) for answer in found] == [(i, k) for i in range(6) for k in range(4)]
         expected = [f"{draw.seed % 2**31} {draw.temperature}" for request in asked for draw in request.draws]
@@ -239,7 +239,7 @@ def test_passing_errors_are_retried_and_change_nothing(reply: Reply) -> None:
 
 def test_a_server_that_asks_for_a_pause_gets_it(monkeypatch: pytest.MonkeyPatch) -> None:
     fake, pauses = Fake(), []
-    monkeypatch.setattr(http_client.time, "sleep", pauses.append)
+    monkeypatch.setattr(http_client, "sleep", pauses.append)
     with served(fake) as url:
         backend = ServerBackend(url, tokenizer=TOKENIZER)
         busy = iter([(429, {}, {"Retry-After": "7"}), (503, {}, {"Retry-After": "99999"}), (503, {}), (503, {})])

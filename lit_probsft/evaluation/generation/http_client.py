@@ -6,7 +6,7 @@ import contextlib
 import http.client
 import json
 import random
-import time
+from time import sleep
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -87,7 +87,7 @@ class HttpClient:
                 if (wanted := headers.get("Retry-After", "")).isdigit():
                     pause = max(pause, min(int(wanted), LONGEST_PAUSE))
             if attempt < self._retries:
-                time.sleep(pause)
+                sleep(pause)
         raise UserError("--server", f"{self.url} failed {self._retries + 1} times, the last time with: {problem}")
 
     def _exchange(self, path: str, body: Any) -> tuple[int, http.client.HTTPMessage, str]:
