@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
+import dataclasses
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any, ClassVar
 
+from lit_probsft.data.rows.columns import missing_column
 from lit_probsft.data.rows.conversation import Message
+from lit_probsft.data.rows.files import local_paths, refuse_broken
 from lit_probsft.data.rows.row_source import Rows
-from lit_probsft.evaluation.grading.grade import Grade
+from lit_probsft.errors import UserError, errors_within, near_matches
+from lit_probsft.evaluation.grading import Grade
+from lit_probsft.evaluation.tasks.subset import chosen
+from lit_probsft.storage.hub import dataset_file
+
+IDS = ("id", "unique_id", "question_id", "idx", "pubid", "key")
+"""Columns that may hold the id of a question, in the order in which they are tried."""
 
 
 @dataclass(frozen=True)
@@ -35,22 +45,59 @@ class Question:
 
 @dataclass(frozen=True)
 class Task(ABC):
-    """A benchmark. Members are frozen dataclasses; a configuration names them by class path.
+    """A benchmark. A subclass implements `question` and `grade`; decorate it with `@dataclass(frozen=True)` too.
 
     Args:
         path: a hub id or local files instead of the task's own source, as in `Rows`.
+        name: the configuration of a hub data set, instead of the task's own.
         split: of the source, instead of the task's own.
+        revision: branch, tag or commit of a hub data set.
+        id: the column that names a question. By default one of `id`, `unique_id`, `question_id`, `idx`, `pubid` and
+            `key`, if every row has another value there; else the number of the row.
+        group: the column with the group of a question, such as its source. Results list every group.
+        groups: ask only the questions of these groups.
     """
 
     path: str | None = None
+    name: str | None = None
     split: str | None = None
+    revision: str | None = None
+    id: str | None = None
+    group: str | None = None
+    groups: list[str] | None = None
 
-    hub: ClassVar[Mapping[str, Any]] = {}
-    """Arguments of `Rows` for the task's own source: path, name, split, revision."""
+    hub: ClassVar[Mapping[str, str]] = {}
+    """The task's own source, see `on_hub`."""
     files: ClassVar[Sequence[str]] = ()
-    """Names of local files with the same rows, as they are looked for below `--data-dir`."""
+    """Names of local files with the same rows, relative to `--data-dir`. The first one that exists is read."""
     max_new_tokens: ClassVar[int] = 2048
     """The most tokens of an answer, unless the user says otherwise."""
+
+    @abstractmethod
+    def question(self, row: Mapping[str, Any]) -> Question:
+        """Turn a row into a question. `id` and `group` may be left empty: `questions` fills them in.
+
+        Raises:
+            UserError: the row cannot be used. The message need not say which row it is.
+        """
+
+    @abstractmethod
+    def grade(self, answer: str, question: Question) -> Grade:
+        """Grade an answer to `question`. Never raises."""
+
+    def source(self) -> dict[str, str]:
+        """The arguments of `Rows` that the rows are read with, or `path` and `file`.
+
+        Raises:
+            UserError: there is no such file, or the task has no source of its own and none is given.
+        """
+        given = {key: getattr(self, key) for key in ("path", "name", "split", "revision")}
+        given = {key: value for key, value in given.items() if value is not None}
+        if self.path is None and not self.hub:
+            raise UserError("path", f"expected the rows of {type(self).__name__}: a file, or a data set on the hub")
+        if self.path is not None and local_paths(self.path) is not None:
+            return given
+        return {**self.hub, **given}
 
     def load(self) -> Sequence[Mapping[str, Any]]:
         """The rows, in a fixed order.
@@ -58,17 +105,76 @@ class Task(ABC):
         Raises:
             UserError: they cannot be read.
         """
-        source = {
-            **self.hub,
-            **({"path": self.path} if self.path else {}),
-            **({"split": self.split} if self.split else {}),
-        }
-        return Rows(**source).load()
+        source = self.source()
+        if (file := source.pop("file", None)) is not None:
+            source = {"path": dataset_file(source["path"], file, source.get("revision"))}
+        return refuse_broken(Rows(**source).load_with_broken())
 
-    @abstractmethod
-    def question(self, row: Mapping[str, Any]) -> Question:
-        """The question of a row; `id` may be empty, it is then the row's number."""
+    def questions(self, limit: int | None = None) -> list[Question]:
+        """The questions in the order of their rows, each with an id and its group.
 
-    @abstractmethod
-    def grade(self, answer: str, question: Question) -> Grade:
-        """Grade an answer to `question`. Never raises."""
+        Args:
+            limit: ask at most this many, see `chosen`. The ids do not depend on it.
+
+        Raises:
+            UserError: the rows cannot be read, one cannot be used, or two questions have the same id.
+        """
+        rows = self.load()
+        if not len(rows):
+            raise UserError("path", "expected at least one row, got none")
+        of_rows = self._groups(rows)
+        ids = self._ids(rows, of_rows)
+        kept = [index for index, group in enumerate(of_rows) if self.groups is None or group in self.groups]
+        places = chosen([of_rows[index] for index in kept], limit)
+        found = [self._question(rows[index], index, ids[index], of_rows[index]) for index in (kept[i] for i in places)]
+        repeated, times = Counter(question.id for question in found).most_common(1)[0]
+        if times > 1:
+            raise UserError("id", f"expected another id for each question, got {repeated!r} {times} times")
+        return found
+
+    def _question(self, row: Mapping[str, Any], index: int, name: str, group: str | None) -> Question:
+        with errors_within("", f" (row {index}, counted from 0)"):
+            question = self.question(row)
+        return dataclasses.replace(question, id=question.id or name, group=question.group or group)
+
+    def _groups(self, rows: Sequence[Mapping[str, Any]]) -> list[str | None]:
+        """The group of each row."""
+        if self.group is None:
+            if self.groups is not None:
+                raise UserError("groups", f"expected none without a column `group`, got {self.groups}")
+            return [None] * len(rows)
+        if self.group not in rows[0]:
+            raise UserError("group", missing_column(self.group, list(rows[0])))
+        found: list[str | None] = [str(row[self.group]) for row in rows]
+        known = [name for name in dict.fromkeys(found) if name is not None]
+        for name in self.groups or ():
+            if name not in known:
+                hint = near_matches(name, known)
+                raise UserError("groups", f"expected some of {', '.join(known)}, got {name!r}.{hint}")
+        return found
+
+    def _ids(self, rows: Sequence[Mapping[str, Any]], groups: Sequence[str | None]) -> list[str]:
+        """The id of each row: from its column, or its number within its group."""
+        column = self.id or next((name for name in IDS if name in rows[0]), None)
+        if self.id is not None and self.id not in rows[0]:
+            raise UserError("id", missing_column(self.id, list(rows[0])))
+        if column is not None:
+            ids = [_within(group, row.get(column)) for group, row in zip(groups, rows, strict=True)]
+            if self.id is not None or len({*ids}) == len(ids):
+                return ids
+        counts: Counter[str | None] = Counter()
+        numbered = []
+        for group in groups:
+            numbered.append(_within(group, counts[group]))
+            counts[group] += 1
+        return numbered
+
+
+def on_hub(path: str, name: str = "", split: str = "", file: str = "") -> Mapping[str, str]:
+    """A data set on the hub: `path`, `name` and `split` as in `Rows`, or `path` and the name of a file in it."""
+    source = {"path": path, "name": name, "split": split, "file": file}
+    return {key: value for key, value in source.items() if value}
+
+
+def _within(group: str | None, name: Any) -> str:
+    return f"{name}" if group is None else f"{group}/{name}"

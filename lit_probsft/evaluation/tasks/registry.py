@@ -1,0 +1,156 @@
+"""Tasks by name, by import path, or from a file."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from types import UnionType
+from typing import Any, Union, get_args, get_origin, get_type_hints
+
+import yaml
+
+from lit_probsft.data.rows.columns import shown_value
+from lit_probsft.data.rows.imports import import_callable
+from lit_probsft.errors import UserError, errors_within, first_line, near_matches
+from lit_probsft.evaluation.tasks.base import Task
+from lit_probsft.evaluation.tasks.choices import Choices, Medical, MMLUProX, OpenBookQA, PubMedQA
+from lit_probsft.evaluation.tasks.exact import Exact, Figlet
+from lit_probsft.evaluation.tasks.math import AIME24, AIME25, AMC23, GSM8K, Math, Math500, MinervaMath, OlympiadBench
+
+BENCHMARKS: Mapping[str, type[Task]] = {
+    "math500": Math500,
+    "minerva_math": MinervaMath,
+    "olympiadbench": OlympiadBench,
+    "aime24": AIME24,
+    "aime25": AIME25,
+    "amc23": AMC23,
+    "gsm8k": GSM8K,
+    "medical": Medical,
+    "pubmedqa": PubMedQA,
+    "openbookqa": OpenBookQA,
+    "mmlu_prox": MMLUProX,
+    "figlet": Figlet,
+}
+"""Tasks with rows of their own, by name."""
+
+READY: Mapping[str, type[Task]] = {kind.__name__: kind for kind in (Math, Choices, Exact)}
+"""Tasks for a user's own rows."""
+
+Named = str | Mapping[str, Any]
+"""A task as a text, such as `math500`, or as a mapping with `class_path` and `init_args`."""
+
+
+def tasks_named(
+    spec: str | Sequence[Named] | Mapping[str, Named], data_dir: str | Path | None = None
+) -> dict[str, Task]:
+    """Build tasks.
+
+    Each is named by `math500`; `medical/NEJM`, one group of it; `Math:mine.jsonl`, a class and its `path`; or
+    `my_file.MyTask`, an import path. In a list or a YAML file it may also be a mapping with `class_path` and
+    `init_args`.
+
+    Args:
+        spec: names separated by commas, a list, a mapping from names to tasks, or a .yaml file with one of these.
+        data_dir: a folder with local files for the tasks that have `files`, see `Task`.
+
+    Returns:
+        The tasks by name, in order.
+
+    Raises:
+        UserError: a task does not exist, refuses an option, is named twice, or has no file in `data_dir`.
+    """
+    if isinstance(spec, str):
+        spec = _read(spec) if spec.endswith((".yaml", ".yml")) else [part.strip() for part in spec.split(",")]
+    if isinstance(spec, Mapping) and "class_path" in spec:
+        spec = [spec]
+    if isinstance(spec, str) or not isinstance(spec, Sequence | Mapping) or not spec:
+        raise UserError("tasks", f"expected a list of tasks, got {shown_value(spec)}")
+    if data_dir is not None and not Path(data_dir).expanduser().is_dir():
+        raise UserError("data_dir", f"no such folder: {str(data_dir)!r}")
+    tasks: dict[str, Task] = {}
+    for given, named in spec.items() if isinstance(spec, Mapping) else ((None, named) for named in spec):
+        name, kind, arguments = _parsed(named)
+        name = name if given is None else str(given)
+        if name in tasks:
+            raise UserError("tasks", f"two tasks are named {name!r}; a .yaml file can name them: `a: {name}`")
+        with errors_within(f"tasks.{name}"):
+            _check_arguments(kind, arguments)
+            tasks[name] = _with_local_files(kind(**arguments), data_dir)
+    return tasks
+
+
+def _parsed(named: Any) -> tuple[str, type[Task], dict[str, Any]]:
+    """The name, the class and the arguments of one task."""
+    if isinstance(named, Mapping) and {"class_path"} <= {*named} <= {"class_path", "init_args"}:
+        name, path, arguments = str(named["class_path"]), None, dict(named.get("init_args") or {})
+    elif isinstance(named, str):
+        (name, _, path), arguments = named.partition(":"), {}
+        name, _, group = name.partition("/")
+        arguments |= {"path": path} if path else {}
+        arguments |= {"groups": [group]} if group else {}
+    else:
+        raise UserError("tasks", f"expected a name, or class_path and init_args, got {shown_value(named)}")
+    kind = _class_named(name)
+    if name in BENCHMARKS:
+        return named.partition(":")[0] if isinstance(named, str) else name, kind, arguments
+    file = arguments.get("path")
+    return Path(file).name.split(".")[0] if isinstance(file, str) else kind.__name__, kind, arguments
+
+
+def _class_named(name: str) -> type[Task]:
+    known = {**BENCHMARKS, **READY, **{kind.__name__: kind for kind in BENCHMARKS.values()}}
+    if name in known:
+        return known[name]
+    if "." not in name:
+        hint = near_matches(name, known) or f" There are {', '.join([*BENCHMARKS, *READY])}, and my_file.MyTask."
+        raise UserError("tasks", f"no task {name!r}.{hint}")
+    kind: Any = import_callable(name, "tasks", "class", "my_file.MyTask")
+    if not (isinstance(kind, type) and issubclass(kind, Task)):
+        raise UserError("tasks", f"expected a subclass of lit_probsft.evaluation.tasks.Task, got {name}")
+    return kind
+
+
+def _check_arguments(kind: type[Task], arguments: Mapping[str, Any]) -> None:
+    """Refuse an argument that a class does not have, or of another type than its field."""
+    hints = get_type_hints(kind)
+    fields = [field.name for field in dataclasses.fields(kind)]
+    for name, value in arguments.items():
+        if name not in fields:
+            raise UserError(name, f"{kind.__name__} has no option {name!r}.{near_matches(name, fields)}")
+        if not _fits(value, hints[name]):
+            expected = re.sub(r"<class '([\w.]+)'>", r"\1", str(hints[name])).replace("NoneType", "None")
+            raise UserError(name, f"expected {expected}, got {shown_value(value)}")
+
+
+def _fits(value: Any, hint: Any) -> bool:
+    """Whether a value of a YAML file has this type. Types that YAML does not have are not checked."""
+    origin, inner = get_origin(hint), get_args(hint)
+    if origin in (Union, UnionType):
+        return any(_fits(value, one) for one in inner)
+    if origin is list:
+        return isinstance(value, list) and all(_fits(one, inner[0]) for one in value)
+    if hint in (str, int, float, bool, type(None)):
+        return isinstance(value, (int, float) if hint is float else hint) and (
+            hint is bool or value not in (True, False)
+        )
+    return True
+
+
+def _with_local_files(task: Task, data_dir: str | Path | None) -> Task:
+    """The task with the first of its files that is in the folder."""
+    if data_dir is None or task.path is not None or not task.files:
+        return task
+    folder = Path(data_dir).expanduser()
+    for name in task.files:
+        if any(folder.glob(re.sub(r"\{\w+\}", "*", name))):
+            return dataclasses.replace(task, path=str(folder / name))
+    raise UserError("", f"expected {' or '.join(task.files)} in {str(data_dir)!r}, found none")
+
+
+def _read(file: str) -> Any:
+    try:
+        return yaml.safe_load(Path(file).read_text(encoding="utf-8"))
+    except (OSError, ValueError, yaml.YAMLError) as error:
+        raise UserError("tasks", f"cannot read {file!r}: {first_line(error)}") from error
