@@ -2,11 +2,10 @@
 
 from __future__ import annotations
 
-import dataclasses
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
 from lit_probsft.data.rows.columns import missing_column
@@ -45,15 +44,15 @@ class Question:
 
 @dataclass(frozen=True)
 class Task(ABC):
-    """A benchmark. A subclass implements `question` and `grade`; decorate it with `@dataclass(frozen=True)` too.
+    """A benchmark. A subclass implements `question` and `grade`; one with fields is a frozen dataclass too.
 
     Args:
         path: a hub id or local files instead of the task's own source, as in `Rows`.
         name: the configuration of a hub data set, instead of the task's own.
         split: of the source, instead of the task's own.
         revision: branch, tag or commit of a hub data set.
-        id: the column that names a question. By default one of `id`, `unique_id`, `question_id`, `idx`, `pubid` and
-            `key`, if every row has another value there; else the number of the row.
+        id: the column that names a question. By default the first of `IDS` that the rows have if its values all
+            differ, else the number of the row.
         group: the column with the group of a question, such as its source. Results list every group.
         groups: ask only the questions of these groups.
     """
@@ -85,19 +84,17 @@ class Task(ABC):
     def grade(self, answer: str, question: Question) -> Grade:
         """Grade an answer to `question`. Never raises."""
 
-    def source(self) -> dict[str, str]:
-        """The arguments of `Rows` that the rows are read with, or `path` and `file`.
+    def source(self) -> dict[str, Any]:
+        """The arguments of `Rows` for the task's rows, and `file` if they are one file of the hub's data set.
 
         Raises:
             UserError: there is no such file, or the task has no source of its own and none is given.
         """
-        given = {key: getattr(self, key) for key in ("path", "name", "split", "revision")}
-        given = {key: value for key, value in given.items() if value is not None}
+        options = {"path": self.path, "name": self.name, "split": self.split, "revision": self.revision}
+        given = {key: value for key, value in options.items() if value is not None}
         if self.path is None and not self.hub:
             raise UserError("path", f"expected the rows of {type(self).__name__}: a file, or a data set on the hub")
-        if self.path is not None and local_paths(self.path) is not None:
-            return given
-        return {**self.hub, **given}
+        return given if self.path is not None and local_paths(self.path) is not None else {**self.hub, **given}
 
     def load(self) -> Sequence[Mapping[str, Any]]:
         """The rows, in a fixed order.
@@ -111,7 +108,7 @@ class Task(ABC):
         return refuse_broken(Rows(**source).load_with_broken())
 
     def questions(self, limit: int | None = None) -> list[Question]:
-        """The questions in the order of their rows, each with an id and its group.
+        """The questions in the order of their rows, each with its id and group.
 
         Args:
             limit: ask at most this many, see `chosen`. The ids do not depend on it.
@@ -122,35 +119,29 @@ class Task(ABC):
         rows = self.load()
         if not len(rows):
             raise UserError("path", "expected at least one row, got none")
-        of_rows = self._groups(rows)
-        ids = self._ids(rows, of_rows)
-        kept = [index for index, group in enumerate(of_rows) if self.groups is None or group in self.groups]
-        places = chosen([of_rows[index] for index in kept], limit)
-        found = [self._question(rows[index], index, ids[index], of_rows[index]) for index in (kept[i] for i in places)]
+        groups = self._groups(rows)
+        ids = self._ids(rows, groups)
+        kept = [index for index, group in enumerate(groups) if self.groups is None or group in self.groups]
+        found = []
+        for index in (kept[place] for place in chosen([groups[index] for index in kept], limit)):
+            with errors_within("", f" (row {index}, counted from 0)"):
+                question = self.question(rows[index])
+            found.append(replace(question, id=question.id or ids[index], group=question.group or groups[index]))
         repeated, times = Counter(question.id for question in found).most_common(1)[0]
         if times > 1:
             raise UserError("id", f"expected another id for each question, got {repeated!r} {times} times")
         return found
 
-    def _question(self, row: Mapping[str, Any], index: int, name: str, group: str | None) -> Question:
-        with errors_within("", f" (row {index}, counted from 0)"):
-            question = self.question(row)
-        return dataclasses.replace(question, id=question.id or name, group=question.group or group)
-
     def _groups(self, rows: Sequence[Mapping[str, Any]]) -> list[str | None]:
-        """The group of each row."""
-        if self.group is None:
-            if self.groups is not None:
-                raise UserError("groups", f"expected none without a column `group`, got {self.groups}")
-            return [None] * len(rows)
-        if self.group not in rows[0]:
+        """The group of each row; None without a column for it."""
+        if self.group is not None and self.group not in rows[0]:
             raise UserError("group", missing_column(self.group, list(rows[0])))
-        found: list[str | None] = [str(row[self.group]) for row in rows]
+        found = [None if self.group is None else str(row[self.group]) for row in rows]
         known = [name for name in dict.fromkeys(found) if name is not None]
         for name in self.groups or ():
             if name not in known:
-                hint = near_matches(name, known)
-                raise UserError("groups", f"expected some of {', '.join(known)}, got {name!r}.{hint}")
+                listed = f"some of {', '.join(known)}" if known else "none without a column `group`"
+                raise UserError("groups", f"expected {listed}, got {name!r}.{near_matches(name, known)}")
         return found
 
     def _ids(self, rows: Sequence[Mapping[str, Any]], groups: Sequence[str | None]) -> list[str]:
@@ -158,15 +149,16 @@ class Task(ABC):
         column = self.id or next((name for name in IDS if name in rows[0]), None)
         if self.id is not None and self.id not in rows[0]:
             raise UserError("id", missing_column(self.id, list(rows[0])))
+        prefixes = ["" if group is None else f"{group}/" for group in groups]
         if column is not None:
-            ids = [_within(group, row.get(column)) for group, row in zip(groups, rows, strict=True)]
+            ids = [f"{prefix}{row.get(column)}" for prefix, row in zip(prefixes, rows, strict=True)]
             if self.id is not None or len({*ids}) == len(ids):
                 return ids
-        counts: Counter[str | None] = Counter()
+        counts: Counter[str] = Counter()
         numbered = []
-        for group in groups:
-            numbered.append(_within(group, counts[group]))
-            counts[group] += 1
+        for prefix in prefixes:
+            numbered.append(f"{prefix}{counts[prefix]}")
+            counts[prefix] += 1
         return numbered
 
 
@@ -174,7 +166,3 @@ def on_hub(path: str, name: str = "", split: str = "", file: str = "") -> Mappin
     """A data set on the hub: `path`, `name` and `split` as in `Rows`, or `path` and the name of a file in it."""
     source = {"path": path, "name": name, "split": split, "file": file}
     return {key: value for key, value in source.items() if value}
-
-
-def _within(group: str | None, name: Any) -> str:
-    return f"{name}" if group is None else f"{group}/{name}"

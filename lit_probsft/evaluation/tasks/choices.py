@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from string import ascii_uppercase
 from typing import Any
@@ -13,7 +12,7 @@ from typing_extensions import override
 
 from lit_probsft.data.rows.choices import MultipleChoice
 from lit_probsft.data.rows.columns import shown_value
-from lit_probsft.data.rows.files import refuse_broken
+from lit_probsft.data.rows.files import local_paths, refuse_broken
 from lit_probsft.data.rows.labels import name_of_label
 from lit_probsft.data.rows.row_source import Rows
 from lit_probsft.errors import UserError
@@ -23,22 +22,20 @@ from lit_probsft.evaluation.tasks.fields import ANSWER, QUESTION, as_text, field
 from lit_probsft.evaluation.tasks.math import STEP_BY_STEP
 from lit_probsft.evaluation.tasks.prompted import Prompted
 
-LABEL = ("answerKey", "answer_idx", "answer_index", *ANSWER, "label", "final_decision")
+RIGHT = ("answerKey", "answer_idx", "answer_index", *ANSWER, "label", "final_decision")
 
 
 @dataclass(frozen=True)
 class Choices(Prompted):
-    r"""Questions with choices, graded with `grade_choice`.
+    """Questions with choices, graded with `grade_choice`.
 
-    The choices may be a list of texts (A, B, ...), a mapping from labels to texts, OpenBookQA's `{label: [...],
-    text: [...]}`, or columns of their own. The answer may be a label, the index of a choice from 0, or its text.
+    The choices may be a list of texts (A, B, ...), a mapping from labels to texts, OpenBookQA's lists `label` and
+    `text`, or columns of their own. The answer may be a label, the index of a choice from 0, or its text.
 
     Args:
         prompt: a template as in `Prompted`; `{choices}` has one line per choice, such as `A. a text`.
-        answer: the column with the right choice, by default `answerKey`, `answer_idx`, `answer` or a similar name.
-        choices: the column with the choices, by default `choices` or `options`; or a list of columns with one choice
-            each.
-        last_named: grade the last choice that the answer names anywhere, as the paper does for medicine, instead of
+        choices: the column with the choices, by default `choices` or `options`; or a list of columns.
+        last_named: grade the last choice that the answer names anywhere, as the paper does in medicine, instead of
             the one that it states.
     """
 
@@ -49,7 +46,7 @@ class Choices(Prompted):
     @override
     def question(self, row: Mapping[str, Any]) -> Question:
         choices = self._choices(row)
-        gold = _label(field_of(row, self.answer, LABEL, "answer"), choices)
+        gold = _label(name_of_label(field_of(row, self.answer, RIGHT, "answer")), choices)
         lines = "\n".join(f"{label}. {text}" for label, text in choices.items())
         reference = f"\\boxed{{{gold}}}" if "\\boxed" in self.prompt else gold
         return Question("", self.messages(row, choices=lines), gold, reference, choices)
@@ -68,24 +65,24 @@ class Choices(Prompted):
             value = dict(zip(value["label"], value["text"], strict=True))
         elif isinstance(value, Sequence) and not isinstance(value, str):
             value = dict(zip(ascii_uppercase, value, strict=False))
-        if not isinstance(value, Mapping):
-            raise UserError("choices", f"expected a list or a mapping, got {shown_value(value)}")
-        found = {str(label): as_text(text, "choices") for label, text in value.items() if text not in (None, "N/A")}
+        items = value.items() if isinstance(value, Mapping) else ()
+        found = {str(label): as_text(text, "choices") for label, text in items if text not in (None, "N/A")}
         if len(found) < 2:
-            raise UserError("choices", f"expected at least two, got {shown_value(value)}")
+            raise UserError("choices", f"expected a list or a mapping of at least two, got {shown_value(value)}")
         return found
 
 
 def _label(value: Any, choices: Mapping[str, str]) -> str:
     """The label of the choice that is given as a label, an index or a text."""
-    value = name_of_label(value)
     text = as_text(value, "answer")
     if text in choices:
         return text
-    labels = ascii_uppercase if "A" in choices else [*choices]  # a choice that is left out keeps its letter
+    labels = (
+        ascii_uppercase if {*choices} <= {*ascii_uppercase} else [*choices]
+    )  # a choice that is left out keeps its letter
     named = {labels[int(text)]} & {*choices} if text.isdecimal() and int(text) < len(labels) else set()
     if isinstance(value, str):
-        named |= {label for label, choice in choices.items() if text == choice or text.lower() == label.lower()}
+        named |= {label for label, choice in choices.items() if text in (choice, label.lower())}
     if len(named) != 1:
         expected = f"expected one of {', '.join(choices)}, an index from 0 or the text of one choice"
         raise UserError("answer", f"{expected}, got {shown_value(value)}")
@@ -124,8 +121,8 @@ class Medical(Choices):
 class PubMedQA(Choices):
     """PubMedQA: does an abstract answer its question with yes, no or maybe?
 
-    The hub has 1000 questions. Of local files, the 500 in `test_ground_truth.json` are asked if that file is next to
-    the rows, as in the authors' repository.
+    The hub has 1000 questions. Of a local file, the 500 of `test_ground_truth.json` are asked if that file is next to
+    it, as in the authors' repository.
     """
 
     prompt: str = "{context}\n\n{question}\nAnswer yes, no or maybe."
@@ -137,8 +134,8 @@ class PubMedQA(Choices):
     @override
     def load(self) -> Sequence[Mapping[str, Any]]:
         rows = super().load()
-        official = Path(self.path or "").with_name("test_ground_truth.json") if self.path else None
-        if official is None or not official.is_file():
+        official = Path(self.path or "-").with_name("test_ground_truth.json")
+        if self.path is None or not official.is_file():
             return rows
         (ids,) = refuse_broken(Rows(str(official)).load_with_broken())
         return [row for row in rows if row.get("key") in ids]
@@ -146,11 +143,9 @@ class PubMedQA(Choices):
     @override
     def question(self, row: Mapping[str, Any]) -> Question:
         parts = field_of(row, None, ("context.contexts", "contexts"), "prompt")
-        fields = {"question": field_of(row, None, QUESTION, "prompt"), "context": "\n".join(parts)}
-        decision = field_of(row, self.answer, LABEL, "answer")
-        return super().question(
-            {**fields, "choices": {name: name for name in ("yes", "no", "maybe")}, "answer": decision}
-        )
+        columns = {"question": field_of(row, None, QUESTION, "prompt"), "context": "\n".join(parts)}
+        choices = {name: name for name in ("yes", "no", "maybe")}
+        return super().question({**row, **columns, "choices": choices})
 
 
 @dataclass(frozen=True)
@@ -162,9 +157,9 @@ class MMLUProX(Choices):
         groups: the languages, by default the paper's seven.
     """
 
-    choices: str | list[str] | None = dataclasses.field(default_factory=lambda: [f"option_{i}" for i in range(10)])
+    choices: str | list[str] | None = field(default_factory=lambda: [f"option_{i}" for i in range(10)])
     group: str | None = "language"
-    groups: list[str] | None = dataclasses.field(default_factory=lambda: ["mr", "te", "ne", "sw", "wo", "yo", "zu"])
+    groups: list[str] | None = field(default_factory=lambda: ["mr", "te", "ne", "sw", "wo", "yo", "zu"])
 
     hub = on_hub("li-lab/MMLU-ProX", split="test")
     files = ("mmlu_prox/{language}.jsonl", "mmlu_prox/{language}/test.jsonl")
@@ -172,8 +167,11 @@ class MMLUProX(Choices):
     @override
     def load(self) -> Sequence[Mapping[str, Any]]:
         rows: list[Mapping[str, Any]] = []
-        for language in self.groups or ():
+        languages = self.groups or []
+        if self.path and "{language}" not in self.path and len(languages) > 1 and local_paths(self.path) is not None:
+            raise UserError("path", f"expected {{language}} in the names of files, got {self.path!r}")
+        for language in languages:
             path = self.path and self.path.replace("{language}", language)
-            part = dataclasses.replace(self, path=path, name=language)
-            rows += [{**row, "language": language} for row in Task.load(part)]
+            part = Task.load(replace(self, path=path, name=language))
+            rows += [{**row, "language": language} for row in part]
         return rows

@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from typing_extensions import override
@@ -13,12 +12,11 @@ from lit_probsft.data.rows.figlet import FigletPuzzles
 from lit_probsft.evaluation.grading import Grade, grade_exact, jaro_winkler
 from lit_probsft.evaluation.tasks.base import Question
 from lit_probsft.evaluation.tasks.fields import ANSWER, as_texts, field_of
-from lit_probsft.evaluation.tasks.prompted import Prompted, best_grade
+from lit_probsft.evaluation.tasks.prompted import Prompted
 
 
-@dataclass(frozen=True)
 class Exact(Prompted):
-    """Questions whose answer is a text, graded with `grade_exact`."""
+    """Questions whose answer is a text, or one of a list of texts, graded with `grade_exact`."""
 
     @override
     def question(self, row: Mapping[str, Any]) -> Question:
@@ -27,7 +25,7 @@ class Exact(Prompted):
 
     @override
     def grade(self, answer: str, question: Question) -> Grade:
-        return best_grade(grade_exact, answer, question.gold)
+        return grade_exact(answer, question.gold)
 
 
 @dataclass(frozen=True)
@@ -54,6 +52,6 @@ class Figlet(Exact):
 
     @override
     def grade(self, answer: str, question: Question) -> Grade:
-        names = {"jaro_winkler": "rapidfuzz", "jaro_winkler_paper": "paper"}
-        scores = {name: jaro_winkler(answer.strip(), question.gold, variant) for name, variant in names.items()}
-        return dataclasses.replace(super().grade(answer, question), scores=scores)
+        texts = answer.strip(), question.reference
+        scores = {"jaro_winkler": jaro_winkler(*texts), "jaro_winkler_paper": jaro_winkler(*texts, variant="paper")}
+        return replace(super().grade(answer, question), scores=scores)

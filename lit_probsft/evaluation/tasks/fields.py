@@ -3,41 +3,44 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
-from lit_probsft.data.rows.columns import columns_of, missing_column, shown_value, text_field, with_nested
+from lit_probsft.data.rows.columns import columns_of, missing_column, text_field, with_nested
 from lit_probsft.data.rows.labels import name_of_label
 from lit_probsft.errors import UserError
 
 QUESTION = ("question", "question_stem", "problem", "prompt", "instruction", "input")
 ANSWER = ("answer", "final_answer", "gold", "target", "ground_truth", "response", "output")
-SOLUTION = ("solution", "solutions", "rationale")
+SOLUTION = ("solution", "rationale")
+
+_MISSING = object()
 
 
-def find_column(row: Mapping[str, Any], names: Iterable[str]) -> str | None:
-    """The first column of `names` that the row has a value for. Upper and lower case are the same."""
-    by_name = {column.lower(): column for column in reversed([*row])}
-    found = (name if name in row else by_name.get(name.lower()) for name in names)
-    return next((name for name in found if name is not None and row[name] is not None), None)
+def field_of(
+    row: Mapping[str, Any], named: str | None, names: Sequence[str], argument: str, default: Any = _MISSING
+) -> Any:
+    """The value of the column `named`, or of the first one of `names` that is not null, in upper or lower case.
 
-
-def field_of(row: Mapping[str, Any], named: str | None, names: Sequence[str], argument: str) -> Any:
-    """The value of the column `named`, by default of the first column of `names`. Dotted names are nested fields.
+    Dotted names are nested fields.
 
     Raises:
-        UserError: there is no such column, or it is null.
+        UserError: there is no such column, and no default.
     """
     wanted = names if named is None else [named]
     row = with_nested(row, columns_of(wanted, row))
-    column = find_column(row, wanted)
-    if column is None:
+    by_name = {column.lower(): column for column in reversed([*row])}
+    for name in wanted:
+        column = name if name in row else by_name.get(name.lower())
+        if column is not None and row[column] is not None:
+            return row[column]
+    if default is _MISSING:
         raise UserError(argument, missing_column(wanted[0], list(row)))
-    return row[column]
+    return default
 
 
 def as_text(value: Any, argument: str) -> str:
-    """A text, a class label or a number as text. 27.0 is `27`.
+    """A text, a class label or a number as text; 27.0 is `27`.
 
     Raises:
         UserError: it is something else, or empty.
@@ -50,31 +53,23 @@ def as_text(value: Any, argument: str) -> str:
 
 
 def as_texts(value: Any, argument: str) -> list[str]:
-    """The texts of a list that is not empty, or of a single value.
+    """The texts of a list, or of a single value; at least one.
 
     Raises:
         UserError: as `as_text`.
     """
-    listed = isinstance(value, Sequence) and not isinstance(value, str)
-    if listed and not value:
-        raise UserError(argument, f"expected a text or a list of texts, got {shown_value(value)}")
-    return [as_text(one, argument) for one in (value if listed else [value])]
+    values = value if isinstance(value, Sequence) and not isinstance(value, str) and len(value) else [value]
+    return [as_text(one, argument) for one in values]
 
 
 def marked_answer(text: str) -> str:
     r"""The answer in a solution: the text after `####`, or in its last complete `\boxed{}`; else the whole text."""
     if "####" in text:
         return text.rpartition("####")[2].strip()
-    box = last_box(text)
-    return text if box is None else box
-
-
-def last_box(text: str) -> str | None:
-    r"""The content of the last complete `\boxed{}`; None if there is none."""
-    for start in reversed([match.end() for match in re.finditer(r"\\boxed\s*\{", text)]):
+    for box in reversed([*re.finditer(r"\\boxed\s*\{", text)]):
         depth = 1
-        for match in re.finditer(r"\\.|[{}]", text[start:], re.S):
-            depth += {"{": 1, "}": -1}.get(match[0], 0)
+        for brace in re.finditer(r"\\.|[{}]", text[box.end() :], re.S):
+            depth += {"{": 1, "}": -1}.get(brace[0], 0)
             if not depth:
-                return text[start : start + match.start()].strip()
-    return None
+                return text[box.end() :][: brace.start()].strip()
+    return text

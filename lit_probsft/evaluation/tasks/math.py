@@ -11,15 +11,8 @@ from typing_extensions import override
 
 from lit_probsft.evaluation.grading import Grade, grade_math
 from lit_probsft.evaluation.tasks.base import Question, on_hub
-from lit_probsft.evaluation.tasks.fields import (
-    ANSWER,
-    SOLUTION,
-    as_texts,
-    field_of,
-    find_column,
-    marked_answer,
-)
-from lit_probsft.evaluation.tasks.prompted import Prompted, best_grade
+from lit_probsft.evaluation.tasks.fields import ANSWER, SOLUTION, as_texts, field_of, marked_answer
+from lit_probsft.evaluation.tasks.prompted import Prompted
 
 STEP_BY_STEP = r"Please reason step by step, and put your final answer within \boxed{}."
 
@@ -28,7 +21,8 @@ STEP_BY_STEP = r"Please reason step by step, and put your final answer within \b
 class Math(Prompted):
     r"""Questions with a mathematical answer, graded with `grade_math`.
 
-    The answer may be a number, a text, or a whole solution with its answer after `####` or in its last `\boxed{}`.
+    The answer may be a number, a text, a list of right answers, or a whole solution with its answer after `####` or in
+    its last `\boxed{}`.
     """
 
     prompt: str = "{question}\n" + STEP_BY_STEP
@@ -37,17 +31,16 @@ class Math(Prompted):
     def question(self, row: Mapping[str, Any]) -> Question:
         answers = as_texts(field_of(row, self.answer, ANSWER + SOLUTION, "answer"), "answer")
         golds = [_gold(text) for text in answers]
-        column = find_column(row, SOLUTION)
-        solution = as_texts(row[column], "solution")[0] if column else answers[0]
-        if _gold(solution) != golds[0]:
-            solution = f"{solution}\n\\boxed{{{golds[0]}}}"
-        elif marked_answer(solution) == solution:  # nothing but the answer
+        solution = as_texts(field_of(row, None, SOLUTION, "solution", answers[0]), "solution")[0]
+        if marked_answer(solution) == solution == answers[0]:  # nothing but the answer
             solution = f"\\boxed{{{golds[0]}}}"
+        elif _gold(solution) != golds[0]:
+            solution += f"\n\\boxed{{{golds[0]}}}"
         return Question("", self.messages(row), golds if len(golds) > 1 else golds[0], solution)
 
     @override
     def grade(self, answer: str, question: Question) -> Grade:
-        return best_grade(grade_math, answer, question.gold)
+        return grade_math(answer, question.gold)
 
 
 def _gold(text: str) -> str:
@@ -56,11 +49,10 @@ def _gold(text: str) -> str:
 
 
 def _files(*names: str) -> tuple[str, ...]:
-    """Where the benchmarks of mathematics usually are."""
+    """The usual places of a benchmark."""
     return tuple(place for name in names for place in (f"{name}.jsonl", f"math/{name}.jsonl", f"{name}/test.jsonl"))
 
 
-@dataclass(frozen=True)
 class Math500(Math):
     """MATH-500: 500 competition problems."""
 
@@ -68,7 +60,6 @@ class Math500(Math):
     files = _files("math500", "math_oai")
 
 
-@dataclass(frozen=True)
 class MinervaMath(Math):
     """Minerva Math: 272 problems of university courses in science."""
 
@@ -76,7 +67,6 @@ class MinervaMath(Math):
     files = _files("minerva_math")
 
 
-@dataclass(frozen=True)
 class OlympiadBench(Math):
     """OlympiadBench: the 674 competition problems in English that are text and have a final answer."""
 
@@ -84,7 +74,6 @@ class OlympiadBench(Math):
     files = _files("olympiadbench")
 
 
-@dataclass(frozen=True)
 class AIME24(Math):
     """AIME 2024, I and II: 30 problems whose answers are integers."""
 
@@ -92,7 +81,6 @@ class AIME24(Math):
     files = _files("aime24")
 
 
-@dataclass(frozen=True)
 class AIME25(Math):
     """AIME 2025, I and II: 30 problems whose answers are integers."""
 
@@ -100,7 +88,6 @@ class AIME25(Math):
     files = _files("aime25")
 
 
-@dataclass(frozen=True)
 class AMC23(Math):
     """AMC 2023: 40 problems, asked without their choices."""
 
@@ -108,7 +95,6 @@ class AMC23(Math):
     files = _files("amc23")
 
 
-@dataclass(frozen=True)
 class GSM8K(Math):
     """GSM8K: the 1319 word problems of its test set."""
 

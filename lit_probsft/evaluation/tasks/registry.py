@@ -104,7 +104,8 @@ def _class_named(name: str) -> type[Task]:
     if name in known:
         return known[name]
     if "." not in name:
-        hint = near_matches(name, known) or f" There are {', '.join([*BENCHMARKS, *READY])}, and my_file.MyTask."
+        listed = [*BENCHMARKS, *READY]
+        hint = near_matches(name, listed) or f" There are {', '.join(listed)}, and my_file.MyTask."
         raise UserError("tasks", f"no task {name!r}.{hint}")
     kind: Any = import_callable(name, "tasks", "class", "my_file.MyTask")
     if not (isinstance(kind, type) and issubclass(kind, Task)):
@@ -115,27 +116,22 @@ def _class_named(name: str) -> type[Task]:
 def _check_arguments(kind: type[Task], arguments: Mapping[str, Any]) -> None:
     """Refuse an argument that a class does not have, or of another type than its field."""
     hints = get_type_hints(kind)
-    fields = [field.name for field in dataclasses.fields(kind)]
+    known = [field.name for field in dataclasses.fields(kind)]
     for name, value in arguments.items():
-        if name not in fields:
-            raise UserError(name, f"{kind.__name__} has no option {name!r}.{near_matches(name, fields)}")
+        if name not in known:
+            raise UserError(name, f"{kind.__name__} has no option {name!r}.{near_matches(name, known)}")
         if not _fits(value, hints[name]):
-            expected = re.sub(r"<class '([\w.]+)'>", r"\1", str(hints[name])).replace("NoneType", "None")
+            expected = getattr(hints[name], "__name__", "") if isinstance(hints[name], type) else hints[name]
             raise UserError(name, f"expected {expected}, got {shown_value(value)}")
 
 
 def _fits(value: Any, hint: Any) -> bool:
-    """Whether a value of a YAML file has this type. Types that YAML does not have are not checked."""
-    origin, inner = get_origin(hint), get_args(hint)
-    if origin in (Union, UnionType):
-        return any(_fits(value, one) for one in inner)
-    if origin is list:
-        return isinstance(value, list) and all(_fits(one, inner[0]) for one in value)
-    if hint in (str, int, float, bool, type(None)):
-        return isinstance(value, (int, float) if hint is float else hint) and (
-            hint is bool or value not in (True, False)
-        )
-    return True
+    """Whether a value of a YAML file has a type; anything has one that YAML does not know."""
+    if get_origin(hint) in (Union, UnionType):
+        return any(_fits(value, one) for one in get_args(hint))
+    if get_origin(hint) is list:
+        return isinstance(value, list) and all(_fits(one, get_args(hint)[0]) for one in value)
+    return hint not in (str, int, float, bool, type(None)) or isinstance(value, hint)
 
 
 def _with_local_files(task: Task, data_dir: str | Path | None) -> Task:
