@@ -76,27 +76,26 @@ def tasks_named(
         if name in tasks:
             raise UserError("tasks", f"two tasks are named {name!r}; a .yaml file can name them: `a: {name}`")
         with errors_within(f"tasks.{name}"):
-            _check_arguments(kind, arguments)
-            tasks[name] = _with_local_files(kind(**arguments), data_dir)
+            tasks[name] = _with_local_files(_built(kind, arguments), data_dir)
     return tasks
 
 
 def _parsed(named: Any) -> tuple[str, type[Task], dict[str, Any]]:
     """The name, the class and the arguments of one task."""
+    group = ""
     if isinstance(named, Mapping) and {"class_path"} <= {*named} <= {"class_path", "init_args"}:
-        name, path, arguments = str(named["class_path"]), None, dict(named.get("init_args") or {})
+        name, arguments = str(named["class_path"]), dict(named.get("init_args") or {})
     elif isinstance(named, str):
-        (name, _, path), arguments = named.partition(":"), {}
+        name, _, path = named.partition(":")
         name, _, group = name.partition("/")
-        arguments |= {"path": path} if path else {}
-        arguments |= {"groups": [group]} if group else {}
+        arguments = {**({"path": path} if path else {}), **({"groups": [group]} if group else {})}
     else:
         raise UserError("tasks", f"expected a name, or class_path and init_args, got {shown_value(named)}")
     kind = _class_named(name)
-    if name in BENCHMARKS:
-        return named.partition(":")[0] if isinstance(named, str) else name, kind, arguments
     file = arguments.get("path")
-    return Path(file).name.split(".")[0] if isinstance(file, str) else kind.__name__, kind, arguments
+    own = Path(file).name.split(".")[0] if isinstance(file, str) else kind.__name__
+    name = next((name for name, benchmark in BENCHMARKS.items() if benchmark is kind), own)
+    return f"{name}/{group}" if group else name, kind, arguments
 
 
 def _class_named(name: str) -> type[Task]:
@@ -113,16 +112,22 @@ def _class_named(name: str) -> type[Task]:
     return kind
 
 
-def _check_arguments(kind: type[Task], arguments: Mapping[str, Any]) -> None:
-    """Refuse an argument that a class does not have, or of another type than its field."""
-    hints = get_type_hints(kind)
+def _built(kind: type[Task], arguments: Mapping[str, Any]) -> Task:
+    """A task, after its arguments are checked against the types of its fields."""
     known = [field.name for field in dataclasses.fields(kind)]
-    for name, value in arguments.items():
-        if name not in known:
-            raise UserError(name, f"{kind.__name__} has no option {name!r}.{near_matches(name, known)}")
-        if not _fits(value, hints[name]):
-            expected = getattr(hints[name], "__name__", "") if isinstance(hints[name], type) else hints[name]
-            raise UserError(name, f"expected {expected}, got {shown_value(value)}")
+    try:
+        hints = get_type_hints(kind)
+        for name, value in arguments.items():
+            if name not in known:
+                raise UserError(name, f"{kind.__name__} has no option {name!r}.{near_matches(name, known)}")
+            if not _fits(value, hints[name]):
+                expected = hints[name].__name__ if isinstance(hints[name], type) else hints[name]
+                raise UserError(name, f"expected {expected}, got {shown_value(value)}")
+        return kind(**arguments)
+    except UserError:
+        raise
+    except Exception as error:  # whatever the constructor of a user's class raises
+        raise UserError("", f"{kind.__name__} refuses its arguments: {first_line(error)}") from error
 
 
 def _fits(value: Any, hint: Any) -> bool:

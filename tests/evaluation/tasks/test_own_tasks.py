@@ -110,6 +110,8 @@ MISTAKES = [
     ("Math:rows.jsonl,Math:rows.jsonl", "tasks: two tasks are named 'rows'; a .yaml file can name them: `a: rows`"),
     ("nowhere.A", "tasks: cannot import 'nowhere' of 'nowhere.A': ModuleNotFoundError: No module named 'nowhere'"),
     ("json.JSONDecoder", "tasks: expected a subclass of lit_probsft.evaluation.tasks.Task, got json.JSONDecoder"),
+    ("unfinished.Mine", "tasks.Mine: Mine refuses its arguments: Can't instantiate abstract class Mine with abstract "
+     "methods grade, question"),
     ("nowhere.yaml", "tasks: cannot read 'nowhere.yaml': No such file or directory"),
     (init(promt="x"), "tasks.rows.promt: Math has no option 'promt'. Did you mean 'prompt'?"),
     (init(groups="a"), "tasks.rows.groups: expected list[str] | None, got 'a'"),
@@ -136,7 +138,9 @@ MISTAKES = [
 @pytest.mark.parametrize(("spec", "message"), MISTAKES, ids=lambda value: str(value)[:40])
 def test_mistakes_have_one_message(spec: Any, message: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
+    monkeypatch.syspath_prepend(tmp_path)
     (tmp_path / "data").mkdir()
+    (tmp_path / "unfinished.py").write_text("from lit_probsft.evaluation.tasks import Task\nclass Mine(Task): pass\n")
     write(tmp_path / "rows.jsonl", [{"question": "1+1?", "answer": 2, "name": name} for name in ("ann", "bob", "ann")])
     write(tmp_path / "one.jsonl", [{"question": "?", "choices": ["x"], "answer": 0}])
     write(tmp_path / "exam.jsonl", [{**EXAM, "answer_idx": "E"}])
