@@ -56,7 +56,7 @@ class Choices(Prompted):
         return grade_choice(answer, question.gold, question.choices, last_named=self.last_named)
 
     def _choices(self, row: Mapping[str, Any]) -> dict[str, str]:
-        """The text of each choice by its label. A choice that is null or `N/A` is left out."""
+        """The text of each choice by its label. A choice that is null, empty or `N/A` is left out."""
         if isinstance(self.choices, list):
             value: Any = [row.get(column) for column in self.choices]
         else:
@@ -66,7 +66,7 @@ class Choices(Prompted):
         elif isinstance(value, Sequence) and not isinstance(value, str):
             value = dict(zip(ascii_uppercase, value, strict=False))
         items = value.items() if isinstance(value, Mapping) else ()
-        found = {str(label): as_text(text, "choices") for label, text in items if text not in (None, "N/A")}
+        found = {str(label): as_text(text, "choices") for label, text in items if text not in (None, "", "N/A")}
         if len(found) < 2:
             raise UserError("choices", f"expected a list or a mapping of at least two, got {shown_value(value)}")
         return found

@@ -30,13 +30,14 @@ def field_of(
     wanted = names if named is None else [named]
     row = with_nested(row, columns_of(wanted, row))
     by_name = {column.lower(): column for column in reversed([*row])}
-    for name in wanted:
-        column = name if name in row else by_name.get(name.lower())
-        if column is not None and row[column] is not None:
+    columns = [name if name in row else by_name.get(name.lower(), "") for name in wanted]
+    found = [column for column in columns if column in row]
+    for column in found:
+        if row[column] is not None:
             return row[column]
-    if default is _MISSING:
-        raise UserError(argument, missing_column(wanted[0], list(row)))
-    return default
+    if default is not _MISSING:
+        return default
+    raise UserError(argument, f"column {found[0]!r} is null" if found else missing_column(wanted[0], list(row)))
 
 
 def as_text(value: Any, argument: str) -> str:

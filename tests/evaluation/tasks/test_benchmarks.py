@@ -44,14 +44,14 @@ def test_references_end_with_the_answer_that_the_rows_give(tmp_path: Path) -> No
         {"problem": "?", "answer": "7"},
         {"problem": "?", "answer": "7", "solution": r"So \boxed{7}."},
         {"problem": "?", "answer": "7", "solution": r"So $n = \boxed{n=7}$."},
-        {"problem": "?", "answer": "so 7\n#### 7"},
+        {"problem": "?", "answer": "#### 3? No.\n#### 7"},
     ]
     questions = tasks_named(f"math500:{write(tmp_path / 'rows.jsonl', rows)}")["math500"].questions()
     assert [question.reference for question in questions] == [
         r"\boxed{7}",
         r"So \boxed{7}.",
         "So $n = \\boxed{n=7}$.\n\\boxed{7}",
-        "so 7\n#### 7",
+        "#### 3? No.\n#### 7",
     ]
 
 

@@ -54,6 +54,7 @@ CHOICES = [
     ({"choices": [3, 4.0], "answer": "4"}, "B"),
     ({"options": {"1": "x", "2": "y"}, "label": 2}, "2"),
     ({"options": {"A": None, "B": "x", "C": "y"}, "answer": 1}, "B"),
+    ({"choices": ["x", "y", "", "N/A", None], "answer": "y"}, "B"),
     ({"choices": {"label": ["yes", "no"], "text": ["x", "y"]}, "answerKey": "no"}, "no"),
 ]
 
@@ -131,6 +132,9 @@ MISTAKES = [
      "(row 0, counted from 0)"),
     ("Choices:exam.jsonl", "answer: expected one of A, B, C, D, an index from 0 or the text of one choice, got 'E' "
      "(row 0, counted from 0)"),
+    ("Exact:null.jsonl", "answer: column 'answer' is null (row 0, counted from 0)"),
+    ("Choices:uneven.jsonl", "Choices.question raised ValueError: zip() argument 2 is longer than argument 1 "
+     "(row 0, counted from 0)"),
     ("mmlu_prox:exam.jsonl", "path: expected {language} in the names of files, got 'exam.jsonl'"),
 ]  # fmt: skip
 
@@ -144,6 +148,8 @@ def test_mistakes_have_one_message(spec: Any, message: str, tmp_path: Path, monk
     write(tmp_path / "rows.jsonl", [{"question": "1+1?", "answer": 2, "name": name} for name in ("ann", "bob", "ann")])
     write(tmp_path / "one.jsonl", [{"question": "?", "choices": ["x"], "answer": 0}])
     write(tmp_path / "exam.jsonl", [{**EXAM, "answer_idx": "E"}])
+    write(tmp_path / "null.jsonl", [{"question": "?", "answer": None}])
+    write(tmp_path / "uneven.jsonl", [{"question": "?", "choices": {"label": ["A"], "text": ["x", "y"]}}])
     with pytest.raises(UserError) as error:
         for task in tasks_named(spec, "data").values():
             task.questions()
