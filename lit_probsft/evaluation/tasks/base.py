@@ -137,7 +137,7 @@ class Task(ABC):
             return self.question(row)
         except UserError:
             raise
-        except Exception as error:  # a user's own code, or a row of a shape that nobody thought of
+        except Exception as error:  # a user's own code, or a row of an unexpected shape
             raise UserError("", f"{type(self).__name__}.question raised {type(error).__name__}: {error}") from error
 
     def _groups(self, rows: Sequence[Mapping[str, Any]]) -> list[str | None]:
