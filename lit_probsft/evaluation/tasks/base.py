@@ -142,9 +142,11 @@ class Task(ABC):
 
     def _groups(self, rows: Sequence[Mapping[str, Any]]) -> list[str | None]:
         """The group of each row; None without a column for it."""
-        if self.group is not None and self.group not in rows[0]:
-            raise UserError("group", missing_column(self.group, list(rows[0])))
-        found = [None if self.group is None else str(row[self.group]) for row in rows]
+        found: list[str | None] = [None] * len(rows)
+        if self.group is not None:  # otherwise no row is read: the puzzles are drawn when they are
+            if self.group not in rows[0]:
+                raise UserError("group", missing_column(self.group, list(rows[0])))
+            found = [str(row[self.group]) for row in rows]
         known = [name for name in dict.fromkeys(found) if name is not None]
         for name in self.groups or ():
             if name not in known:

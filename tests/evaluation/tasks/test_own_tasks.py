@@ -45,6 +45,22 @@ def test_ids_depend_neither_on_the_limit_nor_on_the_groups_asked(tmp_path: Path)
     assert [question.id for question in Math(path, id="question").questions()] == [f"{i}?" for i in range(20)]
 
 
+def test_a_limit_reads_only_the_rows_that_are_asked(monkeypatch: pytest.MonkeyPatch) -> None:
+    read = set()
+
+    class Drawn(list[dict[str, Any]]):
+        def __getitem__(self, index: Any) -> Any:
+            read.add(index)
+            return super().__getitem__(index)
+
+        def __iter__(self) -> Any:
+            return (self[index] for index in range(len(self)))
+
+    monkeypatch.setattr(Math, "load", lambda task: Drawn({"question": "?", "answer": i} for i in range(100)))
+    assert len(Math().questions(5)) == 5
+    assert len(read - {0}) <= 5
+
+
 CHOICES = [
     ({"choices": ["x", "y"], "answer": "B"}, "B"),
     ({"choices": ["x", "y"], "answer": "b"}, "B"),
