@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -12,7 +13,7 @@ from lit_probsft.data.rows.columns import missing_column
 from lit_probsft.data.rows.conversation import Message
 from lit_probsft.data.rows.files import local_paths, refuse_broken
 from lit_probsft.data.rows.row_source import Rows
-from lit_probsft.errors import UserError, errors_within, near_matches
+from lit_probsft.errors import UserError, check_range, errors_within, near_matches
 from lit_probsft.evaluation.grading import Grade
 from lit_probsft.evaluation.tasks.subset import chosen
 from lit_probsft.storage.hub import dataset_file
@@ -116,12 +117,13 @@ class Task(ABC):
         Raises:
             UserError: the rows cannot be read, one cannot be used, or two questions have the same id.
         """
+        check_range("limit", limit, 1, math.inf)
         rows = self.load()
         if not len(rows):
             raise UserError("path", "expected at least one row, got none")
         groups = self._groups(rows)
         ids = self._ids(rows, groups)
-        kept = [index for index, group in enumerate(groups) if self.groups is None or group in self.groups]
+        kept = [index for index, group in enumerate(groups) if not self.groups or group in self.groups]
         found = []
         for index in (kept[place] for place in chosen([groups[index] for index in kept], limit)):
             with errors_within("", f" (row {index}, counted from 0)"):
