@@ -61,7 +61,10 @@ def reference() -> dict[str, str]:
             f"::: {module_of(first)}",
             f"    options: {{heading_level: 1, members: {members}}}",
         ]
-        lines += ["", *_names(first), *(f"\n::: {module_of(path)}" for path in others), ""]
+        lines += ["", *_names(first)]
+        for path in others:
+            lines += ["", f"::: {module_of(path)}", "", *_names(path)]
+        lines.append("")
         pages[f"api/{section}.md"] = "\n".join(lines)
     return pages
 

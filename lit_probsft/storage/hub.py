@@ -8,7 +8,7 @@ import re
 from collections.abc import Iterator
 from pathlib import Path
 
-from lit_probsft.errors import UserError, near_matches
+from lit_probsft.errors import UserError, first_line, near_matches
 from lit_probsft.storage.gguf import gguf_at
 
 _FILES = ("config.json", "tokenizer_config.json")
@@ -101,6 +101,21 @@ def dataset_commit(name: str, revision: str | None = None) -> str | None:
     except Exception:  # reported when the dataset is loaded
         return None
     return sha
+
+
+def dataset_file(name: str, file: str, revision: str | None = None) -> str:
+    """The path of one file of a dataset on the hub, downloaded if it is not in the cache.
+
+    Raises:
+        UserError: it is not on the hub, or the hub cannot be reached.
+    """
+    import huggingface_hub
+
+    revision = dataset_commit(name, revision) or revision
+    try:
+        return str(huggingface_hub.hf_hub_download(name, file, repo_type="dataset", revision=revision))
+    except Exception as error:  # the hub's errors share no base class
+        raise UserError("path", f"could not load {file!r} of {name!r} from the hub: {first_line(error)}") from error
 
 
 @functools.cache

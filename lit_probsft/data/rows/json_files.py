@@ -105,6 +105,11 @@ def _rows_within(path: Path, whole: Any) -> list[Row]:
                 return _rows_of_list(path, value)
         if whole and all(isinstance(row, Mapping) for row in whole.values()):
             return [{"key": key, **row} for key, row in whole.items()]
+        if whole and all(_is_list_of_rows(rows) for rows in whole.values()):
+            groups = {key: _rows_of_list(path, rows) for key, rows in whole.items()}
+            return [
+                {"key": key, **row} if isinstance(row, Mapping) else row for key, rows in groups.items() for row in rows
+            ]
         return [whole]
     return _rows_of_list(path, whole) if isinstance(whole, list) else [broken_row(_not_an_object(whole, path))]
 

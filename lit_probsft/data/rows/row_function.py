@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from importlib import import_module
 from typing import Any
 
-from lit_probsft.errors import UserError, near_matches
+from lit_probsft.data.rows.imports import import_callable
+from lit_probsft.errors import UserError
 
 
 def import_row_function(path: str) -> Callable[[Mapping[str, Any]], Any]:
@@ -15,21 +15,7 @@ def import_row_function(path: str) -> Callable[[Mapping[str, Any]], Any]:
     Raises:
         UserError: the module cannot be imported or has no such function.
     """
-    module_name, _, name = path.rpartition(".")
-    if not module_name:
-        raise UserError("row_function", f"expected an import path such as my_rows.pubmedqa, got {path!r}")
-    try:
-        module = import_module(module_name)
-    except Exception as error:  # the user's module may raise anything
-        raise UserError(
-            "row_function", f"cannot import {module_name!r} of {path!r}: {type(error).__name__}: {error}"
-        ) from error
-    function = getattr(module, name, None)
-    if not callable(function):
-        hint = near_matches(name, [key for key, value in vars(module).items() if callable(value)])
-        raise UserError("row_function", f"no function {name!r} in {module_name!r}.{hint}")
-    checked: Callable[[Mapping[str, Any]], Any] = function
-    return checked
+    return import_callable(path, "row_function", "function", "my_rows.pubmedqa")
 
 
 def call_row_function(path: str, row: Mapping[str, Any]) -> Mapping[str, Any]:

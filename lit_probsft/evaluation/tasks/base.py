@@ -2,14 +2,24 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
+from collections import Counter
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
+from lit_probsft.data.rows.columns import missing_column
 from lit_probsft.data.rows.conversation import Message
+from lit_probsft.data.rows.files import local_paths, refuse_broken
 from lit_probsft.data.rows.row_source import Rows
-from lit_probsft.evaluation.grading.grade import Grade
+from lit_probsft.errors import UserError, check_range, errors_within, near_matches
+from lit_probsft.evaluation.grading import Grade
+from lit_probsft.evaluation.tasks.subset import chosen
+from lit_probsft.storage.hub import dataset_file
+
+IDS = ("id", "unique_id", "question_id", "idx", "pubid", "key")
+"""Columns that may hold the id of a question, in the order in which they are tried."""
 
 
 @dataclass(frozen=True)
@@ -35,22 +45,57 @@ class Question:
 
 @dataclass(frozen=True)
 class Task(ABC):
-    """A benchmark. Members are frozen dataclasses; a configuration names them by class path.
+    """A benchmark. A subclass implements `question` and `grade`; one with fields is a frozen dataclass too.
 
     Args:
         path: a hub id or local files instead of the task's own source, as in `Rows`.
+        name: the configuration of a hub data set, instead of the task's own.
         split: of the source, instead of the task's own.
+        revision: branch, tag or commit of a hub data set.
+        id: the column that names a question. By default the first of `IDS` that the rows have if its values all
+            differ, else the number of the row.
+        group: the column with the group of a question, such as its source. Results list every group.
+        groups: ask only the questions of these groups.
     """
 
     path: str | None = None
+    name: str | None = None
     split: str | None = None
+    revision: str | None = None
+    id: str | None = None
+    group: str | None = None
+    groups: list[str] | None = None
 
-    hub: ClassVar[Mapping[str, Any]] = {}
-    """Arguments of `Rows` for the task's own source: path, name, split, revision."""
+    hub: ClassVar[Mapping[str, str]] = {}
+    """The task's own source, see `on_hub`."""
     files: ClassVar[Sequence[str]] = ()
-    """Names of local files with the same rows, as they are looked for below `--data-dir`."""
+    """Names of local files with the same rows, relative to `--data-dir`. The first one that exists is read."""
     max_new_tokens: ClassVar[int] = 2048
     """The most tokens of an answer, unless the user says otherwise."""
+
+    @abstractmethod
+    def question(self, row: Mapping[str, Any]) -> Question:
+        """Turn a row into a question. `id` and `group` may be left empty: `questions` fills them in.
+
+        Raises:
+            UserError: the row cannot be used. The message need not say which row it is.
+        """
+
+    @abstractmethod
+    def grade(self, answer: str, question: Question) -> Grade:
+        """Grade an answer to `question`. Never raises."""
+
+    def source(self) -> dict[str, Any]:
+        """The arguments of `Rows` for the task's rows, and `file` if they are one file of the hub's data set.
+
+        Raises:
+            UserError: there is no such file, or the task has no source of its own and none is given.
+        """
+        options = {"path": self.path, "name": self.name, "split": self.split, "revision": self.revision}
+        given = {key: value for key, value in options.items() if value is not None}
+        if self.path is None and not self.hub:
+            raise UserError("path", f"expected the rows of {type(self).__name__}: a file, or a data set on the hub")
+        return given if self.path is not None and local_paths(self.path) is not None else {**self.hub, **given}
 
     def load(self) -> Sequence[Mapping[str, Any]]:
         """The rows, in a fixed order.
@@ -58,17 +103,78 @@ class Task(ABC):
         Raises:
             UserError: they cannot be read.
         """
-        source = {
-            **self.hub,
-            **({"path": self.path} if self.path else {}),
-            **({"split": self.split} if self.split else {}),
-        }
-        return Rows(**source).load()
+        source = self.source()
+        if (file := source.pop("file", None)) is not None:
+            source = {"path": dataset_file(source["path"], file, source.get("revision"))}
+        return refuse_broken(Rows(**source).load_with_broken())
 
-    @abstractmethod
-    def question(self, row: Mapping[str, Any]) -> Question:
-        """The question of a row; `id` may be empty, it is then the row's number."""
+    def questions(self, limit: int | None = None) -> list[Question]:
+        """The questions in the order of their rows, each with its id and group.
 
-    @abstractmethod
-    def grade(self, answer: str, question: Question) -> Grade:
-        """Grade an answer to `question`. Never raises."""
+        Args:
+            limit: ask at most this many, see `chosen`. The ids do not depend on it.
+
+        Raises:
+            UserError: the rows cannot be read, one cannot be used, or two questions have the same id.
+        """
+        check_range("limit", limit, 1, math.inf)
+        rows = self.load()
+        if not len(rows):
+            raise UserError("path", "expected at least one row, got none")
+        groups = self._groups(rows)
+        ids = self._ids(rows, groups)
+        kept = [index for index, group in enumerate(groups) if not self.groups or group in self.groups]
+        found = []
+        for index in (kept[place] for place in chosen([groups[index] for index in kept], limit)):
+            with errors_within("", f" (row {index}, counted from 0)"):
+                question = self._asked(rows[index])
+            found.append(replace(question, id=question.id or ids[index], group=question.group or groups[index]))
+        repeated, times = Counter(question.id for question in found).most_common(1)[0]
+        if times > 1:
+            raise UserError("id", f"expected another id for each question, got {repeated!r} {times} times")
+        return found
+
+    def _asked(self, row: Mapping[str, Any]) -> Question:
+        try:
+            return self.question(row)
+        except UserError:
+            raise
+        except Exception as error:  # a user's own code, or a row of an unexpected shape
+            raise UserError("", f"{type(self).__name__}.question raised {type(error).__name__}: {error}") from error
+
+    def _groups(self, rows: Sequence[Mapping[str, Any]]) -> list[str | None]:
+        """The group of each row; None without a column for it."""
+        found: list[str | None] = [None] * len(rows)
+        if self.group is not None:  # otherwise no row is read: the puzzles are drawn when they are
+            if self.group not in rows[0]:
+                raise UserError("group", missing_column(self.group, list(rows[0])))
+            found = [str(row[self.group]) for row in rows]
+        known = [name for name in dict.fromkeys(found) if name is not None]
+        for name in self.groups or ():
+            if name not in known:
+                listed = f"some of {', '.join(known)}" if known else "none without a column `group`"
+                raise UserError("groups", f"expected {listed}, got {name!r}.{near_matches(name, known)}")
+        return found
+
+    def _ids(self, rows: Sequence[Mapping[str, Any]], groups: Sequence[str | None]) -> list[str]:
+        """The id of each row: from its column, or its number within its group."""
+        column = self.id or next((name for name in IDS if name in rows[0]), None)
+        if self.id is not None and self.id not in rows[0]:
+            raise UserError("id", missing_column(self.id, list(rows[0])))
+        prefixes = ["" if group is None else f"{group}/" for group in groups]
+        if column is not None:
+            ids = [f"{prefix}{row.get(column)}" for prefix, row in zip(prefixes, rows, strict=True)]
+            if self.id is not None or len({*ids}) == len(ids):
+                return ids
+        counts: Counter[str] = Counter()
+        numbered = []
+        for prefix in prefixes:
+            numbered.append(f"{prefix}{counts[prefix]}")
+            counts[prefix] += 1
+        return numbered
+
+
+def on_hub(path: str, name: str = "", split: str = "", file: str = "") -> Mapping[str, str]:
+    """A data set on the hub: `path`, `name` and `split` as in `Rows`, or `path` and the name of a file in it."""
+    source = {"path": path, "name": name, "split": split, "file": file}
+    return {key: value for key, value in source.items() if value}

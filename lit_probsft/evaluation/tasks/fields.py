@@ -1,0 +1,81 @@
+"""Values of a row whose column has one name here and another there, as texts."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
+
+from lit_probsft.data.rows.columns import columns_of, missing_column, text_field, with_nested
+from lit_probsft.data.rows.labels import name_of_label
+from lit_probsft.errors import UserError
+
+QUESTION = ("question", "question_stem", "problem", "prompt", "instruction", "input")
+ANSWER = ("answer", "final_answer", "gold", "target", "ground_truth", "response", "output")
+SOLUTION = ("solution", "rationale")
+
+_MISSING = object()
+
+
+def with_named_fields(row: Mapping[str, Any], names: Iterable[str]) -> Mapping[str, Any]:
+    """The row with those nested fields as columns that dotted names ask for."""
+    return with_nested(row, columns_of([name for name in names if "." in name], row))
+
+
+def field_of(
+    row: Mapping[str, Any], named: str | None, names: Sequence[str], argument: str, default: Any = _MISSING
+) -> Any:
+    """The value of the column `named`, or of the first one of `names` that is not null, in upper or lower case.
+
+    Dotted names are nested fields.
+
+    Raises:
+        UserError: there is no such column, and no default.
+    """
+    wanted = names if named is None else [named]
+    row = with_named_fields(row, wanted)
+    by_name = {column.lower(): column for column in reversed([*row])}
+    columns = [name if name in row else by_name.get(name.lower(), "") for name in wanted]
+    found = [column for column in columns if column in row]
+    for column in found:
+        if row[column] is not None:
+            return row[column]
+    if default is not _MISSING:
+        return default
+    raise UserError(argument, f"column {found[0]!r} is null" if found else missing_column(wanted[0], list(row)))
+
+
+def as_text(value: Any, argument: str) -> str:
+    """A text, a class label or a number as text; 27.0 is `27`.
+
+    Raises:
+        UserError: it is something else, or empty.
+    """
+    value = name_of_label(value)
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    return text_field(str(value) if number else value, argument).strip()
+
+
+def as_texts(value: Any, argument: str) -> list[str]:
+    """The texts of a list, or of a single value; at least one.
+
+    Raises:
+        UserError: as `as_text`.
+    """
+    values = value if isinstance(value, Sequence) and not isinstance(value, str) and len(value) else [value]
+    return [as_text(one, argument) for one in values]
+
+
+def marked_answer(text: str) -> str:
+    r"""The answer in a solution: the text after `####`, or in its last complete `\boxed{}`; else the whole text."""
+    if "####" in text:
+        return text.rpartition("####")[2].strip()
+    for box in reversed([*re.finditer(r"\\boxed\s*\{", text)]):
+        depth = 1
+        for brace in re.finditer(r"\\.|[{}]", text[box.end() :], re.S):
+            depth += {"{": 1, "}": -1}.get(brace[0], 0)
+            if not depth:
+                return text[box.end() :][: brace.start()].strip()
+    return text
