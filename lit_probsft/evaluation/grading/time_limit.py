@@ -12,9 +12,8 @@ import threading
 from collections.abc import Callable
 from multiprocessing import Pipe
 from multiprocessing.connection import Connection
-from typing import Any, ParamSpec, TypeVar
+from typing import Any, TypeVar, cast
 
-P = ParamSpec("P")
 T = TypeVar("T")
 
 MOST_WORKERS = min(8, os.cpu_count() or 1)
@@ -64,7 +63,7 @@ def limited(function: Callable[..., T], *args: Any, seconds: float = 5.0) -> T:
             pool.give_back(worker)
     if error is not None:
         raise error
-    return result
+    return cast(T, result)
 
 
 class _Worker:
