@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import atexit
+import contextlib
 import os
 import pickle
 import signal
@@ -60,7 +61,7 @@ def limited(function: Callable[..., T], *args: Any, seconds: float = 5.0) -> T:
         if isinstance(error, MemoryError):  # what it still holds may be why
             pool.end(worker)
         else:
-            pool.give_back(worker)
+            pool.idle.append(worker)
     if error is not None:
         raise error
     return cast(T, result)
@@ -117,20 +118,13 @@ class _Pool:
         self.idle: list[_Worker] = []
 
     def take(self) -> _Worker:
-        while self.idle:
-            try:
-                worker = self.idle.pop()
-            except IndexError:  # another thread took it
-                break
-            if worker.process.poll() is None:
-                return worker
-            self.end(worker)  # someone killed it since its last call
+        with contextlib.suppress(IndexError):  # none is idle
+            while (worker := self.idle.pop()).process.poll() is not None:
+                self.end(worker)  # it was killed since its last call
+            return worker
         worker = _Worker()
         self.workers.add(worker)
         return worker
-
-    def give_back(self, worker: _Worker) -> None:
-        self.idle.append(worker)
 
     def end(self, worker: _Worker) -> None:
         self.workers.discard(worker)
@@ -192,11 +186,7 @@ def _pickled(error: Exception) -> bytes:
 
 
 def _limit_memory() -> None:
-    try:
+    with contextlib.suppress(ImportError, ValueError, OSError):  # a system without such a limit, or with a lower one
         import resource
 
-        hard = resource.getrlimit(resource.RLIMIT_AS)[1]
-        if hard == resource.RLIM_INFINITY or hard > MEMORY:
-            resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
-    except (ImportError, ValueError, OSError):  # a system without such a limit
-        pass
+        resource.setrlimit(resource.RLIMIT_AS, (MEMORY, MEMORY))
