@@ -7,6 +7,7 @@ An answer states its choice in the first of these ways that it uses:
 2. Nothing but a choice on a line: `B`, `**B**`, `(B)`, `B. aspirin` or `aspirin`, and no other choice like that.
 3. A label and punctuation first: "B. It inhibits ...", "Yes, because ...".
 4. A label in brackets or bold, or after "option", and no other label like that.
+5. The text of a choice after "is", at the end of a clause: "The drug of choice is aspirin." Again, no other like that.
 
 A choice is named by its label or by its whole text; if they disagree, by its label. "A or B", "none" and a label that
 does not exist name no choice. Before another word, "A" and "I" are English, like small letters and words such as "no".
@@ -29,7 +30,9 @@ _STATEMENT = re.compile(
     r"""(?P<box> \\(?:boxed|fbox) \s* \{ )
     | <answer>
     | \bfinal\s+answer \s* \n
-    | \b(?:answers?|option|choice|response)\b (?:\s+(?!choices|options)[a-z]{2,}){0,8}?
+    | (?: (?<!each\ )(?<!every\ )(?<!possible\ )\banswer | \bcorrect\s+answers
+        | \b(?:correct|best|right|final|likely|appropriate|my)\s+(?:option|choice|response) )\b
+      (?:\s+(?!choices|options)[a-z]{2,}){0,8}?
       (?: \s*[:=] | \s+[-–—]\s | \s+(?:is|would\ be|will\ be|should\ be|must\ be)\b)
     | \bI\s+(?:(?:would|will|must|can)\s+)? (?:choose|pick|select|go\ with)\b""",
     re.VERBOSE | re.IGNORECASE,
@@ -102,6 +105,8 @@ class _Reader:
         self.before = re.compile(rf"(?P<label>{one})(?!\w)", re.IGNORECASE)
         self.right = re.compile(rf"(?<![\w'’-])(?P<label>{one})\)?{_IS_RIGHT}")
         self.marked = re.compile(rf"\((?P<label>{one})\)|\b(?i:option|choice)\s+(?P<other>{one})(?!\w)")
+        texts = "|".join(map(re.escape, sorted(self.texts, key=len, reverse=True))) or r"(?!)"
+        self.said = re.compile(rf"\b(?:is|are|was|be)\s+(?:(?:the|an|a)\s+)?(?P<text>{texts})(?=[,;!?)]|\.(?!\d)|$)")
         self.anywhere = re.compile(rf"(?<![^\W_])(?![aA] )(?P<label>{one})(?![^\W_])")
 
     def stated(self, answer: str) -> str | None:
@@ -118,7 +123,10 @@ class _Reader:
         if not alone and (first := self.begins(answer)):
             return first[0]
         marked = {self._named(match) for line in lines if line not in alone for match in self.marked.finditer(line)}
-        return marked.pop() if len(marked) == 1 else NO_CHOICE if alone or marked else None
+        if alone or marked:
+            return marked.pop() if len(marked) == 1 else NO_CHOICE
+        said = {self.texts[match["text"]] for match in self.said.finditer(" ".join(answer.split()).casefold())}
+        return said.pop() if len(said) == 1 else NO_CHOICE if said else None
 
     def last_named(self, answer: str) -> str | None:
         """The choice whose label comes last, if possible after "answer is"; without labels, whose text comes last."""

@@ -7,7 +7,7 @@ import string
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from lit_probsft.evaluation.grading import grade_choice
@@ -28,6 +28,7 @@ def test_the_choice_that_an_answer_states(choices: dict[str, str], text: str, la
     assert others == {False}
 
 
+@settings(max_examples=15)
 @given(st.sampled_from(string.ascii_uppercase[:10]), st.sampled_from(string.ascii_uppercase[:10]))
 def test_the_last_statement_counts(first: str, last: str) -> None:
     for statement in ("The answer is {}.", "Answer: {}\n", r"\boxed{{{}}} ", "I choose ({}). ", "**Answer: {}**\n"):

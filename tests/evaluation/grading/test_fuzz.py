@@ -44,6 +44,7 @@ VALUES: dict[str, Callable[[random.Random], Any]] = {
     },
     "a": lambda draw: text(draw),
     "b": lambda draw: text(draw),
+    "tolerance": lambda draw: draw.choice([0.0, 0.01]),
     "variant": lambda draw: draw.choice(["rapidfuzz", "paper"]),
 }
 """How to draw each parameter of a grader; switches are drawn too."""
@@ -89,7 +90,7 @@ def problems(seeds: Iterable[int]) -> str:
 
 
 def test_no_text_breaks_a_grader() -> None:
-    found = problems(range(400))
+    found = problems(range(200))
     assert not found, found
 
 
@@ -99,7 +100,7 @@ def test_none_of_many_texts_breaks_a_grader() -> None:
     assert not found, found
 
 
-@settings(max_examples=50, deadline=None)
+@settings(max_examples=25, deadline=None)
 @given(st.text(), st.text(), st.dictionaries(st.text(max_size=3), st.text(max_size=10), max_size=5))
 def test_no_unicode_breaks_a_grader(answer: str, gold: str, choices: dict[str, str]) -> None:
     values = {"answer": answer, "gold": gold, "choices": choices, "a": answer, "b": gold}
@@ -108,7 +109,7 @@ def test_no_unicode_breaks_a_grader(answer: str, gold: str, choices: dict[str, s
         assert not (problem := wrong(grader, known)), problem
 
 
-@pytest.mark.parametrize("pieces", [PIECES[::25], pytest.param(PIECES, marks=pytest.mark.slow)], ids=["few", "all"])
+@pytest.mark.parametrize("pieces", [PIECES[::50], pytest.param(PIECES, marks=pytest.mark.slow)], ids=["few", "all"])
 def test_a_long_answer_takes_seconds_at_most(pieces: list[str]) -> None:
     for piece in (*pieces, "the answer is A or ", " \n"):
         for grader in GRADERS:
