@@ -194,7 +194,7 @@ class ProbSFTCLI(OpenCLI):
     def _text_of(self, config: Namespace) -> str:
         """The configuration as the run's config.yaml keeps it: without the flags of this call alone."""
         kept = config.clone()
-        for flag in (
+        once = (
             "config",
             "resume",
             "overwrite",
@@ -203,7 +203,8 @@ class ProbSFTCLI(OpenCLI):
             "weights",
             "weights_only",
             "predictions_format",
-        ):
+        )
+        for flag in once:
             kept.pop(flag, None)
         kept.name = self.run.path.name
         return str(self.parser_of(self.command).dump(kept, skip_unset=False, skip_validation=True))
