@@ -194,17 +194,8 @@ class ProbSFTCLI(OpenCLI):
     def _text_of(self, config: Namespace) -> str:
         """The configuration as the run's config.yaml keeps it: without the flags of this call alone."""
         kept = config.clone()
-        once = (
-            "config",
-            "resume",
-            "overwrite",
-            "dry_run",
-            "ckpt_path",
-            "weights",
-            "weights_only",
-            "predictions_format",
-        )
-        for flag in once:
+        run_flags = ("resume", "overwrite", "dry_run", "weights", "predictions_format")
+        for flag in ("config", "ckpt_path", "weights_only", *run_flags):
             kept.pop(flag, None)
         kept.name = self.run.path.name
         return str(self.parser_of(self.command).dump(kept, skip_unset=False, skip_validation=True))
