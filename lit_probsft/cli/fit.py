@@ -194,7 +194,8 @@ class ProbSFTCLI(OpenCLI):
     def _text_of(self, config: Namespace) -> str:
         """The configuration as the run's config.yaml keeps it: without the flags of this call alone."""
         kept = config.clone()
-        for flag in ("config", "resume", "overwrite", "dry_run", "ckpt_path", "weights", "weights_only"):
+        run_flags = ("resume", "overwrite", "dry_run", "weights", "predictions_format")
+        for flag in ("config", "ckpt_path", "weights_only", *run_flags):
             kept.pop(flag, None)
         kept.name = self.run.path.name
         return str(self.parser_of(self.command).dump(kept, skip_unset=False, skip_validation=True))
@@ -272,7 +273,7 @@ class ProbSFTCLI(OpenCLI):
         if config.trainer.enable_progress_bar is not False:
             ours.append(ProgressBar())
         if self.command == "predict":
-            ours.append(PredictionWriter(self.run.predictions))
+            ours.append(PredictionWriter(self.run, config.predictions_format))
         if self._validate_every is not None:
             ours.append(ValidateEvery(self._validate_every))
         if self.command != "fit" or config.trainer.fast_dev_run:

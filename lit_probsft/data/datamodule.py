@@ -324,7 +324,7 @@ class InstructionDataModule(LightningDataModule):
 
     def prediction_row(self, document: int) -> dict[str, Any]:
         """Describes the row of a document of the predict stage: `index`, `prompt` (the user's last turn), `reference`
-        (the answer in the data, or None), and `source` if there are several."""
+        (the answer in the data, or None), `source` if there are several, and `task_id` if the row has that column."""
         return self._tokenized.prediction_row(int(self.documents("predict").rows[document]))
 
     def inspect(self, name: str, most: int) -> tuple[int | None, list[int], Iterator[list[Outcome]]]:

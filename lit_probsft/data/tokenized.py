@@ -5,7 +5,7 @@ from __future__ import annotations
 import copy
 import json
 import os
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -152,15 +152,19 @@ class TokenizedSplits:
     def prediction_row(self, row: int) -> dict[str, Any]:
         """Describes row `row` of the predict split; see `InstructionDataModule.prediction_row`."""
         loaded = self.splits["predict"].loaded
-        example = loaded.example(loaded.item(row))
+        item = loaded.item(row)
+        example = loaded.example(item)
         assert isinstance(example, Conversation)
+        assert isinstance(item.row, Mapping)
+        columns = item.row["row"] if loaded.source.parts else item.row  # a mixture wraps its rows
         prompt = next(turn["content"] for turn in reversed(example.messages) if turn["role"] == "user")
         last = example.messages[-1]
         calls = [json.dumps(call["function"], ensure_ascii=False) for call in last.get("tool_calls", [])]
         answer = "\n".join(filter(None, [last["content"], *calls])) if last["role"] == "assistant" else None
         source, index = loaded.locate(row)
         origin = {"source": loaded.source.parts[source]} if loaded.source.parts else {}
-        return {**origin, "index": index, "prompt": prompt, "reference": answer}
+        task = {"task_id": columns["task_id"]} if "task_id" in columns else {}
+        return {**origin, "index": index, **task, "prompt": prompt, "reference": answer}
 
     def describe(self) -> dict[str, Any]:
         """Returns sources, tokenizer and recipe as plain data, for the record of a run."""

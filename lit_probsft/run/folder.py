@@ -12,6 +12,8 @@
     tokens.npz          p of validation tokens before and after training
     skipped.jsonl       the rows that were not used: split, row (and document), what, reason; missing if all were used
     predictions.jsonl   answers, written by `predict`
+    alpaca_eval.json    the same for AlpacaEval, with `--predictions_format alpaca_eval`
+    evalplus.jsonl      the same for evalplus, with `--predictions_format evalplus`
     report.html         written by `report`
     capability.json     p of the training rows before training, written by `capability`, which needs no run;
                         with capability.png and, row by row, capability_examples.csv
@@ -67,6 +69,8 @@ class RunFolder:
         self.tokens = path / "tokens.npz"
         self.skipped = path / "skipped.jsonl"
         self.predictions = path / "predictions.jsonl"
+        self.alpaca_eval = path / "alpaca_eval.json"
+        self.evalplus = path / "evalplus.jsonl"
         self.report = path / "report.html"
         self.capability = path / "capability.json"
         self.capability_picture = path / "capability.png"
@@ -138,8 +142,9 @@ class RunFolder:
             for folder in (self.path, self.hf_steps):
                 tidy(folder)
             if not resume:
-                files = (self.config, self.record, self.metrics, self.predictions, self.skipped, self.divergence)
-                for path in (*files, self.tokens, self.report, self.checkpoints, self.hf, self.hf_steps):
+                files = (self.config, self.record, self.metrics, self.skipped, self.divergence)
+                answers = (self.predictions, self.alpaca_eval, self.evalplus)
+                for path in (*files, *answers, self.tokens, self.report, self.checkpoints, self.hf, self.hf_steps):
                     remove(path)
 
     def lock_existing(self) -> None:

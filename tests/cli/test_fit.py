@@ -304,11 +304,17 @@ def test_validate_test_and_predict_use_the_trained_weights(tmp_path: Path) -> No
 
 def test_every_row_of_a_mixture_is_answered(tmp_path: Path) -> None:
     path = config(tmp_path)
+    source = [json.loads(line) for line in (tmp_path / "validation.jsonl").read_text().splitlines()]
+    lines = [json.dumps({**row, "task_id": f"HumanEval/{i}"}) + "\n" for i, row in enumerate(source)]
+    (tmp_path / "validation.jsonl").write_text("".join(lines))
     rows = {"class_path": "Rows", "init_args": {"path": "validation.jsonl", "prompt": "question", "response": "answer"}}
-    mixture = {"class_path": "Mixture", "init_args": {"sources": {"a": rows, "b": rows}}}
-    main(["predict", "--config", str(path), "--weights", "base", "--data.predict", json.dumps(mixture)])
+    mixture = json.dumps({"class_path": "Mixture", "init_args": {"sources": {"a": rows, "b": rows}}})
+    options = ["--weights", "base", "--data.predict", mixture, "--predictions_format", "evalplus"]
+    main(["predict", "--config", str(path), *options])
     answers = [json.loads(line) for line in (tmp_path / "runs/tiny/predictions.jsonl").read_text().splitlines()]
     assert [(a["source"], a["index"]) for a in answers] == [(name, row) for name in "ab" for row in range(6)]
+    solutions = [json.loads(line) for line in (tmp_path / "runs/tiny/evalplus.jsonl").read_text().splitlines()]
+    assert solutions == [{"task_id": f"HumanEval/{a['index']}", "solution": a["answer"]} for a in answers]
 
 
 def test_export_needs_only_the_checkpoint(tmp_path: Path) -> None:
@@ -460,10 +466,16 @@ def test_help_lists_every_command_without_heavy_imports(tmp_path: Path) -> None:
         assert out.stdout.splitlines()[-1] == "[]"
 
 
-def test_empty_answers_are_counted(tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
-    writer = PredictionWriter(tmp_path / "predictions.jsonl")
-    writer._rows = {index: {"index": index, "answer": answer} for index, answer in enumerate(["", "a", ""])}
+def test_empty_answers_are_counted_and_alpaca_eval_has_them_too(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    writer = PredictionWriter(RunFolder(tmp_path / "tiny"), "alpaca_eval")
+    writer._rows = {index: {"prompt": f"é{index}", "answer": answer} for index, answer in enumerate(["", "a", ""])}
+    (tmp_path / "tiny").mkdir()
     with caplog.at_level("INFO"):
         writer.on_predict_epoch_end(SimpleNamespace(world_size=1, is_global_zero=True), None)  # type: ignore[arg-type]
     assert "3 answers in" in caplog.text
     assert "2 of them are empty" in caplog.text
+    found = json.loads((tmp_path / "tiny/alpaca_eval.json").read_text(encoding="utf-8"))
+    assert found[1] == {"instruction": "é1", "output": "a", "generator": "tiny"}
+    assert [row["output"] for row in found] == ["", "a", ""]

@@ -96,6 +96,12 @@ RUN_FLAGS = (
         str,
         "auto",
     ),
+    RunFlag(
+        "predictions_format",
+        "for predict: also write the answers to alpaca_eval.json or evalplus.jsonl, the input files of these graders",
+        Literal["jsonl", "alpaca_eval", "evalplus"],
+        "jsonl",
+    ),
 )
 
 

@@ -1,5 +1,7 @@
 """Decides whether an answer is right. A grader never raises and never hangs."""
 
+from lit_probsft.evaluation.grading.choice import grade_choice
 from lit_probsft.evaluation.grading.grade import Grade
+from lit_probsft.evaluation.grading.text import grade_exact, jaro_winkler
 
-__all__ = ["Grade"]
+__all__ = ["Grade", "grade_choice", "grade_exact", "jaro_winkler"]
