@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from lit_probsft.data.rows.conversation import Message
 from lit_probsft.data.tokens.tokenization import tokenize_prompt
-from lit_probsft.errors import UserError, errors_within
+from lit_probsft.errors import errors_within
 from lit_probsft.evaluation.generation.requests import Answer, Request
 from lit_probsft.evaluation.grading.grade import VERSION, Grade
 from lit_probsft.evaluation.settings import Settings
@@ -37,7 +38,7 @@ class Evaluation:
         context_length: tokens of a prompt and its answer together; None if it is not known.
 
     Raises:
-        UserError: rows cannot be read or turned into prompts; a task has no rows, or the same question twice.
+        UserError: the rows of a task cannot be read, or turned into prompts.
 
     Attributes:
         questions: by task.
@@ -54,9 +55,10 @@ class Evaluation:
     ) -> None:
         self.tasks = dict(tasks)
         self.settings = dict.fromkeys(tasks, settings) if isinstance(settings, Settings) else dict(settings)
-        self.questions = {
-            name: list(_questions(name, task, self.settings[name].limit)) for name, task in self.tasks.items()
-        }
+        self.questions: dict[str, list[Question]] = {}
+        for name, task in self.tasks.items():
+            with errors_within(name):
+                self.questions[name] = task.questions(self.settings[name].limit)
         self.requests: list[Request] = []
         self.too_long: list[Row] = []
         self._asked: list[tuple[str, Question]] = []  # by the index of the request
@@ -97,6 +99,7 @@ class Evaluation:
                 "prompt_sha256": _digest(prompt or messages),
                 "max_new_tokens": max(room, 0),
                 "gold": question.gold,
+                "reference": question.reference,
                 "choices": dict(question.choices),
                 "group": question.group,
                 "grader": VERSION,
@@ -107,10 +110,10 @@ class Evaluation:
         """The lines of questions.jsonl: what the answers to each question depend on, and what their grades do."""
         return self._lines
 
-    def prompts(self) -> Iterator[tuple[str, Question, Sequence[int]]]:
-        """The task, the question and its prompt, for each request."""
-        for request in self.requests:
-            yield *self._asked[request.index], request.prompt
+    def conversations(self, task: str) -> list[tuple[Sequence[Message], Question]]:
+        """The conversation up to the answer, and the question, for each request of a task."""
+        asked = [(request.messages, *self._asked[request.index]) for request in self.requests]
+        return [(messages, question) for messages, name, question in asked if name == task]
 
     def keys(self) -> set[Key]:
         """All answers that the numbers need."""
@@ -170,7 +173,7 @@ class Evaluation:
         task, settings = self.tasks[name], self.settings[name]
         lines = [line for line in self._lines if line["task"] == name]
         return {
-            "source": task.path or task.hub.get("path"),
+            "source": task.source(),
             "rows_fingerprint": _digest([[line["question"], line["gold"], line["choices"]] for line in lines]),
             "prompt_sha256": _digest([line["prompt_sha256"] for line in lines]),
             "grader": VERSION,
@@ -193,22 +196,6 @@ def _graded(grade: Grade) -> dict[str, Any]:
         "reason": grade.reason,
         "scores": dict(grade.scores),
     }
-
-
-def _questions(name: str, task: Task, limit: int | None) -> Iterator[Question]:
-    seen: set[str] = set()
-    for number, row in enumerate(task.load()):
-        if number == limit:
-            break
-        with errors_within(name, f" (row {number})"):
-            question = task.question(row)
-        question = replace(question, id=question.id or str(number))
-        if question.id in seen:
-            raise UserError(name, f"expected each question once, got two with the id {question.id!r}")
-        seen.add(question.id)
-        yield question
-    if not seen:
-        raise UserError(name, "expected rows with questions, got none")
 
 
 def _digest(value: Any) -> str:

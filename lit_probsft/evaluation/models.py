@@ -79,8 +79,8 @@ def base_of(name: str, revision: str | None = None) -> str | None:
         if (record := read_json(folder / "run.json")) is not None:
             base = (record.get("model") or {}).get("name")
             return str(base) if base else None
-    folder = adapters_at(name, revision)
-    return None if folder is None else read_config(folder, "MODEL").get("base_model_name_or_path")
+    adapters = adapters_at(name, revision)
+    return None if adapters is None else read_config(adapters, "MODEL").get("base_model_name_or_path")
 
 
 def load_tokenizer(

@@ -117,6 +117,8 @@ class Store:
                 stale.add(question_of(line))
         self._read_answers(stale, grade_again)
         self.likelihoods.read()
+        if stale & self.likelihoods.objects.keys():
+            self.likelihoods.replace(row for name, row in self.likelihoods.objects.items() if name not in stale)
         content = {"format": _FORMAT, "model": dict(model), "settings": {**before, **settings}}
         write_json(self._settings, {**content, "started": known.get("started") or time.strftime("%Y-%m-%dT%H:%M:%S%z")})
         self._questions.replace({**self._questions.objects, **{question_of(line): line for line in questions}}.values())

@@ -1,0 +1,136 @@
+"""`evaluate MODEL --tasks gsm8k --out results/X.json`: grades a model's answers to benchmarks."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from lit_probsft.cli.arguments import CommandParser
+from lit_probsft.cli.model_flags import add_model_flags, flag_of, tokenizer_options
+from lit_probsft.errors import UserError
+
+if TYPE_CHECKING:
+    from argparse import Namespace
+
+    from lit_probsft.evaluation.subject import Subject
+
+
+def run(args: Sequence[str]) -> dict[str, Any]:
+    """Evaluate the model, print a table and return the content of the results file.
+
+    Raises:
+        UserError: for a wrong flag, a model or rows that cannot be loaded, or files of another evaluation.
+    """
+    parser = CommandParser(
+        prog="python -m lit_probsft evaluate",
+        description="Grade a model's answers to benchmarks. An evaluation that was stopped goes on with the same "
+        "command.",
+    )
+    add_model_flags(parser)
+    parser.add_argument("--tasks", required=True, help="names, such as math500,gsm8k, or Math:mine.jsonl")
+    parser.add_argument("--out", required=True, type=Path, metavar="FILE", help="results file, such as results/X.json")
+    parser.add_argument("--n", type=int, default=1, help="answers to each question (default: 1)")
+    parser.add_argument("--temperature", type=float, default=0.0, help="0 is greedy decoding (default: 0)")
+    parser.add_argument("--top-p", type=float, default=1.0, help="nucleus to sample from (default: 1)")
+    parser.add_argument(
+        "--max-new-tokens", metavar="N", type=int, help="maximum length of an answer (default: that of the task)"
+    )
+    parser.add_argument("--greedy", action="store_true", help="one more answer to each question, without sampling")
+    parser.add_argument("--seed", type=int, default=0, help="seed for sampling (default: 0)")
+    parser.add_argument("--limit", type=int, metavar="N", help="at most N questions of each task (default: all)")
+    parser.add_argument("--data-dir", metavar="FOLDER", help="folder with the rows (default: the hub)")
+    parser.add_argument("--likelihood", action="store_true", help="also measure p of the right answers and the choices")
+    parser.add_argument(
+        "--generation",
+        choices=("plain", "model"),
+        default="plain",
+        help="`model` keeps the penalties of its generation_config.json (default: plain)",
+    )
+    parser.add_argument("--devices", type=int, default=1, metavar="N", help="one process on each of N devices")
+    parser.add_argument("--device-map", choices=("auto",), help="spread one model over all GPUs and the CPU")
+    parser.add_argument("--server", metavar="URL", help="ask a server with the OpenAI protocol, such as vLLM")
+    parser.add_argument("--server-model", metavar="NAME", help="name on the server (default: its only model)")
+    parser.add_argument(
+        "--server-template", action="store_true", help="let the server render the prompts; MODEL is only a name then"
+    )
+    parser.add_argument("--api-key", help="for the server")
+    parser.add_argument("--overwrite", action="store_true", help="start anew, whatever FILE holds")
+    flags = parser.parse_args(args)
+    known = tokenizer_options(flags)
+    from lit_probsft.evaluation.evaluation import Evaluation
+    from lit_probsft.evaluation.models import model_place
+    from lit_probsft.evaluation.session import evaluate
+    from lit_probsft.evaluation.settings import Settings
+    from lit_probsft.evaluation.store import Store
+    from lit_probsft.evaluation.tasks.registry import tasks_named
+
+    names = ("n", "temperature", "top_p", "max_new_tokens", "seed", "system", "limit", "greedy")
+    try:
+        settings = Settings(
+            **{name: getattr(flags, name) for name in names}, template_options=known["template_options"] or {}
+        )
+    except UserError as error:
+        raise flag_of(error) from error
+    _check_server_flags(flags)
+    store = Store(flags.out, flags.overwrite)
+    try:
+        tasks = tasks_named(flags.tasks, flags.data_dir)
+        with contextlib.nullcontext(None) if flags.server_template else model_place(flags.model) as place:
+            subject = _subject(flags, place, known)
+            evaluation = Evaluation(tasks, settings, subject.tokenizer, subject.context_length)
+            results = evaluate(flags.model, subject, evaluation, store, settings, likelihood=flags.likelihood)
+    finally:
+        store.close()
+    _print_table(results["tasks"])
+    print(f"{store.out}: these numbers; {store.folder}: the answers")
+    return results
+
+
+def _check_server_flags(flags: Namespace) -> None:
+    for name in ("server_model", "server_template", "api_key") if flags.server is None else ():
+        if getattr(flags, name):
+            raise UserError(f"--{name.replace('_', '-')}", "needs --server")
+    here = {"--devices": flags.devices > 1, "--device-map": flags.device_map, "--likelihood": flags.likelihood}
+    for flag, given in here.items() if flags.server is not None else ():
+        if given:
+            raise UserError(flag, "applies to a model in this process, not to --server")
+    if flags.devices > 1 and (flags.device_map or flags.likelihood):
+        raise UserError("--devices", f"expected 1 with --device-map and --likelihood, got {flags.devices}")
+
+
+def _subject(flags: Namespace, place: str | None, known: Any) -> Subject:
+    from lit_probsft.evaluation.models import device_named
+    from lit_probsft.evaluation.subject import devices_of, local_subject, server_subject
+
+    if flags.server is not None:
+        name = flags.server_model
+        return server_subject(flags.server, name, place, known, top_p=flags.top_p, api_key=flags.api_key)
+    assert place is not None
+    return local_subject(
+        place,
+        devices_of(device_named(flags.device), flags.devices),
+        flags.dtype,
+        known,
+        spread=flags.device_map is not None,
+        top_p=flags.top_p,
+        keep_generation_config=flags.generation == "model",
+    )
+
+
+def _print_table(tasks: Mapping[str, Any]) -> None:
+    rows = [["task", "questions", "accuracy", "95% interval", "cut off", "no answer", "tokens"]]
+    for name, numbers in tasks.items():
+        accuracy, length = numbers["accuracy"], numbers["tokens"]["mean"]
+        error = "" if accuracy["se"] is None else f" ± {196 * accuracy['se']:.1f}"
+        interval = f"{100 * accuracy['low']:.1f} to {100 * accuracy['high']:.1f} %"
+        shares = [f"{100 * numbers[share]:.1f} %" for share in ("cut_off", "no_answer")]
+        mean = f"{100 * accuracy['mean']:.1f}{error} %"
+        tokens = "" if length is None else f"{length:.0f}"
+        rows.append([name, str(numbers["questions"]), mean, interval, *shares, tokens])
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    for row in rows:
+        print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
+    if too_long := sum(numbers["prompt_too_long"] for numbers in tasks.values()):
+        print(f"{too_long} prompts are longer than the model's context and count as wrong")

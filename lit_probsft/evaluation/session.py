@@ -1,0 +1,118 @@
+"""One evaluation from its questions to its results file, continued from where an earlier one stopped."""
+
+from __future__ import annotations
+
+import json
+import signal
+import time
+from collections.abc import Mapping
+from dataclasses import asdict
+from typing import Any
+
+from lightning.pytorch.utilities import rank_zero_info
+
+from lit_probsft.errors import UserError
+from lit_probsft.evaluation.answering import answer_all
+from lit_probsft.evaluation.evaluation import Evaluation
+from lit_probsft.evaluation.settings import Settings
+from lit_probsft.evaluation.store import Store
+from lit_probsft.evaluation.subject import Subject
+from lit_probsft.parallel.stopping import StoppedBySignal
+from lit_probsft.run.facts import versions
+
+_SAMPLING = ("temperature", "top_p", "seed", "system", "template_options", "max_new_tokens")
+
+
+def evaluate(
+    name: str, subject: Subject, evaluation: Evaluation, store: Store, settings: Settings, *, likelihood: bool = False
+) -> dict[str, Any]:
+    """Make the answers that are missing, and write the results file; returns its content.
+
+    Args:
+        name: of the model.
+        subject: the model. Its backend is closed at the end.
+        evaluation: the questions.
+        store: the files.
+        settings: of the command.
+        likelihood: also measure how probable the references and choices are.
+
+    Raises:
+        UserError: the files belong to another evaluation, or cannot be written; or the backend fails.
+        StoppedBySignal: on SIGTERM and Ctrl-C. All answers that were graded are stored.
+    """
+    from lit_probsft.evaluation.numbers import mean_over_tasks
+    from lit_probsft.evaluation.results import write_results
+
+    model = {"name": name, "fingerprint": subject.settings["weights"]}
+    try:
+        store.open(model, {**subject.settings, **_depends_on(evaluation)}, evaluation.lines(), evaluation.grade_again)
+        missing = evaluation.keys() - store.answers.objects.keys()
+        if not missing:
+            rank_zero_info(f"all answers are in {store.answers.path}; only the numbers are made again")
+        elif stored := len(evaluation.keys()) - len(missing):
+            rank_zero_info(f"{stored} answers are in {store.answers.path}, {len(missing)} are missing")
+        start = time.monotonic()
+        tokens = answer_all(evaluation, subject.backend, store)
+        seconds = time.monotonic() - start
+        if likelihood:
+            _measure_likelihoods(subject, evaluation, store)
+        tasks = evaluation.numbers(store.answers.objects.values())
+        if likelihood:
+            _add_likelihoods(tasks, evaluation, store)
+        speed = {"seconds": round(seconds, 1), "tokens_per_second": round(tokens / seconds, 1)}
+        if not tokens and store.out.exists():  # those of the call that made the answers
+            before = json.loads(store.out.read_text(encoding="utf-8"))
+            speed = {name: before.get(name) for name in speed}
+        results = {
+            "model": model,
+            "settings": asdict(settings),
+            "backend": dict(subject.backend.describe()),
+            "versions": versions(),
+            "started": store.started,
+            **speed,
+            "tasks": tasks,
+            "mean": mean_over_tasks([numbers["accuracy"] for numbers in tasks.values()]),
+        }
+        write_results(store.out, results)
+        return results
+    except (KeyboardInterrupt, StoppedBySignal) as stop:
+        number = signal.SIGINT if isinstance(stop, KeyboardInterrupt) else signal.SIGTERM
+        there = f"{len(store.answers.objects)} answers are in {store.answers.path}"
+        message = f"stopped by {number.name}; {there}, and the same command goes on from there"
+        raise StoppedBySignal(message, together=False, number=number) from stop
+    finally:
+        subject.backend.close()
+        store.close()
+
+
+def _depends_on(evaluation: Evaluation) -> dict[str, Any]:
+    return {
+        f"{field} of {task}": getattr(settings, field)
+        for task, settings in evaluation.settings.items()
+        for field in _SAMPLING
+    }
+
+
+def _measure_likelihoods(subject: Subject, evaluation: Evaluation, store: Store) -> None:
+    from lit_probsft.evaluation.likelihood import likelihoods
+
+    if subject.model is None:
+        raise UserError("--likelihood", "expected a model in this process, without --server and --devices")
+    for task, settings in evaluation.settings.items():
+        items = [
+            (messages, question)
+            for messages, question in evaluation.conversations(task)
+            if (task, question.id) not in store.likelihoods.objects
+        ]
+        options = settings.template_options
+        for row in likelihoods(subject.model, subject.tokenizer, items, template_options=options):
+            store.likelihoods.append({"task": task, **row})
+
+
+def _add_likelihoods(tasks: Mapping[str, Any], evaluation: Evaluation, store: Store) -> None:
+    from lit_probsft.evaluation.likelihood import summarize_likelihoods
+
+    for task, numbers in tasks.items():
+        questions = evaluation.questions[task]
+        found = (store.likelihoods.objects.get((task, question.id)) for question in questions)
+        numbers["likelihood"] = summarize_likelihoods([row for row in found if row is not None], questions)
