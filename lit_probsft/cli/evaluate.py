@@ -25,6 +25,7 @@ def run(args: Sequence[str]) -> dict[str, Any]:
     """
     parser = CommandParser(
         prog="python -m lit_probsft evaluate",
+        usage="python -m lit_probsft evaluate MODEL --tasks TASKS --out FILE [FLAGS]",
         description="Grade a model's answers to benchmarks. An evaluation that was stopped goes on with the same "
         "command.",
     )
