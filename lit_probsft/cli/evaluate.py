@@ -44,6 +44,10 @@ def run(args: Sequence[str]) -> dict[str, Any]:
     parser.add_argument("--data-dir", metavar="FOLDER", help="folder with the rows (default: the hub)")
     parser.add_argument("--likelihood", action="store_true", help="also measure p of the right answers and the choices")
     parser.add_argument(
+        "--retention", metavar="TASKS", help="also run tasks of lm-eval, such as ifeval,mmlu, on MODEL and its base"
+    )
+    parser.add_argument("--base", metavar="MODEL", help="the model before training, if MODEL does not name it")
+    parser.add_argument(
         "--generation",
         choices=("plain", "model"),
         default="plain",
@@ -62,7 +66,7 @@ def run(args: Sequence[str]) -> dict[str, Any]:
     known = tokenizer_options(flags)
     from lit_probsft.evaluation.evaluation import Evaluation
     from lit_probsft.evaluation.models import model_place
-    from lit_probsft.evaluation.session import evaluate
+    from lit_probsft.evaluation.session import add_retention, evaluate
     from lit_probsft.evaluation.settings import Settings
     from lit_probsft.evaluation.store import Store
     from lit_probsft.evaluation.tasks.registry import tasks_named
@@ -75,15 +79,18 @@ def run(args: Sequence[str]) -> dict[str, Any]:
     except UserError as error:
         raise flag_of(error) from error
     _check_server_flags(flags)
-    store = Store(flags.out, flags.overwrite)
-    try:
-        tasks = tasks_named(flags.tasks, flags.data_dir)
-        with contextlib.nullcontext(None) if flags.server_template else model_place(flags.model) as place:
-            subject = _subject(flags, place, known)
-            evaluation = Evaluation(tasks, settings, subject.tokenizer, subject.context_length)
-            results = evaluate(flags.model, subject, evaluation, store, settings, likelihood=flags.likelihood)
-    finally:
-        store.close()
+    tasks = tasks_named(flags.tasks, flags.data_dir)
+    base = _base(flags) if flags.retention else ""
+    here = contextlib.nullcontext(None) if flags.server_template else model_place(flags.model)
+    with Store(flags.out, flags.overwrite) as store, here as place:
+        subject = _subject(flags, place, known)
+        evaluation = Evaluation(tasks, settings, subject.tokenizer, subject.context_length)
+        results = evaluate(flags.model, subject, evaluation, store, settings, likelihood=flags.likelihood)
+        del subject  # lm-eval loads the model again
+        if flags.retention and place is not None:
+            names = flags.retention.split(",")
+            device = None if flags.device == "auto" else flags.device
+            add_retention(results, store, place, base, names, limit=flags.limit, device=device)
     _print_table(results["tasks"])
     print(f"{store.out}: these numbers; {store.folder}: the answers")
     return results
@@ -94,6 +101,7 @@ def _check_server_flags(flags: Namespace) -> None:
         if getattr(flags, name):
             raise UserError(f"--{name.replace('_', '-')}", "needs --server")
     here = {"--devices": flags.devices > 1, "--device-map": flags.device_map, "--likelihood": flags.likelihood}
+    here["--retention"] = flags.server_template and flags.retention
     for flag, given in here.items() if flags.server is not None else ():
         if given:
             raise UserError(flag, "applies to a model in this process, not to --server")
@@ -101,23 +109,26 @@ def _check_server_flags(flags: Namespace) -> None:
         raise UserError("--devices", f"expected 1 with --device-map and --likelihood, got {flags.devices}")
 
 
+def _base(flags: Namespace) -> str:
+    from lit_probsft.evaluation.models import base_of
+
+    base: str | None = flags.base or base_of(flags.model, flags.revision)
+    if base is None:
+        raise UserError("--base", f"expected the model before training, which {flags.model!r} does not name; got none")
+    return base
+
+
 def _subject(flags: Namespace, place: str | None, known: Any) -> Subject:
     from lit_probsft.evaluation.models import device_named
     from lit_probsft.evaluation.subject import devices_of, local_subject, server_subject
 
     if flags.server is not None:
-        name = flags.server_model
-        return server_subject(flags.server, name, place, known, top_p=flags.top_p, api_key=flags.api_key)
+        asking = {"model": flags.server_model, "api_key": flags.api_key}
+        return server_subject(flags.server, place, known, top_p=flags.top_p, **asking)
     assert place is not None
-    return local_subject(
-        place,
-        devices_of(device_named(flags.device), flags.devices),
-        flags.dtype,
-        known,
-        spread=flags.device_map is not None,
-        top_p=flags.top_p,
-        keep_generation_config=flags.generation == "model",
-    )
+    devices = devices_of(device_named(flags.device), flags.devices)
+    answering = {"top_p": flags.top_p, "keep_generation_config": flags.generation == "model"}
+    return local_subject(place, devices, flags.dtype, known, spread=flags.device_map is not None, **answering)
 
 
 def _print_table(tasks: Mapping[str, Any]) -> None:

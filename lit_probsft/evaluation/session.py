@@ -2,10 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import signal
 import time
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict
 from typing import Any
 
@@ -19,7 +18,9 @@ from lit_probsft.evaluation.store import Store
 from lit_probsft.evaluation.subject import Subject
 from lit_probsft.parallel.stopping import StoppedBySignal
 from lit_probsft.run.facts import versions
+from lit_probsft.storage.atomic import read_json
 
+_RETENTION = ("retention", "retention_settings")
 _SAMPLING = ("temperature", "top_p", "seed", "system", "template_options", "max_new_tokens")
 
 
@@ -32,7 +33,7 @@ def evaluate(
         name: of the model.
         subject: the model. Its backend is closed at the end.
         evaluation: the questions.
-        store: the files.
+        store: the files, which the caller closes.
         settings: of the command.
         likelihood: also measure how probable the references and choices are.
 
@@ -59,9 +60,9 @@ def evaluate(
         tasks = evaluation.numbers(store.answers.objects.values())
         if likelihood:
             _add_likelihoods(tasks, evaluation, store)
-        speed = {"seconds": round(seconds, 1), "tokens_per_second": round(tokens / seconds, 1)}
-        if not tokens and store.out.exists():  # those of the call that made the answers
-            before = json.loads(store.out.read_text(encoding="utf-8"))
+        before = read_json(store.out) or {}
+        speed: dict[str, Any] = {"seconds": round(seconds, 1), "tokens_per_second": round(tokens / seconds, 1)}
+        if not tokens:  # those of the call that made the answers
             speed = {name: before.get(name) for name in speed}
         results = {
             "model": model,
@@ -72,6 +73,7 @@ def evaluate(
             **speed,
             "tasks": tasks,
             "mean": mean_over_tasks([numbers["accuracy"] for numbers in tasks.values()]),
+            **{name: before[name] for name in _RETENTION if name in before},
         }
         write_results(store.out, results)
         return results
@@ -82,7 +84,33 @@ def evaluate(
         raise StoppedBySignal(message, together=False, number=number) from stop
     finally:
         subject.backend.close()
-        store.close()
+
+
+def add_retention(
+    results: dict[str, Any], store: Store, place: str, base: str, tasks: Sequence[str], **options: Any
+) -> None:
+    """Measure what the model has forgotten, except what its results file has, and write it there.
+
+    Args:
+        results: of `evaluate`, which are extended.
+        store: the files.
+        place: hub id or folder of the model.
+        base: the model before training.
+        tasks: of lm-eval.
+        options: of `retention.measure`.
+
+    Raises:
+        UserError: lm-eval cannot run a task.
+    """
+    from lit_probsft.evaluation.results import write_results
+    from lit_probsft.evaluation.retention import measure
+
+    settings = {"base": base, "limit": options.get("limit")}
+    known = results.get("retention", {}) if results.get("retention_settings") == settings else {}
+    if missing := [task for task in tasks if task not in known]:
+        known = {**known, **measure(place, base, missing, **options)}
+    results |= {"retention": known, "retention_settings": settings}
+    write_results(store.out, results)
 
 
 def _depends_on(evaluation: Evaluation) -> dict[str, Any]:

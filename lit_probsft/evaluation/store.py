@@ -143,7 +143,10 @@ class Store:
             new = {key_of(row): grade_again(row) for row in again}
             self.answers.replace({**self.answers.objects, **new}.values())
 
-    def close(self) -> None:
+    def __enter__(self) -> Store:
+        return self
+
+    def __exit__(self, *_: object) -> None:
         """Wait until everything is on the disk, and unlock the files."""
         try:
             self.answers.close()

@@ -16,7 +16,7 @@ from lit_probsft.model.fingerprint import fingerprint
 from lit_probsft.model.loading import read_config_of
 
 
-@dataclass(frozen=True)
+@dataclass
 class Subject:
     """The model that is evaluated.
 
@@ -42,8 +42,7 @@ def local_subject(
     options: TokenizerOptions,
     *,
     spread: bool = False,
-    top_p: float = 1.0,
-    keep_generation_config: bool = False,
+    **answering: Any,
 ) -> Subject:
     """A model in this process, or a copy of it in one process per device.
 
@@ -53,53 +52,37 @@ def local_subject(
         dtype: of the weights; `auto` is bfloat16 on a GPU, else float32.
         options: of `load_tokenizer`.
         spread: distribute one copy over all GPUs and the CPU.
-        top_p: share of the probability mass that is sampled from.
-        keep_generation_config: apply the penalties of the model's `generation_config`.
+        answering: options of `LocalBackend`.
 
     Raises:
         UserError: the model cannot be loaded.
     """
     if dtype == "auto":
         dtype = "bfloat16" if devices[0].type == "cuda" else "float32"
-    answers = {"top_p": top_p, "keep_generation_config": keep_generation_config}
     alone = len(devices) == 1
     model, tokenizer = load_model(place, devices[0] if alone else "cpu", dtype, spread=spread, **options)
-    settings = {
-        "weights": fingerprint(model, torch.device("cpu")),
-        "dtype": dtype,
-        "generation": "model" if keep_generation_config else None,
-        "server": None,
-    }
-    limit = positions(model.config)
+    kept = "model" if answering.get("keep_generation_config") else None
+    settings = {"weights": fingerprint(model, torch.device("cpu")), "dtype": dtype, "generation": kept, "server": None}
+    limit = _positions(model.config)
     if alone:
         from lit_probsft.evaluation.generation.local import LocalBackend
 
-        return Subject(LocalBackend(model, tokenizer, **answers), tokenizer, limit, settings, model)
+        return Subject(LocalBackend(model, tokenizer, **answering), tokenizer, limit, settings, model)
     from lit_probsft.evaluation.generation.pool import Pool
 
     del model
-    load = partial(_load_backend, place=place, dtype=dtype, options=options, answers=answers)
+    load = partial(_load_backend, place, dtype, options, answering)
     return Subject(Pool(load, [str(device) for device in devices]), tokenizer, limit, settings)
 
 
-def server_subject(
-    url: str,
-    name: str | None,
-    place: str | None,
-    options: TokenizerOptions,
-    *,
-    top_p: float = 1.0,
-    api_key: str | None = None,
-) -> Subject:
+def server_subject(url: str, place: str | None, options: TokenizerOptions, **asking: Any) -> Subject:
     """A model on a server that speaks the OpenAI protocol.
 
     Args:
         url: of the server.
-        name: of the model on the server; None takes the only one that it has.
         place: hub id or folder with the tokenizer that renders the prompts; None leaves that to the server.
         options: of `load_tokenizer`.
-        top_p: share of the probability mass that is sampled from.
-        api_key: for the server.
+        asking: options of `ServerBackend`.
 
     Raises:
         UserError: the server or the tokenizer cannot be used.
@@ -110,15 +93,8 @@ def server_subject(
     if place is not None:
         tokenizer = load_tokenizer(place, **options)
         trusted = options.get("trust_remote_code", False)
-        limit = positions(read_config_of(place, revision=options.get("revision") or "main", trust_remote_code=trusted))
-    backend = ServerBackend(
-        url,
-        name,
-        tokenizer=tokenizer,
-        top_p=top_p,
-        api_key=api_key,
-        template_options=options.get("template_options"),
-    )
+        limit = _positions(read_config_of(place, revision=options.get("revision") or "main", trust_remote_code=trusted))
+    backend = ServerBackend(url, tokenizer=tokenizer, template_options=options.get("template_options"), **asking)
     known = backend.describe()
     settings = {"weights": None, "dtype": None, "generation": None, "server": f"{known['model']} at {known['url']}"}
     return Subject(backend, tokenizer, limit, settings)
@@ -139,14 +115,12 @@ def devices_of(device: torch.device, count: int) -> list[torch.device]:
     return [torch.device(device.type, index) for index in range(count)]
 
 
-def positions(config: Any) -> int | None:
-    """The context length in a model's configuration."""
+def _positions(config: Any) -> int | None:
     limit: int | None = getattr(config.get_text_config(), "max_position_embeddings", None)
     return limit
 
 
-def _load_backend(device: str, place: str, dtype: str, options: TokenizerOptions, answers: dict[str, Any]) -> Backend:
+def _load_backend(place: str, dtype: str, options: TokenizerOptions, answering: dict[str, Any], device: str) -> Any:
     from lit_probsft.evaluation.generation.local import LocalBackend
 
-    backend: Backend = LocalBackend(*load_model(place, device, dtype, **options), **answers)
-    return backend
+    return LocalBackend(*load_model(place, device, dtype, **options), **answering)

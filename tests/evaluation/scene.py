@@ -77,7 +77,8 @@ def measure(
     """Evaluate without a model."""
     subject = Subject(backend or Random(), tokenizer, context, {"weights": weights})
     evaluation = Evaluation(TASKS if tasks is None else tasks, settings, tokenizer, context)
-    return evaluate("m", subject, evaluation, Store(out, overwrite), settings)
+    with Store(out, overwrite) as store:
+        return evaluate("m", subject, evaluation, store, settings)
 
 
 def outcome(results: Mapping[str, Any]) -> Any:

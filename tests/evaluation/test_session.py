@@ -197,7 +197,8 @@ def test_files_in_use_by_another_process_are_refused(out: Path) -> None:
         with pytest.raises(UserError, match="^--out: another process is writing the answers of"):
             Store(out)
         other.communicate(b"\n")
-    Store(out).close()
+    with Store(out):
+        pass
 
 
 def test_a_slow_grader_does_not_stop_the_backend(out: Path, whole: Any, monkeypatch: pytest.MonkeyPatch) -> None:
