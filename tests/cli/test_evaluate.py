@@ -7,7 +7,6 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import torch
 
 from lit_probsft.cli.commands import main
 from lit_probsft.data import ByteTokenizer
@@ -36,18 +35,7 @@ def evaluate(*flags: Any) -> Any:
 def test_a_second_call_only_makes_the_numbers_again(folder: Path, capsys: pytest.CaptureFixture[str]) -> None:
     first = evaluate("--n", 2, "--temperature", 1, "--likelihood")
     said = capsys.readouterr()
-    assert said.out.splitlines()[0].split() == [
-        "task",
-        "questions",
-        "accuracy",
-        "95%",
-        "interval",
-        "cut",
-        "off",
-        "no",
-        "answer",
-        "tokens",
-    ]
+    assert said.out.startswith("task  questions  accuracy")
     assert said.out.splitlines()[1].split()[:2] == ["q", "6"]
     assert "1 prompts are longer than the model's context and count as wrong" in said.out
     assert "results/x.json: these numbers; results/x: the answers" in said.out
@@ -96,6 +84,6 @@ def test_processes_share_the_questions(folder: Path) -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(torch.cuda.device_count() < 1, reason="needs a GPU")
-def test_a_device_map_spreads_the_model(folder: Path) -> None:
-    assert evaluate("--device-map", "auto", "--dtype", "float32")["tasks"]
+def test_a_model_may_be_spread_over_devices(folder: Path) -> None:
+    spread = evaluate("--device-map", "auto", "--dtype", "float32", "--out", "results/y.json")
+    assert outcome(spread) == outcome(evaluate())
