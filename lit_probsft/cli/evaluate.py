@@ -53,6 +53,7 @@ def run(args: Sequence[str]) -> dict[str, Any]:
         default="plain",
         help="`model` keeps the penalties of its generation_config.json (default: plain)",
     )
+    parser.add_argument("--paper", action="store_true", help="prompts, sampling and averages of the paper")
     parser.add_argument("--devices", type=int, default=1, metavar="N", help="one process on each of N devices")
     parser.add_argument("--device-map", choices=("auto",), help="spread one model over all GPUs and the CPU")
     parser.add_argument("--server", metavar="URL", help="ask a server with the OpenAI protocol, such as vLLM")
@@ -66,26 +67,28 @@ def run(args: Sequence[str]) -> dict[str, Any]:
     known = tokenizer_options(flags)
     from lit_probsft.evaluation.evaluation import Evaluation
     from lit_probsft.evaluation.models import model_place
+    from lit_probsft.evaluation.paper import apply_protocols
     from lit_probsft.evaluation.session import add_retention, evaluate
     from lit_probsft.evaluation.settings import Settings
     from lit_probsft.evaluation.store import Store
     from lit_probsft.evaluation.tasks.registry import tasks_named
 
+    _check_flags(flags, parser)
     names = ("n", "temperature", "top_p", "max_new_tokens", "seed", "system", "limit", "greedy")
+    given = {name: getattr(flags, name) for name in names}
     try:
-        settings = Settings(
-            **{name: getattr(flags, name) for name in names}, template_options=known["template_options"] or {}
-        )
+        settings: Any = Settings(**given, template_options=known["template_options"] or {})
+        tasks = tasks_named(flags.tasks, flags.data_dir)
+        if flags.paper:
+            tasks, settings = apply_protocols(tasks, settings)
     except UserError as error:
         raise flag_of(error) from error
-    _check_server_flags(flags)
-    tasks = tasks_named(flags.tasks, flags.data_dir)
     base = _base(flags) if flags.retention else ""
     here = contextlib.nullcontext(None) if flags.server_template else model_place(flags.model)
     with Store(flags.out, flags.overwrite) as store, here as place:
         subject = _subject(flags, place, known)
         evaluation = Evaluation(tasks, settings, subject.tokenizer, subject.context_length)
-        results = evaluate(flags.model, subject, evaluation, store, settings, likelihood=flags.likelihood)
+        results = evaluate(flags.model, subject, evaluation, store, likelihood=flags.likelihood, paper=flags.paper)
         del subject  # lm-eval loads the model again
         if flags.retention and place is not None:
             names = flags.retention.split(",")
@@ -96,7 +99,10 @@ def run(args: Sequence[str]) -> dict[str, Any]:
     return results
 
 
-def _check_server_flags(flags: Namespace) -> None:
+def _check_flags(flags: Namespace, parser: CommandParser) -> None:
+    for name in ("n", "temperature", "top_p", "max_new_tokens", "system") if flags.paper else ():
+        if getattr(flags, name) != parser.get_default(name):
+            raise UserError(f"--{name.replace('_', '-')}", "expected none with --paper, which sets it")
     for name in ("server_model", "server_template", "api_key") if flags.server is None else ():
         if getattr(flags, name):
             raise UserError(f"--{name.replace('_', '-')}", "needs --server")

@@ -13,7 +13,6 @@ from lightning.pytorch.utilities import rank_zero_info
 from lit_probsft.errors import UserError
 from lit_probsft.evaluation.answering import answer_all
 from lit_probsft.evaluation.evaluation import Evaluation
-from lit_probsft.evaluation.settings import Settings
 from lit_probsft.evaluation.store import Store
 from lit_probsft.evaluation.subject import Subject
 from lit_probsft.parallel.stopping import StoppedBySignal
@@ -25,7 +24,13 @@ _SAMPLING = ("temperature", "top_p", "seed", "system", "template_options", "max_
 
 
 def evaluate(
-    name: str, subject: Subject, evaluation: Evaluation, store: Store, settings: Settings, *, likelihood: bool = False
+    name: str,
+    subject: Subject,
+    evaluation: Evaluation,
+    store: Store,
+    *,
+    likelihood: bool = False,
+    paper: bool = False,
 ) -> dict[str, Any]:
     """Make the answers that are missing, and write the results file; returns its content.
 
@@ -34,14 +39,15 @@ def evaluate(
         subject: the model. Its backend is closed at the end.
         evaluation: the questions.
         store: the files, which the caller closes.
-        settings: of the command.
         likelihood: also measure how probable the references and choices are.
+        paper: also compute the means that the paper prints.
 
     Raises:
         UserError: the files belong to another evaluation, or cannot be written; or the backend fails.
         StoppedBySignal: on SIGTERM and Ctrl-C. All answers that were graded are stored.
     """
     from lit_probsft.evaluation.numbers import mean_over_tasks
+    from lit_probsft.evaluation.paper import paper_means
     from lit_probsft.evaluation.results import write_results
 
     model = {"name": name, "fingerprint": subject.settings["weights"]}
@@ -66,13 +72,14 @@ def evaluate(
             speed = {name: before.get(name) for name in speed}
         results = {
             "model": model,
-            "settings": asdict(settings),
+            "settings": {**_common(evaluation), "paper": paper},
             "backend": dict(subject.backend.describe()),
             "versions": versions(),
             "started": store.started,
             **speed,
             "tasks": tasks,
             "mean": mean_over_tasks([numbers["accuracy"] for numbers in tasks.values()]),
+            **({"paper_means": paper_means(tasks)} if paper else {}),
             **{name: before[name] for name in _RETENTION if name in before},
         }
         write_results(store.out, results)
@@ -111,6 +118,12 @@ def add_retention(
         known = {**known, **measure(place, base, missing, **options)}
     results |= {"retention": known, "retention_settings": settings}
     write_results(store.out, results)
+
+
+def _common(evaluation: Evaluation) -> dict[str, Any]:
+    """The settings of all tasks; None where they differ."""
+    first, *others = map(asdict, evaluation.settings.values())
+    return {name: value if all(other[name] == value for other in others) else None for name, value in first.items()}
 
 
 def _depends_on(evaluation: Evaluation) -> dict[str, Any]:

@@ -102,7 +102,8 @@ class Store:
                     remove(path)
         known = read_json(self._settings) or {}
         before = known.get("settings") or {}
-        for name, value in json.loads(json.dumps(settings)).items():
+        settings, questions = json.loads(json.dumps([settings, questions]))  # as they are read again
+        for name, value in settings.items():
             if name in before and before[name] != value:
                 self._refuse(f"with {name} {_shown(before[name])}, this command has {_shown(value)}")
         self._questions.read()

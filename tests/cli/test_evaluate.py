@@ -48,6 +48,17 @@ def test_a_second_call_only_makes_the_numbers_again(folder: Path, capsys: pytest
     assert outcome(first) == outcome(second) == outcome(written)
 
 
+def test_the_papers_protocol_decides_prompts_and_sampling(folder: Path) -> None:
+    rows = [{"question": "a?", "choices": {"text": ["b", "c"], "label": ["A", "B"]}, "answerKey": "B"}] * 2
+    Path("o.jsonl").write_text("".join(json.dumps({**row, "id": str(i)}) + "\n" for i, row in enumerate(rows)))
+    words = ["m", "--tasks", "OpenBookQA:o.jsonl", "--out", "results/p.json", "--device", "cpu", "--paper"]
+    found = main(["evaluate", *words])
+    assert found["settings"]["paper"]
+    assert found["settings"]["max_new_tokens"] == 128
+    asked = json.loads(Path("results/p/questions.jsonl").read_text().splitlines()[0])["prompt"]
+    assert "Please complete the following multiple choice question." in asked
+
+
 def test_forgetting_is_measured_once_and_kept(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     calls = []
 

@@ -78,7 +78,7 @@ def measure(
     subject = Subject(backend or Random(), tokenizer, context, {"weights": weights})
     evaluation = Evaluation(TASKS if tasks is None else tasks, settings, tokenizer, context)
     with Store(out, overwrite) as store:
-        return evaluate("m", subject, evaluation, store, settings)
+        return evaluate("m", subject, evaluation, store)
 
 
 def outcome(results: Mapping[str, Any]) -> Any:
