@@ -61,12 +61,11 @@ def answer_all(evaluation: Evaluation, backend: Backend, store: Store) -> int:
 def _checked(pending: set[Future[None]], most: int) -> set[Future[None]]:
     """Wait until at most so many are left; raise what one of the others has raised."""
     while True:
-        done, left = wait(pending, None if len(pending) > most else 0, FIRST_COMPLETED)
+        done, pending = wait(pending, None if len(pending) > most else 0, FIRST_COMPLETED)
         for future in done:
             future.result()
-        if len(left) <= most:
-            return left
-        pending = left
+        if len(pending) <= most:
+            return pending
 
 
 class _Progress:
@@ -95,6 +94,8 @@ class _Progress:
     def __exit__(self, *_: object) -> None:
         if self._bar is not None:
             self._bar.stop()
+        if self.done:
+            print(self._line(), file=sys.stderr)
 
     def add(self, row: Row) -> None:
         with self._lock:
@@ -109,6 +110,7 @@ class _Progress:
         text = f"{self.done} of {self.total} answers"
         if not self.done:
             return text
-        seconds = max(time.monotonic() - self._start, 1e-9)
+        seconds = time.monotonic() - self._start
         left = timedelta(seconds=round(seconds / self.done * (self.total - self.done)))
-        return f"{text}, {self.tokens / seconds:.0f} tokens/s, about {left} left"
+        ahead = f", about {left} left" if self.done < self.total else f" in {timedelta(seconds=round(seconds))}"
+        return f"{text}, {self.tokens / seconds:.0f} tokens/s{ahead}"

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -62,7 +63,9 @@ def local_subject(
     alone = len(devices) == 1
     model, tokenizer = load_model(place, devices[0] if alone else "cpu", dtype, spread=spread, **options)
     kept = "model" if answering.get("keep_generation_config") else None
-    settings = {"weights": fingerprint(model, torch.device("cpu")), "dtype": dtype, "generation": kept, "server": None}
+    on_disk = any(weight.is_meta for weight in model.parameters())  # or wherever a device map has put them
+    weights = str(Path(place).absolute()) if on_disk else fingerprint(model, torch.device("cpu"))
+    settings = {"weights": weights, "dtype": dtype, "generation": kept, "server": None}
     limit = _positions(model.config)
     if alone:
         from lit_probsft.evaluation.generation.local import LocalBackend
