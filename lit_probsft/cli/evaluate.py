@@ -82,37 +82,36 @@ def run(args: Sequence[str]) -> dict[str, Any]:
         if flags.paper:
             tasks, settings = apply_protocols(tasks, settings)
     except UserError as error:
-        raise flag_of(error) from error
+        raise (flag_of(error) if error.argument in vars(flags) else error) from error
     base = _base(flags) if flags.retention else ""
     here = contextlib.nullcontext(None) if flags.server_template else model_place(flags.model)
     with Store(flags.out, flags.overwrite) as store, here as place:
         subject = _subject(flags, place, known)
-        evaluation = Evaluation(tasks, settings, subject.tokenizer, subject.context_length)
-        results = evaluate(flags.model, subject, evaluation, store, likelihood=flags.likelihood, paper=flags.paper)
+        with contextlib.closing(subject.backend):
+            evaluation = Evaluation(tasks, settings, subject.tokenizer, subject.context_length)
+            results = evaluate(flags.model, subject, evaluation, store, likelihood=flags.likelihood, paper=flags.paper)
         del subject  # lm-eval loads the model again
         if flags.retention and place is not None:
-            names = flags.retention.split(",")
-            device = None if flags.device == "auto" else flags.device
-            add_retention(results, store, place, base, names, limit=flags.limit, device=device)
+            options = {"limit": flags.limit, "device": None if flags.device == "auto" else flags.device}
+            add_retention(results, store, place, base, flags.retention.split(","), **options)
     _print_table(results["tasks"])
     print(f"{store.out}: these numbers; {store.folder}: the answers")
     return results
 
 
 def _check_flags(flags: Namespace, parser: CommandParser) -> None:
-    for name in ("n", "temperature", "top_p", "max_new_tokens", "system") if flags.paper else ():
-        if getattr(flags, name) != parser.get_default(name):
-            raise UserError(f"--{name.replace('_', '-')}", "expected none with --paper, which sets it")
-    for name in ("server_model", "server_template", "api_key") if flags.server is None else ():
-        if getattr(flags, name):
-            raise UserError(f"--{name.replace('_', '-')}", "needs --server")
-    here = {"--devices": flags.devices > 1, "--device-map": flags.device_map, "--likelihood": flags.likelihood}
-    here["--retention"] = flags.server_template and flags.retention
-    for flag, given in here.items() if flags.server is not None else ():
-        if given:
-            raise UserError(flag, "applies to a model in this process, not to --server")
-    if flags.devices > 1 and (flags.device_map or flags.likelihood):
-        raise UserError("--devices", f"expected 1 with --device-map and --likelihood, got {flags.devices}")
+    set_by_paper = ("n", "temperature", "top_p", "max_new_tokens", "system")
+    here, of_server = ("device_map", "likelihood"), ("server_model", "server_template", "api_key")
+    for applies, names, problem in (
+        (flags.paper, set_by_paper, "expected none with --paper, which sets it"),
+        (flags.server is None, of_server, "expected --server with it, got none"),
+        (flags.server is not None, ("devices", *here), "expected none with --server, since it needs the model here"),
+        (flags.server_template, ("retention",), "expected none with --server-template, since it needs the weights"),
+        (flags.devices > 1, here, "expected none with --devices, since it needs the model in this process"),
+    ):
+        for name in names if applies else ():
+            if getattr(flags, name) != parser.get_default(name):
+                raise flag_of(UserError(name, problem))
 
 
 def _base(flags: Namespace) -> str:

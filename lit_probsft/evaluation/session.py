@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import signal
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from dataclasses import asdict
+from pathlib import Path
 from typing import Any
 
 from lightning.pytorch.utilities import rank_zero_info
@@ -20,7 +21,7 @@ from lit_probsft.run.facts import versions
 from lit_probsft.storage.atomic import read_json
 
 _RETENTION = ("retention", "retention_settings")
-_SAMPLING = ("temperature", "top_p", "seed", "system", "template_options", "max_new_tokens")
+_OF_SAMPLES = ("seed", "top_p")
 
 
 def evaluate(
@@ -36,7 +37,7 @@ def evaluate(
 
     Args:
         name: of the model.
-        subject: the model. Its backend is closed at the end.
+        subject: the model.
         evaluation: the questions.
         store: the files, which the caller closes.
         likelihood: also measure how probable the references and choices are.
@@ -53,20 +54,15 @@ def evaluate(
     model = {"name": name, "fingerprint": subject.settings["weights"]}
     try:
         store.open(model, {**subject.settings, **_depends_on(evaluation)}, evaluation.lines(), evaluation.grade_again)
-        missing = evaluation.keys() - store.answers.objects.keys()
-        if not missing:
+        if evaluation.keys() <= store.answers.objects.keys():
             rank_zero_info(f"all answers are in {store.answers.path}; only the numbers are made again")
-        elif stored := len(evaluation.keys()) - len(missing):
-            rank_zero_info(f"{stored} answers are in {store.answers.path}, {len(missing)} are missing")
         start = time.monotonic()
         tokens = answer_all(evaluation, subject.backend, store)
         seconds = time.monotonic() - start
-        if likelihood:
-            _measure_likelihoods(subject, evaluation, store)
         tasks = evaluation.numbers(store.answers.objects.values())
-        if likelihood:
-            _add_likelihoods(tasks, evaluation, store)
-        before = read_json(store.out) or {}
+        for task, measured in _likelihoods(subject, evaluation, store) if likelihood else ():
+            tasks[task]["likelihood"] = measured
+        before = _previous(store.out)
         speed: dict[str, Any] = {"seconds": round(seconds, 1), "tokens_per_second": round(tokens / seconds, 1)}
         if not tokens:  # those of the call that made the answers
             speed = {name: before.get(name) for name in speed}
@@ -86,11 +82,10 @@ def evaluate(
         return results
     except (KeyboardInterrupt, StoppedBySignal) as stop:
         number = signal.SIGINT if isinstance(stop, KeyboardInterrupt) else signal.SIGTERM
-        there = f"{len(store.answers.objects)} answers are in {store.answers.path}"
-        message = f"stopped by {number.name}; {there}, and the same command goes on from there"
+        keys = evaluation.keys()
+        stored = f"{len(keys & store.answers.objects.keys())} of {len(keys)} answers are in {store.answers.path}"
+        message = f"stopped by {number.name}; {stored}, and the same command goes on from there"
         raise StoppedBySignal(message, together=False, number=number) from stop
-    finally:
-        subject.backend.close()
 
 
 def add_retention(
@@ -128,32 +123,30 @@ def _common(evaluation: Evaluation) -> dict[str, Any]:
 
 def _depends_on(evaluation: Evaluation) -> dict[str, Any]:
     return {
-        f"{field} of {task}": getattr(settings, field)
+        f"{field} of {task}": getattr(settings, field) if settings.temperature or field not in _OF_SAMPLES else None
         for task, settings in evaluation.settings.items()
-        for field in _SAMPLING
+        for field in ("temperature", "system", "template_options", "max_new_tokens", *_OF_SAMPLES)
     }
 
 
-def _measure_likelihoods(subject: Subject, evaluation: Evaluation, store: Store) -> None:
-    from lit_probsft.evaluation.likelihood import likelihoods
+def _likelihoods(subject: Subject, evaluation: Evaluation, store: Store) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Measure the likelihoods that are missing; the numbers of each task."""
+    from lit_probsft.evaluation.likelihood import likelihoods, summarize_likelihoods
 
-    if subject.model is None:
-        raise UserError("--likelihood", "expected a model in this process, without --server and --devices")
+    found = store.likelihoods.objects
     for task, settings in evaluation.settings.items():
-        items = [
-            (messages, question)
-            for messages, question in evaluation.conversations(task)
-            if (task, question.id) not in store.likelihoods.objects
-        ]
+        items = [item for item in evaluation.conversations(task) if (task, item[1].id) not in found]
         options = settings.template_options
         for row in likelihoods(subject.model, subject.tokenizer, items, template_options=options):
             store.likelihoods.append({"task": task, **row})
+        names = [(task, question.id) for question in evaluation.questions[task]]
+        rows = [found[name] for name in names if name in found]
+        yield task, summarize_likelihoods(rows, evaluation.questions[task])
 
 
-def _add_likelihoods(tasks: Mapping[str, Any], evaluation: Evaluation, store: Store) -> None:
-    from lit_probsft.evaluation.likelihood import summarize_likelihoods
-
-    for task, numbers in tasks.items():
-        questions = evaluation.questions[task]
-        found = (store.likelihoods.objects.get((task, question.id)) for question in questions)
-        numbers["likelihood"] = summarize_likelihoods([row for row in found if row is not None], questions)
+def _previous(path: Path) -> dict[str, Any]:
+    """The results file of an earlier call; empty if there is none that can be read."""
+    try:
+        return read_json(path) or {}
+    except UserError:
+        return {}

@@ -42,7 +42,7 @@ class Random(Backend):
     """Draws an answer from the seed. `fails` is called with the number of answers so far."""
 
     def __init__(self, fails: Callable[[int], None] = lambda _: None) -> None:
-        self.fails, self.asked, self.closed = fails, list[tuple[int, int]](), False
+        self.fails, self.asked = fails, list[tuple[int, int]]()
 
     def answer(self, requests: Sequence[Request]) -> Iterator[Answer]:
         for request in requests:
@@ -54,9 +54,6 @@ class Random(Backend):
 
     def describe(self) -> Mapping[str, Any]:
         return {"name": "random"}
-
-    def close(self) -> None:
-        self.closed = True
 
 
 TASKS: dict[str, Task] = {"sums": Sums(), "more": Sums(count=7, shift=2)}

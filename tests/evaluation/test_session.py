@@ -83,8 +83,10 @@ def test_a_signal_says_how_to_continue(out: Path, whole: Any, error: BaseExcepti
     with pytest.raises(StoppedBySignal) as stop:
         measure(out, backend)
     assert stop.value.code == status
-    assert f"; 20 answers are in {predictions(out)}, and the same command goes on from there" in stop.value.message
-    assert backend.closed
+    assert (
+        f"; 20 of {ANSWERS} answers are in {predictions(out)}, and the same command goes on from there"
+        in stop.value.message
+    )
     assert len(answers_of(out)) == 20
     assert not out.exists()
     backend = Random()
