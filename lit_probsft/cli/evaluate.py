@@ -26,8 +26,7 @@ def run(args: Sequence[str]) -> dict[str, Any]:
     parser = CommandParser(
         prog="python -m lit_probsft evaluate",
         usage="python -m lit_probsft evaluate MODEL --tasks TASKS --out FILE [FLAGS]",
-        description="Grade a model's answers to benchmarks. An evaluation that was stopped goes on with the same "
-        "command.",
+        description="Grade a model's answers to benchmarks. The same command continues an evaluation that was stopped.",
     )
     add_model_flags(parser)
     parser.add_argument("--tasks", required=True, help="names, such as math500,gsm8k, or Math:mine.jsonl")

@@ -51,7 +51,7 @@ def evaluate(
     from lit_probsft.evaluation.paper import paper_means
     from lit_probsft.evaluation.results import write_results
 
-    model = {"name": name, "fingerprint": subject.settings["weights"]}
+    model = {"name": name, "fingerprint": subject.settings["weights"] or subject.settings.get("server")}
     try:
         store.open(model, {**subject.settings, **_depends_on(evaluation)}, evaluation.lines(), evaluation.grade_again)
         if evaluation.keys() <= store.answers.objects.keys():

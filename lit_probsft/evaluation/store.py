@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable, Mapping, Sequence
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -12,15 +13,25 @@ from lightning.pytorch.utilities import rank_zero_info
 
 from lit_probsft.errors import UserError
 from lit_probsft.evaluation.evaluation import Row, key_of
-from lit_probsft.storage.atomic import partial_of, read_json, remove, report_write_errors, tidy, write_json
+from lit_probsft.storage.atomic import (
+    atomic_write,
+    partial_of,
+    read_json,
+    remove,
+    report_write_errors,
+    sync_file,
+    tidy,
+)
 from lit_probsft.storage.folder_lock import NAME as LOCK
 from lit_probsft.storage.folder_lock import lock_folder, unlock_folder
 from lit_probsft.storage.json_lines import JsonLines
 
 _FORMAT = 1
 _OUT = "--out"
+_QUESTION = ("task", "question")
+_question_of = itemgetter(*_QUESTION)
 _ANSWER = {
-    **dict.fromkeys(("task", "question", "text", "finish_reason", "reason"), str),
+    **dict.fromkeys((*_QUESTION, "text", "finish_reason", "reason"), str),
     **dict.fromkeys(("sample", "tokens"), int),
     "correct": bool,
     "scores": dict,
@@ -41,14 +52,17 @@ class Store:
     Attributes:
         answers: the graded answers, by task, question and sample.
         likelihoods: by task and question.
+        started: when the first answers were asked for.
     """
 
     def __init__(self, out: Path, overwrite: bool = False) -> None:
         self.out, self.folder, self.overwrite = out, out.with_suffix(""), overwrite
-        self.answers = JsonLines(self.folder / "predictions.jsonl", _OUT, key_of, _is_answer)
-        self.likelihoods = JsonLines(self.folder / "likelihood.jsonl", _OUT, question_of, _has_question)
-        self._questions = JsonLines(self.folder / "questions.jsonl", _OUT, question_of, _has_question)
+        named = dict.fromkeys(_QUESTION, str)
+        self.answers = JsonLines(self.folder / "predictions.jsonl", _OUT, (*_QUESTION, "sample"), _ANSWER)
+        self.likelihoods = JsonLines(self.folder / "likelihood.jsonl", _OUT, _QUESTION, named)
+        self._questions = JsonLines(self.folder / "questions.jsonl", _OUT, _QUESTION, named)
         self._settings = self.folder / "settings.json"
+        self.started = time.strftime("%Y-%m-%dT%H:%M:%S%z")
         self._check_path()
         if (self.folder / LOCK).exists():
             self._lock()
@@ -109,25 +123,24 @@ class Store:
         self._questions.read()
         stale = set()
         for line in questions:
-            old = self._questions.objects.get(question_of(line))
+            old = self._questions.objects.get(_question_of(line))
             if old is None:
                 continue
             if any(old.get(name) != line[name] for name in _PROMPT):
-                self._refuse(f"with another prompt for question {line['question']} of {line['task']}")
+                self._refuse(f"with another prompt or max_new_tokens for question {line['question']} of {line['task']}")
             if old != line:
-                stale.add(question_of(line))
+                stale.add(_question_of(line))
         self._read_answers(stale, grade_again)
         self.likelihoods.read()
         if stale & self.likelihoods.objects.keys():
             self.likelihoods.replace(row for name, row in self.likelihoods.objects.items() if name not in stale)
-        content = {"format": _FORMAT, "model": dict(model), "settings": {**before, **settings}}
-        write_json(self._settings, {**content, "started": known.get("started") or time.strftime("%Y-%m-%dT%H:%M:%S%z")})
-        self._questions.replace({**self._questions.objects, **{question_of(line): line for line in questions}}.values())
-
-    @property
-    def started(self) -> str:
-        """When the first answers were asked for."""
-        return str((read_json(self._settings) or {}).get("started"))
+        self.started = known.get("started") or self.started
+        content = {"format": _FORMAT, "model": model, "started": self.started, "settings": {**before, **settings}}
+        with report_write_errors(_OUT, self._settings), atomic_write(self._settings) as partial:
+            partial.write_text(json.dumps(content, indent=1), encoding="utf-8")
+            sync_file(partial)
+        new = {_question_of(line): line for line in questions}
+        self._questions.replace({**self._questions.objects, **new}.values())
 
     def _refuse(self, difference: str) -> None:
         raise UserError(
@@ -138,7 +151,7 @@ class Store:
         self.answers.read()
         if broken := self.answers.broken:
             rank_zero_info(f"{broken} broken lines of {self.answers.path} are in {self.answers.aside.name} now")
-        again = [row for row in self.answers.objects.values() if question_of(row) in stale]
+        again = [row for row in self.answers.objects.values() if _question_of(row) in stale]
         if again:
             rank_zero_info(f"{len(again)} answers are graded again: the grader or the right answers have changed")
             new = {key_of(row): grade_again(row) for row in again}
@@ -154,20 +167,6 @@ class Store:
             self.likelihoods.close()
         finally:
             unlock_folder(self.folder)
-
-
-def question_of(row: Mapping[str, Any]) -> tuple[str, str]:
-    """The task and the question of a row."""
-    return row["task"], row["question"]
-
-
-def _is_answer(row: Mapping[str, Any]) -> bool:
-    fits = all(type(row.get(name)) is kind for name, kind in _ANSWER.items())
-    return fits and isinstance(row.get("extracted", ""), str | None)
-
-
-def _has_question(row: Mapping[str, Any]) -> bool:
-    return isinstance(row.get("task"), str) and isinstance(row.get("question"), str)
 
 
 def _shown(value: Any) -> str:

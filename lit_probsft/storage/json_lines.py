@@ -6,7 +6,8 @@ import json
 import os
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 
@@ -22,23 +23,17 @@ class JsonLines:
     Args:
         path: the file, which need not exist. Only one process may use it at a time.
         argument: names it in errors.
-        key: names an object; of several with the same name, the first counts.
-        valid: whether an object may be in this file.
+        key: fields that name an object; of several with the same name, the first counts.
+        fields: the type of each field that an object must have.
 
     Attributes:
         objects: by key, as they are in the file. Filled by `read`.
         broken: how many lines `read` set aside.
     """
 
-    def __init__(
-        self,
-        path: Path,
-        argument: str,
-        key: Callable[[Mapping[str, Any]], Any],
-        valid: Callable[[Mapping[str, Any]], bool],
-    ) -> None:
+    def __init__(self, path: Path, argument: str, key: Sequence[str], fields: Mapping[str, type]) -> None:
         self.path, self.argument = path, argument
-        self._key, self._valid = key, valid
+        self._name, self._fields = itemgetter(*key), fields
         self.objects: dict[Any, dict[str, Any]] = {}
         self.broken = 0
         self._lock, self._file, self._synced = threading.Lock(), -1, 0.0
@@ -61,12 +56,12 @@ class JsonLines:
             *lines, torn = self.path.read_bytes().split(b"\n") if self.path.exists() else [b""]
             self.objects, broken, count = {}, [], 0
             for line in lines:
-                content = _parsed(line)
-                if content is None or not self._valid(content):
+                content = self._parsed(line)
+                if content is None:
                     broken.append(line)
                     continue
                 count += 1
-                self.objects.setdefault(self._key(content), content)
+                self.objects.setdefault(self._name(content), content)
             self.broken = len(broken)
             if broken:
                 with open(self.aside, "ab") as file:
@@ -81,7 +76,7 @@ class JsonLines:
         Raises:
             UserError: the file could not be written; the old one is unchanged.
         """
-        kept = {self._key(content): content for content in objects}
+        kept = {self._name(content): content for content in objects}
         with report_write_errors(self.argument, self.path), atomic_write(self.path) as partial:
             partial.write_bytes(b"".join(map(_line, kept.values())))
             sync_file(partial)
@@ -100,7 +95,7 @@ class JsonLines:
             left = memoryview(_line(content))
             while left:
                 left = left[os.write(self._file, left) :]
-            self.objects[self._key(content)] = content
+            self.objects[self._name(content)] = content
             if time.monotonic() - self._synced > SYNC_SECONDS:
                 os.fsync(self._file)
                 self._synced = time.monotonic()
@@ -115,6 +110,14 @@ class JsonLines:
                 finally:
                     os.close(file)
 
+    def _parsed(self, line: bytes) -> dict[str, Any] | None:
+        try:
+            content = json.loads(line)
+        except (ValueError, RecursionError):
+            return None
+        fits = isinstance(content, dict) and all(type(content.get(name)) is kind for name, kind in self._fields.items())
+        return content if fits else None
+
 
 def _line(content: Mapping[str, Any]) -> bytes:
     # Escapes are only needed for halves of surrogate pairs, which have no bytes in UTF-8.
@@ -122,11 +125,3 @@ def _line(content: Mapping[str, Any]) -> bytes:
         return json.dumps(content, ensure_ascii=False).encode() + b"\n"
     except UnicodeEncodeError:
         return json.dumps(content).encode() + b"\n"
-
-
-def _parsed(line: bytes) -> dict[str, Any] | None:
-    try:
-        content = json.loads(line)
-    except (ValueError, RecursionError):
-        return None
-    return content if isinstance(content, dict) else None

@@ -155,8 +155,8 @@ def test_more_questions_or_answers_keep_those_that_are_there(
         ({"settings": replace(SAMPLED, system="a")}, 'with system of sums null, this command has "a"'),
         ({"settings": replace(SAMPLED, max_new_tokens=9)}, "with max_new_tokens of sums null, this command has 9"),
         ({"weights": "v"}, 'with weights "w", this command has "v"'),
-        ({"tasks": {"sums": Sums(words="{} and?")}}, "with another prompt for question 0 of sums"),
-        ({"context": 100}, "with another prompt for question 0 of sums"),
+        ({"tasks": {"sums": Sums(words="{} and?")}}, "with another prompt or max_new_tokens for question 0 of sums"),
+        ({"context": 100}, "with another prompt or max_new_tokens for question 0 of sums"),
     ],
 )
 def test_other_settings_are_refused_until_overwritten(out: Path, change: dict[str, Any], message: str) -> None:
