@@ -12,7 +12,7 @@ from typing import Any
 import pytest
 
 from lit_probsft.data import ByteTokenizer
-from lit_probsft.parallel.stopping import STOPPED
+from lit_probsft.parallel.stopping import INTERRUPTED, STOPPED
 from tests import tiny
 from tests.crash.server import Run, Server
 from tests.evaluation.scene import answers_of, outcome
@@ -34,9 +34,20 @@ def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return path
 
 
-def start(server: Server, folder: Path, name: str) -> Run:
+def start(server: Server, folder: Path, name: str, *flags: str) -> Run:
     sampling = ["--n", SAMPLES, "--temperature", 1, "--max-new-tokens", 30, "--greedy"]
-    words = ["evaluate", "m", "--tasks", "Exact:q.jsonl", "--out", f"results/{name}.json", "--device", "cpu", *sampling]
+    words = [
+        "evaluate",
+        "m",
+        "--tasks",
+        "Exact:q.jsonl",
+        "--out",
+        f"results/{name}.json",
+        "--device",
+        "cpu",
+        *sampling,
+        *flags,
+    ]
     return server.start(*words, cwd=folder)
 
 
@@ -85,15 +96,20 @@ def test_twenty_kills_change_no_number(server: Server, folder: Path, seconds: fl
     assert outcome(results(folder, "killed")) == outcome(results(folder, "whole"))
 
 
-def test_a_signal_ends_it_soon_and_leaves_no_process(server: Server, folder: Path, seconds: float) -> None:
-    run = start(server, folder, "stopped")
-    predictions = folder / "results/stopped/predictions.jsonl"
+@pytest.mark.parametrize("devices", ["1", "2"])
+@pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, STOPPED), (signal.SIGINT, INTERRUPTED)])
+def test_a_signal_ends_it_soon_and_leaves_no_process(
+    server: Server, folder: Path, devices: str, number: signal.Signals, status: int
+) -> None:
+    name = f"{devices}-{number.name}"
+    run = start(server, folder, name, "--devices", devices, "--limit", "40")
+    predictions = folder / f"results/{name}/predictions.jsonl"
     while run.poll(0.01) is None and not (predictions.exists() and predictions.stat().st_size):
         pass
-    run.signal(signal.SIGTERM, 0)
+    run.signal(number, 0)
     begin = time.monotonic()
-    assert run.wait(20) == STOPPED, run.output
+    assert run.wait(20) == status, run.output
     assert time.monotonic() - begin < 8
     assert run.gone()
-    assert run.output.count("stopped by SIGTERM; ") == 1
+    assert run.output.count(f"stopped by {number.name}; ") == 1
     assert "Traceback" not in run.output

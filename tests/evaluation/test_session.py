@@ -189,6 +189,14 @@ def test_answers_are_graded_again_if_the_grader_or_the_gold_changes(
 _grade = Sums.grade
 
 
+def test_every_answer_has_a_seed_of_its_own() -> None:
+    names = [(seed, task, question) for seed in (0, 1) for task in ("a", "b") for question in ("a", "b" * 5000)]
+    draws = [Settings(n=4, temperature=1.0, seed=seed).draws(task, question) for seed, task, question in names]
+    seeds = {draw.seed for drawn in draws for draw in drawn}
+    assert len(seeds) == len(names) * 4
+    assert all(0 <= seed < 2**63 for seed in seeds)
+
+
 def test_files_in_use_by_another_process_are_refused(out: Path) -> None:
     measure(out)
     lock = str(out.with_suffix("") / ".lock")
