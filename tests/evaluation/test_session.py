@@ -28,6 +28,14 @@ from tests.evaluation.scene import SAMPLED, TASKS, Random, Sums, answers_of, mea
 ANSWERS = 12 * 4
 
 
+@pytest.fixture(autouse=True, scope="module")
+def _quick() -> Iterator[None]:
+    """Versions of packages take half of the time of an evaluation without a model."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr("lit_probsft.evaluation.session.versions", dict)
+        yield
+
+
 @pytest.fixture
 def out(tmp_path: Path) -> Path:
     return tmp_path / "results" / "x.json"
