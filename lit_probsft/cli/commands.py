@@ -25,6 +25,7 @@ OTHERS = {
     "divergence": "compare two models on the rows of a configuration: KL both ways, Jensen-Shannon",
     "compare": "compare results of evaluate: paired differences, intervals, tests, tables and a picture",
     "chat": "chat with a model from a run, a folder or the hub",
+    "evaluate": "grade a model's answers to benchmarks: accuracy with error bars, resumable",
     "export": "convert a checkpoint to a Hugging Face folder",
     "report": "write a report on a run: what it learned, what it forgot, which tokens changed",
 }

@@ -39,13 +39,13 @@ from lit_probsft.data import InstructionDataModule
 from lit_probsft.errors import UserError, first_rank
 from lit_probsft.parallel.processes import use_launcher
 from lit_probsft.parallel.strategies import FSDP2, DeepSpeed, check_supported
-from lit_probsft.run.folder import unlock_folders
 from lit_probsft.run.predictions import PredictionWriter
 from lit_probsft.run.summary import summary
 from lit_probsft.run.upload import HubOptions, ensure_repo, upload
 from lit_probsft.storage.atomic import write_json
 from lit_probsft.storage.checkpoint_files import damage, other_folder
 from lit_probsft.storage.checkpoint_writing import WholeFileIO
+from lit_probsft.storage.folder_lock import unlock_folders
 from lit_probsft.training.callbacks import ProgressBar
 from lit_probsft.training.checkpoints import where_to_continue
 from lit_probsft.training.intervals import Every, ValidateEvery

@@ -23,25 +23,15 @@
 
 from __future__ import annotations
 
-import contextlib
-import errno
 import os
 from pathlib import Path
-from typing import Any
 
 from lit_probsft.errors import UserError
 from lit_probsft.storage.atomic import recover, remove, report_write_errors, tidy
-
-_LOCKS: dict[Path, Any] = {}
-"""Open lock files by folder; closing one unlocks its folder."""
+from lit_probsft.storage.folder_lock import NAME as LOCK
+from lit_probsft.storage.folder_lock import lock_folder, lost_lock
 
 _OUR_LINKS = ("last.ckpt", "best.ckpt")
-
-
-def unlock_folders() -> None:
-    """Unlock all folders that this process has locked."""
-    while _LOCKS:
-        _LOCKS.popitem()[1].close()
 
 
 class RunFolder:
@@ -59,7 +49,7 @@ class RunFolder:
 
     def __init__(self, path: Path, argument: str = "--name") -> None:
         self.path = path
-        self.lock_file = path / ".lock"
+        self.lock_file = path / LOCK
         self.config = path / "config.yaml"
         self.metrics = path / "metrics.csv"
         self.record = path / "run.json"
@@ -163,26 +153,9 @@ class RunFolder:
         Raises:
             UserError: the folder is gone, or there is another folder at its path.
         """
-        if (file := _LOCKS.get(self.path.resolve())) is None:
-            return
-        with contextlib.suppress(OSError):
-            if os.path.samestat(os.fstat(file.fileno()), os.stat(self.lock_file)):
-                return
-        raise UserError("--name", f"the run folder {self.path} was removed or replaced during the run")
+        if lost_lock(self.path):
+            raise UserError("--name", f"the run folder {self.path} was removed or replaced during the run")
 
     def _lock(self) -> None:
         """Lock the folder until the command ends in whatever way."""
-        if self.path.resolve() in _LOCKS:
-            return
-        file = open(self.lock_file, "a")  # noqa: SIM115 (closing it would unlock the folder)
-        try:
-            import fcntl
-
-            fcntl.lockf(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except ImportError:  # not a POSIX system
-            pass
-        except OSError as error:
-            if error.errno in (errno.EACCES, errno.EAGAIN):
-                file.close()
-                raise UserError("--name", f"another process is training in {self.path}") from error
-        _LOCKS[self.path.resolve()] = file
+        lock_folder(self.path, "--name", f"another process is training in {self.path}")

@@ -78,6 +78,11 @@ def no_checkpoints(folder: Path, trained: Path) -> None:
     shutil.rmtree(folder / "runs" / "c" / "checkpoints")
 
 
+def no_chat_template(folder: Path, trained: Path) -> None:
+    completed_run(folder, trained)
+    (folder / "runs" / "c" / "hf" / "chat_template.jinja").unlink()
+
+
 def broken_record(folder: Path, trained: Path) -> None:
     completed_run(folder, trained)
     (folder / "runs" / "c" / "run.json").write_text("{")

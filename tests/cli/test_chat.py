@@ -178,7 +178,20 @@ def test_a_run_on_plain_text_is_prompted_as_it_was_trained(
         assert tokenize_prompt(exported, messages) == prompt
     capsys.readouterr()
     talk(monkeypatch, "1 + 1 =\n", "runs/tiny", "--max-new-tokens", 4)  # the folder of the run
-    assert capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert said
+    talk(monkeypatch, "1 + 1 =\n", "runs/tiny/checkpoints/last.ckpt", "--max-new-tokens", 4)
+    assert capsys.readouterr().out == said
+
+
+def test_a_given_template_takes_the_place_of_the_models_own(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    tokenizer = ByteTokenizer().load(list)
+    talk(monkeypatch, "hi", folder, "--max-new-tokens", 8, "--chat-template", tokenizer.chat_template)
+    assert capsys.readouterr().out == expected(folder, ["hi"])[0] + "\n"
+    talk(monkeypatch, "hi", folder, "--max-new-tokens", 8, "--chat-template", "plain")
+    assert capsys.readouterr().out != expected(folder, ["hi"])[0] + "\n"
 
 
 @pytest.mark.parametrize(
@@ -209,7 +222,8 @@ def test_a_model_that_cannot_chat_is_one_message(folder: Path, tmp_path: Path) -
     for args, message in (
         (
             [bare],
-            f"MODEL: {str(bare)!r} has no chat template, so it is not trained for chat; fine-tune it first",
+            f"MODEL: {str(bare)!r} has no chat template, so it is not trained for chat; fine-tune it first, or "
+            "choose a template with --chat-template (a file, Jinja text, or plain)",
         ),
         (
             [partial, "--system", "Be kind."],
@@ -221,8 +235,7 @@ def test_a_model_that_cannot_chat_is_one_message(folder: Path, tmp_path: Path) -
         ),
         (
             [checkpoint],
-            f"MODEL: expected the folder of a model, {checkpoint} is a checkpoint; convert it with "
-            f"python -m lit_probsft export {checkpoint} OUT",
+            f"MODEL: expected an intact checkpoint, {checkpoint} is damaged: File is not a zip file",
         ),
         (["./nowhere"], "MODEL: no such folder: './nowhere'."),
     ):

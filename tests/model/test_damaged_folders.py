@@ -13,9 +13,9 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 
-from lit_probsft.cli.chat_session import load_model
 from lit_probsft.data import ByteTokenizer
 from lit_probsft.errors import UserError
+from lit_probsft.evaluation.models import load_model
 from lit_probsft.model import PretrainedCausalLM
 from lit_probsft.model.loading import report_load_errors
 from lit_probsft.model.lora import LoRA

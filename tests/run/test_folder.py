@@ -19,9 +19,10 @@ from lightning.pytorch.callbacks import Callback
 from lit_probsft.cli.commands import main
 from lit_probsft.errors import UserError
 from lit_probsft.run.changed_flags import WITHOUT_EFFECT, changed_flags
-from lit_probsft.run.folder import RunFolder, unlock_folders
+from lit_probsft.run.folder import RunFolder
 from lit_probsft.run.metrics_csv import MetricsCSV
 from lit_probsft.run.record import RunRecord
+from lit_probsft.storage.folder_lock import unlock_folders
 from lit_probsft.training.checkpoints import Checkpoints, where_to_continue
 from lit_probsft.training.module import ProbSFTModule
 from tests import tiny

@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+VERSION = 1
+"""Raise it when a grader of the package decides otherwise: stored answers are then graded again."""
+
 
 @dataclass(frozen=True)
 class Grade:
