@@ -22,8 +22,8 @@ from lit_probsft.model.modes import evaluation_mode
 
 _ROOM = 128
 """Positions that a row should be able to grow by when it enters a batch."""
-_WITHOUT_CACHE = {"reformer", "rwkv", "xlnet", "xlstm"}
-"""Model types whose states are no transformers `Cache`. Each token is computed from the whole text again."""
+_WITHOUT_CACHE = {"recurrent_gemma", "reformer", "rwkv", "xlnet", "xlstm"}
+"""Model types that keep states outside of transformers' `Cache`. Each token is computed from the whole text again."""
 
 
 class LocalBackend(Backend):
@@ -133,7 +133,7 @@ class LocalBackend(Backend):
             prompts.add(tuple(row.ids))
             # Prefill needs more memory for each position than the cache does.
             large = self._joins and len(prompts) * new[0].length > self.batch_tokens / 4 if new else False
-            uneven = bool(new) and self._cache_name is None and row.length != new[0].length
+            uneven = bool(new) and not self._joins and row.length != new[0].length
             if (running or new) and (large or uneven or (running + len(new) + 1) * width > self.batch_tokens):
                 break
             new.append(waiting.popleft())
