@@ -42,7 +42,7 @@ def choose(logits: Tensor, temperatures: Sequence[float], numbers: Sequence[floa
     logits = logits[rows]
     p = ((logits - logits.amax(-1, keepdim=True)) / temperature).softmax(-1)
     if top_p < 1:
-        ordered, order = p.sort(-1, descending=True, stable=True)
+        ordered, order = torch.sort(p, dim=-1, descending=True, stable=True)
         ordered[ordered.cumsum(-1) - ordered >= top_p] = 0
         p = torch.zeros_like(p).scatter(-1, order, ordered)
     mass = p.cumsum(-1)
