@@ -123,9 +123,7 @@ class _Worker:
             self.process.join()
             code = self.process.exitcode or 0
             how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with status {code}"
-            raise UserError(
-                "devices", f"the process for {self.device} {how}; it may have run out of memory. Its answers are kept"
-            ) from None
+            raise UserError("devices", f"the process for {self.device} {how}; it may have run out of memory") from None
         if isinstance(message, Exception):
             raise message
         return message
