@@ -7,12 +7,14 @@ import random
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 import transformers
 from scipy.stats import chisquare
+from torch.distributed.fsdp import fully_shard
 
 from benchmarks.architectures import FAMILIES, SMALL
 from lit_probsft.data import ByteTokenizer
@@ -189,6 +191,26 @@ def test_out_of_memory_makes_batches_smaller_and_loses_nothing(llama: Any, monke
     with pytest.raises(RuntimeError, match="not enough memory"):
         answers(llama, [Request(0, [], [5] * 61, [GREEDY], 9)])
     assert local._out_of_memory(torch.OutOfMemoryError("CUDA out of memory"))
+
+
+def answer_sharded(rank: int, store: str) -> None:
+    """Answer on one of two ranks that share a model, and compare with the whole model."""
+    torch.distributed.init_process_group("gloo", init_method=f"file://{store}", rank=rank, world_size=2)
+    model, asked = family("Llama"), requests()
+    expected = answers(model, asked)
+    install_head(model)
+    for layer in model.model.layers:
+        fully_shard(layer)
+    fully_shard(model)
+    for mine in (asked[rank : 3 + rank : 2], asked if rank else [], []):
+        found = answers(model, mine, synced=True, batch_rows=4)
+        assert found == {key: answer for key, answer in expected.items() if key in found}
+    torch.distributed.destroy_process_group()
+
+
+@pytest.mark.slow
+def test_ranks_that_share_a_model_have_different_numbers_of_requests(tmp_path: Path) -> None:
+    torch.multiprocessing.spawn(answer_sharded, (str(tmp_path / "store"),), nprocs=2)
 
 
 # --- sampling
