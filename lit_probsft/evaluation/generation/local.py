@@ -100,7 +100,10 @@ class LocalBackend(Backend):
             torch.OutOfMemoryError: not even a single answer fits.
         """
         rows = [Row(request, draw) for request in requests for draw in request.draws]
-        self._report_unused(any(row.draw.temperature > 0 for row in rows))
+        if not self._reported:
+            self._reported = True
+            samples = any(row.draw.temperature > 0 for row in rows)
+            report_unused(self.model, samples=samples, kept={**self._penalties, **self._filters})
         waiting, batch = _longest_first(rows), None
         with evaluation_mode(self.model):
             while waiting or batch is not None:
@@ -123,7 +126,8 @@ class LocalBackend(Backend):
     def _admit(self, waiting: deque[Row], batch: Batch | None) -> list[Row]:
         """Take the rows that enter the batch next. A few free places are not worth a prefill."""
         running, width = (len(batch.rows), batch.width) if batch else (0, 0)
-        if running and (not self._joins or running > self.batch_rows * 3 / 4):
+        full = max(running / self.batch_rows, running * (width + _ROOM) / self.batch_tokens)
+        if running and (not self._joins or full > 0.75):
             return []
         new: list[Row] = []
         prompts: set[tuple[int, ...]] = set()
@@ -132,7 +136,7 @@ class LocalBackend(Backend):
             width = max(width, row.length + min(_ROOM, row.request.max_new_tokens - len(row.tokens)))
             prompts.add(tuple(row.ids))
             # Prefill needs more memory for each position than the cache does.
-            large = self._joins and len(prompts) * new[0].length > self.batch_tokens / 4 if new else False
+            large = len(prompts) * new[0].length > self.batch_tokens / 4 if new and self._joins else False
             uneven = bool(new) and not self._joins and row.length != new[0].length
             if (running or new) and (large or uneven or (running + len(new) + 1) * width > self.batch_tokens):
                 break
@@ -252,11 +256,6 @@ class LocalBackend(Backend):
         works = torch.tensor(int(this), device=self.device)
         torch.distributed.all_reduce(works, torch.distributed.ReduceOp.MAX)
         return bool(works)
-
-    def _report_unused(self, samples: bool) -> None:
-        if not self._reported:
-            self._reported = True
-            report_unused(self.model, samples=samples, kept={**self._penalties, **self._filters})
 
 
 def _longest_first(rows: Sequence[Row]) -> deque[Row]:

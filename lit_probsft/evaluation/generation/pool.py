@@ -9,12 +9,11 @@ import pickle
 import signal
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import dataclass, field
 from functools import partial
 from multiprocessing.connection import Connection, wait
-from multiprocessing.process import BaseProcess
 from typing import Any, cast
 
+import torch
 from typing_extensions import override
 
 from lit_probsft.errors import UserError
@@ -42,8 +41,7 @@ class Pool(Backend):
 
     @override
     def describe(self) -> Mapping[str, Any]:
-        self._start()
-        return {**self._workers[0].description, "device": ",".join(self.devices)}
+        return {**self._started()[0].description, "device": ",".join(self.devices)}
 
     @override
     def answer(self, requests: Sequence[Request]) -> Iterator[Answer]:
@@ -56,8 +54,9 @@ class Pool(Backend):
         waiting = sorted(requests, key=lambda request: -len(request.prompt))
         smallest = min(_SMALLEST, math.ceil(sum(len(request.draws) for request in waiting) / len(self.devices)))
         try:
-            self._start()
-            busy = {worker.connection: worker for worker in self._workers if self._hand_out(waiting, worker, smallest)}
+            busy = {
+                worker.connection: worker for worker in self._started() if self._hand_out(waiting, worker, smallest)
+            }
             while busy:
                 for connection in wait(list(busy)):
                     worker = busy[cast(Connection, connection)]
@@ -72,7 +71,7 @@ class Pool(Backend):
     def _hand_out(self, waiting: list[Request], worker: _Worker, smallest: int) -> bool:
         """Send the next group of requests, if there are any, with at least so many answers."""
         group, draws = 0, 0
-        while group < len(waiting) and (group < len(waiting) / len(self._workers) / 2 or draws < smallest):
+        while group < len(waiting) and (group < len(waiting) / len(self.devices) / 2 or draws < smallest):
             draws += len(waiting[group].draws)
             group += 1
         if group:
@@ -81,22 +80,13 @@ class Pool(Backend):
             del waiting[:group]
         return group > 0
 
-    def _start(self) -> None:
-        if self._workers:
-            return
-        import torch
-
-        threads = max(1, torch.get_num_threads() // len(self.devices))
-        context = multiprocessing.get_context("spawn")
-        for device in self.devices:
-            ours, theirs = context.Pipe()
-            call = pickle.dumps(partial(_load, self._load, device, threads))
-            process = context.Process(target=_serve, args=(call, theirs), daemon=True, name=f"answers-{device}")
-            process.start()
-            theirs.close()
-            self._workers.append(_Worker(device, process, ours))
-        for worker in self._workers:
-            worker.description = worker.receive()
+    def _started(self) -> list[_Worker]:
+        if not self._workers:
+            threads = max(1, torch.get_num_threads() // len(self.devices))
+            self._workers = [_Worker(self._load, device, threads) for device in self.devices]
+            for worker in self._workers:
+                worker.description = worker.receive()
+        return self._workers
 
     @override
     def close(self) -> None:
@@ -108,12 +98,17 @@ class Pool(Backend):
         self._workers = []
 
 
-@dataclass
 class _Worker:
-    device: str
-    process: BaseProcess
-    connection: Connection
-    description: Mapping[str, Any] = field(default_factory=dict)
+    """A process and the connection to it."""
+
+    def __init__(self, load: Callable[[str], Backend], device: str, threads: int) -> None:
+        context = multiprocessing.get_context("spawn")
+        self.device, (self.connection, theirs) = device, context.Pipe()
+        call, name = pickle.dumps(partial(load, device)), f"answers-{device}"
+        self.process = context.Process(target=_serve, args=(call, threads, theirs), daemon=True, name=name)
+        self.process.start()
+        theirs.close()
+        self.description: Mapping[str, Any] = {}
 
     def receive(self) -> Any:
         """The next message: a description first, then answers, and None when a group is finished."""
@@ -123,35 +118,27 @@ class _Worker:
             self.process.join()
             code = self.process.exitcode or 0
             how = f"was killed by {signal.Signals(-code).name}" if code < 0 else f"ended with status {code}"
-            raise UserError("devices", f"the process for {self.device} {how}; it may have run out of memory") from None
+            problem = f"the process for {self.device} {how}; it may have run out of memory"
+            raise UserError("devices", problem) from None
         if isinstance(message, Exception):
             raise message
         return message
 
 
-def _load(load: Callable[[str], Backend], device: str, threads: int) -> Backend:
-    import torch
-
-    torch.set_num_threads(threads)
-    return load(device)
-
-
-def _serve(call: bytes, connection: Connection) -> None:
+def _serve(call: bytes, threads: int, connection: Connection) -> None:
     """The work of a process: answer groups of requests until the connection ends."""
+    torch.set_num_threads(threads)
     try:
         backend = run_in_worker(call)
         connection.send(backend.describe())
         while True:
-            try:
-                requests = connection.recv()
-            except EOFError:
-                return
-            for answer in backend.answer(requests):
+            for answer in backend.answer(connection.recv()):
                 connection.send(answer)
             connection.send(None)
+    except EOFError:
+        return
     except UserError as error:
         connection.send(error)
     except Exception:
-        connection.send(
-            RuntimeError(f"in the process {multiprocessing.current_process().name}:\n{traceback.format_exc()}")
-        )
+        name = multiprocessing.current_process().name
+        connection.send(RuntimeError(f"in the process {name}:\n{traceback.format_exc()}"))

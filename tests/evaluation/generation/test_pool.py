@@ -57,9 +57,9 @@ class Threads:
     Pipe = staticmethod(multiprocessing.Pipe)
 
     class Process(threading.Thread):
-        def __init__(self, target: Any, args: tuple[bytes, Connection], **options: Any) -> None:
-            call, connection = args
-            super().__init__(target=target, args=(call, Connection(os.dup(connection.fileno()))), **options)
+        def __init__(self, target: Any, args: tuple[Any, ...], **options: Any) -> None:
+            theirs = Connection(os.dup(args[-1].fileno()))  # the parent closes its own
+            super().__init__(target=target, args=(*args[:-1], theirs), **options)
 
         def kill(self) -> None:
             """Ends when its connection does."""
