@@ -61,7 +61,10 @@ class LocalBackend(Backend):
         batch_rows: int | None = None,
     ) -> None:
         self.model, self.tokenizer, self.top_p, self.synced = model, tokenizer, top_p, synced
-        self.device = torch.device(device or model.get_input_embeddings().weight.device)
+        embeddings = model.get_input_embeddings().weight
+        if device is None and embeddings.is_meta:  # offloaded; the model moves its inputs itself
+            device = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
+        self.device = device or embeddings.device
         on_cpu = self.device.type == "cpu"
         self.batch_tokens = batch_tokens or (2**14 if on_cpu else 2**18)
         self.batch_rows = batch_rows or (32 if on_cpu else 512)
