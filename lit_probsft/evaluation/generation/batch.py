@@ -82,10 +82,10 @@ class Batch:
         for layer in self.cache.layers if count else ():
             if not getattr(layer, "is_initialized", False):
                 continue
-            left = layer.get_seq_length() - count
-            if layer.is_sliding:
-                layer.cumulative_length, left = left, min(left, layer.sliding_window - 1)
+            left = layer.get_seq_length() - count  # a sliding layer may hold fewer
             layer.keys, layer.values = layer.keys[..., -left:, :], layer.values[..., -left:, :]
+            if layer.is_sliding:
+                layer.cumulative_length = left
 
 
 def can_join(cache: Any) -> bool:

@@ -97,7 +97,7 @@ def generated(model: Any, request: Request, **options: Any) -> str:
 
 
 def some_in_the_default_run(names: Sequence[str]) -> list[Any]:
-    quick = {"Llama", "Gemma 3", "LFM 2"}
+    quick = {"Llama", "Gemma 3", "Mamba"}
     return [name if name in quick else pytest.param(name, marks=pytest.mark.slow) for name in names]
 
 
@@ -109,7 +109,7 @@ def test_answers_do_not_depend_on_the_batch_and_greedy_ones_are_those_of_generat
     assert len({answer.text for answer in whole.values()}) > 6
     assert answers(model, asked, batch_rows=4) == whole  # rows enter a running batch
     assert answers(model, asked[::-1], batch_tokens=45) == whole  # rows leave it and come back
-    for request in asked[:2]:
+    for request in asked[:1]:
         for draw in request.draws:  # alone, without a shared prefill
             ((key, answer),) = answers(model, [replace(request, draws=[draw])]).items()
             assert answer == whole[key]
