@@ -7,7 +7,9 @@ import math
 import pytest
 import torch
 
-from benchmarks import capability, gsm8k, harness, head, objectives, packing, step, templates, tokenization
+from benchmarks import capability, generation, gsm8k, harness, head, objectives, packing, step, templates, tokenization
+from lit_probsft.data import ByteTokenizer
+from tests import tiny
 from tests.data.chat_templates import CHATML, MARKED, REWRITES_HISTORY
 
 
@@ -219,6 +221,25 @@ def test_all_tokenization_variants_make_the_same_tokens(tmp_path, monkeypatch, c
     assert data["single, byte, 1"]["documents"] == 12
     assert data["multi, byte, 1"]["documents"] == 3
     assert "rows/s per core" in capsys.readouterr().out
+
+
+def test_our_greedy_answers_are_those_of_generate(tmp_path, monkeypatch, capsys):
+    model = tiny.model(initializer_range=0.5)
+    monkeypatch.setattr(generation.transformers.AutoModelForCausalLM, "from_pretrained", lambda *_, **__: model)
+    tokenizer = ByteTokenizer().load(list)
+    monkeypatch.setattr(generation.transformers.AutoTokenizer, "from_pretrained", lambda _: tokenizer)
+    options = ["--prompts", "2", "--max-new-tokens", "3", "--rounds", "1", "--sampled-tokens", "2", "--lengths", "8"]
+    options += ["--model", "tiny", "--shared", "1", "--results", str(tmp_path)]
+    result = json.loads(generation.run(generation.parse(options)).read_text())
+    parts = result["parts"]
+    assert (parts["greedy"]["answers"], parts["greedy"]["different"]) == (2, 0)
+    drawn = parts["sampled, 8 tokens"]["variants"]
+    assert [variant["values"]["tokens"] for variant in drawn.values()] == [32, 32]
+    assert parts["sampled, 1 prompts x 16"]["variants"]["ours"]["values"]["tokens"] <= 48
+    assert "16 answers to a prompt" in capsys.readouterr().out
+    one, other = [5, 6, 7], [5, 6, 8]
+    logits = model(input_ids=torch.tensor([[1, 2, 5, 6]])).logits[0, -1].topk(2).values.tolist()
+    assert generation.gap(model, [1, 2], one, other) == pytest.approx(logits[0] - logits[1], rel=1e-4)
 
 
 def test_the_readmes_picture_shows_each_of_its_objectives(tmp_path):

@@ -15,12 +15,12 @@ from lit_probsft.data.batches.prepare import unloaded
 from lit_probsft.data.batches.row_tokenizer import Outcome, Recipe, RowTokenizer
 from lit_probsft.data.batches.store import TokenStore
 from lit_probsft.data.batches.stream_checks import first_rows
-from lit_probsft.data.rows.formats import IGNORED, Conversation
+from lit_probsft.data.rows.formats import Conversation
 from lit_probsft.data.stages import Splits
 from lit_probsft.data.tokens.added_tokens import check_added_tokens, with_added_tokens
 from lit_probsft.data.tokens.rendering import plain_template
 from lit_probsft.data.tokens.template_defaults import check_template_reads, with_defaults
-from lit_probsft.data.tokens.tokenization import tokenize_conversation
+from lit_probsft.data.tokens.tokenization import end_of_turn_id
 from lit_probsft.data.tokens.tokenizers import TokenizerSource, as_tokenizer_source, checked_tokenizer
 from lit_probsft.errors import UserError, errors_within
 
@@ -87,12 +87,7 @@ class TokenizedSplits:
     @property
     def end_of_turn_id(self) -> int | None:
         """The token that ends an answer; None if answers have no end."""
-        messages = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
-        try:
-            labels = tokenize_conversation(self.tokenizer, messages, plain_text=self.recipe.plain_text)["labels"]
-        except UserError:
-            return None
-        return next(label for label in reversed(labels) if label != IGNORED)
+        return end_of_turn_id(self.tokenizer, plain_text=self.recipe.plain_text)
 
     def store(self, name: str, *, progress: bool, contents: bool = True) -> TokenStore:
         """Returns the documents of a split; those of `predict` are whole prompts.

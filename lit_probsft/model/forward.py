@@ -14,6 +14,7 @@ from lit_probsft.errors import UserError
 from lit_probsft.head.layer import HeadRequest, HiddenRequest, ObjectiveHead
 from lit_probsft.head.logits import Outputs
 from lit_probsft.head.loss import HeadOutput
+from lit_probsft.model.generation import stop_tokens
 from lit_probsft.model.modes import evaluation_mode
 from lit_probsft.model.packing import Packs
 from lit_probsft.parallel.sharding import is_partitioned
@@ -203,8 +204,5 @@ def _no_soft_cap(config: Any) -> Iterator[None]:
 
 def stop_generation_at(model: PreTrainedModel, token: int) -> None:
     """Make `generate` stop at `token` as well as at its present stop tokens. The setting is saved with the model."""
-    config = model.generation_config
-    known = config.eos_token_id
-    known = known if isinstance(known, list) else [known]
-    stops = list(dict.fromkeys([*(id for id in known if id is not None), token]))
-    config.eos_token_id = stops if len(stops) > 1 else stops[0]
+    stops = list(dict.fromkeys([*stop_tokens(model), token]))
+    model.generation_config.eos_token_id = stops if len(stops) > 1 else stops[0]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
@@ -32,6 +33,56 @@ _SAMPLING = {
 }
 
 
+_PENALTIES = {
+    "repetition_penalty": "RepetitionPenaltyLogitsProcessor",
+    "no_repeat_ngram_size": "NoRepeatNGramLogitsProcessor",
+    "bad_words_ids": "NoBadWordsLogitsProcessor",
+    "suppress_tokens": "SuppressTokensLogitsProcessor",
+}
+_FILTERS = {
+    "top_k": "TopKLogitsWarper",
+    "min_p": "MinPLogitsWarper",
+    "typical_p": "TypicalLogitsWarper",
+    "epsilon_cutoff": "EpsilonLogitsWarper",
+    "eta_cutoff": "EtaLogitsWarper",
+}
+"""Classes of transformers that apply a field of `generation_config`: to all logits, and to those that are sampled."""
+
+
+def stop_tokens(model: Any) -> list[int]:
+    """The ids of the tokens that end an answer, from the model's `generation_config`."""
+    known = model.generation_config.eos_token_id
+    return [int(id) for id in (known if isinstance(known, list) else [known]) if id is not None]
+
+
+def own_processors(model: Any) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The penalties and the filters of the model's `generation_config`, as transformers' logits processors by field."""
+    import transformers
+
+    fields = model.generation_config.to_diff_dict()
+    penalties, filters = (
+        {name: getattr(transformers, kind)(fields[name]) for name, kind in kinds.items() if fields.get(name)}
+        for kinds in (_PENALTIES, _FILTERS)
+    )
+    return penalties, filters
+
+
+def report_unused(model: Any, *, samples: bool, kept: Collection[str] = ()) -> None:
+    """Name the fields of the model's `generation_config` that would change answers and are not used.
+
+    Args:
+        model: a `PreTrainedModel`.
+        samples: answers are sampled.
+        kept: names of fields that are used.
+    """
+    fields = model.generation_config.to_diff_dict()
+    quiet = _USED | _HARMLESS | (set() if samples else _SAMPLING) | set(kept)
+    unused = {name: value for name, value in fields.items() if value and name not in quiet and name[0] != "_"}
+    if unused:
+        named = ", ".join(f"{name} {value}" for name, value in unused.items())
+        rank_zero_info(f"not used from generation_config.json: {named[:300]}")
+
+
 @dataclass(frozen=True)
 class Generation:
     """How `predict` generates answers.
@@ -55,17 +106,8 @@ class Generation:
             raise UserError("model.generation.top_p", f"expected a number above 0 and at most 1, got {self.top_p}")
 
     def report_unused(self, model: Any) -> None:
-        """Name the fields of the model's `generation_config` that would change answers and are not used.
-
-        Args:
-            model: a `PreTrainedModel`.
-        """
-        fields = model.generation_config.to_diff_dict()
-        quiet = _USED | _HARMLESS | (set() if self.temperature else _SAMPLING)
-        unused = {name: value for name, value in fields.items() if value and name not in quiet and name[0] != "_"}
-        if unused:
-            named = ", ".join(f"{name} {value}" for name, value in unused.items())
-            rank_zero_info(f"not used from generation_config.json: {named[:300]}")
+        """Name the fields of the model's `generation_config` that would change answers and are not used."""
+        report_unused(model, samples=self.temperature > 0)
 
     def answer(
         self, model: Any, prompts: Tensor, attention_mask: Tensor, *, pad_token_id: int | None, **options: Any
@@ -89,9 +131,8 @@ class Generation:
         from transformers import GenerationConfig
 
         own = model.generation_config
-        stops = own.eos_token_id if isinstance(own.eos_token_id, list) else [own.eos_token_id]
         if pad_token_id is None or not 0 <= pad_token_id < model.get_output_embeddings().out_features:
-            pad_token_id = next(iter(stops), None)
+            pad_token_id = next(iter(stop_tokens(model)), None)
         sampling = {"temperature": self.temperature, "top_p": self.top_p, "top_k": 0} if self.temperature else {}
         config = GenerationConfig(
             max_new_tokens=self.max_new_tokens,

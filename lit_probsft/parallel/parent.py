@@ -14,6 +14,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable
+from typing import Any
 
 PARENT = "LIT_PROBSFT_PARENT"
 """Environment variable with the process that started this rank. It waits for its ranks before it ends."""
@@ -46,14 +47,14 @@ def exit_with_parent(*_: object) -> None:
         _exit_after(parent.join)
 
 
-def run_in_worker(call: bytes) -> None:
+def run_in_worker(call: bytes) -> Any:
     """Call a pickled function in a new worker process, which ends with its parent and leaves Ctrl-C to it.
 
     The function is pickled so that the modules it needs are imported after the process follows its parent.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     exit_with_parent()
-    pickle.loads(call)()
+    return pickle.loads(call)()
 
 
 def _exit_with(pid: int) -> None:

@@ -176,6 +176,16 @@ def tokenize_prompt(
         return encode_spans(tokenizer, text, spans, prepared.quoted)[0]
 
 
+def end_of_turn_id(tokenizer: Any, *, plain_text: bool = False) -> int | None:
+    """The token that training puts at the end of an answer; None if answers have no end, or there is no template."""
+    messages = [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]
+    try:
+        labels = tokenize_conversation(tokenizer, messages, plain_text=plain_text)["labels"]
+    except UserError:
+        return None
+    return next(label for label in reversed(labels) if label != IGNORED)
+
+
 def describe_prompt_of(
     tokenizer: Any, messages: Sequence[Mapping[str, Any]], **options: Unpack[ConversationOptions]
 ) -> str:
