@@ -82,15 +82,16 @@ def run(args: Sequence[str]) -> dict[str, Any]:
             tasks, settings = apply_protocols(tasks, settings)
     except UserError as error:
         raise (flag_of(error) if error.argument in vars(flags) else error) from error
-    base = _base(flags) if flags.retention else ""
+    base = _base(flags)
     here = contextlib.nullcontext(None) if flags.server_template else model_place(flags.model)
     with Store(flags.out, flags.overwrite) as store, here as place:
         subject = _subject(flags, place, known)
         with contextlib.closing(subject.backend):
             evaluation = Evaluation(tasks, settings, subject.tokenizer, subject.context_length)
-            results = evaluate(flags.model, subject, evaluation, store, likelihood=flags.likelihood, paper=flags.paper)
+            also = {"likelihood": flags.likelihood, "paper": flags.paper}
+            results = evaluate(flags.model, subject, evaluation, store, base=base, **also)
         del subject  # lm-eval loads the model again
-        if flags.retention and place is not None:
+        if flags.retention and place is not None and base is not None:
             options = {"limit": flags.limit, "device": None if flags.device == "auto" else flags.device}
             add_retention(results, store, place, base, flags.retention.split(","), **options)
     _print_table(results["tasks"])
@@ -113,11 +114,11 @@ def _check_flags(flags: Namespace, parser: CommandParser) -> None:
                 raise flag_of(UserError(name, problem))
 
 
-def _base(flags: Namespace) -> str:
+def _base(flags: Namespace) -> str | None:
     from lit_probsft.evaluation.models import base_of
 
-    base: str | None = flags.base or base_of(flags.model, flags.revision)
-    if base is None:
+    base: str | None = flags.base or (None if flags.server_template else base_of(flags.model, flags.revision))
+    if base is None and flags.retention:
         raise UserError("--base", f"expected the model before training, which {flags.model!r} does not name; got none")
     return base
 

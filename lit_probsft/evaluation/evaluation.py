@@ -97,6 +97,7 @@ class Evaluation:
                 "question": question.id,
                 "prompt": text,
                 "prompt_sha256": _digest(prompt or messages),
+                "messages_sha256": _digest(messages),
                 "max_new_tokens": max(room, 0),
                 "gold": question.gold,
                 "reference": question.reference,
@@ -175,7 +176,7 @@ class Evaluation:
         return {
             "source": task.source(),
             "rows_fingerprint": _digest([[line["question"], line["gold"], line["choices"]] for line in lines]),
-            "prompt_sha256": _digest([line["prompt_sha256"] for line in lines]),
+            "prompt_sha256": _digest([line["messages_sha256"] for line in lines]),  # the same for every tokenizer
             "grader": VERSION,
             "n": settings.n,
             "temperature": settings.temperature,

@@ -30,6 +30,7 @@ def evaluate(
     evaluation: Evaluation,
     store: Store,
     *,
+    base: str | None = None,
     likelihood: bool = False,
     paper: bool = False,
 ) -> dict[str, Any]:
@@ -40,6 +41,7 @@ def evaluate(
         subject: the model.
         evaluation: the questions.
         store: the files, which the caller closes.
+        base: the model before training, if it is known.
         likelihood: also measure how probable the references and choices are.
         paper: also compute the means that the paper prints.
 
@@ -67,7 +69,7 @@ def evaluate(
         if not tokens:  # those of the call that made the answers
             speed = {name: before.get(name) for name in speed}
         results = {
-            "model": model,
+            "model": {**model, "base": base},
             "settings": {**_common(evaluation), "paper": paper},
             "backend": dict(subject.backend.describe()),
             "versions": versions(),
