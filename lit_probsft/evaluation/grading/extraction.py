@@ -3,10 +3,11 @@
 The first rule that applies decides:
 
 1. After `</think>` only the rest counts; a `<think>` that never ends has no answer.
-2. The last box, `\\boxed{...}` or `\\fbox{...}`, is the answer. If its braces never close, the text was cut off and has no answer. Empty boxes do not count.
-3. After the last `####`, "The answer is", "Answer:" or "Final Answer": the sentence that follows, or the mathematics in it.
-4. A short text of one line is an answer as a whole.
-5. The last mathematics or number of the last paragraph. Where the mathematics has an equals sign: what follows the last one.
+2. The last box that is not empty, `\\boxed{...}` or `\\fbox{...}`. If its braces never close, the text was cut off and
+   has no answer.
+3. What follows the last `####`, "The answer is", "Answer:" or "Final Answer": mathematics, or the rest of the sentence.
+4. A short text of one line, as a whole.
+5. The last mathematics or number of the last paragraph; in a chain of equations, the last side.
 """
 
 from __future__ import annotations
@@ -31,15 +32,10 @@ _LONGEST = 4000
 
 @dataclass(frozen=True)
 class Extracted:
-    """The answer in a text, or why it has none.
-
-    Attributes:
-        text: the answer as it was written; None if there is none.
-        place: where it was found, or why there is none.
-    """
+    """The answer in a text as it was written; None if there is none, and then a reason."""
 
     text: str | None
-    place: str
+    reason: str = "no answer"
 
 
 def find_answer(text: str) -> Extracted:
@@ -54,19 +50,18 @@ def find_answer(text: str) -> Extracted:
         if content is None:
             return Extracted(None, "no answer: the last box is cut off")
         if content.strip():
-            return Extracted(content.strip(), "in a box")
+            return Extracted(content.strip())
     tail = text[-50 * _LONGEST :]
     marks = list(_MARK.finditer(tail))
     if marks:
         end = marks[-1].end()
         found = _after_mark(tail[end : end + _LONGEST])
-        return Extracted(found, "after a mark") if found else Extracted(None, "no answer after the last mark")
+        return Extracted(found or None, "no answer: nothing follows the last mark")
     tail = tail[-_LONGEST:].strip()
     if "\n" not in tail and len(re.findall(r"(?<![\\A-Za-z])[A-Za-z]{2,}", tail)) < 4 and tail:
-        return Extracted(tail.strip("*").strip(), "the whole text")
+        return Extracted(tail.strip("*").strip())
     paragraph = re.split(r"\n\s*\n", tail)[-1]
-    found = _last_mathematics(paragraph)
-    return Extracted(found, "at the end") if found else Extracted(None, "no answer")
+    return Extracted(_last_mathematics(paragraph) or None)
 
 
 def _box_content(text: str, start: int) -> str | None:

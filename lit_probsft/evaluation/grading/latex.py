@@ -1,13 +1,16 @@
-r"""Brings LaTeX, Markdown, plain text and Unicode into one LaTeX notation, so that equal answers often become equal texts.
+r"""Brings LaTeX, Markdown, plain text and Unicode into one LaTeX notation, so that equal answers often are equal texts.
 
-`normalize` only changes how something is written: `\dfrac12` becomes `\frac{1}{2}`, `1.5e-3` becomes `1.5\cdot 10^{-3}`, `pi/2` becomes `\pi/2`.
+`normalize` changes only how something is written: `\dfrac12` becomes `\frac{1}{2}`, `1.5e-3` becomes
+`1.5\cdot 10^{-3}` and `pi/2` becomes `\pi /2`.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from typing import Any
 
+_MATH_NAMES = ("cup", "in", "pm", "mp", "ldots", "approx", "emptyset", "R")
+_GREEK = ("alpha", "beta", "gamma", "delta", "theta", "lambda", "mu", "phi", "omega", "sigma")
 _CHARACTERS = str.maketrans(
     {
         **{chr(c): chr(c - 0xFEE0) for c in range(0xFF01, 0xFF5F)},  # full-width forms
@@ -19,29 +22,40 @@ _CHARACTERS = str.maketrans(
         **dict.fromkeys("€£¥", ""),
         **dict.fromkeys("×·⋅∗", r"\cdot "),
         **dict(zip("、。½⅓⅔¼¾", (",", ".", " 1/2", " 1/3", " 2/3", " 1/4", " 3/4"), strict=True)),
-        **dict(zip("÷∞π√°≤≥≠", ("/", r"\infty ", r"\pi ", r"\sqrt ", r"\degree ", r"\le ", r"\ge ", r"\ne "), strict=True)),
-        **dict(zip("∪∈±∓…≈∅ℝ", (rf"\{n} " for n in "cup in pm mp ldots approx emptyset R".split()), strict=True)),
-        **dict(zip("αβγδθλμφωσ", (rf"\{n} " for n in "alpha beta gamma delta theta lambda mu phi omega sigma".split()), strict=True)),
+        **dict(
+            zip("÷∞π√°≤≥≠", ("/", r"\infty ", r"\pi ", r"\sqrt ", r"\degree ", r"\le ", r"\ge ", r"\ne "), strict=True)
+        ),
+        **dict(zip("∪∈±∓…≈∅ℝ", (rf"\{n} " for n in _MATH_NAMES), strict=True)),
+        **dict(
+            zip(
+                "αβγδθλμφωσ",
+                (rf"\{n} " for n in _GREEK),
+                strict=True,
+            )
+        ),
     }
 )
 _FUNCTIONS = (
-    "arcsin|arccos|arctan|arccot|sinh|cosh|tanh|sin|cos|tan|cot|sec|csc|log|ln|exp|sqrt|pi|theta|alpha|beta|gamma|delta|lambda|omega|infty"
+    "arcsin|arccos|arctan|arccot|sinh|cosh|tanh|sin|cos|tan|cot|sec|csc|log|ln|exp|sqrt"
+    "|pi|theta|alpha|beta|gamma|delta|lambda|omega|infty"
 )
 _SAME = {
     "dfrac": "frac", "tfrac": "frac", "cfrac": "frac", "dbinom": "binom", "tbinom": "binom",
     "times": "cdot", "ast": "cdot", "leq": "le", "leqslant": "le", "geq": "ge", "geqslant": "ge", "neq": "ne",
-    "lt": "<", "gt": ">", "dots": "ldots", "cdots": "ldots", "dotsc": "ldots", "dotsb": "ldots", "varnothing": "emptyset",
-    "simeq": "approx", "doteq": "approx", "varepsilon": "epsilon", "varphi": "phi", "lvert": "|", "rvert": "|", "vert": "|",
+    "lt": "<", "gt": ">",
+    "dots": "ldots", "cdots": "ldots", "dotsc": "ldots", "dotsb": "ldots", "varnothing": "emptyset",
+    "simeq": "approx", "doteq": "approx", "varepsilon": "epsilon", "varphi": "phi", "lvert": "|",
+    "rvert": "|", "vert": "|",
     "lbrack": "[", "rbrack": "]", "lparen": "(", "rparen": ")", "lbrace": r"\{", "rbrace": r"\}", "degrees": "degree",
     "bmatrix": "pmatrix", "div": "/", "colon": ":", "infin": "infty", "lg": "log_{10}",
 }  # fmt: skip
 _WRAPPERS = "mathbf|boldsymbol|bm|bf|mathit|mathcal|mathsf|mathtt|vec|hat|boxed|fbox|displaystyle|ensuremath|underline"
 _TEXT = r"\\(?:text|textbf|textit|textrm|texttt|textnormal|mbox|mathrm|operatorname\*?|rm)\b\s*"
-ROW = "\x1e"
+ROW = "\x02"
 """Separates the rows of a matrix."""
 _FACTORS = {"hundred": 2, "thousand": 3, "million": 6, "billion": 9, "trillion": 12}
 
-_STEPS: list[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]]] = [
+_STEPS: list[tuple[re.Pattern[str], Any]] = [
     (re.compile(pattern), replacement)
     for pattern, replacement in [
         (r"\$\s*([,;])\s*\$", r"\1 "),
@@ -56,7 +70,12 @@ _STEPS: list[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]]] = [
         (r"\\([A-Za-z]+)", lambda m: _same(m[1])),
         (r"\\(begin|end)\{([bpvB]?)matrix\}", r"\\\1{pmatrix}"),
         (r"\\%|(?<=\d)\s*(?:percent|per cent)\b|\s*" + _TEXT + r"\{\s*percent\s*\}", "%"),
-        (r"\s*\^\s*\{?\s*\\(?:circ|degree)(?![A-Za-z])\s*\}?|\s*(?:" + _TEXT + r"\{\s*degrees?\s*\}|\bdegrees?\b)|\\degree", r"\\degree "),
+        (
+            r"\s*\^\s*\{?\s*\\(?:circ|degree)(?![A-Za-z])\s*\}?|\s*(?:"
+            + _TEXT
+            + r"\{\s*degrees?\s*\}|\bdegrees?\b)|\\degree",
+            r"\\degree ",
+        ),
         (r"\^\s*\{?\s*((?:\\prime(?![A-Za-z])\s*)+)\}?", lambda m: "'" * m[1].count("prime")),
         (r"\\(?:" + _WRAPPERS + r")(?![A-Za-z])\s*\{([^{}]*)\}", r"\1"),
         # text: connectives, functions, single letters
@@ -82,7 +101,10 @@ _STEPS: list[tuple[re.Pattern[str], str | Callable[[re.Match[str]], str]]] = [
         (r"\.\.\.+", r"\\ldots "),
         # numbers
         (r"(?<![\w.,])(\d{1,3}(?: \d{3})+)(?![\w,])", lambda m: m[1].replace(" ", "")),
-        (r"(?<![\w.])((?:\d+\.?\d*)|\.\d+)[eE]([+-]?\d+)(?![\w.])", lambda m: rf"{m[1]}\cdot 10^{{{m[2].lstrip('+')}}}"),
+        (
+            r"(?<![\w.])((?:\d+\.?\d*)|\.\d+)[eE]([+-]?\d+)(?![\w.])",
+            lambda m: rf"{m[1]}\cdot 10^{{{m[2].lstrip('+')}}}",
+        ),
         (r"(?<![\w.])\.(?=\d)", "0."),
         (r"(?<=\d)\.(?!\d|\\overline)", ""),
         (r"(?<=\d) ?(" + "|".join(_FACTORS) + r")\b", lambda m: rf"\cdot 10^{{{_FACTORS[m[1]]}}}"),
@@ -155,3 +177,12 @@ def closing(text: str, start: int) -> int:
             if depth == 0:
                 return position
     return len(text)
+
+
+def depth(text: str) -> int:
+    """How deep brackets are nested."""
+    now = deepest = 0
+    for character in text:
+        now += (character in "([{") - (character in ")]}")
+        deepest = max(deepest, now)
+    return deepest

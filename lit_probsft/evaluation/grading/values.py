@@ -1,16 +1,16 @@
 r"""Parses an answer in the notation of latex.py into a value of one kind.
 
-    5, \frac{1}{2}, 11 5/6, 5%      Number
-    2\sqrt{3}, x+1, even            Leaf: an expression or words
-    (1,2)  [1,2]  \{1,2\}  1,2      Group
-    f(x)=2x                         Equation
-    1<x, [0,1), (0,1)\cup\{2\}      Region: a set of real numbers
+5   \frac{1}{2}   11 5/6   0.\overline{3}   1.5\cdot 10^{-3}      Number
+2\sqrt{3}   x+1   even                                            Leaf: an expression or words
+f(x)=2x                                                           Equation
+(1,2)   [1,2]   \{1,2\}   1,2   1\pm\sqrt{2}   a matrix           Group
+1<x   [0,1)   (0,1)\cup\{2\}                                      Group of intervals
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
@@ -24,14 +24,14 @@ class Number:
     Attributes:
         value: exactly what was written.
         text: how it was written.
-        digits: significant digits of a decimal; None for integers and fractions.
-        places: digits after the decimal point, less the power of ten.
+        digits: significant digits of a decimal; 0 for integers and fractions.
+        unit: the value of the last of these digits.
     """
 
     value: Fraction
     text: str
-    digits: int | None = None
-    places: int = 0
+    digits: int = 0
+    unit: Fraction = Fraction(0)
 
 
 @dataclass(frozen=True)
@@ -42,71 +42,52 @@ class Leaf:
 
 
 @dataclass(frozen=True)
-class Group:
-    r"""Several values. `brackets` is "()", "[]", "{}" or, for values that only a comma separates, ""."""
-
-    brackets: str
-    items: tuple[Value, ...]
-
-
-@dataclass(frozen=True)
-class Matrix:
-    """The rows of a matrix."""
-
-    rows: tuple[Group, ...]
-
-
-@dataclass(frozen=True)
 class Equation:
     """Two sides. Of a chain of equations only the first and the last side count."""
 
     left: str
     right: str
-    text: str
 
 
 @dataclass(frozen=True)
-class Piece:
-    """An interval of real numbers. One with equal closed ends is a point."""
+class Group:
+    r"""Several values.
 
-    low: Value
-    high: Value
-    low_closed: bool
-    high_closed: bool
+    Attributes:
+        kind: "()", "[]", "(]", "[)" or "{}" for the brackets around them; "" for values that only commas separate;
+            "union" of intervals, which are pairs in brackets; "matrix" of rows in "()".
+        items: the values.
+    """
 
-
-@dataclass(frozen=True)
-class Region:
-    """A union of intervals."""
-
-    pieces: tuple[Piece, ...]
+    kind: str
+    items: tuple[Value, ...]
 
 
-Value = Number | Leaf | Group | Matrix | Equation | Region
+Value = Number | Leaf | Equation | Group
 
-_INFINITY = Leaf(r"\infty")
-_MINUS_INFINITY = Leaf(r"-\infty")
-_DECIMAL = r"(?:\d+(?:\.\d+)?)"
+_INFINITE = (Leaf(r"\infty"), Leaf(r"-\infty"))
+_DECIMAL = r"\d+(?:\.\d+)?"
 _NUMBER = re.compile(
     r"(?P<sign>[-+]?) ?(?:(?P<start>\d+\.\d*)\\overline ?\{(?P<repeated>\d+)\}"
-    r"|(?P<whole>\d+) ?(?:\\frac\{(?P<mn>\d+)\}\{(?P<md>\d+)\}| (?P<n>\d+)/(?P<d>\d+))"
-    rf"|(?:\\frac\{{ ?(?P<top>-?{_DECIMAL}) ?\}}\{{ ?(?P<bottom>-?{_DECIMAL}) ?\}}|(?P<decimal>{_DECIMAL})(?: ?/ ?(?P<over>-?{_DECIMAL}))?)"
+    r"|(?P<whole>\d+)(?: ?\\frac\{(?P<mixed_top>\d+)\}\{(?P<mixed_bottom>\d+)\}| (?P<n>\d+)/(?P<d>\d+))"
+    rf"|(?:\\frac\{{ ?(?P<top>-?{_DECIMAL}) ?\}}\{{ ?(?P<bottom>-?{_DECIMAL}) ?\}}"
+    rf"|(?P<decimal>{_DECIMAL})(?: ?/ ?(?P<over>-?{_DECIMAL}))?)"
     r"(?: ?\\cdot ?10\^\{ ?(?P<power>-?\d{1,4}) ?\})?|10\^\{ ?(?P<ten>-?\d{1,4}) ?\})"
 )
-_THOUSANDS = re.compile(r"(?<![\d,.])[1-9]\d{0,2}(?:,\d{3})+(?![\d]|,\d)")
+_THOUSANDS = re.compile(r"(?<![\d,.])[1-9]\d{0,2}(?:,\d{3})+(?!\d|,\d)")
 _LIST = re.compile(r"[,;]|(?<=[\s,])(?:and|or)(?=\s)")
 _CONJUNCTION = re.compile(r"\band\b|;")
 _UNION = re.compile(r"\\cup(?![a-z])")
 _MEMBER = re.compile(r"\\in(?![a-z])")
 _RELATION = re.compile(r"\\(?:le|ge|ne)(?![a-z])|[<>=]")
-_CLOSED = (r"\le", r"\ge")
-_FLIPPED = {"<": ">", ">": "<", r"\le": r"\ge", r"\ge": r"\le"}
+_FLIPPED = {"<": ">", ">": "<", r"\le": r"\ge", r"\ge": r"\le", r"\ne": r"\ne"}
 _MATRIX = re.compile(r"\\begin\{pmatrix\}(.*)\\end\{pmatrix\}")
 _SETBUILDER = re.compile(r"\\\{ ?[a-zA-Z] ?(?:\\in ?\\R ?)?(?:\\mid|[|:]) ?(.*)\\\}")
 _EMPTY = re.compile(r"\\emptyset|\\\{ ?\\\}|(?:\\text\{)?no (?:real )?solutions?\}?", re.IGNORECASE)
 _REALS = re.compile(r"\\R|(?:\\text\{)?all real numbers\}?", re.IGNORECASE)
 _TEXT_UNIT = re.compile(
-    r"(?P<value>.*[^\s=<>+(\[{,:_^-]) ?(?:(?:\\text\{[^{}]*\}(?: ?\^ ?\{-?\d\})?|\\AA|\\mu(?= ?\\text)|\\Omega)(?: |/|\\cdot)*)+"
+    r"(?P<value>.*[^\s=<>+(\[{,:_^-])"
+    r" ?(?:(?:\\text\{[^{}]*\}(?: ?\^ ?\{-?\d\})?|\\AA|\\mu(?= ?\\text))(?: |/|\\cdot)*)+"
 )
 _OPERATION = re.compile(r"[\d+*/^|-]|\\(?:frac|sqrt|cdot|begin|sin|cos|tan|log|ln|exp|binom|pm|sum|int)(?![a-z])")
 
@@ -117,54 +98,56 @@ def number(text: str) -> Number | None:
     if match is None:
         return None
     part = match.groupdict()
-    digits, places = None, 0
+    digits, unit = 0, Fraction(0)
     try:
         if part["repeated"]:
             start, loop = part["start"], part["repeated"]
-            value = Fraction(int(start.replace(".", "") + loop) - int(start.replace(".", "")), 10 ** len(start.partition(".")[2]) * (10 ** len(loop) - 1))
+            repeated = Fraction(int(loop), 10 ** len(loop) - 1) / 10 ** len(start.partition(".")[2])
+            value = Fraction(start + "0") + repeated
         elif part["whole"]:
-            fraction = Fraction(int(part["mn"] or part["n"]), int(part["md"] or part["d"]))
+            fraction = Fraction(int(part["mixed_top"] or part["n"]), int(part["mixed_bottom"] or part["d"]))
             if not 0 < fraction < 1:
                 return None
             value = int(part["whole"]) + fraction
         else:
-            power = int(part["power"] or part["ten"] or 0)
-            value = Fraction(part["top"] or part["decimal"] or 1) / Fraction(part["bottom"] or part["over"] or 1)
-            value *= Fraction(10) ** power
-            if part["decimal"] and not part["over"] and ("." in part["decimal"] or power):
+            scale = Fraction(10) ** int(part["power"] or part["ten"] or 0)
+            value = (
+                Fraction(part["top"] or part["decimal"] or 1) / Fraction(part["bottom"] or part["over"] or 1) * scale
+            )
+            if part["decimal"] and not part["over"] and ("." in text or part["power"]):
                 digits = len(part["decimal"].replace(".", "").lstrip("0"))
-                places = len(part["decimal"].partition(".")[2]) - power
+                unit = scale / 10 ** len(part["decimal"].partition(".")[2])
     except (ZeroDivisionError, ValueError):  # also more digits than Python converts
         return None
-    return Number(-value if part["sign"] == "-" else value, text, digits, places)
+    return Number(-value if part["sign"] == "-" else value, text, digits, unit)
 
 
-def parse(text: str, thousands: bool = True) -> Value:
-    r"""The value of a normalized text.
+def parse(text: str, thousands: bool = False) -> Value:
+    """The value of a normalized text.
 
     Args:
         text: in the notation of `normalize`.
         thousands: read `10,000` outside brackets as one number rather than two.
     """
-    text = text.strip().strip(",;").strip()
+    text = text.strip(" ,;")
     if unit := _TEXT_UNIT.fullmatch(text):
         text = unit["value"].strip()
     if _EMPTY.fullmatch(text):
-        return Region(())
+        return Group("union", ())
     if _REALS.fullmatch(text):
-        return Region((Piece(_MINUS_INFINITY, _INFINITY, False, False),))
+        return Group("union", (Group("()", _INFINITE[::-1]),))
     if builder := _SETBUILDER.fullmatch(text):
         return parse(builder[1], thousands)
     if thousands:
         for match in reversed(list(_THOUSANDS.finditer(_outside_brackets(text)))):
             text = text[: match.start()] + match[0].replace(",", "") + text[match.end() :]
-    parts = [part for part in _split(text, _LIST) if part.strip()]
-    if len(parts) < 2:
-        return _single(parts[0].strip() if parts else "")
-    items = [parse(part, False) for part in parts]
-    if all(isinstance(item, Region) for item in items) and not _CONJUNCTION.search(_outside_brackets(text)):
-        return _union(items)
-    return Group("", tuple(_flattened(items)))
+    items = [parse(part) if part != text else _single(text) for part in _split(text, _LIST) if part.strip()]
+    if len(items) < 2:
+        return items[0] if items else Leaf("")
+    regions = all(isinstance(item, Group) and item.kind == "union" for item in items)
+    if regions and not _CONJUNCTION.search(_outside_brackets(text)):
+        return Group("union", _items(items))
+    return Group("", tuple(x for item in items for x in _listed(item)))
 
 
 def _single(text: str) -> Value:
@@ -172,76 +155,67 @@ def _single(text: str) -> Value:
     if found := number(text):
         return found
     if len(unions := _split(text, _UNION)) > 1:
-        regions = [as_region(parse(part)) for part in unions]
-        return _union(regions) if all(regions) else Leaf(text)
+        sets = [group for part in unions if (group := as_union(parse(part)))]
+        return Group("union", _items(sets)) if len(sets) == len(unions) else Leaf(text)
     if len(member := _split(text, _MEMBER)) == 2:
-        inner = parse(member[1], False)
-        return as_region(inner) or inner
+        return as_union(parse(member[1])) or parse(member[1])
     if _RELATION.search(_outside_brackets(text)):
         return _relation(text)
     if matrix := _MATRIX.fullmatch(text):
-        rows = [row for row in matrix[1].split(ROW) if row.strip()]
-        return Matrix(tuple(Group("()", tuple(parse(cell, False) for cell in row.split("&"))) for row in rows))
-    opening = re.match(r"\\\{|[(\[]|\\langle", text)
+        rows = [row.split("&") for row in matrix[1].split(ROW) if row.strip()]
+        return Group("matrix", tuple(Group("()", tuple(parse(cell) for cell in row)) for row in rows))
+    opening = re.match(r"\\\{|[(\[]", text)
     if opening and closing(text, opening.end() - 1) == len(text) - 1:
-        return _bracketed(text, text[opening.end() : -1].removesuffix("\\"), text[opening.end() - 1] + text[-1])
+        inner = parse(text[opening.end() : -1].removesuffix("\\"))
+        items = _listed(inner)
+        inside = Group(text[opening.end() - 1] + text[-1], items)
+        if len(items) == 1 and inside.kind != "{}":
+            return inner
+        interval = inside.kind in ("(]", "[)") or any(item in _INFINITE for item in items)
+        return (as_union(inside) or Leaf(text)) if interval else inside
     if re.search(r"\\(?:pm|mp)(?![a-z])", text):
-        upper = text.replace(r"\pm", "+").replace(r"\mp", "-")
-        lower = text.replace(r"\pm", "-").replace(r"\mp", "+")
-        return Group("", (parse(upper, False), parse(lower, False)))
+        signs = ("+", "-"), ("-", "+")
+        return Group("", tuple(parse(text.replace(r"\pm", a).replace(r"\mp", b)) for a, b in signs))
     return Leaf(re.sub(r"^\+ ?", "", text.replace(r"- \infty", r"-\infty")))
 
 
-def _bracketed(text: str, inside: str, brackets: str) -> Value:
-    inner = parse(inside, False)
-    items = inner.items if isinstance(inner, Group) and not inner.brackets else (inner,)
-    if len(items) == 1 and brackets != "{}":
-        return inner
-    group = Group(brackets, items)
-    if brackets in ("(]", "[)") or _INFINITY in items or _MINUS_INFINITY in items:
-        return as_region(group) or Leaf(text)
-    return group
+def _listed(value: Value) -> tuple[Value, ...]:
+    """The values that only commas separate."""
+    return value.items if isinstance(value, Group) and not value.kind else (value,)
+
+
+def _items(groups: Sequence[Value]) -> tuple[Value, ...]:
+    return tuple(item for group in groups if isinstance(group, Group) for item in group.items)
 
 
 def _relation(text: str) -> Value:
-    parts = [part.strip() for part in _split(text, _RELATION, keep=True)]
-    sides, signs = parts[::2], parts[1::2]
+    """An equation, or the interval that an inequality of one letter describes."""
+    signs = [match[0] for match in _RELATION.finditer(_outside_brackets(text))]
+    sides = [side.strip() for side in _split(text, _RELATION)]
     if all(sign == "=" for sign in signs):
-        return Equation(sides[0], sides[-1], text)
-    if len(sides) == 2 and _is_letter(sides[1]):
-        sides, signs = sides[::-1], [_FLIPPED.get(signs[0], signs[0])]
-    if len(sides) == 2 and _is_letter(sides[0]):
-        end, closed = parse(sides[1], False), signs[0] in _CLOSED
-        below, above = Piece(_MINUS_INFINITY, end, False, closed), Piece(end, _INFINITY, closed, False)
-        return Region({r"\ne": (below, above), "<": (below,), r"\le": (below,)}.get(signs[0], (above,)))
-    if len(sides) == 3 and _is_letter(sides[1]):
-        if all(sign in _FLIPPED and sign in (">", r"\ge") for sign in signs):
-            sides, signs = sides[::-1], [_FLIPPED[sign] for sign in reversed(signs)]
-        if all(sign in ("<", r"\le") for sign in signs):
-            low, high = parse(sides[0], False), parse(sides[2], False)
-            return Region((Piece(low, high, signs[0] in _CLOSED, signs[1] in _CLOSED),))
-    return Leaf(text)
+        return Equation(sides[0], sides[-1])
+    if "=" in signs or len(signs) > 2:
+        return Leaf(text)
+    if signs[-1] in (">", r"\ge") if len(signs) == 2 else not _is_letter(sides[0]):
+        sides, signs = sides[::-1], [_FLIPPED[sign] for sign in reversed(signs)]
+    closed = [sign in (r"\le", r"\ge") for sign in signs]
+    if len(signs) == 2:
+        kind = "(["[closed[0]] + ")]"[closed[1]]
+        ordered = _is_letter(sides[1]) and all(sign in ("<", r"\le") for sign in signs)
+        return Group("union", (Group(kind, (parse(sides[0]), parse(sides[2]))),)) if ordered else Leaf(text)
+    end = parse(sides[1])
+    below, above = Group("(" + ")]"[closed[0]], (_INFINITE[1], end)), Group("(["[closed[0]] + ")", (end, _INFINITE[0]))
+    intervals = {r"\ne": (below, above), "<": (below,), r"\le": (below,)}.get(signs[0], (above,))
+    return Group("union", intervals) if _is_letter(sides[0]) else Leaf(text)
 
 
-def _union(regions: Sequence[Value | None]) -> Region:
-    return Region(tuple(piece for region in regions if isinstance(region, Region) for piece in region.pieces))
-
-
-def _flattened(items: Sequence[Value]) -> Iterator[Value]:
-    for item in items:
-        yield from item.items if isinstance(item, Group) and not item.brackets else (item,)
-
-
-def as_region(value: Value) -> Region | None:
+def as_union(value: Value) -> Group | None:
     """A pair as an interval, a set as its points; None if the value is no set of real numbers."""
-    if isinstance(value, Region):
-        return value
-    if isinstance(value, Group) and value.brackets == "{}":
-        return Region(tuple(Piece(item, item, True, True) for item in value.items))
-    if isinstance(value, Group) and value.brackets and len(value.items) == 2:
-        low, high = value.items
-        return Region((Piece(low, high, value.brackets[0] == "[", value.brackets[1] == "]"),))
-    return None
+    if not isinstance(value, Group) or value.kind == "union":
+        return value if isinstance(value, Group) else None
+    if value.kind == "{}":
+        return Group("union", tuple(Group("[]", (item, item)) for item in value.items))
+    return Group("union", (value,)) if value.kind and value.kind != "matrix" and len(value.items) == 2 else None
 
 
 def is_name(text: str) -> bool:
@@ -254,7 +228,7 @@ def is_name(text: str) -> bool:
 
 
 def _is_letter(text: str) -> bool:
-    return is_name(text) and text not in (r"\pi", r"\infty", r"-\infty", "e")
+    return is_name(text) and text not in (r"\pi", r"\infty", "e")
 
 
 def _outside_brackets(text: str) -> str:
@@ -262,18 +236,14 @@ def _outside_brackets(text: str) -> str:
     kept, position = [], 0
     for opening in re.finditer(r"[(\[{]", text):
         if opening.start() >= position:
-            end = closing(text, opening.start())
-            kept += [text[position : opening.start()], "\0" * (end + 1 - opening.start())]
-            position = end + 1
-    return "".join(kept)[: len(text)] + text[position:]
+            end = min(closing(text, opening.start()) + 1, len(text))
+            kept += [text[position : opening.start()], "\0" * (end - opening.start())]
+            position = end
+    return "".join(kept) + text[position:]
 
 
-def _split(text: str, separator: re.Pattern[str], keep: bool = False) -> list[str]:
-    """Split at the separators outside brackets; with `keep`, the separators stay in the list."""
-    parts, position = [], 0
-    for match in separator.finditer(_outside_brackets(text)):
-        parts.append(text[position : match.start()])
-        if keep:
-            parts.append(match[0])
-        position = match.end()
-    return [*parts, text[position:]]
+def _split(text: str, separator: re.Pattern[str]) -> list[str]:
+    """Split at the separators outside brackets."""
+    cuts = [match.span() for match in separator.finditer(_outside_brackets(text))]
+    starts, ends = [0, *(end for _, end in cuts)], [*(start for start, _ in cuts), len(text)]
+    return [text[start:end] for start, end in zip(starts, ends, strict=True)]
