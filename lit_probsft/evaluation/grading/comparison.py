@@ -16,7 +16,9 @@ _CHOICE = re.compile(r"\(([A-J])\)[.:]? ?(.*)|([A-J])[).:] ?(.*)|([A-J])")
 _WORDS = re.compile(r"[A-Za-z]{3,}|[^\x00-\x7f]|\\text")
 _COMMAND = re.compile(r"\\(?!text)[A-Za-z]+|_\{[^{}]*\}")
 _UNIT = re.compile(
-    r"(?P<value>.*[\d%}]) ?(?P<unit>[A-Za-z]{2,}[A-Za-z ./^{}0-9-]*|(?<= )[A-Za-z](?:[/^ ][A-Za-z0-9 ./^{}-]*)?)"
+    r"(?P<value>(?:[^A-Za-z\\]|\\(?:frac|cdot|sqrt|pi)(?![a-z]))*[\d%} ]) ?"
+    r"(?P<unit>(?:(?:cm|mm|km|nm|kg|mg|mL|ml|ft|in|yd|mi|lb|oz|hr|Hz|eV|pm|am|Pa|kJ|kW|mph|min|sec)(?![A-Za-z])"
+    r"|(?<= )(?:[A-Za-z]{3}|[msgNJKWVALh](?![A-Za-z])))[A-Za-z ./^{}0-9-]*)"
 )
 _ANGLES = re.compile(r"\\(?:sin|cos|tan|cot|sec|csc)(?![a-z])")
 _SIGNS = {"%": r"\cdot \frac{1}{100}", r"\degree": r"\cdot \frac{\pi}{180}"}
