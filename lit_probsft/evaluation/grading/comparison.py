@@ -17,9 +17,10 @@ _WORDS = re.compile(r"[A-Za-z]{3,}|[^\x00-\x7f]|\\text")
 _COMMAND = re.compile(r"\\(?!text)[A-Za-z]+|_\{[^{}]*\}")
 _UNIT = re.compile(
     r"(?P<value>(?:[^A-Za-z\\]|\\(?:frac|cdot|sqrt|pi)(?![a-z]))*[\d%} ]) ?"
-    r"(?P<unit>(?:(?:cm|mm|km|nm|kg|mg|mL|ml|ft|in|yd|mi|lb|oz|hr|Hz|eV|pm|am|Pa|kJ|kW|mph|min|sec)(?![A-Za-z])"
-    r"|(?<= )(?:[A-Za-z]{3}|[msgNJKWVALh](?![A-Za-z])))[A-Za-z ./^{}0-9-]*)"
+    r"(?P<unit>(?:cm|mm|km|nm|kg|mg|mL|ml|ft|in|yd|mi|lb|oz|hr|Hz|eV|pm|am|Pa|kJ|kW)(?![A-Za-z])"
+    r"|(?<= )(?:[A-Za-z]{3,}(?: [A-Za-z]+)*|[msgNJKWVALh](?![A-Za-z])))(?: ?/ ?[A-Za-z]+| ?\^ ?\{-?\d\})*\.?"
 )
+_ARGUMENTS = re.compile(r"(?<=[A-Za-z])\([^()]*\)")
 _ANGLES = re.compile(r"\\(?:sin|cos|tan|cot|sec|csc)(?![a-z])")
 _SIGNS = {"%": r"\cdot \frac{1}{100}", r"\degree": r"\cdot \frac{\pi}{180}"}
 
@@ -74,8 +75,10 @@ class Comparison:
     def _equations(self, gold: Value, answer: Value) -> bool:
         if not isinstance(gold, Equation):
             assert isinstance(answer, Equation)
-            computed = not re.search("[A-Za-z]", _COMMAND.sub("", answer.left))  # 2+3=5
-            return (computed or is_name(answer.left)) and self.same(gold, parse(answer.right))
+            left = _COMMAND.sub("", answer.left)
+            computed = not re.search("[A-Za-z]", left)  # 2+3=5
+            asked_for = not re.search(r"\d", _ARGUMENTS.sub("", left))  # m+n=5, f(2)=5, but not 2x=5
+            return (computed or asked_for) and self.same(gold, parse(answer.right))
         if not isinstance(answer, Equation):
             return is_name(gold.left) and self.same(parse(gold.right), answer)
         if (squeezed(gold.left), squeezed(gold.right)) == (squeezed(answer.right), squeezed(answer.left)):

@@ -87,6 +87,7 @@ _STEPS: list[tuple[re.Pattern[str], Any]] = [
         (r"\{\s*\\rm\s+([^{}]*)\}", r"\\text{\1}"),
         (_TEXT + r"\{\s*(\(?[A-Za-z]\)?|[\d\s.,()+/-]+)\s*\}", r"\1"),
         (_TEXT + r"\{\s*([^{}]*?)\s*\}", r"\\text{\1}"),
+        (r"^ ?(?i:\\text\{[^{}]*(?: is| are|:)\}|(?:the )?(?:final )?answer(?: is|:)) ?", ""),
         # plain text
         (r"(?<![A-Za-z])(?:np|math|sympy|cmath)\.(?=[a-z])", ""),
         (r"\*\*(.+?)\*\*(?=\s*$)", r"\1"),

@@ -87,7 +87,8 @@ _EMPTY = re.compile(r"\\emptyset|\\\{ ?\\\}|(?:\\text\{)?no (?:real )?solutions?
 _REALS = re.compile(r"\\R|(?:\\text\{)?all real numbers\}?", re.IGNORECASE)
 _TEXT_UNIT = re.compile(
     r"(?P<value>.*[^\s=<>+(\[{,:_^-])"
-    r" ?(?:(?:\\text\{[^{}]*\}(?: ?\^ ?\{-?\d\})?|\\AA|\\mu(?= ?\\text))(?: |/|\\cdot)*)+"
+    r" ?(?:(?:\\text\{(?!(?:is|are|not|if|for|when|where)\b)[^{}]*\}"
+    r"(?: ?\^ ?\{-?\d\})?|\\AA|\\mu(?= ?\\text))(?: |/|\\cdot)*)+"
 )
 _OPERATION = re.compile(r"[\d+*/^|-]|\\(?:frac|sqrt|cdot|begin|sin|cos|tan|log|ln|exp|binom|pm|sum|int)(?![a-z])")
 
