@@ -138,9 +138,7 @@ class Comparison:
         for decimal, exact in ((gold, answer), (answer, gold)):
             if isinstance(decimal, Number) and error and symbols.within(exact.text, decimal.value, error):
                 return True
-        return bool(
-            symbols.equal_expressions(*(_fraction(v) if isinstance(v, Number) else v.text for v in (gold, answer)))
-        )
+        return bool(symbols.equal_expressions(_expression(gold), _expression(answer)))
 
     def _symbols(self) -> ModuleType:
         if self.expressions is None:
@@ -149,18 +147,14 @@ class Comparison:
 
 
 def squeezed(text: str) -> str:
-    """Without spaces."""
-    return text.replace(" ", "")
+    """Without the spaces that mean nothing: `11 5/6` is not `115/6`."""
+    return re.sub(r"(?<!\d) +| +(?!\d)", "", text)
 
 
 def _rounding(gold: Number | Leaf, answer: Number | Leaf) -> Fraction:
     """Half a unit in the last place if exactly one side is a decimal, with enough digits; else 0."""
     for fewest, decimal, exact in zip(_FEWEST_DIGITS, (gold, answer), (answer, gold), strict=True):
-        if (
-            isinstance(decimal, Number)
-            and decimal.digits >= fewest
-            and not (isinstance(exact, Number) and exact.digits)
-        ):
+        if isinstance(decimal, Number) and decimal.digits >= fewest and not getattr(exact, "digits", 0):
             return decimal.unit / 2
     return Fraction(0)
 
@@ -170,8 +164,8 @@ def _never_ends(value: Fraction) -> bool:
     return bool(10 ** value.denominator.bit_length() % value.denominator)
 
 
-def _fraction(value: Number) -> str:
-    return rf"\frac{{{value.value.numerator}}}{{{value.value.denominator}}}"
+def _expression(leaf: Number | Leaf) -> str:
+    return rf"\frac{{{leaf.value.numerator}}}{{{leaf.value.denominator}}}" if isinstance(leaf, Number) else leaf.text
 
 
 def _choice(text: str) -> tuple[str, str]:

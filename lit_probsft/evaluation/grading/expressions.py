@@ -10,12 +10,12 @@ sympy and mpmath know no time limit, and importing them takes a second: import t
 from __future__ import annotations
 
 import contextlib
+import functools
 import random
 import re
 import zlib
 from collections.abc import Iterator
 from fractions import Fraction
-from functools import lru_cache
 from typing import Any
 
 import mpmath
@@ -115,7 +115,7 @@ def _mpf(value: Fraction) -> Any:
     return mpmath.mpf(value.numerator) / value.denominator
 
 
-@lru_cache(1000)
+@functools.lru_cache(1000)
 def _read(text: str) -> Any:
     """The unevaluated sympy expression of a normalized text."""
     if _REFUSED.search(text):
@@ -179,20 +179,26 @@ def _value(node: Any, point: dict[str, Any]) -> Any:
         return mpmath.mpc(0, 1) if str(node) == "i" else point[str(node)]
     if node.is_Rational:
         return mpmath.mpf(int(node.p)) / int(node.q)
-    values = [] if name == "Derivative" else [_value(argument, point) for argument in node.args]
-    if name == "Derivative" or any(kind.__name__ == "AppliedUndef" for kind in type(node).__mro__):
-        # an unknown function: any fixed one that tells names and arguments apart
-        seed = zlib.crc32(str(node.func if values else node).encode()) % 997
-        return 2 + mpmath.sin(seed + sum(value / (2 + k) for k, value in enumerate(values)))
-    function = _FUNCTIONS.get(name) or (getattr(mpmath, name, None) if values and name.islower() else None)
+    function = _FUNCTIONS.get(name) or (getattr(mpmath, name, None) if node.args and name.islower() else None)
+    if name == "Derivative":
+        return _unknown(str(node))
+    if any(kind.__name__ == "AppliedUndef" for kind in type(node).__mro__):
+        function = functools.partial(_unknown, str(node.func))
     if function is None:
         raise Unreadable(name)
     try:
-        return function(*values)
-    except (TypeError, NotImplementedError) as error:
+        return function(*(_value(argument, point) for argument in node.args))
+    except (TypeError, KeyError, NotImplementedError) as error:
         raise Unreadable(name) from error
+    except Unreadable:
+        raise
     except ValueError as error:
         raise ArithmeticError(name) from error
+
+
+def _unknown(name: str, *values: Any) -> Any:
+    """A function without a definition: any fixed one that tells names and arguments apart."""
+    return 2 + mpmath.sin(zlib.crc32(name.encode()) % 997 + sum(value / (2 + k) for k, value in enumerate(values)))
 
 
 def _power(base: Any, exponent: Any) -> Any:

@@ -9,30 +9,20 @@ from __future__ import annotations
 import re
 from typing import Any
 
-_MATH_NAMES = ("cup", "in", "pm", "mp", "ldots", "approx", "emptyset", "R")
-_GREEK = ("alpha", "beta", "gamma", "delta", "theta", "lambda", "mu", "phi", "omega", "sigma")
+_NAMED = (
+    "×cdot ·cdot ⋅cdot ∗cdot ∞infty πpi √sqrt °degree ≤le ≥ge ≠ne ∪cup ∈in ±pm ∓mp …ldots ≈approx ∅emptyset ℝR "
+    "αalpha βbeta γgamma δdelta θtheta λlambda μmu φphi ωomega σsigma"
+)
 _CHARACTERS = str.maketrans(
     {
         **{chr(c): chr(c - 0xFEE0) for c in range(0xFF01, 0xFF5F)},  # full-width forms
         **{c: f"^{{{n}}}" for n, c in enumerate("⁰¹²³⁴⁵⁶⁷⁸⁹")},
         **{c: f"_{{{n}}}" for n, c in enumerate("₀₁₂₃₄₅₆₇₈₉")},
+        **{name[0]: f"\\{name[1:]} " for name in re.findall(r"\S+", _NAMED)},
         **dict.fromkeys("−–—‐‑", "-"),
         **dict.fromkeys("\u00a0\u2009\u202f\u3000\t\n\r", " "),
-        **dict.fromkeys("\u200b\u200c\u200d\u2060\ufeff\0", ""),
-        **dict.fromkeys("€£¥", ""),
-        **dict.fromkeys("×·⋅∗", r"\cdot "),
-        **dict(zip("、。½⅓⅔¼¾", (",", ".", " 1/2", " 1/3", " 2/3", " 1/4", " 3/4"), strict=True)),
-        **dict(
-            zip("÷∞π√°≤≥≠", ("/", r"\infty ", r"\pi ", r"\sqrt ", r"\degree ", r"\le ", r"\ge ", r"\ne "), strict=True)
-        ),
-        **dict(zip("∪∈±∓…≈∅ℝ", (rf"\{n} " for n in _MATH_NAMES), strict=True)),
-        **dict(
-            zip(
-                "αβγδθλμφωσ",
-                (rf"\{n} " for n in _GREEK),
-                strict=True,
-            )
-        ),
+        **dict.fromkeys("\u200b\u200c\u200d\u2060\ufeff\0€£¥", ""),
+        **dict(zip("÷、。½⅓⅔¼¾", ("/", ",", ".", " 1/2", " 1/3", " 2/3", " 1/4", " 3/4"), strict=True)),
     }
 )
 _FUNCTIONS = (
@@ -70,12 +60,8 @@ _STEPS: list[tuple[re.Pattern[str], Any]] = [
         (r"\\([A-Za-z]+)", lambda m: _same(m[1])),
         (r"\\(begin|end)\{([bpvB]?)matrix\}", r"\\\1{pmatrix}"),
         (r"\\%|(?<=\d)\s*(?:percent|per cent)\b|\s*" + _TEXT + r"\{\s*percent\s*\}", "%"),
-        (
-            r"\s*\^\s*\{?\s*\\(?:circ|degree)(?![A-Za-z])\s*\}?|\s*(?:"
-            + _TEXT
-            + r"\{\s*degrees?\s*\}|\bdegrees?\b)|\\degree",
-            r"\\degree ",
-        ),
+        (r"\s*\^\s*\{?\s*\\(?:circ|degree)(?![A-Za-z])\s*\}?|\\degree", r"\\degree "),
+        (r"\s*" + _TEXT + r"\{\s*degrees?\s*\}|\s*(?<!\\)\bdegrees?\b", r"\\degree "),
         (r"\^\s*\{?\s*((?:\\prime(?![A-Za-z])\s*)+)\}?", lambda m: "'" * m[1].count("prime")),
         (r"\\(?:" + _WRAPPERS + r")(?![A-Za-z])\s*\{([^{}]*)\}", r"\1"),
         # text: connectives, functions, single letters
@@ -102,17 +88,14 @@ _STEPS: list[tuple[re.Pattern[str], Any]] = [
         (r"\.\.\.+", r"\\ldots "),
         # numbers
         (r"(?<![\w.,])(\d{1,3}(?: \d{3})+)(?![\w,])", lambda m: m[1].replace(" ", "")),
-        (
-            r"(?<![\w.])((?:\d+\.?\d*)|\.\d+)[eE]([+-]?\d+)(?![\w.])",
-            lambda m: rf"{m[1]}\cdot 10^{{{m[2].lstrip('+')}}}",
-        ),
+        (r"(?<![\w.])(\d+\.?\d*|\.\d+)[eE]\+?(-?\d+)(?![\w.])", r"\1\\cdot 10^{\2}"),
         (r"(?<![\w.])\.(?=\d)", "0."),
         (r"(?<=\d)\.(?!\d|\\overline)", ""),
         (r"(?<=\d) ?(" + "|".join(_FACTORS) + r")\b", lambda m: rf"\cdot 10^{{{_FACTORS[m[1]]}}}"),
         (r"(?<=\d) ?\\text\{(" + "|".join(_FACTORS) + r")\}", lambda m: rf"\cdot 10^{{{_FACTORS[m[1]]}}}"),
         # arguments
         (r"\\(frac|binom)\s*(?=[^\s{A-Za-z])", lambda m: rf"\{m[1]} "),
-        (r"(?<=[_^])\s*(\w)(?!\w)", r"{\1}"),
+        (r"(?<=[_^])\s*(-?\d+(?:\.\d+)?|-?[A-Za-z](?![A-Za-z]))", r"{\1}"),
         (r"\s+", " "),
     ]
 ]

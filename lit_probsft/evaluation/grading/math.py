@@ -26,19 +26,21 @@ def grade_math(answer: str, gold: str | Sequence[str], *, tolerance: float = 0.0
             are one gold, such as `1,2` or `\{1,2\}`.
         tolerance: the largest difference from a gold number that is still right.
     """
+    text = None
     try:
         found = find_answer(answer)
-        if found.text is None:
+        text = found.text
+        if text is None:
             return Grade(False, None, found.reason)
         reasons = []
         for one in [gold] if isinstance(gold, str) else gold:
-            correct, reason = _equal(one, found.text, tolerance)
+            correct, reason = _equal(one, text, tolerance)
             if correct:
-                return Grade(True, found.text, reason)
+                return Grade(True, text, reason)
             reasons.append(reason)
-        return Grade(False, found.text, max(reasons, key=len, default="no gold answer"))
+        return Grade(False, text, max(reasons, key=len, default="no gold answer"))
     except Exception as error:  # a grader never raises
-        return Grade(False, None, f"could not be graded: {type(error).__name__}")
+        return Grade(False, text, f"could not be graded: {type(error).__name__}")
 
 
 def _equal(gold: str, answer: str, tolerance: float) -> tuple[bool, str]:

@@ -153,10 +153,10 @@ def test_tuples_are_ordered_and_sets_are_not(items: list[str], draw: random.Rand
 
 PIECES = re.split(
     r"\s+",
-    r"""\boxed{ } { \frac \frac{1}{2} ^ _ ( ) [ ] \{ \} , ; 1 10 x n ! \sqrt \pi e i = < \le \in \cup \text{ \pm + - * / %
-    $ $$ \[ \] #### \left \right \begin{pmatrix} \end{pmatrix} & \\ 9^{9^{9^9}} \sin \log \sum_{k=1}^{n} \infty \ldots **
-    . 1e5 | \approx cm dollars ' \overline{3} 1,000 <think> </think> ^{100000} 999999999 !! f(x) \R \ne : \degree \lfloor
-    é 中 （ ½""",
+    r"""\boxed{ } { \frac \frac{1}{2} ^ _ ( ) [ ] \{ \} , ; 1 10 x n ! \sqrt \pi e i = < \le \in \cup \text{ \pm + - * /
+    % $ $$ \[ \] #### \left \right \begin{pmatrix} \end{pmatrix} & \\ 9^{9^{9^9}} \sin \log \sum_{k=1}^{n} \infty
+    \ldots ** . 1e5 | \approx cm dollars ' \overline{3} 1,000 <think> </think> ^{100000} 999999999 !! f(x) \R \ne : é
+    中 \degree （ \lfloor ½""",
 )
 PIECES += ["The answer is ", "Answer:", " or ", " ", "\n", "\ud800", "\0"]
 
