@@ -51,7 +51,7 @@ def gold_and_text(name: str, row: dict[str, Any]) -> tuple[str, str]:
     if name == "MATH-500":
         return row["answer"], row["solution"]
     if name == "Minerva":
-        return find_answer(row["solution"]).text or "", row["solution"]
+        return find_answer(row["solution"])[0] or "", row["solution"]
     if name == "GSM8K":
         return row["answer"].rpartition("####")[2].strip(), row["answer"]
     return row["final_answer"][0], rf"The answer is \boxed{{{row['final_answer'][0]}}}."

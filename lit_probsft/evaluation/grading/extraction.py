@@ -13,13 +13,12 @@ The first rule that applies decides:
 from __future__ import annotations
 
 import re
-from dataclasses import dataclass
 
 _BRACE = re.compile(r"\\.|[{}]", re.DOTALL)
 _BOX = re.compile(r"\\(?:boxed|fbox)(?![A-Za-z])")
 _BOX_START = re.compile(r"\s*(\{|[-+\\\d][^\s{}$]*|[A-Za-z](?![A-Za-z]))")
 _MARK = re.compile(
-    r"####|\banswer\b(?: to [^.:\n]{0,80})?[*_ ]{0,4}(?:is|are|would be|[:：=])(?!\w)"
+    r"####|<answer>|\banswers?\b(?: to [^.:\n]{0,80})?[*_ ]{0,4}(?:is|are|would be|[:：=])(?!\w)"
     r"|\bfinal answer\b[*_# ]{0,4}\n|答案(?:是|为|[:：])",
     re.IGNORECASE,
 )
@@ -30,38 +29,26 @@ _SENTENCE_END = re.compile(r"\n|[.!?](?=\s|$)|。")
 _LONGEST = 4000
 
 
-@dataclass(frozen=True)
-class Extracted:
-    """The answer in a text as it was written; None if there is none, and then a reason."""
-
-    text: str | None
-    reason: str = "no answer"
-
-
-def find_answer(text: str) -> Extracted:
-    """Find the answer in a text of any length, by the rules above."""
+def find_answer(text: str) -> tuple[str | None, str]:
+    """The answer in a text of any length, by the rules above; without one, None and the reason."""
     if "</think>" in text:
         text = text.rpartition("</think>")[2]
     elif "<think>" in text:
-        return Extracted(None, "no answer: the text ends while thinking")
-    boxes = list(_BOX.finditer(text))
-    for box in reversed(boxes):
+        return None, "no answer: the text ends while thinking"
+    for box in reversed(list(_BOX.finditer(text))):
         content = _box_content(text, box.end())
         if content is None:
-            return Extracted(None, "no answer: the last box is cut off")
+            return None, "no answer: the last box is cut off"
         if content.strip():
-            return Extracted(content.strip())
+            return content.strip(), ""
     tail = text[-50 * _LONGEST :]
-    marks = list(_MARK.finditer(tail))
-    if marks:
+    if marks := list(_MARK.finditer(tail)):
         end = marks[-1].end()
-        found = _after_mark(tail[end : end + _LONGEST])
-        return Extracted(found or None, "no answer: nothing follows the last mark")
+        return _after_mark(tail[end : end + _LONGEST]) or None, "no answer: nothing follows the last mark"
     tail = tail[-_LONGEST:].strip()
-    if "\n" not in tail and len(re.findall(r"(?<![\\A-Za-z])[A-Za-z]{2,}", tail)) < 4 and tail:
-        return Extracted(tail.strip("*").strip())
-    paragraph = re.split(r"\n\s*\n", tail)[-1]
-    return Extracted(_last_mathematics(paragraph) or None)
+    if "\n" not in tail and len(re.findall(r"(?<![\\A-Za-z])[A-Za-z]{2,}", tail)) < 4:
+        return tail.strip("* ") or None, "no answer"
+    return _last_mathematics(re.split(r"\n\s*\n", tail)[-1]) or None, "no answer"
 
 
 def _box_content(text: str, start: int) -> str | None:
@@ -81,7 +68,7 @@ def _box_content(text: str, start: int) -> str | None:
 
 def _after_mark(text: str) -> str:
     """The answer at the start of what follows "the answer is"."""
-    text = text.lstrip("*_#: \t\r\n：")
+    text = re.sub(r"^[*_]*[\s#:：]*", "", text.partition("</answer>")[0])  # also the end of a bold "Answer:"
     display = _MATH.match(text)
     if display and (display[1] or display[3]):
         return _content(display).strip()

@@ -28,10 +28,9 @@ def grade_math(answer: str, gold: str | Sequence[str], *, tolerance: float = 0.0
     """
     text = None
     try:
-        found = find_answer(answer)
-        text = found.text
+        text, reason = find_answer(answer)
         if text is None:
-            return Grade(False, None, found.reason)
+            return Grade(False, None, reason)
         reasons = []
         for one in [gold] if isinstance(gold, str) else gold:
             correct, reason = _equal(one, text, tolerance)
