@@ -22,12 +22,23 @@ import mpmath
 from latex2sympy2_extended.latex2sympy2 import ConversionConfig, latex2sympy
 
 _MOST_DIGITS = 400
-_LARGEST_FACTORIAL = 10**5
 _LARGEST_EXPONENT = 10**7
 _POINTS = 8
 _CONFIG = ConversionConfig(interpret_as_mixed_fractions=False, lowercase_symbols=False)
 _REFUSED = re.compile(rf"\d{{{_MOST_DIGITS}}}|\d \d|\d ?_|[%=<>:\"&#@\x02]|\\(?:text|ldots|approx|begin)")
 _WHOLE = re.compile(r"!|\\binom|\\lfloor|\\lceil|\(-1\) ?\^")
+
+
+class Unreadable(ValueError):
+    """The text is no expression, or too large."""
+
+
+def _power(base: Any, exponent: Any) -> Any:
+    if base and abs(exponent) * (abs(mpmath.log(base)) + 1) > _LARGEST_EXPONENT:
+        raise Unreadable("power")
+    return mpmath.power(base, exponent)
+
+
 _FUNCTIONS = {
     "Abs": abs,
     "ceiling": mpmath.ceil,
@@ -39,14 +50,9 @@ _FUNCTIONS = {
     "ImaginaryUnit": lambda: mpmath.mpc(0, 1),
     "Add": lambda *values: mpmath.fsum(values),
     "Mul": lambda *values: mpmath.fprod(values),
-    "Pow": lambda base, exponent: _power(base, exponent),
+    "Pow": _power,
     "exp": lambda exponent: _power(+mpmath.e, exponent),
-    "factorial": lambda value: _factorial(value),
 }
-
-
-class Unreadable(ValueError):
-    """The text is no expression, or too large."""
 
 
 def equal_expressions(one: str, other: str) -> bool:
@@ -199,15 +205,3 @@ def _value(node: Any, point: dict[str, Any]) -> Any:
 def _unknown(name: str, *values: Any) -> Any:
     """A function without a definition: any fixed one that tells names and arguments apart."""
     return 2 + mpmath.sin(zlib.crc32(name.encode()) % 997 + sum(value / (2 + k) for k, value in enumerate(values)))
-
-
-def _power(base: Any, exponent: Any) -> Any:
-    if base and abs(exponent) * (abs(mpmath.log(base)) + 1) > _LARGEST_EXPONENT:
-        raise Unreadable("power")
-    return mpmath.power(base, exponent)
-
-
-def _factorial(value: Any) -> Any:
-    if abs(value) > _LARGEST_FACTORIAL:
-        raise Unreadable("factorial")
-    return mpmath.factorial(value)

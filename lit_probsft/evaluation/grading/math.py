@@ -33,7 +33,7 @@ def grade_math(answer: str, gold: str | Sequence[str], *, tolerance: float = 0.0
             return Grade(False, None, reason)
         reasons = []
         for one in [gold] if isinstance(gold, str) else gold:
-            correct, reason = _equal(one, text, tolerance)
+            correct, reason = _equal(str(one), text, tolerance)
             if correct:
                 return Grade(True, text, reason)
             reasons.append(reason)
