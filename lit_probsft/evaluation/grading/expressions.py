@@ -51,6 +51,7 @@ _FUNCTIONS = {
     "Add": lambda *values: mpmath.fsum(values),
     "Mul": lambda *values: mpmath.fprod(values),
     "Pow": _power,
+    "factorial": lambda value: mpmath.factorial(value) if abs(value) < 10**6 else mpmath.nan,
     "exp": lambda exponent: _power(+mpmath.e, exponent),
 }
 

@@ -5,7 +5,8 @@ The first rule that applies decides:
 1. After `</think>` only the rest counts; a `<think>` that never ends has no answer.
 2. The last box that is not empty, `\\boxed{...}` or `\\fbox{...}`. If its braces never close, the text was cut off and
    has no answer.
-3. What follows the last `####`, "The answer is", "Answer:" or "Final Answer": mathematics, or the rest of the sentence.
+3. What follows the last `<answer>`, "The answer is", "Answer:", "Final Answer" or `####` (on a line without words,
+   since others are headings): mathematics, or the rest of the sentence.
 4. A short text of one line, as a whole.
 5. The last mathematics or number of the last paragraph; in a chain of equations, the last side.
 """
@@ -18,7 +19,8 @@ _BRACE = re.compile(r"\\.|[{}]", re.DOTALL)
 _BOX = re.compile(r"\\(?:boxed|fbox)(?![A-Za-z])")
 _BOX_START = re.compile(r"\s*(\{|[-+\\\d][^\s{}$]*|[A-Za-z](?![A-Za-z]))")
 _MARK = re.compile(
-    r"####|<answer>|\banswers?\b(?: to [^.:\n]{0,80})?[*_ ]{0,4}(?:is|are|would be|[:：=])(?!\w)"
+    r"####(?=[^A-Za-z\n#]*(?:\n|$))|<answer>"
+    r"|\banswers?\b(?: to [^.:\n]{0,80})?[*_ ]{0,4}(?:is|are|would be|[:：=])(?!\w)"
     r"|\bfinal answer\b[*_# ]{0,4}\n|答案(?:是|为|[:：])",
     re.IGNORECASE,
 )

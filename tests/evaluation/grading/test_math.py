@@ -61,6 +61,7 @@ def test_every_gold_answer_equals_itself(gold: str) -> None:
         (r"<think>\boxed{4}</think> The answer is 5.", "5"),
         (r"<think>\boxed{4}", None),
         ("2+2=4\n#### 1,234", "1,234"),
+        ("#### Step 2\n\nIt costs 5 dollars.", "5"),
         ("<answer> 5 </answer>", "5"),
         ("**Final Answer:** 73", "73"),
         ("## Final Answer\n\n**73**", "73"),
