@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Any
 
+import torch
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
@@ -55,13 +57,23 @@ def stop_tokens(model: Any) -> list[int]:
     return [int(id) for id in (known if isinstance(known, list) else [known]) if id is not None]
 
 
-def own_processors(model: Any) -> tuple[dict[str, Any], dict[str, Any]]:
-    """The penalties and the filters of the model's `generation_config`, as transformers' logits processors by field."""
+def own_processors(model: Any, device: torch.device) -> tuple[dict[str, Any], dict[str, Any]]:
+    """The penalties and the filters of the model's `generation_config`, as transformers' logits processors by field.
+
+    Args:
+        model: a `PreTrainedModel`.
+        device: of the logits.
+    """
     import transformers
 
     fields = model.generation_config.to_diff_dict()
+
+    def build(name: str, kind: type) -> Any:
+        options = {"device": device} if "device" in inspect.signature(kind).parameters else {}
+        return kind(fields[name], **options)
+
     penalties, filters = (
-        {name: getattr(transformers, kind)(fields[name]) for name, kind in kinds.items() if fields.get(name)}
+        {name: build(name, getattr(transformers, kind)) for name, kind in kinds.items() if fields.get(name)}
         for kinds in (_PENALTIES, _FILTERS)
     )
     return penalties, filters

@@ -70,7 +70,7 @@ class LocalBackend(Backend):
         self.batch_rows = batch_rows or (32 if on_cpu else 512)
         ends = [tokenizer.eos_token_id, end_of_turn_id(tokenizer)]
         self.stops = sorted({*stop_tokens(model), *(end for end in ends if end is not None)})
-        self._penalties, self._filters = own_processors(model) if keep_generation_config else ({}, {})
+        self._penalties, self._filters = own_processors(model, self.device) if keep_generation_config else ({}, {})
         self._reported, self._warns = False, True
         parameters = inspect.signature(model.forward).parameters
         self._cache_name = None
