@@ -11,6 +11,7 @@
     hf-steps/           the model of each checkpoint, with `checkpoints.export: every`
     tokens.npz          p of validation tokens before and after training
     skipped.jsonl       the rows that were not used: split, row (and document), what, reason; missing if all were used
+    evaluation/         step-N.jsonl: the graded answers of each evaluation during training
     predictions.jsonl   answers, written by `predict`
     report.html         written by `report`
     capability.json     p of the training rows before training, written by `capability`, which needs no run;
@@ -64,6 +65,7 @@ class RunFolder:
         self.checkpoints = path / "checkpoints"
         self.hf = path / "hf"
         self.hf_steps = path / "hf-steps"
+        self.evaluation = path / "evaluation"
         self.tokens = path / "tokens.npz"
         self.skipped = path / "skipped.jsonl"
         self.predictions = path / "predictions.jsonl"
@@ -72,7 +74,7 @@ class RunFolder:
         self.capability_picture = path / "capability.png"
         self.capability_examples = path / "capability_examples.csv"
         self.divergence = path / "divergence.json"
-        for folder in (path, self.checkpoints, self.hf_steps):
+        for folder in (path, self.checkpoints, self.hf_steps, self.evaluation):
             for entry in os.scandir(folder) if folder.is_dir() else ():
                 if entry.is_symlink() and not (folder == self.checkpoints and entry.name in _OUR_LINKS):
                     raise UserError(
@@ -135,11 +137,12 @@ class RunFolder:
             self._lock()
             self.check(resume=resume, overwrite=overwrite)
             recover(self.hf)
-            for folder in (self.path, self.hf_steps):
+            for folder in (self.path, self.hf_steps, self.evaluation):
                 tidy(folder)
             if not resume:
                 files = (self.config, self.record, self.metrics, self.predictions, self.skipped, self.divergence)
-                for path in (*files, self.tokens, self.report, self.checkpoints, self.hf, self.hf_steps):
+                folders = (self.checkpoints, self.hf, self.hf_steps, self.evaluation)
+                for path in (*files, self.tokens, self.report, *folders):
                     remove(path)
 
     def lock_existing(self) -> None:
