@@ -7,7 +7,7 @@ import hashlib
 import json
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, fields
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -22,10 +22,8 @@ from lit_probsft.errors import UserError
 from lit_probsft.evaluation.evaluation import Evaluation
 from lit_probsft.evaluation.generation.local import LocalBackend
 from lit_probsft.evaluation.options import EvaluationOptions
-from lit_probsft.evaluation.settings import Settings
 from lit_probsft.evaluation.tasks.registry import tasks_named
 from lit_probsft.model.modes import evaluation_mode
-from lit_probsft.parallel.seeds import run_seed
 from lit_probsft.parallel.strategies import sharding_of
 from lit_probsft.run.record import RunRecord
 from lit_probsft.run.timer import RunTimer
@@ -39,6 +37,8 @@ from lit_probsft.training.step_end import StepEnd
 from lit_probsft.training.trainer_state import has_validation, run_ends, validates
 
 _NOT_SCORES = ("accuracy_se", "cut_off", "no_answer", "tokens")
+_OF_QUESTIONS = ("grades", "values", "groups")
+"""Numbers of single questions, which are not kept: the answers are."""
 
 
 class Questions(Callback):
@@ -50,53 +50,45 @@ class Questions(Callback):
     """
 
     def __init__(self, options: EvaluationOptions, best: str = VAL_NLL) -> None:
-        self.options, self.best = options, best
-        names = ("limit", "n", "temperature", "top_p", "max_new_tokens", "system")
-        self.settings = Settings(**{name: getattr(options, name) for name in names}, seed=run_seed(options.seed))
+        self.options, self.best, self.settings = options, best, options.settings()
         self.fingerprint = ""
         """A digest of the prompts and of how they are answered. Numbers of different ones cannot be compared."""
 
     @override
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        with _flags_as_options():
+        with _errors_of_options():
             self._tasks = tasks_named(self.options.tasks, self.options.data_dir)
         if self.best == VAL_NLL:
             return
         task, _, score = self.best.removeprefix("eval/").rpartition("/")
         if task not in self._tasks or score in _NOT_SCORES:
-            known = [f"eval/{name}/accuracy" for name in self._tasks]
-            raise UserError("checkpoints.best", f"expected such as {' or '.join(known)}, got {self.best}")
+            known = " or ".join(f"eval/{name}/accuracy" for name in self._tasks)
+            raise UserError("checkpoints.best", f"expected a score of a task, such as {known}, got {self.best}")
         if self.options.interval is None and not has_validation(trainer):
-            problem = f"expected an interval with checkpoints.best: {self.best}, since there is no validation"
-            raise UserError("evaluation.every", f"{problem}, got validation")
+            problem = f"expected an interval without validation data, for checkpoints.best: {self.best}, got validation"
+            raise UserError("evaluation.every", problem)
 
     @override
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         assert isinstance(pl_module, ProbSFTModule)
-        positions = getattr(pl_module.model.config.get_text_config(), "max_position_embeddings", None)
-        with _flags_as_options():
-            self.evaluation = Evaluation(self._tasks, self.settings, datamodule_of(trainer).tokenizer, positions)
-        for task, count in Counter(
-            task for task, _ in {(row["task"], row["question"]) for row in self.evaluation.too_long}
-        ).items():
-            of = len(self.evaluation.questions[task])
-            if count == of:
-                problem = f"expected prompts that fit the model's {positions} positions, all {of} of {task} are longer"
-                raise UserError("evaluation.tasks", problem)
-            rank_zero_warn(
-                f"{task}: {count} of {of} prompts do not fit the model's {positions} positions: graded as wrong"
-            )
-        requests = self.evaluation.requests
-        asked = [(list(each.prompt), [*map(asdict, each.draws)], each.max_new_tokens) for each in requests]
-        self.fingerprint = hashlib.sha256(json.dumps([self.options.top_p, asked]).encode()).hexdigest()[:16]
+        length = getattr(pl_module.model.config.get_text_config(), "max_position_embeddings", None)
+        with _errors_of_options():
+            self.evaluation = Evaluation(self._tasks, self.settings, datamodule_of(trainer).tokenizer, length)
+        for task, count in Counter(row["task"] for row in self.evaluation.too_long).items():
+            found = f"{count} of {len(self.evaluation.questions[task])} prompts of {task} are longer"
+            if count == len(self.evaluation.questions[task]):
+                raise UserError("evaluation.tasks", f"expected prompts of fewer than {length} tokens, {found}")
+            rank_zero_warn(f"evaluation: the model has {length} positions, {found} and count as wrong")
+        asked = repr([self.options.top_p, self.evaluation.requests])
+        self.fingerprint = hashlib.sha256(asked.encode("utf-8", "surrogatepass")).hexdigest()[:16]
 
 
 class TrainingEvaluation(Questions, StepEnd):
     """Evaluates the model before the first step, at an interval and after the last step.
 
-    The ranks share the questions. The weights, the modes and the random state of training stay as they are. The numbers
-    go to the loggers, to `trainer.callback_metrics` and to run.json, the graded answers to evaluation/step-N.jsonl. Comes
-    before the `RunRecord` among the callbacks.
+    The ranks share the questions. Weights, modes and random state of training stay as they are. The numbers go to the
+    loggers, to `trainer.callback_metrics` and to run.json, the graded answers to evaluation/step-N.jsonl. Comes before
+    the `RunRecord` among the callbacks.
 
     Args:
         options: of the evaluation.
@@ -107,44 +99,43 @@ class TrainingEvaluation(Questions, StepEnd):
 
     def __init__(self, options: EvaluationOptions, record: RunRecord, timer: RunTimer, best: str = VAL_NLL) -> None:
         super().__init__(options, best)
-        self._record, self._timer = record, timer
-        self._unwritten: dict[int, list[dict[str, Any]]] = {}  # the run folder may not be claimed yet
-        self._of = ""
+        self._record, self._timer, self._of = record, timer, ""
+        self._unwritten: dict[int, list[dict[str, Any]]] = {}  # until the run folder is claimed
         self._forget()
 
     def _forget(self) -> None:
         self.step = -1
         """The optimizer step of the last evaluation."""
         self.metrics: dict[str, float] = {}
-        """Of the last evaluation, as the loggers have them."""
+        """The numbers of the last evaluation, as they are logged."""
         self._first: dict[str, Any] | None = None
         self._last: dict[str, Any] | None = None
 
     @property
     def monitor(self) -> Monitor:
-        """The metric `best`, as the checkpoints and early stopping watch it."""
+        """The metric that decides which checkpoint is the best."""
         return Monitor() if self.best == VAL_NLL else _Score(self)
 
     # --- when
 
     @override
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        interval = self.options.interval
+        interval, step = self.options.interval, trainer.global_step
         if interval is not None:
             interval.check(trainer)
         elif not validates(trainer):
-            rank_zero_info("evaluation: without validation, the model is evaluated before and after training only")
-        if trainer.is_global_zero and trainer.ckpt_path:
-            for path in self._record.run.evaluation.glob("step-*.jsonl"):
-                if path.stem > self._path(trainer.global_step).stem:  # this run takes that step again
-                    remove(path)
+            rank_zero_info("evaluation.every: without validation data, only before and after training")
         if self._of != self.fingerprint:
             if self._last is not None:
-                rank_zero_warn("evaluation: its options or questions have changed since the checkpoint")
+                rank_zero_warn("evaluation: options or questions have changed since the checkpoint")
             self._forget()
-        if trainer.global_step == 0:
+        if step == 0:
             self._evaluate(trainer, pl_module)
-        trainer.callback_metrics.update(_tensors(self.metrics))
+        elif trainer.is_global_zero:
+            for path in self._record.run.evaluation.glob("step-*.jsonl"):
+                if path.name > self._path(step).name:  # this run takes that step again
+                    remove(path)
+        trainer.callback_metrics.update(self._tensors())
         self._note()
 
     @override
@@ -162,8 +153,7 @@ class TrainingEvaluation(Questions, StepEnd):
 
     @override
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        if not trainer.interrupted:  # early stopping ends a run after `on_step_end`
-            self._evaluate(trainer, pl_module)
+        self._evaluate(trainer, pl_module)  # early stopping ends a run after `on_step_end`
         self._write_rows()
 
     # --- what
@@ -177,67 +167,66 @@ class TrainingEvaluation(Questions, StepEnd):
         rank_zero_info(f"evaluation {when}: {len(self.evaluation.requests)} questions")
         with self._timer.evaluating():
             rows = self._rows(trainer, module)
-            numbers = self.evaluation.numbers(rows) if trainer.is_global_zero else {}
-            numbers = trainer.strategy.broadcast(numbers)
-        kept = {task: {name: of[name] for name in of if name != "grades"} for task, of in numbers.items()}
+            found = self.evaluation.numbers(rows) if trainer.is_global_zero else {}
+            kept = {task: {k: v for k, v in of.items() if k not in _OF_QUESTIONS} for task, of in found.items()}
+            kept = trainer.strategy.broadcast(kept)
         self.step, self.metrics = trainer.global_step, _metrics(kept)
-        self._last = {"step": self.step, "tasks": kept}
-        if self._first is None and not self.step:
-            self._first = self._last
-        rank_zero_info(f"evaluation {when}: {', '.join(_short(task, of) for task, of in kept.items())}")
         if self.best not in (VAL_NLL, *self.metrics):
-            known = [name for name in self.metrics if name.rpartition("/")[2] not in _NOT_SCORES]
-            raise UserError("checkpoints.best", f"expected one of {', '.join(known)}, got {self.best}")
-        trainer.callback_metrics.update(_tensors(self.metrics))
+            known = ", ".join(name for name in self.metrics if name.rpartition("/")[2] not in _NOT_SCORES)
+            raise UserError("checkpoints.best", f"expected one of {known}, got {self.best}")
+        self._last = {"step": self.step, "tasks": kept}
+        self._first = self._first or (None if self.step else self._last)
+        trainer.callback_metrics.update(self._tensors())
         for logger in trainer.loggers:
             logger.log_metrics(self.metrics, step=max(self.step - 1, 0))  # as Lightning numbers the step's other rows
             logger.save()
         if trainer.is_global_zero:
             self._unwritten[self.step] = rows
         self._note()
+        accuracies = ", ".join(f"{task} {100 * of['accuracy']['mean']:.1f} %" for task, of in kept.items())
+        rank_zero_info(f"evaluation {when}: {accuracies}")
 
     def _rows(self, trainer: L.Trainer, module: ProbSFTModule) -> list[dict[str, Any]]:
         """The graded answers of all ranks, in the order of the questions."""
         evaluation, world = self.evaluation, trainer.world_size
-        options: dict[str, Any] = {"batch_tokens": self.options.batch_tokens} if self.options.batch_tokens else {}
-        mixed = "mixed" in str(trainer.precision)
+        autocast = trainer.precision_plugin.forward_context() if "mixed" in str(trainer.precision) else None
         with (
             isolate_rng(),
-            torch.inference_mode(False),  # what the model keeps, such as rotary tables, must be of use in training
+            torch.inference_mode(False),  # training must be able to use what the model keeps, such as rotary tables
             torch.no_grad(),
             evaluation_mode(module.model),
-            trainer.precision_plugin.forward_context() if mixed else contextlib.nullcontext(),
+            autocast or contextlib.nullcontext(),
         ):
             backend = LocalBackend(
                 module.model,
                 datamodule_of(trainer).tokenizer,
                 top_p=self.options.top_p,
                 synced=world > 1 and sharding_of(trainer.strategy) is not None,
-                **options,
+                batch_tokens=self.options.batch_tokens,
             )
             asked = evaluation.requests[trainer.global_rank :: world]
             mine = [evaluation.grade(answer) for answer in backend.answer(asked)]
-            backend.close()
+        rows = [*evaluation.too_long, *(row for part in gather_objects(mine) for row in part)]
         named = [(task, question.id) for task, questions in evaluation.questions.items() for question in questions]
         place = {name: number for number, name in enumerate(named)}
-        rows = [*evaluation.too_long, *(row for part in gather_objects(mine) for row in part)]
         return sorted(rows, key=lambda row: (place[row["task"], row["question"]], row["sample"]))
 
     def _note(self) -> None:
-        """Put the numbers into run.json."""
+        """Put the numbers into run.json, which is written when training ends."""
         settings = {**asdict(self.options), "seed": self.settings.seed}
         self._record.content["evaluation"] = {"settings": settings, "first": self._first, "last": self._last}
 
     def _write_rows(self) -> None:
-        """Write the answers of evaluations since the last call, once the run folder is claimed."""
         while self._record.claimed and self._unwritten:
             step, rows = self._unwritten.popitem()
             self._record.run.check_present()
-            lines = [json.dumps(row, ensure_ascii=False) + "\n" for row in rows]
-            write_text(self._path(step), "".join(lines))
+            write_text(self._path(step), "".join(json.dumps(row, ensure_ascii=False) + "\n" for row in rows))
 
     def _path(self, step: int) -> Path:
         return self._record.run.evaluation / f"step-{step:08d}.jsonl"
+
+    def _tensors(self) -> dict[str, torch.Tensor]:
+        return {name: torch.tensor(value, dtype=torch.float64) for name, value in self.metrics.items()}
 
     @override
     def state_dict(self) -> dict[str, Any]:
@@ -268,39 +257,21 @@ class _Score(Monitor):
 
 
 def _metrics(tasks: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
-    """The numbers of each task under the names that they are logged with; those that are not known are left out."""
-    found = {}
-    for task, numbers in tasks.items():
-        accuracy, scores = numbers["accuracy"], numbers["scores"]
-        values = {
-            "accuracy": accuracy["mean"],
-            "accuracy_se": accuracy["se"],
-            "cut_off": numbers["cut_off"],
-            "no_answer": numbers["no_answer"],
-            "tokens": numbers["tokens"]["mean"],
-            **{name: score["mean"] for name, score in scores.items()},
-        }
+    """The numbers of each task under the names that they are logged with, without those that are not known."""
+    found: dict[str, float] = {}
+    for task, of in tasks.items():
+        scores = {name: score["mean"] for name, score in of["scores"].items()}
+        shares = {"cut_off": of["cut_off"], "no_answer": of["no_answer"], "tokens": of["tokens"]["mean"]}
+        values = {"accuracy": of["accuracy"]["mean"], "accuracy_se": of["accuracy"]["se"], **shares, **scores}
         found |= {f"eval/{task}/{name}": float(value) for name, value in values.items() if value is not None}
     return found
 
 
-def _tensors(metrics: Mapping[str, float]) -> dict[str, torch.Tensor]:
-    return {name: torch.tensor(value, dtype=torch.float64) for name, value in metrics.items()}
-
-
-def _short(task: str, numbers: Mapping[str, Any]) -> str:
-    """One task's result, such as `gsm8k 31.5 ± 1.3 %`."""
-    mean, se = numbers["accuracy"]["mean"], numbers["accuracy"]["se"]
-    return f"{task} {100 * mean:.1f}{'' if se is None else f' ± {100 * se:.1f}'} %"
-
-
 @contextlib.contextmanager
-def _flags_as_options() -> Iterator[None]:
+def _errors_of_options() -> Iterator[None]:
     """Let errors name the options of a configuration, not the flags of the command `evaluate`."""
     try:
         yield
     except UserError as error:
         name = error.argument.removeprefix("--").replace("-", "_")
-        if name not in {field.name for field in fields(EvaluationOptions)}:
-            raise
         raise UserError(f"evaluation.{name}", error.problem) from error.__cause__

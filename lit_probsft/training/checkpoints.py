@@ -40,9 +40,9 @@ class CheckpointOptions:
             score of an evaluation, such as `eval/gsm8k/accuracy`.
         asynchronous: copy the state and continue training while it is written. Not with DeepSpeed.
         export: when the model is exported as a Hugging Face folder. `final`: at the end of training, to hf/. `best`:
-            whenever the metric `best` improves, also to hf/. `every`: with each checkpoint, to hf-steps/, and at the end. `none`:
-            never (the command `export` does it from a checkpoint). None is `best` with early stopping, whose last
-            steps did not help, and `final` without.
+            whenever the metric `best` improves, also to hf/. `every`: with each checkpoint, to hf-steps/, and at the
+            end. `none`: never (the command `export` does it from a checkpoint). None is `best` with early stopping,
+            whose last steps did not help, and `final` without.
     """
 
     save_every: int | float | Literal["epoch"] | None = None

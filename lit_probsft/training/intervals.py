@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 from typing import Any
@@ -41,13 +40,8 @@ class Every:
     share: Fraction | None = None
 
     @classmethod
-    def of(cls, value: Any, name: str, *, words: Sequence[str] = ("epoch",)) -> Every | None:
+    def of(cls, value: Any, name: str) -> Every | None:
         """Read what the user wrote; None stays None.
-
-        Args:
-            value: to read.
-            name: of the argument.
-            words: that the argument accepts, for the error. The caller reads those other than `epoch`.
 
         Raises:
             UserError: the value is not one of the three kinds.
@@ -63,8 +57,7 @@ class Every:
         hint = "; 1 is each optimizer step, epoch an epoch" if value == 1 else ""
         raise UserError(
             name,
-            f"expected optimizer steps (1, 2, ...), a share of an epoch between 0 and 1, or {' or '.join(words)}, "
-            f"got {value!r}{hint}",
+            f"expected optimizer steps (1, 2, ...), a share of an epoch between 0 and 1, or epoch, got {value!r}{hint}",
         )
 
     def check(self, trainer: L.Trainer) -> None:

@@ -16,8 +16,8 @@ from lightning.pytorch.accelerators import AcceleratorRegistry
 from lightning.pytorch.strategies import StrategyRegistry
 
 from lit_probsft.errors import UserError, check_range, first_line, near_matches
-from lit_probsft.parallel import MOST_PROCESSES
 from lit_probsft.evaluation.options import EvaluationOptions
+from lit_probsft.parallel import MOST_PROCESSES
 from lit_probsft.training.intervals import Every
 from lit_probsft.training.monitor import VAL_NLL
 
