@@ -6,7 +6,7 @@ import contextlib
 import hashlib
 import json
 from collections import Counter
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -18,7 +18,7 @@ from lightning.pytorch.utilities import rank_zero_info, rank_zero_warn
 from lightning.pytorch.utilities.seed import isolate_rng
 from typing_extensions import override
 
-from lit_probsft.errors import UserError
+from lit_probsft.errors import UserError, errors_within
 from lit_probsft.evaluation.evaluation import Evaluation
 from lit_probsft.evaluation.generation.local import LocalBackend
 from lit_probsft.evaluation.options import EvaluationOptions
@@ -56,7 +56,7 @@ class Questions(Callback):
 
     @override
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        with _errors_of_options():
+        with errors_within("evaluation"):
             self._tasks = tasks_named(self.options.tasks, self.options.data_dir)
         if self.best == VAL_NLL:
             return
@@ -72,7 +72,7 @@ class Questions(Callback):
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         assert isinstance(pl_module, ProbSFTModule)
         length = getattr(pl_module.model.config.get_text_config(), "max_position_embeddings", None)
-        with _errors_of_options():
+        with errors_within("evaluation.tasks"):
             self.evaluation = Evaluation(self._tasks, self.settings, datamodule_of(trainer).tokenizer, length)
         for task, count in Counter(row["task"] for row in self.evaluation.too_long).items():
             found = f"{count} of {len(self.evaluation.questions[task])} prompts of {task} are longer"
@@ -265,13 +265,3 @@ def _metrics(tasks: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
         values = {"accuracy": of["accuracy"]["mean"], "accuracy_se": of["accuracy"]["se"], **shares, **scores}
         found |= {f"eval/{task}/{name}": float(value) for name, value in values.items() if value is not None}
     return found
-
-
-@contextlib.contextmanager
-def _errors_of_options() -> Iterator[None]:
-    """Let errors name the options of a configuration, not the flags of the command `evaluate`."""
-    try:
-        yield
-    except UserError as error:
-        name = error.argument.removeprefix("--").replace("-", "_")
-        raise UserError(f"evaluation.{name}", error.problem) from error.__cause__
