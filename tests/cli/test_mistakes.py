@@ -36,6 +36,7 @@ QUICK = {
     "PARSING": 100,
     "YAML": 100,
     "OTHERS": 41,
+    "EVALUATING": 2,
     "TRAINER": 3,
     "RUNS": 2,
     "OPTIONS": 2,

@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 import torch
 
-from lit_probsft.errors import UserError
 from lit_probsft.evaluation.evaluation import Evaluation
 from tests import tiny
 from tests.cli.test_fit import STOPPER, config, fit, rows_of, slow
@@ -123,9 +122,3 @@ def test_the_best_checkpoint_has_the_highest_accuracy(
     assert f"sums {100 * accuracies[0]:.1f} -> {100 * accuracies[-1]:.1f} %" in said
     if last < 6:
         assert "eval/sums/accuracy has not improved for 2 validations (best 0.4 at step 2)" in said
-
-
-def test_a_score_that_a_task_does_not_have_is_refused_before_the_first_step(tmp_path: Path) -> None:
-    with pytest.raises(UserError, match=r"^checkpoints.best: expected one of eval/sums/accuracy, got eval/sums/bleu$"):
-        fit(dropping(tmp_path), *ASKED, "--checkpoints.best=eval/sums/bleu", "--evaluation.every=1")
-    assert not Path("runs").exists()
