@@ -65,8 +65,8 @@ class Questions(Callback):
             known = " or ".join(f"eval/{name}/accuracy" for name in self._tasks)
             raise UserError("checkpoints.best", f"expected a score of a task, such as {known}, got {self.best}")
         if self.options.interval is None and not has_validation(trainer):
-            problem = f"expected an interval without validation data, for checkpoints.best: {self.best}, got validation"
-            raise UserError("evaluation.every", problem)
+            problem = f"expected steps or epochs, since checkpoints.best is {self.best} and there is no validation data"
+            raise UserError("evaluation.every", f"{problem}; got validation")
 
     @override
     def on_fit_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:

@@ -63,10 +63,12 @@ def test_a_model_that_learns_a_task_is_better_at_it_and_compare_is_sure(
     assert accuracy["tuned"] >= 0.8
 
     # The command and the run give the same answers.
-    during = [json.loads(line) for line in Path("runs/tuned/evaluation/step-00000090.jsonl").read_text().splitlines()]
-    after = {row["question"]: row for row in map(json.loads, Path("results/tuned/predictions.jsonl").open())}
-    assert [row["text"] for row in during] == [after[row["question"]]["text"] for row in during]
+    during, after = (
+        {row["question"]: row["text"] for row in map(json.loads, Path(path).read_text().splitlines())}
+        for path in ("runs/tuned/evaluation/step-00000090.jsonl", "results/tuned/predictions.jsonl")
+    )
     assert len(during) == 20
+    assert during.items() <= after.items()
 
     capsys.readouterr()
     compared = main(["compare", "results/base.json", "results/tuned.json"])

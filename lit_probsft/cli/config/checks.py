@@ -76,16 +76,13 @@ def check_intervals(config: Namespace) -> Every | None:
 def check_best(config: Namespace) -> None:
     """Refuse a metric for the best checkpoint that the run does not measure when it is needed."""
     best, evaluation = config.checkpoints.best, config.evaluation
-    if best == VAL_NLL:
+    if not best.startswith("eval/"):
         return
     if not evaluation.tasks:
         raise UserError("checkpoints.best", f"expected {VAL_NLL} without evaluation.tasks, got {best}")
     if config.early_stopping.patience is not None and evaluation.every != "validation":
-        raise UserError(
-            "early_stopping.patience",
-            f"counts validations, so with checkpoints.best: {best} expected evaluation.every: validation, "
-            f"got {evaluation.every}",
-        )
+        why = f"since early stopping watches checkpoints.best, {best}, at validations"
+        raise UserError("evaluation.every", f"expected validation, {why}; got {evaluation.every}")
 
 
 def export_of(config: Namespace) -> str:
