@@ -6,12 +6,12 @@
     metrics.csv         one row per logged step
     metrics-damaged.csv metrics.csv as it was when the run resumed, if it was damaged
     run.json            versions, seeds, objective, data, counts, metrics
-    checkpoints/        step-N.ckpt; last.ckpt and best.ckpt (by val/nll) are second names of two of them
+    checkpoints/        step-N.ckpt; last.ckpt and best.ckpt (by `checkpoints.best`) are second names of two of them
     hf/                 the trained model as a Hugging Face folder
     hf-steps/           the model of each checkpoint, with `checkpoints.export: every`
+    evaluation/         step-N.jsonl: the graded answers of each evaluation during training
     tokens.npz          p of validation tokens before and after training
     skipped.jsonl       the rows that were not used: split, row (and document), what, reason; missing if all were used
-    evaluation/         step-N.jsonl: the graded answers of each evaluation during training
     predictions.jsonl   answers, written by `predict`
     report.html         written by `report`
     capability.json     p of the training rows before training, written by `capability`, which needs no run;
@@ -141,9 +141,9 @@ class RunFolder:
                 tidy(folder)
             if not resume:
                 files = (self.config, self.record, self.metrics, self.predictions, self.skipped, self.divergence)
-                folders = (self.checkpoints, self.hf, self.hf_steps, self.evaluation)
-                for path in (*files, self.tokens, self.report, *folders):
+                for path in (*files, self.tokens, self.report, self.checkpoints, self.hf, self.hf_steps):
                     remove(path)
+                remove(self.evaluation)
 
     def lock_existing(self) -> None:
         """Lock the folder of a run that exists, before anything in it is read.
