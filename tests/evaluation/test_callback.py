@@ -96,7 +96,7 @@ BEST = ["--checkpoints.best=eval/sums/accuracy", "--checkpoints.export=best"]
 @pytest.mark.parametrize(
     ("flags", "accuracies", "best", "last"),
     [
-        (["--evaluation.every=1", "--data.validation=null"], [0.5, 0.1, 0.4, 0.2, 0.3, 0.4, 0.1], 2, 6),
+        slow(["--evaluation.every=1", "--data.validation=null"], [0.5, 0.1, 0.4, 0.2, 0.3, 0.4, 0.1], 2, 6),
         slow(["--evaluation.every=1", "--checkpoints.asynchronous=true"], [0.5, 0.1, 0.1, 0.2, 0.3, 0.2, 0.4], 6, 6),
         slow(["--validate_every=2"], [0.0, 0.1, 0.4, 0.3], 4, 6),
         slow(["--validate_every=1", "--early_stopping.patience=2"], [0.0, 0.1, 0.4, 0.4, 0.3], 2, 4),
