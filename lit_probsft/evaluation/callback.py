@@ -101,15 +101,18 @@ class TrainingEvaluation(Questions, StepEnd):
         super().__init__(options, best)
         self._record, self._timer, self._of = record, timer, ""
         self._unwritten: dict[int, list[dict[str, Any]]] = {}  # until the run folder is claimed
-        self._forget()
-
-    def _forget(self) -> None:
-        self.step = -1
-        """The optimizer step of the last evaluation."""
-        self.metrics: dict[str, float] = {}
-        """The numbers of the last evaluation, as they are logged."""
         self._first: dict[str, Any] | None = None
         self._last: dict[str, Any] | None = None
+
+    @property
+    def step(self) -> int:
+        """The optimizer step of the last evaluation; -1 without one."""
+        return -1 if self._last is None else int(self._last["step"])
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """The numbers of the last evaluation, as they are logged."""
+        return {} if self._last is None else _metrics(self._last["tasks"])
 
     @property
     def monitor(self) -> Monitor:
@@ -128,7 +131,7 @@ class TrainingEvaluation(Questions, StepEnd):
         if self._of != self.fingerprint:
             if self._last is not None:
                 rank_zero_warn("evaluation: options or questions have changed since the checkpoint")
-            self._forget()
+            self._first = self._last = None
         if step == 0:
             self._evaluate(trainer, pl_module)
         elif trainer.is_global_zero:
@@ -170,12 +173,11 @@ class TrainingEvaluation(Questions, StepEnd):
             found = self.evaluation.numbers(rows) if trainer.is_global_zero else {}
             kept = {task: {k: v for k, v in of.items() if k not in _OF_QUESTIONS} for task, of in found.items()}
             kept = trainer.strategy.broadcast(kept)
-        self.step, self.metrics = trainer.global_step, _metrics(kept)
+        self._last = {"step": trainer.global_step, "tasks": kept}
+        self._first = self._first or (None if self.step else self._last)
         if self.best not in (VAL_NLL, *self.metrics):
             known = ", ".join(name for name in self.metrics if name.rpartition("/")[2] not in _NOT_SCORES)
             raise UserError("checkpoints.best", f"expected one of {known}, got {self.best}")
-        self._last = {"step": self.step, "tasks": kept}
-        self._first = self._first or (None if self.step else self._last)
         trainer.callback_metrics.update(self._tensors())
         for logger in trainer.loggers:
             logger.log_metrics(self.metrics, step=max(self.step - 1, 0))  # as Lightning numbers the step's other rows
@@ -187,7 +189,7 @@ class TrainingEvaluation(Questions, StepEnd):
         rank_zero_info(f"evaluation {when}: {accuracies}")
 
     def _rows(self, trainer: L.Trainer, module: ProbSFTModule) -> list[dict[str, Any]]:
-        """The graded answers of all ranks, in the order of the questions."""
+        """The graded answers of all ranks: questions that are too long, then the others in their order."""
         evaluation, world = self.evaluation, trainer.world_size
         autocast = trainer.precision_plugin.forward_context() if "mixed" in str(trainer.precision) else None
         with (
@@ -204,12 +206,10 @@ class TrainingEvaluation(Questions, StepEnd):
                 synced=world > 1 and sharding_of(trainer.strategy) is not None,
                 batch_tokens=self.options.batch_tokens,
             )
-            asked = evaluation.requests[trainer.global_rank :: world]
-            mine = [evaluation.grade(answer) for answer in backend.answer(asked)]
-        rows = [*evaluation.too_long, *(row for part in gather_objects(mine) for row in part)]
-        named = [(task, question.id) for task, questions in evaluation.questions.items() for question in questions]
-        place = {name: number for number, name in enumerate(named)}
-        return sorted(rows, key=lambda row: (place[row["task"], row["question"]], row["sample"]))
+            answers = [*backend.answer(evaluation.requests[trainer.global_rank :: world])]
+        mine = [(answer.index, answer.sample, evaluation.grade(answer)) for answer in answers]
+        graded = sorted((each for part in gather_objects(mine) for each in part), key=lambda each: each[:2])
+        return [*evaluation.too_long, *(row for *_, row in graded)]
 
     def _note(self) -> None:
         """Put the numbers into run.json, which is written when training ends."""
@@ -230,13 +230,11 @@ class TrainingEvaluation(Questions, StepEnd):
 
     @override
     def state_dict(self) -> dict[str, Any]:
-        numbers = {"metrics": self.metrics, "first": self._first, "last": self._last}
-        return {"step": self.step, "of": self.fingerprint, **numbers}
+        return {"of": self.fingerprint, "first": self._first, "last": self._last}
 
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.step, self._of, self.metrics = state_dict["step"], state_dict["of"], state_dict["metrics"]
-        self._first, self._last = state_dict["first"], state_dict["last"]
+        self._of, self._first, self._last = state_dict["of"], state_dict["first"], state_dict["last"]
 
 
 class _Score(Monitor):
