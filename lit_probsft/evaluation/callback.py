@@ -167,7 +167,8 @@ class TrainingEvaluation(Questions, StepEnd):
         if self.step == trainer.global_step:
             return
         when = f"after step {trainer.global_step}" if trainer.global_step else "before training"
-        rank_zero_info(f"evaluation {when}: {len(self.evaluation.requests)} questions")
+        asked = len(self.evaluation.requests)
+        rank_zero_info(f"evaluation {when}: {asked} question{'s' * (asked != 1)}")
         with self._timer.evaluating():
             rows = self._rows(trainer, module)
             found = self.evaluation.numbers(rows) if trainer.is_global_zero else {}
