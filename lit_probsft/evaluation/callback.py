@@ -57,7 +57,7 @@ class Questions(Callback):
     @override
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
         with errors_within("evaluation"):
-            self._tasks = tasks_named(self.options.tasks, self.options.data_dir)
+            self._tasks = tasks_named(self.options.tasks or [], self.options.data_dir)
         if self.best == VAL_NLL:
             return
         task, _, score = self.best.removeprefix("eval/").rpartition("/")
