@@ -18,6 +18,7 @@ Points = NDArray[np.float64]
 
 _PANELS: tuple[tuple[str, str, tuple[str, ...]], ...] = (
     ("NLL", "nats", ("train/nll", "val/nll", "val/*/nll")),
+    ("Accuracy of the answers", "share", ("eval/*/accuracy",)),
     ("Mean p of the target", "p", ("train/mean_p", "val/mean_p", "val/*/mean_p")),
     ("Accuracy of the top-1 token", "share", ("train/accuracy", "val/accuracy")),
     ("Expected calibration error", "ECE", ("val/ece", "val/*/ece")),

@@ -123,7 +123,13 @@ class DryRunCLI(ProbSFTCLI):
     @override
     def _callbacks(self, config: Any, given: list[Callback]) -> list[Callback]:
         self.trial = Trial()
-        return [self.trial, EarlyStop(config.early_stopping)]  # EarlyStop refuses options that could never stop a run
+        # These refuse options that could never stop a run, and questions that the model cannot be asked.
+        callbacks = [self.trial, EarlyStop(config.early_stopping)]
+        if config.evaluation.tasks:
+            from lit_probsft.evaluation.callback import Questions
+
+            callbacks.append(Questions(config.evaluation, config.checkpoints.best))
+        return callbacks
 
     @override
     def after_fit(self) -> None:

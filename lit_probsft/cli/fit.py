@@ -18,6 +18,7 @@ from lightning.pytorch.cli import LightningArgumentParser, LightningCLI
 from typing_extensions import override
 
 from lit_probsft.cli.config.checks import (
+    check_best,
     check_intervals,
     check_model,
     check_trainer,
@@ -184,6 +185,7 @@ class ProbSFTCLI(OpenCLI):
         if self.command == "fit":
             self._validate_every = check_intervals(config)
             export_of(config)
+            check_best(config)
         self.config_text = self._text_of(config)
         if self.command != "fit":
             named = any(word.partition("=")[0] == "--name" for word in self._args)

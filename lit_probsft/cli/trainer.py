@@ -22,6 +22,7 @@ from lit_probsft.training.checkpoints import Checkpoints
 from lit_probsft.training.early_stopping import EarlyStop
 from lit_probsft.training.graceful_stop import GracefulStop
 from lit_probsft.training.intervals import Every
+from lit_probsft.training.monitor import Monitor
 
 
 def complete_flags(trainer: Namespace, validate_every: Every | None) -> None:
@@ -79,12 +80,18 @@ def fit_callbacks(config: Namespace, config_text: str, run: RunFolder, given: li
         config=config_text,
         context={"seed": config.seed_everything},
     )
-    exports = ModelExports(record, export_of(config))
-    stop = EarlyStop(config.early_stopping, given)
+    exports, timer, evaluations, monitor = ModelExports(record, export_of(config)), RunTimer(), [], Monitor()
+    if config.evaluation.tasks:
+        from lit_probsft.evaluation.callback import TrainingEvaluation
+
+        evaluations = [TrainingEvaluation(config.evaluation, record, timer, config.checkpoints.best)]
+        monitor = evaluations[0].monitor
+    stop = EarlyStop(config.early_stopping, given, monitor)
     resume_command = f"python -m lit_probsft fit --config {run.config} --resume"
-    callbacks = [Throughput(), RunTimer(), stop, TokenChanges(), record, exports, GracefulStop(resume_command)]
+    first = [Throughput(), timer, stop, TokenChanges(), *evaluations]
+    callbacks: list[Callback] = [*first, record, exports, GracefulStop(resume_command)]
     if config.trainer.enable_checkpointing is not False:
-        checkpoints = Checkpoints(run.checkpoints, config.checkpoints)
+        checkpoints = Checkpoints(run.checkpoints, config.checkpoints, monitor)
         checkpoints.on_saved, checkpoints.on_resumed = exports.on_saved, exports.on_resumed
         callbacks.append(checkpoints)
     return FitCallbacks(record, stop, callbacks)

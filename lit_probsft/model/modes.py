@@ -10,10 +10,11 @@ from torch import nn
 
 @contextlib.contextmanager
 def evaluation_mode(model: nn.Module) -> Iterator[None]:
-    """Within this block, dropout is off; at its end the previous mode is restored."""
-    training = model.training
+    """Within this block, dropout is off; at its end every part of the model is in its previous mode again."""
+    modes = [(part, part.training) for part in model.modules()]
     model.eval()
     try:
         yield
     finally:
-        model.train(training)
+        for part, training in modes:
+            part.training = training

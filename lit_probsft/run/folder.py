@@ -6,9 +6,10 @@
     metrics.csv         one row per logged step
     metrics-damaged.csv metrics.csv as it was when the run resumed, if it was damaged
     run.json            versions, seeds, objective, data, counts, metrics
-    checkpoints/        step-N.ckpt; last.ckpt and best.ckpt (by val/nll) are second names of two of them
+    checkpoints/        step-N.ckpt; last.ckpt and best.ckpt (by `checkpoints.best`) are second names of two of them
     hf/                 the trained model as a Hugging Face folder
     hf-steps/           the model of each checkpoint, with `checkpoints.export: every`
+    evaluation/         step-N.jsonl: the graded answers of each evaluation during training
     tokens.npz          p of validation tokens before and after training
     skipped.jsonl       the rows that were not used: split, row (and document), what, reason; missing if all were used
     predictions.jsonl   answers, written by `predict`
@@ -56,6 +57,7 @@ class RunFolder:
         self.checkpoints = path / "checkpoints"
         self.hf = path / "hf"
         self.hf_steps = path / "hf-steps"
+        self.evaluation = path / "evaluation"
         self.tokens = path / "tokens.npz"
         self.skipped = path / "skipped.jsonl"
         self.predictions = path / "predictions.jsonl"
@@ -66,7 +68,7 @@ class RunFolder:
         self.capability_picture = path / "capability.png"
         self.capability_examples = path / "capability_examples.csv"
         self.divergence = path / "divergence.json"
-        for folder in (path, self.checkpoints, self.hf_steps):
+        for folder in (path, self.checkpoints, self.hf_steps, self.evaluation):
             for entry in os.scandir(folder) if folder.is_dir() else ():
                 if entry.is_symlink() and not (folder == self.checkpoints and entry.name in _OUR_LINKS):
                     raise UserError(
@@ -129,13 +131,14 @@ class RunFolder:
             self._lock()
             self.check(resume=resume, overwrite=overwrite)
             recover(self.hf)
-            for folder in (self.path, self.hf_steps):
+            for folder in (self.path, self.hf_steps, self.evaluation):
                 tidy(folder)
             if not resume:
                 files = (self.config, self.record, self.metrics, self.skipped, self.divergence)
                 answers = (self.predictions, self.alpaca_eval, self.evalplus)
                 for path in (*files, *answers, self.tokens, self.report, self.checkpoints, self.hf, self.hf_steps):
                     remove(path)
+                remove(self.evaluation)
 
     def lock_existing(self) -> None:
         """Lock the folder of a run that exists, before anything in it is read.

@@ -57,7 +57,8 @@ class RunRecord(Callback):
         self._metrics: dict[str, float] = {}
         self._config_before: str | None = None
         self._checksums: list[int] = []
-        self._claimed = False
+        self.claimed = False
+        """Whether the folder belongs to this run, so that files may be written to it."""
         self._trainer: L.Trainer | None = None
         self._started = time.time()
 
@@ -79,12 +80,12 @@ class RunRecord(Callback):
     def on_train_batch_end(
         self, trainer: L.Trainer, pl_module: L.LightningModule, outputs: Any, batch: Any, batch_idx: int
     ) -> None:
-        if not self._claimed and between_steps(trainer):
+        if not self.claimed and between_steps(trainer):
             self._claim(trainer, pl_module)
 
     def _claim(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         assert isinstance(pl_module, ProbSFTModule)
-        self._claimed = True
+        self.claimed = True
         if not trainer.is_global_zero:
             return
         started = time.strftime("%Y-%m-%dT%H:%M:%S%z", time.localtime(self._started))
@@ -115,7 +116,7 @@ class RunRecord(Callback):
         assert isinstance(pl_module, ProbSFTModule)
         if checkpoints := _found(trainer, Checkpoints):
             checkpoints.flush(trainer)
-        if not self._claimed:
+        if not self.claimed:
             self._claim(trainer, pl_module)
         if trainer.is_global_zero:
             self._finish(trainer, pl_module, "stopped" if trainer.interrupted else "completed")

@@ -20,9 +20,10 @@ def summary(record: Mapping[str, Any], run: RunFolder, total: int) -> list[str]:
     lines = ["", *_result(record)]
     counts, seconds, of = record["counts"], record["seconds"], record["seconds_of"]
     steps = f"{counts['optimizer_steps']}" + (f" of {total}" if counts["optimizer_steps"] < total else "")
+    evaluation = f", evaluation {duration(of['evaluation'])}" if of.get("evaluation") else ""
     lines.append(
         f"steps:   {steps} in {duration(seconds)} (training {duration(of['training'])}, validation "
-        f"{duration(of['validation'])})"
+        f"{duration(of['validation'])}{evaluation})"
     )
     if counts["tokens"]:
         rate = f"; {counts['tokens'] / of['training']:,.0f} tokens per second" if of["training"] else ""
@@ -52,19 +53,30 @@ def summary(record: Mapping[str, Any], run: RunFolder, total: int) -> list[str]:
 
 
 def _result(record: Mapping[str, Any]) -> list[str]:
-    lines = []
+    lines = _accuracies(record)
     seen, mean_p = record["validations"], record["metrics"].get("val/mean_p")
     if "first" in seen:
         first, best, last = seen["first"], seen["best"], seen["last"]
         if last["step"] == first["step"]:
-            return [f"val/nll {first['nll']:.3f} nats after step {first['step']}, not measured since"]
+            return [f"val/nll {first['nll']:.3f} nats after step {first['step']}, not measured since", *lines]
         text = f"val/nll {first['nll']:.3f} -> {last['nll']:.3f} nats"
         text += f", mean p {mean_p:.3f}" if mean_p is not None else ""
         text += f"; best {best['nll']:.3f} after step {best['step']}" if best["step"] != last["step"] else ""
-        lines.append(text)
+        lines.insert(0, text)
     for name, change in (record.get("forgetting") or {}).items():
         if name != "validation":
             lines.append(f"val/{name}/nll {change['nll']['initial']:.3f} -> {change['nll']['final']:.3f} nats")
+    return lines
+
+
+def _accuracies(record: Mapping[str, Any]) -> list[str]:
+    """The accuracy of each task that the run evaluates, before and after training."""
+    evaluation = record.get("evaluation") or {}
+    first, last = ((evaluation.get(when) or {}).get("tasks", {}) for when in ("first", "last"))
+    lines = []
+    for task, numbers in last.items():
+        before = f"{100 * first[task]['accuracy']['mean']:.1f} -> " if task in first else ""
+        lines.append(f"{task} {before}{100 * numbers['accuracy']['mean']:.1f} %")
     return lines
 
 

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import contextlib
 import time
+from collections.abc import Iterator
 from typing import Any
 
 import lightning as L
 from lightning.pytorch.callbacks import Callback
 from typing_extensions import override
 
-from lit_probsft.training.checkpoints import MONITOR
+from lit_probsft.training.monitor import VAL_NLL
 from lit_probsft.training.trainer_state import validation_set
 
 CLOCK = "clock"
@@ -25,8 +27,8 @@ class RunTimer(Callback):
     def __init__(self) -> None:
         self._validation_set: str | None = None
         self._started = time.monotonic()
-        self._earlier = {"training": 0.0, "validation": 0.0, "total": 0.0}
-        self._validation = 0.0
+        self._earlier = {"training": 0.0, "validation": 0.0, "evaluation": 0.0, "total": 0.0}
+        self._validation = self._evaluation = 0.0
         self._validation_within_training = 0.0
         self._training = 0.0
         self._validation_started: float | None = None
@@ -51,9 +53,9 @@ class RunTimer(Callback):
             self._validation_within_training += taken if self._training_started is not None else 0.0
             self._validation_started = None
         metrics = getattr(pl_module, "initial_metrics", {}) if trainer.sanity_checking else trainer.callback_metrics
-        if MONITOR not in metrics or (trainer.sanity_checking and trainer.ckpt_path):
+        if VAL_NLL not in metrics or (trainer.sanity_checking and trainer.ckpt_path):
             return
-        found = {"step": trainer.global_step, "nll": float(metrics[MONITOR])}
+        found = {"step": trainer.global_step, "nll": float(metrics[VAL_NLL])}
         self.seen.setdefault("first", found)
         best = self.seen.get("best")
         self.seen["best"] = found if best is None or found["nll"] < best["nll"] else best
@@ -75,12 +77,23 @@ class RunTimer(Callback):
             return self._training
         return time.monotonic() - self._training_started - self._validation_within_training
 
+    @contextlib.contextmanager
+    def evaluating(self) -> Iterator[None]:
+        """Count the seconds of this block as evaluation, not as the training or validation that it interrupts."""
+        began = time.monotonic()
+        yield
+        taken = time.monotonic() - began
+        self._evaluation += taken
+        self._training_started = None if self._training_started is None else self._training_started + taken
+        self._validation_started = None if self._validation_started is None else self._validation_started + taken
+
     @property
     def seconds(self) -> dict[str, float]:
-        """`training` (including saving), `validation`, and `total` from the start of the command."""
+        """`training` (including saving), `validation`, `evaluation`, and `total` from the start of the command."""
         now = {
             "training": self._training_seconds(),
             "validation": self._validation,
+            "evaluation": self._evaluation,
             "total": time.monotonic() - self._started,
         }
         return {name: self._earlier[name] + taken for name, taken in now.items()}
@@ -104,4 +117,4 @@ class RunTimer(Callback):
 
     @override
     def on_load_checkpoint(self, trainer: L.Trainer, pl_module: L.LightningModule, checkpoint: dict[str, Any]) -> None:
-        self._earlier = checkpoint.get(CLOCK, self._earlier)
+        self._earlier |= checkpoint.get(CLOCK, {})

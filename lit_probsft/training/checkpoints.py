@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
@@ -22,10 +21,9 @@ from lit_probsft.storage.checkpoint_writing import not_written
 from lit_probsft.training.checkpoint_writer import CheckpointWriter
 from lit_probsft.training.intervals import Every
 from lit_probsft.training.lightning_internals import finish_epochs_on_resume
+from lit_probsft.training.monitor import VAL_NLL, Monitor
 from lit_probsft.training.step_end import StepEnd
-from lit_probsft.training.trainer_state import epoch_ends, run_ends, validates, validation_follows, validation_set
-
-MONITOR = "val/nll"
+from lit_probsft.training.trainer_state import epoch_ends, run_ends, validates, validation_follows
 
 
 @dataclass(frozen=True)
@@ -37,16 +35,19 @@ class CheckpointOptions:
             `epoch` one epoch (see `Every`). None saves a checkpoint at each validation, or at the end of each epoch
             without validation data. The last step is always saved.
         keep_last: how many of the newest checkpoints are kept, at least 1. With 2, a damaged one costs an interval and
-            not the run. The best by val/nll is kept too.
+            not the run. The best is kept too.
+        best: the metric that decides which checkpoint is the best, and what early stopping waits for: `val/nll`, or a
+            score of an evaluation, such as `eval/gsm8k/accuracy`.
         asynchronous: copy the state and continue training while it is written. Not with DeepSpeed.
         export: when the model is exported as a Hugging Face folder. `final`: at the end of training, to hf/. `best`:
-            whenever val/nll improves, also to hf/. `every`: with each checkpoint, to hf-steps/, and at the end. `none`:
-            never (the command `export` does it from a checkpoint). None is `best` with early stopping, whose last
-            steps did not help, and `final` without.
+            whenever the metric `best` improves, also to hf/. `every`: with each checkpoint, to hf-steps/, and at the
+            end. `none`: never (the command `export` does it from a checkpoint). None is `best` with early stopping,
+            whose last steps did not help, and `final` without.
     """
 
     save_every: int | float | Literal["epoch"] | None = None
     keep_last: int = 2
+    best: str = VAL_NLL
     asynchronous: bool = False
     export: Literal["final", "best", "every", "none"] | None = None
 
@@ -54,6 +55,8 @@ class CheckpointOptions:
         Every.of(self.save_every, "checkpoints.save_every")
         if self.keep_last < 1:
             raise UserError("checkpoints.keep_last", f"expected at least 1, got {self.keep_last}")
+        if self.best != VAL_NLL and not (self.best.startswith("eval/") and self.best.count("/") >= 2):
+            raise UserError("checkpoints.best", f"expected {VAL_NLL} or such as eval/gsm8k/accuracy, got {self.best!r}")
         if self.export not in ("final", "best", "every", "none", None):
             raise UserError("checkpoints.export", f"expected final, best, every or none, got {self.export!r}")
 
@@ -67,6 +70,7 @@ class Checkpoints(StepEnd, Checkpoint):
     Args:
         folder: of the checkpoints.
         options: when to save, and how many to keep.
+        monitor: decides which checkpoint is the best.
         on_saved: called on all ranks after each checkpoint with its step and whether it is the best so far.
         on_resumed: called on all ranks when a run resumes, with the existing checkpoints by step, and the step of the
             best one.
@@ -76,15 +80,16 @@ class Checkpoints(StepEnd, Checkpoint):
         self,
         folder: Path,
         options: CheckpointOptions = CheckpointOptions(),
+        monitor: Monitor = Monitor(),  # noqa: B008  has no state
         *,
         on_saved: Callable[[L.Trainer, int, bool], None] | None = None,
         on_resumed: Callable[[L.Trainer, dict[int, Path], int], None] | None = None,
     ) -> None:
-        self.folder, self.options = folder, options
+        self.folder, self.options, self.monitor = folder, options, monitor
         self._every = Every.of(options.save_every, "checkpoints.save_every")
         self.on_saved, self.on_resumed = on_saved, on_resumed
-        self.best_nll, self.best_step = math.inf, -1
-        self._validation_set: str | None = None
+        self.best_value, self.best_step = monitor.worst, -1
+        self._measured_on: str | None = None
         self._saved_step = -1
         self._unfinished: int | None = None
         self._writer: CheckpointWriter | None = None
@@ -115,9 +120,9 @@ class Checkpoints(StepEnd, Checkpoint):
                     if step > trainer.global_step:  # this run takes that step again
                         remove(path)
         existing: dict[int, Path] = trainer.strategy.broadcast(dict(steps(self.folder)))
-        before, self._validation_set = self._validation_set, validation_set(trainer)
-        if self.best_step not in existing or before != self._validation_set:
-            self.best_nll, self.best_step = math.inf, -1
+        before, self._measured_on = self._measured_on, self.monitor.measured_on(trainer)
+        if self.best_step not in existing or before != self._measured_on:
+            self.best_value, self.best_step = self.monitor.worst, -1
         if trainer.is_global_zero and existing:
             if self.best_step < 0:
                 with self._reporting_errors():
@@ -131,27 +136,21 @@ class Checkpoints(StepEnd, Checkpoint):
     def on_step_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._finish(trainer, wait=False)
         # A validation or the end of the epoch saves this state itself.
-        if self._due(trainer) and not epoch_ends(trainer) and not validation_follows(trainer):
-            self.save(trainer)
+        if not epoch_ends(trainer) and not validation_follows(trainer):
+            self.save(trainer, due=self._due(trainer))
 
     @override
     def on_validation_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         if trainer.sanity_checking or trainer.state.fn != "fit":
             return
-        nll = trainer.callback_metrics.get(MONITOR)
-        better = nll is not None and float(nll) < self.best_nll
-        if nll is not None and better:
-            self._finish(trainer, wait=True)  # an unfinished checkpoint must not replace the best one
-            self.best_nll, self.best_step = float(nll), trainer.global_step
-        if better or self._every is None or self._due(trainer):
-            self.save(trainer, better)
+        self.save(trainer, due=self._every is None or self._due(trainer))
 
     @override
     def on_train_epoch_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         # Saved a hook earlier, with the last micro-batch, Lightning's counters would repeat a part of the epoch after
         # the next interruption.
-        if epoch_ends(trainer) and (self._due(trainer) or (self._every is None and not validates(trainer))):
-            self.save(trainer)
+        if epoch_ends(trainer):
+            self.save(trainer, due=self._due(trainer) or (self._every is None and not validates(trainer)))
 
     @override
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
@@ -159,12 +158,12 @@ class Checkpoints(StepEnd, Checkpoint):
 
     @override
     def state_dict(self) -> dict[str, Any]:
-        return {"best_nll": self.best_nll, "best_step": self.best_step, "best_of": self._validation_set}
+        return {"best_nll": self.best_value, "best_step": self.best_step, "best_of": self._measured_on}
 
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
-        self.best_nll, self.best_step = state_dict["best_nll"], state_dict["best_step"]
-        self._validation_set = state_dict["best_of"]
+        self.best_value, self.best_step = state_dict["best_nll"], state_dict["best_step"]
+        self._measured_on = state_dict["best_of"]
 
     def _due(self, trainer: L.Trainer) -> bool:
         """Whether to save now, by the interval or because training ends with this step.
@@ -175,19 +174,23 @@ class Checkpoints(StepEnd, Checkpoint):
 
     # --- saving
 
-    def save(self, trainer: L.Trainer, best: bool = False, *, export: bool = True) -> Path:
+    def save(self, trainer: L.Trainer, *, due: bool = True, export: bool = True) -> Path:
         """Save the state after the last optimizer step, once; all ranks together.
 
         Args:
             trainer: its state is saved.
-            best: whether it is the best so far.
+            due: whether to save it even if it is not the best so far.
             export: also export the model, if the run exports during training; otherwise that happens on resume.
 
         Raises:
             UserError: the file could not be written; on all ranks.
         """
-        step = trainer.global_step
-        path, new = self._path(step), self._saved_step != step
+        step, value = trainer.global_step, self.monitor.value(trainer)
+        best = value is not None and self.monitor.improves(value, self.best_value)
+        if value is not None and best:
+            self._finish(trainer, wait=True)  # an unfinished checkpoint must not replace the best one
+            self.best_value, self.best_step = value, step
+        path, new = self._path(step), self._saved_step != step and (due or best)
         if new:
             self._finish(trainer, wait=True)
             trainer.save_checkpoint(path, weights_only=False)

@@ -1,4 +1,4 @@
-"""Early stopping on val/nll, exact over a resume."""
+"""Early stopping, exact over a resume."""
 
 from __future__ import annotations
 
@@ -14,10 +14,10 @@ from lightning.pytorch.callbacks import Callback, EarlyStopping, Timer
 from typing_extensions import override
 
 from lit_probsft.errors import UserError
-from lit_probsft.training.checkpoints import MONITOR
 from lit_probsft.training.lightning_internals import check_after_validation
+from lit_probsft.training.monitor import Monitor
 from lit_probsft.training.run_length import total_steps
-from lit_probsft.training.trainer_state import validation_set
+from lit_probsft.training.trainer_state import has_validation
 
 
 @dataclass(frozen=True)
@@ -25,8 +25,10 @@ class StoppingOptions:
     """When a run ends before its last step.
 
     Args:
-        patience: end after this many validations in a row without a better val/nll, at least 1; None never ends.
-        min_delta: nats by which val/nll has to fall below the best so far to count as an improvement, 0 or more.
+        patience: end after this many validations in a row without a better val/nll (or the metric that
+            `checkpoints.best` names), at least 1; None never ends.
+        min_delta: by how much the metric has to be better than the best so far to count as an improvement, 0 or more;
+            for val/nll in nats.
     """
 
     patience: int | None = None
@@ -44,7 +46,7 @@ class StoppingOptions:
 
 
 class EarlyStop(EarlyStopping):
-    """Lightning's `EarlyStopping` on val/nll, which also knows why a run has stopped.
+    """Lightning's `EarlyStopping`, which also knows why a run has stopped.
 
     Its counts are saved with the checkpoint of the same validation, so a resumed run stops where an uninterrupted one
     would. The patience is that of the present configuration: more of it lets a stopped run continue. Without patience
@@ -54,17 +56,29 @@ class EarlyStop(EarlyStopping):
         options: patience and threshold.
         others: the run's other callbacks. An `EarlyStopping` among them decides after a validation, before its
             checkpoint is written, and takes its patience from the configuration too when the run resumes.
+        metric: the metric that has to improve. It is measured at each validation.
     """
 
-    def __init__(self, options: StoppingOptions = StoppingOptions(), others: Sequence[Callback] = ()) -> None:
-        patience = sys.maxsize if options.patience is None else options.patience
+    def __init__(
+        self,
+        options: StoppingOptions = StoppingOptions(),
+        others: Sequence[Callback] = (),
+        metric: Monitor = Monitor(),  # noqa: B008  has no state
+    ) -> None:
         super().__init__(
-            MONITOR, options.min_delta, patience, strict=False, check_finite=False, check_on_train_epoch_end=False
+            metric.name,
+            options.min_delta,
+            sys.maxsize if options.patience is None else options.patience,
+            mode="max" if metric.higher_is_better else "min",
+            strict=False,
+            check_finite=False,
+            check_on_train_epoch_end=False,
         )
+        self._metric = metric
         self.best_step = 0
         self.already_stopped = False
         """Whether the run had stopped before it was resumed."""
-        self._validation_set: str | None = None
+        self._measured_on: str | None = None
         self._others = {other: other.patience for other in others if isinstance(other, EarlyStopping)}
         for other in self._others:
             check_after_validation(other)
@@ -76,19 +90,15 @@ class EarlyStop(EarlyStopping):
 
     @override
     def setup(self, trainer: L.Trainer, pl_module: L.LightningModule, stage: str) -> None:
-        report = getattr(getattr(trainer, "datamodule", None), "report", None)
-        missing = trainer.limit_val_batches == 0 or (report is not None and "validation" not in report)
-        if stage == "fit" and self.patience < sys.maxsize and missing:  # before the model is loaded
-            raise UserError(
-                "early_stopping.patience",
-                f"expected data.validation or data.validation_fraction with it, to watch {MONITOR}, got no validation",
-            )
+        if stage == "fit" and self.patience < sys.maxsize and not has_validation(trainer):  # before the model is loaded
+            problem = "expected data.validation or data.validation_fraction with it, to watch "
+            raise UserError("early_stopping.patience", f"{problem}{self.monitor}, got no validation")
 
     @override
     def on_train_start(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
-        before, self._validation_set = self._validation_set, validation_set(trainer)
-        if before != self._validation_set:
-            self.best_score, self.best_step, self.wait_count = torch.tensor(torch.inf), 0, 0
+        before, self._measured_on = self._measured_on, self._metric.measured_on(trainer)
+        if before != self._measured_on:
+            self.best_score, self.best_step, self.wait_count = torch.tensor(self._metric.worst), 0, 0
         for other, patience in self._others.items():
             other.patience = patience
         self.already_stopped = any(each.wait_count >= each.patience for each in (self, *self._others))
@@ -106,10 +116,11 @@ class EarlyStop(EarlyStopping):
         if trainer.global_step >= total_steps(trainer):
             return None
         if self.wait_count >= self.patience:
-            by = f" by more than {-self.min_delta:g} nats" if self.min_delta else ""
+            unit = "" if self._metric.higher_is_better else " nats"
+            by = f" by more than {abs(self.min_delta):g}{unit}" if self.min_delta else ""
             validations = "1 validation" if self.wait_count == 1 else f"{self.wait_count} validations"
             best = f"best {self.best_score.item():.4g} at step {self.best_step}"
-            return f"{MONITOR} has not improved{by} for {validations} ({best})"
+            return f"{self.monitor} has not improved{by} for {validations} ({best})"
         for other in self._others:
             if other.stopping_reason_message:
                 return other.stopping_reason_message.removesuffix(" Signaling Trainer to stop.").rstrip(".")
@@ -121,7 +132,7 @@ class EarlyStop(EarlyStopping):
     @override
     def state_dict(self) -> dict[str, Any]:
         best = self.best_score.item()
-        return {"best": best, "best_step": self.best_step, "waited": self.wait_count, "of": self._validation_set}
+        return {"best": best, "best_step": self.best_step, "waited": self.wait_count, "of": self._measured_on}
 
     @override
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
@@ -129,4 +140,4 @@ class EarlyStop(EarlyStopping):
         # Exact, and in double only if the metric was: a GPU without double logs no such values, and compares none.
         self.best_score = best.float() if best.float() == best else best
         self.best_step, self.wait_count = state_dict["best_step"], state_dict["waited"]
-        self._validation_set = state_dict["of"]
+        self._measured_on = state_dict["of"]

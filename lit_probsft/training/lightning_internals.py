@@ -101,8 +101,8 @@ def print_one_column(trainer: L.Trainer) -> None:
 
 
 def check_after_validation(stopper: EarlyStopping) -> None:
-    """Let the callback read a `val/` metric after each validation, unless its user chose a time."""
-    if stopper._check_on_train_epoch_end is None and stopper.monitor.startswith("val/"):
+    """Let the callback read a `val/` or `eval/` metric after each validation, unless its user chose a time."""
+    if stopper._check_on_train_epoch_end is None and stopper.monitor.startswith(("val/", "eval/")):
         stopper._check_on_train_epoch_end = False
 
 

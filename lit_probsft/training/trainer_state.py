@@ -30,6 +30,12 @@ def validates(trainer: L.Trainer) -> bool:
     return not loop.skip
 
 
+def has_validation(trainer: L.Trainer) -> bool:
+    """Whether a run has validation data, as the data module reports them before the model is loaded."""
+    report = getattr(getattr(trainer, "datamodule", None), "report", None)
+    return trainer.limit_val_batches != 0 and (report is None or "validation" in report)
+
+
 def validation_follows(trainer: L.Trainer) -> bool:
     """Whether the trainer validates before the next micro-batch."""
     return validation_is_due(trainer) and validates(trainer)

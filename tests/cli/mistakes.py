@@ -648,3 +648,32 @@ MODEL = [
     Mistake('a rank of billions', '--model.lora LoRA --model.lora.r 9000000000'),
 ]
 """Models."""
+
+# fmt: off
+QUESTIONS = {'q.jsonl': '{"question": "1 + 1 =", "answer": "2"}\n'}
+
+EVALUATING = [
+    Mistake('an option of the evaluation without tasks', '--evaluation.limit 3'),
+    Mistake('several greedy answers', '--evaluation.tasks gsm8k --evaluation.n 4'),
+    Mistake('a misspelled option of the evaluation', '--evaluation.task gsm8k'),
+    Mistake('a word for the interval', '--evaluation.tasks gsm8k --evaluation.every soon'),
+    Mistake('an interval of 0 steps', '--evaluation.tasks gsm8k --evaluation.every 0'),
+    Mistake('a share of an epoch of a stream', '--evaluation.tasks gsm8k --evaluation.every epoch --data.streaming true --trainer.max_steps 3'),
+    Mistake('a top_p above 1', '--evaluation.tasks gsm8k --evaluation.top_p 2'),
+    Mistake('no position for a batch', '--evaluation.tasks gsm8k --evaluation.batch_tokens 0'),
+    Mistake('a misspelled task', '--evaluation.tasks gsm8'),
+    Mistake('a missing file of a task', '--evaluation.tasks Exact:none.jsonl'),
+    Mistake('a missing folder of the tasks', '--evaluation.tasks gsm8k --evaluation.data_dir none'),
+    Mistake('a number for a task', '--evaluation.tasks [3]'),
+    Mistake('questions longer than the model', '--evaluation.tasks Exact:q.jsonl', files={'q.jsonl': '{"question": "' + 'a' * 300 + '", "answer": "2"}\n'}),
+    Mistake('a template that refuses a system message', """--evaluation.tasks Exact:q.jsonl --evaluation.system Hm --data.chat_template "{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('no system') }}{% endif %}<|{{ m.role }}|>{{ m.content }}<|im_end|>{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}" """, files=QUESTIONS),
+    Mistake('the best by another metric', '--checkpoints.best val/mean_p'),
+    Mistake('the best by a task without evaluation', '--checkpoints.best eval/gsm8k/accuracy'),
+    Mistake('the best by a task that is not evaluated', '--evaluation.tasks Exact:q.jsonl --checkpoints.best eval/gsm8k/accuracy', files=QUESTIONS),
+    Mistake('the best by the share of cut off answers', '--evaluation.tasks Exact:q.jsonl --checkpoints.best eval/q/cut_off', files=QUESTIONS),
+    Mistake('the best by a score that the task does not have', '--evaluation.tasks Exact:q.jsonl --evaluation.max_new_tokens 1 --checkpoints.best eval/q/bleu', files=QUESTIONS),
+    Mistake('the best by evaluations at validations without validation', '--evaluation.tasks Exact:q.jsonl --checkpoints.best eval/q/accuracy --data.validation null', files=QUESTIONS),
+    Mistake('early stopping by evaluations between validations', '--evaluation.tasks Exact:q.jsonl --checkpoints.best eval/q/accuracy --evaluation.every 2 --early_stopping.patience 1', files=QUESTIONS),
+    Mistake('a dry run with a misspelled task', '--evaluation.tasks gsm8 --dry_run'),
+]
+"""Evaluation during training."""

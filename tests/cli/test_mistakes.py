@@ -41,6 +41,7 @@ QUICK = {
     "RUNS": 2,
     "OPTIONS": 2,
     "DATA": 1,
+    "EVALUATING": 2,
 }
 """How many rows of each table run in the default suite. Rows that only parse take 0.1 s, the others 0.5 s."""
 

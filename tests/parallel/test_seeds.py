@@ -20,6 +20,7 @@ from lit_probsft.data.batches.stream_plan import StreamPlan
 from lit_probsft.data.batches.streaming import StreamLoader
 from lit_probsft.data.rows.mixture import Part
 from lit_probsft.errors import UserError
+from lit_probsft.evaluation.options import EvaluationOptions
 from lit_probsft.model import RandomCausalLM
 from lit_probsft.model.lora import LoRA
 from lit_probsft.model.lora_injection import inject_adapters
@@ -110,6 +111,9 @@ WITH_A_SEED: dict[str, Callable[[Options], Any]] = {
     "sample of capability": sample,
     "random model": weights,
     "adapters": adapters,
+    "answers of an evaluation": lambda seed: (
+        EvaluationOptions("gsm8k", temperature=1.0, **seed).settings().draws("a", "0")
+    ),
 }
 """What has an option `seed`: a function of that option, which may be missing."""
 

@@ -32,6 +32,8 @@ def single(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Scene:
     source = {"class_path": "Rows", "init_args": {"path": path, "prompt": "question", "response": "answer"}}
     changes: dict[str, Any] = {"model__model": PLAIN, "model__optimizer": SGD, "data__length_pool": 0}
     changes["data__watch"] = {"other": source}
+    tasks = [{"class_path": "Exact", "init_args": {"path": path}}]
+    changes["evaluation"] = {"tasks": tasks, "n": 2, "temperature": 1.0, "max_new_tokens": 4}
     scene = Scene(server, folder, data__batch_size=2, **changes)
     scene.fit("single", "--data.batch_size=4")
     return scene
@@ -56,6 +58,8 @@ def test_two_processes_train_the_same_as_one(single: Scene, strategy: str, kind:
         flags = ["--config", str(Path(__file__).parents[2] / strategy)]
     run = single.fit(name, *flags, "--trainer.devices=2")
     assert "Warning:" not in run.output, run.output
+    answers = [single.run(each) / "evaluation" / "step-00000000.jsonl" for each in (name, "single")]
+    assert answers[0].read_text() == answers[1].read_text()
     ours, expected = exported(single.run(name) / "hf"), exported(single.run("single") / "hf")
     for weight, value in expected.items():
         torch.testing.assert_close(ours[weight], value, rtol=1e-5, atol=1e-5, msg=lambda m, w=weight: f"{w}: {m}")

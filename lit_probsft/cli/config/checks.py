@@ -16,8 +16,10 @@ from lightning.pytorch.accelerators import AcceleratorRegistry
 from lightning.pytorch.strategies import StrategyRegistry
 
 from lit_probsft.errors import UserError, check_range, first_line, near_matches
+from lit_probsft.evaluation.options import EvaluationOptions
 from lit_probsft.parallel import MOST_PROCESSES
 from lit_probsft.training.intervals import Every
+from lit_probsft.training.monitor import VAL_NLL
 
 
 def check_model(config: Namespace) -> None:
@@ -63,11 +65,24 @@ def check_intervals(config: Namespace) -> Every | None:
     for name, default in (("val_check_interval", None), ("check_val_every_n_epoch", 1)):
         if every is not None and config.trainer[name] != default:
             raise UserError("validate_every", f"expected either validate_every or trainer.{name}, got both")
+    evaluate_every = EvaluationOptions(**vars(config.evaluation)).interval
     if "init_args" in config.data and config.data.init_args.get("streaming"):
-        for interval in (every, Every.of(config.checkpoints.save_every, "checkpoints.save_every")):
+        for interval in (every, evaluate_every, Every.of(config.checkpoints.save_every, "checkpoints.save_every")):
             if interval is not None:
                 interval.refuse_stream()
     return every
+
+
+def check_best(config: Namespace) -> None:
+    """Refuse a metric for the best checkpoint that the run does not measure when it is needed."""
+    best, evaluation = config.checkpoints.best, config.evaluation
+    if not best.startswith("eval/"):
+        return
+    if not evaluation.tasks:
+        raise UserError("checkpoints.best", f"expected {VAL_NLL} without evaluation.tasks, got {best}")
+    if config.early_stopping.patience is not None and evaluation.every != "validation":
+        why = f"since early stopping watches checkpoints.best, {best}, at validations"
+        raise UserError("evaluation.every", f"expected validation, {why}; got {evaluation.every}")
 
 
 def export_of(config: Namespace) -> str:

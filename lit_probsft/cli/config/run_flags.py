@@ -82,6 +82,9 @@ RUN_FLAGS = (
         "early_stopping", "when to end before the last step", "lit_probsft.training.early_stopping.StoppingOptions"
     ),
     RunFlag(
+        "evaluation", "tasks that the run evaluates its model on", "lit_probsft.evaluation.options.EvaluationOptions"
+    ),
+    RunFlag(
         "validate_every",
         "an integer: optimizer steps between validations; between 0 and 1: a share of an epoch; `epoch`: one epoch. "
         "Validates after the last step as well. Default: as the trainer's flags say, at the end of each epoch",
