@@ -7,17 +7,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import fmean
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any
 
 from lit_probsft.errors import UserError
+from lit_probsft.evaluation.settings import Settings
 from lit_probsft.evaluation.tasks.base import Task
 from lit_probsft.evaluation.tasks.math import STEP_BY_STEP
 from lit_probsft.evaluation.tasks.registry import BENCHMARKS
-
-if TYPE_CHECKING:
-    from _typeshed import DataclassInstance
-
-S = TypeVar("S", bound="DataclassInstance")
 
 
 @dataclass(frozen=True)
@@ -67,27 +63,32 @@ PROTOCOLS: Mapping[str, Protocol] = MappingProxyType(
 """By the name of the benchmark. All sample with top_p 1."""
 
 
-def apply_protocols(tasks: Mapping[str, Task], settings: S) -> tuple[dict[str, Task], dict[str, S]]:
+def apply_protocols(tasks: Mapping[str, Task], settings: Settings) -> tuple[dict[str, Task], dict[str, Settings]]:
     """The tasks as the paper asks them, and the settings of each.
 
     Args:
         tasks: by name.
-        settings: with the fields `n`, `temperature`, `top_p`, `max_new_tokens` and `system`, which are replaced.
+        settings: `n`, `temperature`, `top_p`, `max_new_tokens` and `system` are replaced.
 
     Raises:
         UserError: the paper does not have one of the tasks.
     """
     names = {kind: name for name, kind in BENCHMARKS.items()}
     asked: dict[str, Task] = {}
-    drawn: dict[str, S] = {}
+    drawn: dict[str, Settings] = {}
     for name, task in tasks.items():
         protocol = PROTOCOLS.get(names.get(type(task), ""))
         if protocol is None:
             raise UserError("paper", f"expected only tasks of the paper, {', '.join(PROTOCOLS)}, got {name}")
         asked[name] = dataclasses.replace(task, **protocol.fields)
-        sampling: dict[str, Any] = {"n": protocol.n, "temperature": protocol.temperature, "top_p": 1.0}
-        sampling |= {"max_new_tokens": protocol.max_new_tokens, "system": protocol.system}
-        drawn[name] = dataclasses.replace(settings, **sampling)
+        drawn[name] = dataclasses.replace(
+            settings,
+            n=protocol.n,
+            temperature=protocol.temperature,
+            top_p=1.0,
+            max_new_tokens=protocol.max_new_tokens,
+            system=protocol.system,
+        )
     return asked, drawn
 
 

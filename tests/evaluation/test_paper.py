@@ -2,31 +2,20 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
-
 import pytest
 
 from lit_probsft import UserError
 from lit_probsft.evaluation.paper import PROTOCOLS, apply_protocols, paper_means
+from lit_probsft.evaluation.settings import Settings
 from lit_probsft.evaluation.tasks import tasks_named
 from lit_probsft.evaluation.tasks.registry import BENCHMARKS
 
 
-@dataclass(frozen=True)
-class Settings:
-    """The fields that a protocol replaces, and one that it keeps."""
-
-    n: int = 1
-    temperature: float = 0.3
-    top_p: float = 0.9
-    max_new_tokens: int | None = None
-    system: str | None = "mine"
-    seed: int = 0
-
-
 def test_tasks_are_asked_as_the_paper_asks_them() -> None:
-    tasks, settings = apply_protocols(tasks_named("aime24,medical/NEJM,figlet"), Settings(seed=5))
-    assert settings["aime24"] == Settings(16, 1.0, 1.0, 4096, "You are a helpful assistant.", 5)
+    tasks, settings = apply_protocols(
+        tasks_named("aime24,medical/NEJM,figlet"), Settings(temperature=0.3, top_p=0.9, system="mine", seed=5)
+    )
+    assert settings["aime24"] == Settings(16, 1.0, 1.0, 4096, 5, "You are a helpful assistant.")
     assert settings["figlet"].max_new_tokens == 5
     assert settings["medical/NEJM"].temperature == 0
     assert tasks["medical/NEJM"].last_named
