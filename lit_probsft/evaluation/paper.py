@@ -10,6 +10,7 @@ from types import MappingProxyType
 from typing import Any
 
 from lit_probsft.errors import UserError
+from lit_probsft.evaluation.paper_rows import MATH
 from lit_probsft.evaluation.settings import Settings
 from lit_probsft.evaluation.tasks.base import Task
 from lit_probsft.evaluation.tasks.math import STEP_BY_STEP
@@ -44,7 +45,7 @@ _OPENBOOKQA = "Please complete the following multiple choice question.\nQuestion
 
 MEANS: Mapping[str, Sequence[str]] = MappingProxyType(
     {
-        "math": ("math500", "minerva_math", "olympiadbench", "aime24", "amc23"),
+        "math": MATH,
         "medical": ("medical",),
         "languages": ("mmlu_prox",),
     }
@@ -105,12 +106,7 @@ def paper_means(tasks: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
         Shares of right answers from 0 to 1, by the names of `MEANS`.
     """
     return {
-        domain: fmean(_accuracy(tasks[name]) for name in names)
+        domain: fmean((tasks[name]["group_mean"] or tasks[name]["accuracy"])["mean"] for name in names)
         for domain, names in MEANS.items()
         if all(name in tasks for name in names)
     }
-
-
-def _accuracy(numbers: Mapping[str, Any]) -> float:
-    parts = list((numbers.get("groups") or {"": numbers}).values())
-    return fmean(float(part["accuracy"]["mean"]) for part in parts)

@@ -68,7 +68,7 @@ def measure(
                 found[-1][task] = _scores(model, task, options)
         del model
         gc.collect()  # a GPU may not hold both
-    return {task: _compared(task, found[0][task], found[1][task]) for task in tasks}
+    return {task: _compared(found[0][task], found[1][task]) for task in tasks}
 
 
 def _model(name: str, adapters: str | None, device: str | None) -> Any:
@@ -115,7 +115,7 @@ def _scores(model: Any, task: str, options: Mapping[str, Any]) -> tuple[str, dic
     return metric, {(name, row["doc_id"]): float(row[metric]) for name, row in rows}
 
 
-def _compared(task: str, base: tuple[str, Any], tuned: tuple[str, Any]) -> dict[str, Any]:
+def _compared(base: tuple[str, Any], tuned: tuple[str, Any]) -> dict[str, Any]:
     (metric, before), (_, after) = base, tuned
     differences = [after[document] - before[document] for document in before]
     return {
