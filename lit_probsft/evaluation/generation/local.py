@@ -110,8 +110,8 @@ class LocalBackend(Backend):
                     batch = None
                 if batch is None and any(row.finish_reason is None for row in rows):
                     self._shrink(rows)  # after the error is gone, which holds tensors
-                running = set(map(id, batch.rows if batch else ()))
-                if left := [row for row in rows if row.finish_reason is None and id(row) not in running]:
+                running = set(batch.rows if batch else ())
+                if left := [row for row in rows if row.finish_reason is None and row not in running]:
                     waiting = _longest_first([*left, *waiting])
                 yield from (self._answer(row) for row in rows if row.finish_reason is not None)
             while self._any_rank_works(False):

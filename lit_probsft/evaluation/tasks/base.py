@@ -95,15 +95,9 @@ class Task(ABC):
         """Grade an answer to `question`. Never raises."""
 
     def source(self) -> dict[str, Any]:
-        """The arguments of `Rows` for the task's rows.
-
-        Raises:
-            UserError: the task has no source of its own, and none is given.
-        """
+        """The arguments of `Rows` for the rows; empty if the task has no source of its own, and none is given."""
         options = {"path": self.path, "name": self.name, "split": self.split, "revision": self.revision}
         given = {key: value for key, value in options.items() if value is not None}
-        if self.path is None and not self.hub:
-            raise UserError("path", f"expected the rows of {type(self).__name__}: a file, or a data set on the hub")
         return given if self.path is not None and local_paths(self.path) is not None else {**self.hub, **given}
 
     def load(self) -> Sequence[Mapping[str, Any]]:
@@ -112,7 +106,10 @@ class Task(ABC):
         Raises:
             UserError: they cannot be read.
         """
-        return refuse_broken(Rows(**self.source()).load_with_broken())
+        source = self.source()
+        if not source:
+            raise UserError("path", f"expected the rows of {type(self).__name__}: a file, or a data set on the hub")
+        return refuse_broken(Rows(**source).load_with_broken())
 
     def questions(self, limit: int | None = None) -> list[Question]:
         """The questions in the order of their rows, each with its id and group.
@@ -133,20 +130,18 @@ class Task(ABC):
         found = []
         for index in (kept[place] for place in chosen([groups[index] for index in kept], limit)):
             with errors_within("", f" (row {index}, counted from 0)"):
-                question = self._asked(rows[index])
+                try:
+                    question = self.question(rows[index])
+                except UserError:
+                    raise
+                except Exception as error:  # a user's own code, or a row of an unexpected shape
+                    problem = f"{type(self).__name__}.question raised {type(error).__name__}: {error}"
+                    raise UserError("", problem) from error
             found.append(replace(question, id=question.id or ids[index], group=question.group or groups[index]))
         repeated, times = Counter(question.id for question in found).most_common(1)[0]
         if times > 1:
             raise UserError("id", f"expected another id for each question, got {repeated!r} {times} times")
         return found
-
-    def _asked(self, row: Mapping[str, Any]) -> Question:
-        try:
-            return self.question(row)
-        except UserError:
-            raise
-        except Exception as error:  # a user's own code, or a row of an unexpected shape
-            raise UserError("", f"{type(self).__name__}.question raised {type(error).__name__}: {error}") from error
 
     def _groups(self, rows: Sequence[Mapping[str, Any]]) -> list[str | None]:
         """The group of each row; None without a column for it."""

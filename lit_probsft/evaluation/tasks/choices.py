@@ -46,7 +46,7 @@ class Choices(Prompted):
 
     @override
     def question(self, row: Mapping[str, Any]) -> Question:
-        choices = self._choices(row)
+        choices = _choices(row, self.choices)
         gold = _label(name_of_label(field_of(row, self.answer, RIGHT, "answer")), choices)
         lines = "\n".join(f"{label}. {text}" for label, text in choices.items())
         reference = f"\\boxed{{{gold}}}" if "\\boxed" in self.prompt else gold
@@ -56,21 +56,22 @@ class Choices(Prompted):
     def grade(self, answer: str, question: Question) -> Grade:
         return grade_choice(answer, question.gold, question.choices, last_named=self.last_named)
 
-    def _choices(self, row: Mapping[str, Any]) -> dict[str, str]:
-        """The text of each choice by its label. A choice that is null, empty or `N/A` is left out."""
-        if isinstance(self.choices, list):
-            value: Any = [row.get(column) for column in self.choices]
-        else:
-            value = field_of(row, self.choices, ("choices", "options"), "choices")
-        if isinstance(value, Mapping) and {*value} == {"text", "label"}:
-            value = dict(zip(value["label"], value["text"], strict=True))
-        elif isinstance(value, Sequence) and not isinstance(value, str):
-            value = dict(zip(ascii_uppercase, value, strict=False))
-        items = value.items() if isinstance(value, Mapping) else ()
-        found = {str(label): as_text(text, "choices") for label, text in items if text not in (None, "", "N/A")}
-        if len(found) < 2:
-            raise UserError("choices", f"expected a list or a mapping of at least two, got {shown_value(value)}")
-        return found
+
+def _choices(row: Mapping[str, Any], columns: str | list[str] | None) -> dict[str, str]:
+    """The text of each choice by its label. A choice that is null, empty or `N/A` is left out."""
+    if isinstance(columns, list):
+        value: Any = [row.get(column) for column in columns]
+    else:
+        value = field_of(row, columns, ("choices", "options"), "choices")
+    if isinstance(value, Mapping) and {*value} == {"text", "label"}:
+        value = dict(zip(value["label"], value["text"], strict=True))
+    elif isinstance(value, Sequence) and not isinstance(value, str):
+        value = dict(zip(ascii_uppercase, value, strict=False))
+    items = value.items() if isinstance(value, Mapping) else ()
+    found = {str(label): as_text(text, "choices") for label, text in items if text not in (None, "", "N/A")}
+    if len(found) < 2:
+        raise UserError("choices", f"expected a list or a mapping of at least two, got {shown_value(value)}")
+    return found
 
 
 def _label(value: Any, choices: Mapping[str, str]) -> str:
