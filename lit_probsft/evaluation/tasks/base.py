@@ -49,7 +49,7 @@ class Question:
 class Task(ABC):
     """A benchmark. A subclass implements `question` and `grade`; one with more fields is a frozen dataclass too.
 
-    `prompt = "..."` in a subclass changes the default of a field.
+    `prompt = "..."` in a subclass without new fields changes the default of a field.
 
     Args:
         path: a hub id or local files instead of the task's own source, as in `Rows`.
@@ -78,6 +78,7 @@ class Task(ABC):
     """The most tokens of an answer, unless the user says otherwise."""
 
     def __init_subclass__(cls) -> None:
+        # Without an annotation, a dataclass does not see a default.
         own = {*vars(cls)} - {*inspect.get_annotations(cls)}
         if defaults := {field.name: vars(cls)[field.name] for field in fields(cls) if field.name in own}:
             cls.__init__ = partialmethod(cls.__init__, **defaults)  # type: ignore[assignment]
