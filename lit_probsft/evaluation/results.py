@@ -17,7 +17,7 @@ FORMAT = 1
 Results = dict[str, Any]
 
 
-def write_results(path: Path, content: Results) -> None:
+def write_results(path: Path, content: Results, argument: str = "--out") -> None:
     """Write a results file atomically, each list of grades on one line.
 
     Raises:
@@ -26,26 +26,28 @@ def write_results(path: Path, content: Results) -> None:
     text = json.dumps({"format": FORMAT, **content}, indent=1, ensure_ascii=False, allow_nan=False)
     # A text in JSON contains no line breaks, so this only changes lists.
     lines = re.sub(r"\[\n\s*((?:\d+,\s+)*\d+)\n\s*\]", lambda match: f"[{' '.join(match[1].split())}]", text)
-    write_text(path, lines + "\n", "--out")
+    write_text(path, lines + "\n", argument)
 
 
-def read_results(path: Path) -> Results:
+def read_results(path: Path, argument: str = "") -> Results:
     """The content of a results file.
 
     Raises:
         UserError: it does not exist, is damaged, or is another file.
     """
+    argument = argument or str(path)
     try:
         content = read_object(path)
     except (OSError, ValueError) as error:
-        raise UserError(str(path), f"expected a results file of evaluate: {first_line(error)}") from error
+        raise UserError(argument, f"expected a results file of evaluate: {first_line(error)}") from error
     if content.get("format", FORMAT) != FORMAT:
-        raise UserError(str(path), f"expected a results file of format {FORMAT}, got format {content['format']!r}")
+        problem = f"expected a results file of format {FORMAT}, got format {content['format']!r}"
+        raise UserError(argument, problem)
     try:
         _check(content)
     except (AttributeError, KeyError, TypeError, ValueError) as error:
         detail = f"it has no {error}" if isinstance(error, KeyError) else first_line(error)
-        raise UserError(str(path), f"not a results file of evaluate: {detail}") from error
+        raise UserError(argument, f"not a results file of evaluate: {detail}") from error
     return content
 
 

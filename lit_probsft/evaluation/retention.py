@@ -24,6 +24,9 @@ def measure(
     *,
     limit: int | None = None,
     device: str | None = None,
+    batch_size: int | str = 8,
+    seed: int = 0,
+    chat_template: bool = False,
     include_path: str | None = None,
 ) -> dict[str, dict[str, Any]]:
     """Run lm-eval's tasks on the base model and on the tuned one.
@@ -35,6 +38,9 @@ def measure(
             YAML files of tasks.
         limit: the number of documents of each task; of each subtask, for a group. None for all.
         device: such as `cuda:0` or `cpu`; None for a GPU if there is one.
+        batch_size: as lm-eval takes it: a number or `auto`.
+        seed: of the examples in the prompts, and of sampling where a task samples.
+        chat_template: put the prompts through the chat template. Both models need one.
         include_path: a folder with YAML files of further tasks.
 
     Returns:
@@ -53,29 +59,29 @@ def measure(
         ) from error
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
     manager = TaskManager(include_path=include_path)
-    options = {"task_manager": manager, "limit": limit, "bootstrap_iters": 0}
-    options |= dict.fromkeys(("random_seed", "numpy_random_seed", "torch_random_seed", "fewshot_random_seed"), 0)
+    options = {"task_manager": manager, "limit": limit, "apply_chat_template": chat_template, "bootstrap_iters": 0}
+    options |= dict.fromkeys(("random_seed", "numpy_random_seed", "torch_random_seed", "fewshot_random_seed"), seed)
     for task in tasks:  # before a model is loaded
         with _errors_of(task, manager):
             manager.load([task])
     tuned = (base, model_folder) if is_adapter_folder(model_folder) else (model_folder, None)
     found: list[dict[str, Any]] = []
     for name, adapters in ((base, None), tuned):
-        model = _model(name, adapters, device)
+        model = _model(name, adapters, device, batch_size)
         found.append({})
         for task in tasks:
             with _errors_of(task, manager):
                 found[-1][task] = _scores(model, task, options)
         del model
         gc.collect()  # a GPU may not hold both
-    return {task: _compared(found[0][task], found[1][task]) for task in tasks}
+    return {task: _compared(task, found[0][task], found[1][task]) for task in tasks}
 
 
-def _model(name: str, adapters: str | None, device: str | None) -> Any:
+def _model(name: str, adapters: str | None, device: str | None, batch_size: int | str) -> Any:
     from lm_eval.models.huggingface import HFLM
 
     try:
-        return HFLM(pretrained=name, peft=adapters, device=device or "cuda", batch_size=8)
+        return HFLM(pretrained=name, peft=adapters, device=device or "cuda", batch_size=batch_size)
     except (OSError, ValueError, KeyError) as error:
         raise UserError(ARGUMENT, f"lm-eval cannot load {adapters or name}: {first_line(error)}") from error
 
@@ -115,7 +121,7 @@ def _scores(model: Any, task: str, options: Mapping[str, Any]) -> tuple[str, dic
     return metric, {(name, row["doc_id"]): float(row[metric]) for name, row in rows}
 
 
-def _compared(base: tuple[str, Any], tuned: tuple[str, Any]) -> dict[str, Any]:
+def _compared(task: str, base: tuple[str, Any], tuned: tuple[str, Any]) -> dict[str, Any]:
     (metric, before), (_, after) = base, tuned
     differences = [after[document] - before[document] for document in before]
     return {

@@ -80,7 +80,7 @@ def test_differences_are_those_of_the_documents(models: list[str], tmp_path: Pat
 def test_the_standard_error_is_that_of_paired_differences() -> None:
     before = {("t", i): float(i % 2) for i in range(9)}
     after = {("t", i): float(i % 3 == 0) for i in reversed(range(9))}
-    found = retention._compared(("acc", before), ("acc", after))
+    found = retention._compared("t", ("acc", before), ("acc", after))
     paired = [after[key] - before[key] for key in before]
     assert found["se"] == pytest.approx((statistics.variance(paired) / 9) ** 0.5)
     assert found["difference"] == pytest.approx(statistics.fmean(paired))

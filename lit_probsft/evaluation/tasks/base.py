@@ -131,18 +131,20 @@ class Task(ABC):
         found = []
         for index in (kept[place] for place in chosen([groups[index] for index in kept], limit)):
             with errors_within("", f" (row {index}, counted from 0)"):
-                try:
-                    question = self.question(rows[index])
-                except UserError:
-                    raise
-                except Exception as error:  # a user's own code, or a row of an unexpected shape
-                    problem = f"{type(self).__name__}.question raised {type(error).__name__}: {error}"
-                    raise UserError("", problem) from error
+                question = self._asked(rows[index])
             found.append(replace(question, id=question.id or ids[index], group=question.group or groups[index]))
         repeated, times = Counter(question.id for question in found).most_common(1)[0]
         if times > 1:
             raise UserError("id", f"expected another id for each question, got {repeated!r} {times} times")
         return found
+
+    def _asked(self, row: Mapping[str, Any]) -> Question:
+        try:
+            return self.question(row)
+        except UserError:
+            raise
+        except Exception as error:  # a user's own code, or a row of an unexpected shape
+            raise UserError("", f"{type(self).__name__}.question raised {type(error).__name__}: {error}") from error
 
     def _groups(self, rows: Sequence[Mapping[str, Any]]) -> list[str | None]:
         """The group of each row; None without a column for it."""

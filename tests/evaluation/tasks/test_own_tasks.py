@@ -14,7 +14,8 @@ from hypothesis import strategies as st
 
 import lit_probsft.evaluation
 from lit_probsft import UserError
-from lit_probsft.evaluation.tasks import Choices, Exact, Math, tasks_named
+from lit_probsft.evaluation.tasks import Choices, Math, tasks_named
+from lit_probsft.evaluation.tasks.exact import Exact
 from lit_probsft.evaluation.tasks.subset import chosen
 from tests.evaluation.tasks.sources import EXAM, write
 
