@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lit_probsft.data.rows.columns import columns_of, missing_column, text_field, with_nested
 from lit_probsft.data.rows.labels import name_of_label
 from lit_probsft.errors import UserError
+from lit_probsft.evaluation.grading.extraction import BOX, box_content
 
 QUESTION = ("question", "question_stem", "problem", "prompt", "instruction", "input")
 ANSWER = ("answer", "final_answer", "gold", "target", "ground_truth", "response", "output")
@@ -64,10 +64,5 @@ def marked_answer(text: str) -> str:
     r"""The answer in a solution: the text after `####`, or in its last complete `\boxed{}`; else the whole text."""
     if "####" in text:
         return text.rpartition("####")[2].strip()
-    for box in reversed([*re.finditer(r"\\boxed\s*\{", text)]):
-        depth = 1
-        for brace in re.finditer(r"\\.|[{}]", text[box.end() :], re.S):
-            depth += {"{": 1, "}": -1}.get(brace[0], 0)
-            if not depth:
-                return text[box.end() :][: brace.start()].strip()
-    return text
+    boxes = (box_content(text, box.end()) for box in reversed([*BOX.finditer(text)]))
+    return next((content.strip() for content in boxes if content), text)
