@@ -16,7 +16,7 @@ from __future__ import annotations
 import re
 
 _BRACE = re.compile(r"\\.|[{}]", re.DOTALL)
-BOX = re.compile(r"\\(?:boxed|fbox)(?![A-Za-z])")
+_BOX = re.compile(r"\\(?:boxed|fbox)(?![A-Za-z])")
 _BOX_START = re.compile(r"\s*(\{|[-+\\\d][^\s{}$]*|[A-Za-z](?![A-Za-z]))")
 _MARK = re.compile(
     r"####(?=[^A-Za-z\n#]*(?:\n|$))|<answer>"
@@ -37,8 +37,8 @@ def find_answer(text: str) -> tuple[str | None, str]:
         text = text.rpartition("</think>")[2]
     elif "<think>" in text:
         return None, "no answer: the text ends while thinking"
-    for box in reversed(list(BOX.finditer(text))):
-        content = box_content(text, box.end())
+    for box in reversed(list(_BOX.finditer(text))):
+        content = _box_content(text, box.end())
         if content is None:
             return None, "no answer: the last box is cut off"
         if content.strip():
@@ -53,7 +53,7 @@ def find_answer(text: str) -> tuple[str | None, str]:
     return _last_mathematics(re.split(r"\n\s*\n", tail)[-1]) or None, "no answer"
 
 
-def box_content(text: str, start: int) -> str | None:
+def _box_content(text: str, start: int) -> str | None:
     r"""The content of a box whose command ends at `start`; None if it is cut off. `\boxed 5` needs no braces."""
     rest = _BOX_START.match(text, start)
     if rest is None:
@@ -66,6 +66,12 @@ def box_content(text: str, start: int) -> str | None:
         if depth == 0:
             return text[rest.end() : brace.start()]
     return None
+
+
+def last_box(text: str) -> str | None:
+    """The content of the last box that is complete and not empty."""
+    contents = (_box_content(text, box.end()) for box in reversed([*_BOX.finditer(text)]))
+    return next((content.strip() for content in contents if content and content.strip()), None)
 
 
 def _after_mark(text: str) -> str:

@@ -8,7 +8,7 @@ from typing import Any
 from lit_probsft.data.rows.columns import columns_of, missing_column, text_field, with_nested
 from lit_probsft.data.rows.labels import name_of_label
 from lit_probsft.errors import UserError
-from lit_probsft.evaluation.grading.extraction import BOX, box_content
+from lit_probsft.evaluation.grading.extraction import last_box
 
 QUESTION = ("question", "question_stem", "problem", "prompt", "instruction", "input")
 ANSWER = ("answer", "final_answer", "gold", "target", "ground_truth", "response", "output")
@@ -64,5 +64,4 @@ def marked_answer(text: str) -> str:
     r"""The answer in a solution: the text after `####`, or in its last complete `\boxed{}`; else the whole text."""
     if "####" in text:
         return text.rpartition("####")[2].strip()
-    boxes = (box_content(text, box.end()) for box in reversed([*BOX.finditer(text)]))
-    return next((content.strip() for content in boxes if content), text)
+    return last_box(text) or text
