@@ -81,15 +81,9 @@ def apply_protocols(tasks: Mapping[str, Task], settings: Settings) -> tuple[dict
         protocol = PROTOCOLS.get(names.get(type(task), ""))
         if protocol is None:
             raise UserError("paper", f"expected only tasks of the paper, {', '.join(PROTOCOLS)}, got {name}")
-        asked[name] = dataclasses.replace(task, **protocol.fields)
-        drawn[name] = dataclasses.replace(
-            settings,
-            n=protocol.n,
-            temperature=protocol.temperature,
-            top_p=1.0,
-            max_new_tokens=protocol.max_new_tokens,
-            system=protocol.system,
-        )
+        sampling = {**vars(protocol), "top_p": 1.0}
+        asked[name] = dataclasses.replace(task, **sampling.pop("fields"))
+        drawn[name] = dataclasses.replace(settings, **sampling)
     return asked, drawn
 
 
