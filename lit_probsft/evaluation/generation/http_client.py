@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import http.client
 import json
 import random
@@ -109,11 +110,10 @@ class HttpClient:
 
 def _object(text: str) -> dict[str, Any]:
     """The JSON object in a text; empty if it is none."""
-    try:
-        content = json.loads(text)
-    except ValueError:
-        return {}
-    return content if isinstance(content, dict) else {}
+    with contextlib.suppress(ValueError):
+        if isinstance(content := json.loads(text), dict):
+            return content
+    return {}
 
 
 def _message(content: Any, text: str) -> str:
