@@ -7,7 +7,6 @@ import threading
 import time
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from datetime import timedelta
-from typing import Any
 
 from lit_probsft.evaluation.evaluation import Evaluation, Row, key_of
 from lit_probsft.evaluation.generation.requests import Answer, Backend
@@ -72,39 +71,36 @@ class _Progress:
     """How many answers are there, tokens per second, and an estimate of what is left, on stderr."""
 
     def __init__(self, total: int) -> None:
-        self.total, self.done, self.tokens = total, 0, 0
-        self._bar: Any = None
-        self._lock = threading.Lock()
-        self._start = self._said = 0.0
-
-    def __enter__(self) -> _Progress:
         from rich.console import Console
         from rich.progress import BarColumn, Progress, TextColumn
 
+        self.total, self.done, self.tokens = total, 0, 0
+        self._lock = threading.Lock()
         self._start = self._said = time.monotonic()
-        if sys.stderr.isatty():
-            columns = (TextColumn("evaluate"), BarColumn(), TextColumn("{task.description}"))
-            self._bar = Progress(*columns, console=Console(stderr=True), transient=True)
-            self._bar.add_task(self._line(), total=self.total)
-            self._bar.start()
-        else:
-            print(self._line(), file=sys.stderr)
-        return self
+        columns = (TextColumn("evaluate"), BarColumn(), TextColumn("{task.description}"))
+        self._bar = Progress(*columns, console=Console(stderr=True), transient=True, disable=not sys.stderr.isatty())
+        self._bar.add_task(self._line(), total=total)
+
+    def __enter__(self) -> None:
+        self._bar.start()
+        if self._bar.disable:
+            self._say()
 
     def __exit__(self, *_: object) -> None:
-        if self._bar is not None:
-            self._bar.stop()
+        self._bar.stop()
         if self.done:
-            print(self._line(), file=sys.stderr)
+            self._say()
 
     def add(self, row: Row) -> None:
         with self._lock:
             self.done, self.tokens = self.done + 1, self.tokens + row["tokens"]
-            if self._bar is not None:
-                self._bar.update(0, completed=self.done, description=self._line())
-            elif time.monotonic() - self._said > _LINE_SECONDS:
-                self._said = time.monotonic()
-                print(self._line(), file=sys.stderr)
+            self._bar.update(self._bar.task_ids[0], completed=self.done, description=self._line())
+            if self._bar.disable and time.monotonic() - self._said > _LINE_SECONDS:
+                self._say()
+
+    def _say(self) -> None:
+        self._said = time.monotonic()
+        print(self._line(), file=sys.stderr)
 
     def _line(self) -> str:
         text = f"{self.done} of {self.total} answers"

@@ -44,6 +44,7 @@ class Evaluation:
         questions: by task.
         requests: one for each question whose prompt fits the context.
         too_long: a row for each question whose prompt does not fit: it has no answer, and counts as wrong.
+        lines: the lines of questions.jsonl: what the answers to each question depend on, and what their grades do.
     """
 
     def __init__(
@@ -59,17 +60,17 @@ class Evaluation:
         for name, task in self.tasks.items():
             with errors_within(name):
                 self.questions[name] = task.questions(self.settings[name].limit)
+        self._asked = {(name, each.id): each for name, questions in self.questions.items() for each in questions}
+        self._names = [*self._asked]  # by the index of the request
         self.requests: list[Request] = []
         self.too_long: list[Row] = []
-        self._asked: list[tuple[str, Question]] = []  # by the index of the request
-        self._by_name: dict[tuple[str, str], Question] = {}
-        self._lines: list[dict[str, Any]] = []
-        for name, questions in self.questions.items():
-            for question in questions:
-                self._ask(name, question, tokenizer, context_length)
+        self.lines: list[dict[str, Any]] = []
+        for index in range(len(self._names)):
+            self._ask(index, tokenizer, context_length)
 
-    def _ask(self, task: str, question: Question, tokenizer: Any, context_length: int | None) -> None:
-        settings = self.settings[task]
+    def _ask(self, index: int, tokenizer: Any, context_length: int | None) -> None:
+        task, name = self._names[index]
+        settings, question = self.settings[task], self._asked[task, name]
         messages = question.messages
         if settings.system is not None:
             others = [message for message in messages if message["role"] != "system"]
@@ -77,28 +78,26 @@ class Evaluation:
         prompt: list[int] = []
         text = "\n\n".join(str(message["content"]) for message in messages)
         if tokenizer is not None:
-            with errors_within(task, f" (question {question.id})"):
+            with errors_within(task, f" (question {name})"):
                 prompt = tokenize_prompt(tokenizer, messages, template_options=settings.template_options)
             text = tokenizer.decode(prompt)
-        most = settings.max_new_tokens or self.tasks[task].max_new_tokens
-        room = most if context_length is None else min(most, context_length - len(prompt))
-        if room > 0:
-            draws = settings.draws(task, question.id)
-            self.requests.append(Request(len(self._asked), messages, prompt, draws, room))
+        room = settings.max_new_tokens or self.tasks[task].max_new_tokens
+        if context_length is not None:
+            room = max(0, min(room, context_length - len(prompt)))
+        if room:
+            self.requests.append(Request(index, messages, prompt, settings.draws(task, name), room))
         else:
             reason = f"the prompt has {len(prompt)} tokens, the model's context {context_length}"
-            row = self._row(task, question.id, 0, "", 0, "prompt_too_long", Grade(False, None, reason))
-            self.too_long.append(row)
-        self._asked.append((task, question))
-        self._by_name[task, question.id] = question
-        self._lines.append(
+            answer = {"sample": 0, "text": "", "tokens": 0, "finish_reason": "prompt_too_long"}
+            self.too_long.append({"task": task, "question": name, **answer, **vars(Grade(False, None, reason))})
+        self.lines.append(
             {
                 "task": task,
-                "question": question.id,
+                "question": name,
                 "prompt": text,
                 "prompt_sha256": _digest(prompt or messages),
                 "messages_sha256": _digest(messages),
-                "max_new_tokens": max(room, 0),
+                "max_new_tokens": room,
                 "gold": question.gold,
                 "reference": question.reference,
                 "choices": dict(question.choices),
@@ -107,47 +106,38 @@ class Evaluation:
             }
         )
 
-    def lines(self) -> list[dict[str, Any]]:
-        """The lines of questions.jsonl: what the answers to each question depend on, and what their grades do."""
-        return self._lines
-
     def conversations(self, task: str) -> list[tuple[Sequence[Message], Question]]:
         """The conversation up to the answer, and the question, for each request of a task."""
-        asked = [(request.messages, *self._asked[request.index]) for request in self.requests]
-        return [(messages, question) for messages, name, question in asked if name == task]
+        asked = [(request.messages, self._names[request.index]) for request in self.requests]
+        return [(messages, self._asked[name]) for messages, name in asked if name[0] == task]
 
     def keys(self) -> set[Key]:
         """All answers that the numbers need."""
-        drawn = {
-            (task, question.id, draw.sample)
-            for request in self.requests
-            for task, question in [self._asked[request.index]]
-            for draw in request.draws
-        }
+        drawn = {(*self._names[request.index], draw.sample) for request in self.requests for draw in request.draws}
         return drawn | {key_of(row) for row in self.too_long}
 
     def remaining(self, done: Collection[Key]) -> list[Request]:
         """The requests without the draws that are done."""
         left = []
         for request in self.requests:
-            task, question = self._asked[request.index]
-            draws = [draw for draw in request.draws if (task, question.id, draw.sample) not in done]
-            if draws:
+            name = self._names[request.index]
+            if draws := [draw for draw in request.draws if (*name, draw.sample) not in done]:
                 left.append(replace(request, draws=draws))
         return left
 
     def grade(self, answer: Answer) -> Row:
         """The row of an answer. May be called in any thread."""
-        task, question = self._asked[answer.index]
-        grade = self.tasks[task].grade(answer.text, question)
-        return self._row(task, question.id, answer.sample, answer.text, answer.tokens, answer.finish_reason, grade)
+        task, question = self._names[answer.index]
+        row = {"task": task, "question": question, **vars(answer)}
+        del row["index"]
+        return self.grade_again(row)
 
     def grade_again(self, row: Row) -> Row:
-        """The row with a new grade, if its question is one of this evaluation's; otherwise the row as it is."""
-        question = self._by_name.get((row["task"], row["question"]))
-        if question is None or row["finish_reason"] == "prompt_too_long":
+        """The row with a new grade."""
+        if row["finish_reason"] == "prompt_too_long":
             return row
-        return {**row, **_graded(self.tasks[row["task"]].grade(row["text"], question))}
+        question = self._asked[row["task"], row["question"]]
+        return {**row, **vars(self.tasks[row["task"]].grade(row["text"], question))}
 
     def numbers(self, rows: Iterable[Row]) -> dict[str, Any]:
         """The numbers of each task, by the schema in README.md.
@@ -172,7 +162,7 @@ class Evaluation:
 
     def _settings_of(self, name: str) -> dict[str, Any]:
         task, settings = self.tasks[name], self.settings[name]
-        lines = [line for line in self._lines if line["task"] == name]
+        lines = [line for line in self.lines if line["task"] == name]
         return {
             "source": task.source(),
             "rows_fingerprint": _digest([[line["question"], line["gold"], line["choices"]] for line in lines]),
@@ -183,20 +173,6 @@ class Evaluation:
             "top_p": settings.top_p,
             "max_new_tokens": settings.max_new_tokens or task.max_new_tokens,
         }
-
-    @staticmethod
-    def _row(task: str, question: str, sample: int, text: str, tokens: int, finish: str, grade: Grade) -> Row:
-        answer = {"sample": sample, "text": text, "tokens": tokens, "finish_reason": finish}
-        return {"task": task, "question": question, **answer, **_graded(grade)}
-
-
-def _graded(grade: Grade) -> dict[str, Any]:
-    return {
-        "correct": grade.correct,
-        "extracted": grade.extracted,
-        "reason": grade.reason,
-        "scores": dict(grade.scores),
-    }
 
 
 def _digest(value: Any) -> str:

@@ -190,23 +190,14 @@ class _Spread(Sharding):
         parameter.copy_(value)
 
 
-_FLAGS = {
-    "CKPT": "MODEL",
-    "name_or_path": "MODEL",
-    "model_name_or_path": "MODEL",
-    "trust_remote_code": "--trust-remote-code",
-    "chat_template": "--chat-template",
-    "template_options": "--template-options",
-}
-"""Flags of a command, by the last part of the argument that an error names."""
-
-
 @contextlib.contextmanager
 def _errors_of_flags() -> Iterator[None]:
     try:
         yield
     except UserError as error:
-        raise UserError(_FLAGS.get(error.argument.rpartition(".")[2], error.argument), error.problem) from error
+        flags = dict.fromkeys(("CKPT", "name_or_path", "model_name_or_path"), "MODEL")
+        flags |= {name: "--" + name.replace("_", "-") for name in TokenizerOptions.__annotations__}
+        raise UserError(flags.get(error.argument.rpartition(".")[2], error.argument), error.problem) from error
 
 
 def _check_system(render: Renderer, text: str) -> None:

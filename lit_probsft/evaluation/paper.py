@@ -7,17 +7,14 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from statistics import fmean
 from types import MappingProxyType
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any
 
 from lit_probsft.errors import UserError
+from lit_probsft.evaluation.paper_rows import MATH
+from lit_probsft.evaluation.settings import Settings
 from lit_probsft.evaluation.tasks.base import Task
 from lit_probsft.evaluation.tasks.math import STEP_BY_STEP
 from lit_probsft.evaluation.tasks.registry import BENCHMARKS
-
-if TYPE_CHECKING:
-    from _typeshed import DataclassInstance
-
-S = TypeVar("S", bound="DataclassInstance")
 
 
 @dataclass(frozen=True)
@@ -48,7 +45,7 @@ _OPENBOOKQA = "Please complete the following multiple choice question.\nQuestion
 
 MEANS: Mapping[str, Sequence[str]] = MappingProxyType(
     {
-        "math": ("math500", "minerva_math", "olympiadbench", "aime24", "amc23"),
+        "math": MATH,
         "medical": ("medical",),
         "languages": ("mmlu_prox",),
     }
@@ -67,26 +64,25 @@ PROTOCOLS: Mapping[str, Protocol] = MappingProxyType(
 """By the name of the benchmark. All sample with top_p 1."""
 
 
-def apply_protocols(tasks: Mapping[str, Task], settings: S) -> tuple[dict[str, Task], dict[str, S]]:
+def apply_protocols(tasks: Mapping[str, Task], settings: Settings) -> tuple[dict[str, Task], dict[str, Settings]]:
     """The tasks as the paper asks them, and the settings of each.
 
     Args:
         tasks: by name.
-        settings: with the fields `n`, `temperature`, `top_p`, `max_new_tokens` and `system`, which are replaced.
+        settings: `n`, `temperature`, `top_p`, `max_new_tokens` and `system` are replaced.
 
     Raises:
         UserError: the paper does not have one of the tasks.
     """
     names = {kind: name for name, kind in BENCHMARKS.items()}
     asked: dict[str, Task] = {}
-    drawn: dict[str, S] = {}
+    drawn: dict[str, Settings] = {}
     for name, task in tasks.items():
         protocol = PROTOCOLS.get(names.get(type(task), ""))
         if protocol is None:
             raise UserError("paper", f"expected only tasks of the paper, {', '.join(PROTOCOLS)}, got {name}")
-        asked[name] = dataclasses.replace(task, **protocol.fields)
-        sampling: dict[str, Any] = {"n": protocol.n, "temperature": protocol.temperature, "top_p": 1.0}
-        sampling |= {"max_new_tokens": protocol.max_new_tokens, "system": protocol.system}
+        sampling = {**vars(protocol), "top_p": 1.0}
+        asked[name] = dataclasses.replace(task, **sampling.pop("fields"))
         drawn[name] = dataclasses.replace(settings, **sampling)
     return asked, drawn
 
@@ -104,12 +100,7 @@ def paper_means(tasks: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
         Shares of right answers from 0 to 1, by the names of `MEANS`.
     """
     return {
-        domain: fmean(_accuracy(tasks[name]) for name in names)
+        domain: fmean((tasks[name]["group_mean"] or tasks[name]["accuracy"])["mean"] for name in names)
         for domain, names in MEANS.items()
         if all(name in tasks for name in names)
     }
-
-
-def _accuracy(numbers: Mapping[str, Any]) -> float:
-    parts = list((numbers.get("groups") or {"": numbers}).values())
-    return fmean(float(part["accuracy"]["mean"]) for part in parts)

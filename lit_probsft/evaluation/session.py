@@ -55,7 +55,7 @@ def evaluate(
 
     model = {"name": name, "fingerprint": subject.settings["weights"] or subject.settings.get("server")}
     try:
-        store.open(model, {**subject.settings, **_depends_on(evaluation)}, evaluation.lines(), evaluation.grade_again)
+        store.open(model, {**subject.settings, **_depends_on(evaluation)}, evaluation.lines, evaluation.grade_again)
         if evaluation.keys() <= store.answers.objects.keys():
             rank_zero_info(f"all answers are in {store.answers.path}; only the numbers are made again")
         start = time.monotonic()

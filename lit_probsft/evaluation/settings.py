@@ -11,6 +11,7 @@ from typing import Any
 
 from lit_probsft.errors import UserError, check_range
 from lit_probsft.evaluation.generation.requests import GREEDY, Draw
+from lit_probsft.model.generation import check_sampling
 from lit_probsft.parallel.seeds import LARGEST, derived_seed
 
 
@@ -47,10 +48,7 @@ class Settings:
         for name in ("n", "limit", "max_new_tokens"):
             check_range(name, getattr(self, name), 1, math.inf)
         check_range("seed", self.seed, 0, LARGEST)
-        if not 0 <= self.temperature < math.inf:
-            raise UserError("temperature", f"expected 0 (greedy) or more, got {self.temperature}")
-        if not 0 < self.top_p <= 1:
-            raise UserError("top_p", f"expected a number above 0 and at most 1, got {self.top_p}")
+        check_sampling(self.temperature, self.top_p)
         if self.n > 1 and not self.temperature:
             raise UserError("n", f"expected 1 with temperature 0, where all answers are equal, got {self.n}")
 
@@ -58,5 +56,4 @@ class Settings:
         """The answers to draw. Their seeds depend on nothing else, so that more questions or answers change none."""
         name = int(hashlib.sha256(json.dumps([task, question]).encode()).hexdigest(), 16)
         drawn = [Draw(sample, derived_seed(self.seed, name, sample), self.temperature) for sample in range(self.n)]
-        extra = [Draw(GREEDY, 0, 0.0)] if self.greedy and self.temperature else []
-        return [*drawn, *extra]
+        return drawn + [Draw(GREEDY, 0, 0.0)] * bool(self.greedy and self.temperature)

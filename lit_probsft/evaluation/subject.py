@@ -11,7 +11,10 @@ from typing import Any
 import torch
 
 from lit_probsft.errors import UserError
+from lit_probsft.evaluation.generation.local import LocalBackend
+from lit_probsft.evaluation.generation.pool import Pool
 from lit_probsft.evaluation.generation.requests import Backend
+from lit_probsft.evaluation.generation.server import ServerBackend
 from lit_probsft.evaluation.models import TokenizerOptions, load_model, load_tokenizer
 from lit_probsft.model.fingerprint import fingerprint
 from lit_probsft.model.loading import read_config_of
@@ -68,11 +71,7 @@ def local_subject(
     settings = {"weights": weights, "dtype": dtype, "generation": kept, "server": None}
     limit = _positions(model.config)
     if alone:
-        from lit_probsft.evaluation.generation.local import LocalBackend
-
         return Subject(LocalBackend(model, tokenizer, **answering), tokenizer, limit, settings, model)
-    from lit_probsft.evaluation.generation.pool import Pool
-
     del model
     load = partial(_load_backend, place, dtype, options, answering)
     return Subject(Pool(load, [str(device) for device in devices]), tokenizer, limit, settings)
@@ -90,8 +89,6 @@ def server_subject(url: str, place: str | None, options: TokenizerOptions, **ask
     Raises:
         UserError: the server or the tokenizer cannot be used.
     """
-    from lit_probsft.evaluation.generation.server import ServerBackend
-
     tokenizer, limit = None, None
     if place is not None:
         tokenizer = load_tokenizer(place, **options)
@@ -99,8 +96,8 @@ def server_subject(url: str, place: str | None, options: TokenizerOptions, **ask
         limit = _positions(read_config_of(place, revision=options.get("revision") or "main", trust_remote_code=trusted))
     backend = ServerBackend(url, tokenizer=tokenizer, template_options=options.get("template_options"), **asking)
     known = backend.describe()
-    settings = {"weights": None, "dtype": None, "generation": None, "server": f"{known['model']} at {known['url']}"}
-    return Subject(backend, tokenizer, limit, settings)
+    settings = dict.fromkeys(("weights", "dtype", "generation"))
+    return Subject(backend, tokenizer, limit, {**settings, "server": f"{known['model']} at {known['url']}"})
 
 
 def devices_of(device: torch.device, count: int) -> list[torch.device]:
@@ -123,7 +120,5 @@ def _positions(config: Any) -> int | None:
     return limit
 
 
-def _load_backend(place: str, dtype: str, options: TokenizerOptions, answering: dict[str, Any], device: str) -> Any:
-    from lit_probsft.evaluation.generation.local import LocalBackend
-
+def _load_backend(place: str, dtype: str, options: TokenizerOptions, answering: dict[str, Any], device: str) -> Backend:
     return LocalBackend(*load_model(place, device, dtype, **options), **answering)

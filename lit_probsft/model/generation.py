@@ -12,28 +12,7 @@ import torch
 from lightning.pytorch.utilities import rank_zero_info
 from torch import Tensor
 
-from lit_probsft.errors import UserError
-
-_USED = {"eos_token_id", "pad_token_id", "bos_token_id"}
-_HARMLESS = {
-    "max_length",
-    "max_new_tokens",
-    "use_cache",
-    "cache_implementation",
-    "transformers_version",
-}
-_SAMPLING = {
-    "do_sample",
-    "temperature",
-    "top_k",
-    "top_p",
-    "min_p",
-    "typical_p",
-    "top_h",
-    "epsilon_cutoff",
-    "eta_cutoff",
-}
-
+from lit_probsft.errors import UserError, check_range, errors_within
 
 _PENALTIES = {
     "repetition_penalty": "RepetitionPenaltyLogitsProcessor",
@@ -49,6 +28,12 @@ _FILTERS = {
     "eta_cutoff": "EtaLogitsWarper",
 }
 """Classes of transformers that apply a field of `generation_config`: to all logits, and to those that are sampled."""
+
+_SAMPLING = {"do_sample", "temperature", "top_p", "top_h", *_FILTERS}
+_HARMLESS = {
+    *("eos_token_id", "pad_token_id", "bos_token_id"),
+    *("max_length", "max_new_tokens", "use_cache", "cache_implementation", "transformers_version"),
+}
 
 
 def stop_tokens(model: Any) -> list[int]:
@@ -88,11 +73,23 @@ def report_unused(model: Any, *, samples: bool, kept: Collection[str] = ()) -> N
         kept: names of fields that are used.
     """
     fields = model.generation_config.to_diff_dict()
-    quiet = _USED | _HARMLESS | (set() if samples else _SAMPLING) | set(kept)
+    quiet = _HARMLESS | (set() if samples else _SAMPLING) | set(kept)
     unused = {name: value for name, value in fields.items() if value and name not in quiet and name[0] != "_"}
     if unused:
         named = ", ".join(f"{name} {value}" for name, value in unused.items())
         rank_zero_info(f"not used from generation_config.json: {named[:300]}")
+
+
+def check_sampling(temperature: float, top_p: float) -> None:
+    """Refuse numbers that no distribution has.
+
+    Raises:
+        UserError: names the number.
+    """
+    if not 0 <= temperature < math.inf:
+        raise UserError("temperature", f"expected 0 (greedy) or more, got {temperature}")
+    if not 0 < top_p <= 1:
+        raise UserError("top_p", f"expected a number above 0 and at most 1, got {top_p}")
 
 
 @dataclass(frozen=True)
@@ -110,12 +107,9 @@ class Generation:
     top_p: float = 1.0
 
     def __post_init__(self) -> None:
-        if self.max_new_tokens < 1:
-            raise UserError("model.generation.max_new_tokens", f"expected at least 1, got {self.max_new_tokens}")
-        if not 0 <= self.temperature < math.inf:
-            raise UserError("model.generation.temperature", f"expected 0 (greedy) or more, got {self.temperature}")
-        if not 0 < self.top_p <= 1:
-            raise UserError("model.generation.top_p", f"expected a number above 0 and at most 1, got {self.top_p}")
+        with errors_within("model.generation"):
+            check_range("max_new_tokens", self.max_new_tokens, 1, math.inf)
+            check_sampling(self.temperature, self.top_p)
 
     def report_unused(self, model: Any) -> None:
         """Name the fields of the model's `generation_config` that would change answers and are not used."""

@@ -66,9 +66,7 @@ class Batch:
 
     def join(self, other: Batch) -> Batch:
         """This batch followed by the rows of another, for caches that `can_join`."""
-        for mine, theirs in zip(self.cache.layers, other.cache.layers, strict=True):
-            if not getattr(theirs, "is_initialized", False):  # shares the states of another layer
-                continue
+        for mine, theirs in zip(_filled(self.cache), _filled(other.cache), strict=True):
             length = max(mine.keys.shape[-2], theirs.keys.shape[-2])
             for name in ("keys", "values"):
                 parts = (getattr(mine, name), getattr(theirs, name))
@@ -79,13 +77,16 @@ class Batch:
         return Batch([*self.rows, *other.rows], logits, self.cache, max(self.width, other.width))
 
     def _drop_positions(self, count: int) -> None:
-        for layer in self.cache.layers if count else ():
-            if not getattr(layer, "is_initialized", False):
-                continue
+        for layer in _filled(self.cache) if count else ():
             left = layer.get_seq_length() - count  # a sliding layer may hold fewer
             layer.keys, layer.values = layer.keys[..., -left:, :], layer.values[..., -left:, :]
             if layer.is_sliding:
                 layer.cumulative_length = left
+
+
+def _filled(cache: Any) -> list[Any]:
+    """The layers that hold states. Others share those of another layer."""
+    return [layer for layer in cache.layers if getattr(layer, "is_initialized", False)]
 
 
 def can_join(cache: Any) -> bool:

@@ -42,7 +42,6 @@ class LocalBackend(Backend):
             always those of the call.
         synced: the model is sharded over the ranks of the default process group, and every rank calls `answer` at the
             same time, with requests of its own. All ranks then run the same number of forward passes.
-        device: of the model's inputs; by default that of its embeddings.
         batch_tokens: the most positions in the cache of a batch, unless a single row is longer. By default 16384 on a
             CPU, else 262144.
         batch_rows: the most rows of a batch. By default 32 on a CPU, else 512.
@@ -56,15 +55,13 @@ class LocalBackend(Backend):
         top_p: float = 1.0,
         keep_generation_config: bool = False,
         synced: bool = False,
-        device: torch.device | None = None,
         batch_tokens: int | None = None,
         batch_rows: int | None = None,
     ) -> None:
         self.model, self.tokenizer, self.top_p, self.synced = model, tokenizer, top_p, synced
-        embeddings = model.get_input_embeddings().weight
-        if device is None and embeddings.is_meta:  # offloaded; the model moves its inputs itself
-            device = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
-        self.device = device or embeddings.device
+        self.device = model.get_input_embeddings().weight.device
+        if self.device.type == "meta":  # offloaded; the model moves its inputs itself
+            self.device = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
         on_cpu = self.device.type == "cpu"
         self.batch_tokens = batch_tokens or (2**14 if on_cpu else 2**18)
         self.batch_rows = batch_rows or (32 if on_cpu else 512)
@@ -72,15 +69,9 @@ class LocalBackend(Backend):
         self.stops = sorted({*stop_tokens(model), *(end for end in ends if end is not None)})
         self._penalties, self._filters = own_processors(model, self.device) if keep_generation_config else ({}, {})
         self._reported, self._warns = False, True
-        parameters = inspect.signature(model.forward).parameters
-        self._cache_name = None
-        if model.config.get_text_config().model_type not in _WITHOUT_CACHE:
-            self._cache_name = "cache" if "cache" in parameters else "past_key_values"  # before transformers 5.24
-        self._joins = self._cache_name is not None and can_join(self._new_cache())
-        self._options: dict[str, Any] = {"use_cache": self._cache_name is not None}
-        if "logits_to_keep" in parameters:
-            self._options["logits_to_keep"] = 1
-        self._takes_positions = "position_ids" in parameters
+        self._takes = inspect.signature(model.forward).parameters
+        self._caches = model.config.get_text_config().model_type not in _WITHOUT_CACHE
+        self._joins = self._caches and can_join(self._new_cache())
 
     @override
     def describe(self) -> Mapping[str, Any]:
@@ -119,8 +110,8 @@ class LocalBackend(Backend):
                     batch = None
                 if batch is None and any(row.finish_reason is None for row in rows):
                     self._shrink(rows)  # after the error is gone, which holds tensors
-                running = set(map(id, batch.rows if batch else ()))
-                if left := [row for row in rows if row.finish_reason is None and id(row) not in running]:
+                running = set(batch.rows if batch else ())
+                if left := [row for row in rows if row.finish_reason is None and row not in running]:
                     waiting = _longest_first([*left, *waiting])
                 yield from (self._answer(row) for row in rows if row.finish_reason is not None)
             while self._any_rank_works(False):
@@ -195,33 +186,33 @@ class LocalBackend(Backend):
             width: positions of the cache afterwards.
         """
         self._any_rank_works(True)
-        options = dict(self._options)
+        options: dict[str, Any] = {"use_cache": self._caches}
         tokens = torch.tensor(ids, device=self.device)
-        positions = torch.arange(width, device=self.device) - (
-            width - torch.tensor(lengths, device=self.device).unsqueeze(1)
-        )
+        padding = width - torch.tensor(lengths, device=self.device).unsqueeze(1)
+        positions = torch.arange(width, device=self.device) - padding
         if min(lengths) < width:
             options["attention_mask"] = (positions >= 0).long()
-        if self._takes_positions:
+        if "position_ids" in self._takes:
             options["position_ids"] = positions[:, -tokens.shape[1] :].clamp(min=0)
-        if self._cache_name is not None:
-            options[self._cache_name] = cache
+        if "logits_to_keep" in self._takes:
+            options["logits_to_keep"] = 1
+        if self._caches:  # the name is another one before transformers 5.24
+            options["cache" if "cache" in self._takes else "past_key_values"] = cache
         logits: Tensor = self.model(input_ids=tokens, **options).logits
         return logits[:, -1]
 
     def _new_cache(self) -> Any:
         from transformers import DynamicCache
 
-        return None if self._cache_name is None else DynamicCache(config=self.model.config)
+        return DynamicCache(config=self.model.config) if self._caches else None
 
     def _add_tokens(self, batch: Batch) -> None:
         rows, logits = batch.rows, batch.logits
         if self._penalties or self._filters:
             logits = torch.cat([self._processed(row, logits[place : place + 1]) for place, row in enumerate(rows)])
         numbers = [uniform(row.draw.seed, len(row.tokens)) for row in rows]
-        for row, token in zip(
-            rows, choose(logits, [row.draw.temperature for row in rows], numbers, self.top_p), strict=True
-        ):
+        chosen = choose(logits, [row.draw.temperature for row in rows], numbers, self.top_p)
+        for row, token in zip(rows, chosen, strict=True):
             row.tokens.append(token)
             if token in self.stops:
                 row.finish_reason = "stop"

@@ -51,34 +51,30 @@ class Pool(Backend):
             UserError: a process died, or could not load its backend.
             RuntimeError: a process failed in another way; the message has its traceback.
         """
-        waiting = sorted(requests, key=lambda request: -len(request.prompt))
-        smallest = min(_SMALLEST, math.ceil(sum(len(request.draws) for request in waiting) / len(self.devices)))
+        groups = self._groups(requests)
         try:
-            busy = {
-                worker.connection: worker for worker in self._started() if self._hand_out(waiting, worker, smallest)
-            }
+            busy = {worker.connection: worker for worker in self._started() if worker.begin(next(groups, None))}
             while busy:
                 for connection in wait(list(busy)):
                     worker = busy[cast(Connection, connection)]
                     if (answer := worker.receive()) is not None:
                         yield answer
-                    elif not self._hand_out(waiting, worker, smallest):
+                    elif not worker.begin(next(groups, None)):
                         del busy[worker.connection]
         except BaseException:
             self.close()  # the processes are at work on what nobody waits for
             raise
 
-    def _hand_out(self, waiting: list[Request], worker: _Worker, smallest: int) -> bool:
-        """Send the next group of requests, if there are any, with at least so many answers."""
-        group, draws = 0, 0
-        while group < len(waiting) and (group < len(waiting) / len(self.devices) / 2 or draws < smallest):
-            draws += len(waiting[group].draws)
-            group += 1
-        if group:
-            with contextlib.suppress(OSError):  # it died, which is seen when it should answer
-                worker.connection.send(waiting[:group])
-            del waiting[:group]
-        return group > 0
+    def _groups(self, requests: Sequence[Request]) -> Iterator[list[Request]]:
+        waiting = sorted(requests, key=lambda request: -len(request.prompt))
+        smallest = min(_SMALLEST, math.ceil(sum(len(request.draws) for request in waiting) / len(self.devices)))
+        while waiting:
+            size = draws = 0
+            while size < len(waiting) and (size < len(waiting) / len(self.devices) / 2 or draws < smallest):
+                draws += len(waiting[size].draws)
+                size += 1
+            yield waiting[:size]
+            del waiting[:size]
 
     def _started(self) -> list[_Worker]:
         if not self._workers:
@@ -109,6 +105,13 @@ class _Worker:
         self.process.start()
         theirs.close()
         self.description: Mapping[str, Any] = {}
+
+    def begin(self, group: Sequence[Request] | None) -> bool:
+        """Send a group of requests, if there is one."""
+        if group is not None:
+            with contextlib.suppress(OSError):  # it died, which is seen when it should answer
+                self.connection.send(group)
+        return group is not None
 
     def receive(self) -> Any:
         """The next message: a description first, then answers, and None when a group is finished."""

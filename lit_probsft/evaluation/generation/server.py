@@ -24,12 +24,9 @@ _SEED_BITS = 2**31 - 1
 _NO_FILTER = {"top_k": -1, "min_p": 0.0, "repetition_penalty": 1.0}
 """Turns off filters that vLLM and SGLang take from the model's folder, and llama.cpp from its own defaults."""
 
-_NO_FILTER_OF_TRANSFORMERS = {"num_beams": 1, "top_k": 0, "min_p": 0.0, "typical_p": 1.0, "repetition_penalty": 1.0} | {
-    "no_repeat_ngram_size": 0,
-    "min_new_tokens": 0,
-}
+_NO_FILTER_OF_TRANSFORMERS = {"num_beams": 1, "min_p": 0.0, "typical_p": 1.0, "repetition_penalty": 1.0}
+_NO_FILTER_OF_TRANSFORMERS |= {"top_k": 0, "no_repeat_ngram_size": 0, "min_new_tokens": 0}
 """The same for `transformers serve`. It also needs `do_sample`: otherwise it samples only if the folder says so."""
-
 
 _FORMS = [
     (prompt, filters_off_by)
@@ -95,38 +92,37 @@ class ServerBackend(Backend):
             UserError: a request failed; raised after the answers to the requests that the server has begun.
         """
         tasks: SimpleQueue[tuple[Request, Draw]] = SimpleQueue()
-        results: SimpleQueue[tuple[Answer, bool] | Exception | None] = SimpleQueue()
+        results: SimpleQueue[tuple[Answer, bool] | Exception | None] = SimpleQueue()  # the last two end a worker
         for request in requests:
             for draw in request.draws:
                 tasks.put((request, draw))
         ended = threading.Event()
 
         def work() -> None:
-            while not ended.is_set():
-                try:
+            try:
+                while not ended.is_set():
                     results.put(self._answer(*tasks.get_nowait()))
-                except Empty:
-                    break
-                except Exception as error:
-                    ended.set()
-                    results.put(error)
-            results.put(None)
+            except Empty:
+                results.put(None)
+            except Exception as error:
+                ended.set()
+                results.put(error)
+            else:
+                results.put(None)
 
-        # Daemons, because a process that is told to stop does not wait for the answers.
-        workers = [threading.Thread(target=work, daemon=True) for _ in range(self._concurrency)]
-        for worker in workers:
-            worker.start()
-        running, inexact, failure = len(workers), 0, None
+        for _ in range(self._concurrency):
+            # A daemon, because a process that should stop does not wait for the answers.
+            threading.Thread(target=work, daemon=True).start()
+        running, inexact, failure = self._concurrency, 0, None
         try:
             while running:
                 result = results.get()
-                if result is None:
-                    running -= 1
-                elif isinstance(result, Exception):
-                    failure = failure or result
-                else:
+                if isinstance(result, tuple):
                     inexact += not result[1]
                     yield result[0]
+                else:
+                    running -= 1
+                    failure = failure or result
         finally:
             ended.set()
         if failure is not None:

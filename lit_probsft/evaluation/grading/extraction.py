@@ -68,6 +68,12 @@ def _box_content(text: str, start: int) -> str | None:
     return None
 
 
+def last_box(text: str) -> str | None:
+    """The content of the last box that is complete and not empty."""
+    contents = (_box_content(text, box.end()) for box in reversed([*_BOX.finditer(text)]))
+    return next((content.strip() for content in contents if content and content.strip()), None)
+
+
 def _after_mark(text: str) -> str:
     """The answer at the start of what follows "the answer is"."""
     text = re.sub(r"^[*_]*[\s#:：]*", "", text.partition("</answer>")[0])  # also the end of a bold "Answer:"

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 from abc import ABC, abstractmethod
-from collections import Counter
+from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
+from functools import partialmethod
+from itertools import count
 from typing import Any, ClassVar
 
 from lit_probsft.data.rows.columns import missing_column
@@ -16,7 +19,6 @@ from lit_probsft.data.rows.row_source import Rows
 from lit_probsft.errors import UserError, check_range, errors_within, near_matches
 from lit_probsft.evaluation.grading import Grade
 from lit_probsft.evaluation.tasks.subset import chosen
-from lit_probsft.storage.hub import dataset_file
 
 IDS = ("id", "unique_id", "question_id", "idx", "pubid", "key")
 """Columns that may hold the id of a question, in the order in which they are tried."""
@@ -45,7 +47,9 @@ class Question:
 
 @dataclass(frozen=True)
 class Task(ABC):
-    """A benchmark. A subclass implements `question` and `grade`; one with fields is a frozen dataclass too.
+    """A benchmark. A subclass implements `question` and `grade`; one with more fields is a frozen dataclass too.
+
+    `prompt = "..."` in a subclass without new fields changes the default of a field.
 
     Args:
         path: a hub id or local files instead of the task's own source, as in `Rows`.
@@ -67,11 +71,17 @@ class Task(ABC):
     groups: list[str] | None = None
 
     hub: ClassVar[Mapping[str, str]] = {}
-    """The task's own source, see `on_hub`."""
+    """The task's own source: `path`, and if need be `name` and `split`, as in `Rows`."""
     files: ClassVar[Sequence[str]] = ()
     """Names of local files with the same rows, relative to `--data-dir`. The first one that exists is read."""
     max_new_tokens: ClassVar[int] = 2048
     """The most tokens of an answer, unless the user says otherwise."""
+
+    def __init_subclass__(cls) -> None:
+        # Without an annotation, a dataclass does not see a default.
+        own = {*vars(cls)} - {*inspect.get_annotations(cls)}
+        if defaults := {field.name: vars(cls)[field.name] for field in fields(cls) if field.name in own}:
+            cls.__init__ = partialmethod(cls.__init__, **defaults)  # type: ignore[assignment]
 
     @abstractmethod
     def question(self, row: Mapping[str, Any]) -> Question:
@@ -86,15 +96,9 @@ class Task(ABC):
         """Grade an answer to `question`. Never raises."""
 
     def source(self) -> dict[str, Any]:
-        """The arguments of `Rows` for the task's rows, and `file` if they are one file of the hub's data set.
-
-        Raises:
-            UserError: there is no such file, or the task has no source of its own and none is given.
-        """
+        """The arguments of `Rows` for the rows; empty if the task has no source of its own, and none is given."""
         options = {"path": self.path, "name": self.name, "split": self.split, "revision": self.revision}
         given = {key: value for key, value in options.items() if value is not None}
-        if self.path is None and not self.hub:
-            raise UserError("path", f"expected the rows of {type(self).__name__}: a file, or a data set on the hub")
         return given if self.path is not None and local_paths(self.path) is not None else {**self.hub, **given}
 
     def load(self) -> Sequence[Mapping[str, Any]]:
@@ -104,8 +108,8 @@ class Task(ABC):
             UserError: they cannot be read.
         """
         source = self.source()
-        if (file := source.pop("file", None)) is not None:
-            source = {"path": dataset_file(source["path"], file, source.get("revision"))}
+        if not source:
+            raise UserError("path", f"expected the rows of {type(self).__name__}: a file, or a data set on the hub")
         return refuse_broken(Rows(**source).load_with_broken())
 
     def questions(self, limit: int | None = None) -> list[Question]:
@@ -158,7 +162,7 @@ class Task(ABC):
 
     def _ids(self, rows: Sequence[Mapping[str, Any]], groups: Sequence[str | None]) -> list[str]:
         """The id of each row: from its column, or its number within its group."""
-        column = self.id or next((name for name in IDS if name in rows[0]), None)
+        column = self.id or next((name for name in IDS if name in rows[0] and name != self.group), None)
         if self.id is not None and self.id not in rows[0]:
             raise UserError("id", missing_column(self.id, list(rows[0])))
         prefixes = ["" if group is None else f"{group}/" for group in groups]
@@ -166,15 +170,5 @@ class Task(ABC):
             ids = [f"{prefix}{row.get(column)}" for prefix, row in zip(prefixes, rows, strict=True)]
             if self.id is not None or len({*ids}) == len(ids):
                 return ids
-        counts: Counter[str] = Counter()
-        numbered = []
-        for prefix in prefixes:
-            numbered.append(f"{prefix}{counts[prefix]}")
-            counts[prefix] += 1
-        return numbered
-
-
-def on_hub(path: str, name: str = "", split: str = "", file: str = "") -> Mapping[str, str]:
-    """A data set on the hub: `path`, `name` and `split` as in `Rows`, or `path` and the name of a file in it."""
-    source = {"path": path, "name": name, "split": split, "file": file}
-    return {key: value for key, value in source.items() if value}
+        numbers: dict[str, count[int]] = defaultdict(count)
+        return [f"{prefix}{next(numbers[prefix])}" for prefix in prefixes]

@@ -6,7 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 from string import ascii_uppercase
-from typing import Any
+from typing import Any, ClassVar
 
 from typing_extensions import override
 
@@ -17,10 +17,11 @@ from lit_probsft.data.rows.labels import name_of_label
 from lit_probsft.data.rows.row_source import Rows
 from lit_probsft.errors import UserError
 from lit_probsft.evaluation.grading import Grade, grade_choice
-from lit_probsft.evaluation.tasks.base import Question, Task, on_hub
+from lit_probsft.evaluation.tasks.base import Question, Task
 from lit_probsft.evaluation.tasks.fields import ANSWER, QUESTION, as_text, field_of
 from lit_probsft.evaluation.tasks.math import STEP_BY_STEP
 from lit_probsft.evaluation.tasks.prompted import Prompted
+from lit_probsft.storage.hub import dataset_file
 
 RIGHT = ("answerKey", "answer_idx", "answer_index", *ANSWER, "label", "final_decision")
 
@@ -45,7 +46,7 @@ class Choices(Prompted):
 
     @override
     def question(self, row: Mapping[str, Any]) -> Question:
-        choices = self._choices(row)
+        choices = _choices(row, self.choices)
         gold = _label(name_of_label(field_of(row, self.answer, RIGHT, "answer")), choices)
         lines = "\n".join(f"{label}. {text}" for label, text in choices.items())
         reference = f"\\boxed{{{gold}}}" if "\\boxed" in self.prompt else gold
@@ -55,21 +56,22 @@ class Choices(Prompted):
     def grade(self, answer: str, question: Question) -> Grade:
         return grade_choice(answer, question.gold, question.choices, last_named=self.last_named)
 
-    def _choices(self, row: Mapping[str, Any]) -> dict[str, str]:
-        """The text of each choice by its label. A choice that is null, empty or `N/A` is left out."""
-        if isinstance(self.choices, list):
-            value: Any = [row.get(column) for column in self.choices]
-        else:
-            value = field_of(row, self.choices, ("choices", "options"), "choices")
-        if isinstance(value, Mapping) and {*value} == {"text", "label"}:
-            value = dict(zip(value["label"], value["text"], strict=True))
-        elif isinstance(value, Sequence) and not isinstance(value, str):
-            value = dict(zip(ascii_uppercase, value, strict=False))
-        items = value.items() if isinstance(value, Mapping) else ()
-        found = {str(label): as_text(text, "choices") for label, text in items if text not in (None, "", "N/A")}
-        if len(found) < 2:
-            raise UserError("choices", f"expected a list or a mapping of at least two, got {shown_value(value)}")
-        return found
+
+def _choices(row: Mapping[str, Any], columns: str | list[str] | None) -> dict[str, str]:
+    """The text of each choice by its label. A choice that is null, empty or `N/A` is left out."""
+    if isinstance(columns, list):
+        value: Any = [row.get(column) for column in columns]
+    else:
+        value = field_of(row, columns, ("choices", "options"), "choices")
+    if isinstance(value, Mapping) and {*value} == {"text", "label"}:
+        value = dict(zip(value["label"], value["text"], strict=True))
+    elif isinstance(value, Sequence) and not isinstance(value, str):
+        value = dict(zip(ascii_uppercase, value, strict=False))
+    items = value.items() if isinstance(value, Mapping) else ()
+    found = {str(label): as_text(text, "choices") for label, text in items if text not in (None, "", "N/A")}
+    if len(found) < 2:
+        raise UserError("choices", f"expected a list or a mapping of at least two, got {shown_value(value)}")
+    return found
 
 
 def _label(value: Any, choices: Mapping[str, str]) -> str:
@@ -77,9 +79,8 @@ def _label(value: Any, choices: Mapping[str, str]) -> str:
     text = as_text(value, "answer")
     if text in choices:
         return text
-    labels = (
-        ascii_uppercase if {*choices} <= {*ascii_uppercase} else [*choices]
-    )  # a choice that is left out keeps its letter
+    # Letters count the choices that were left out too.
+    labels = ascii_uppercase if {*choices} <= {*ascii_uppercase} else [*choices]
     named = {labels[int(text)]} & {*choices} if text.isdecimal() and int(text) < len(labels) else set()
     if isinstance(value, str):
         named |= {label for label, choice in choices.items() if text in (choice, label.lower())}
@@ -89,35 +90,31 @@ def _label(value: Any, choices: Mapping[str, str]) -> str:
     return named.pop()
 
 
-@dataclass(frozen=True)
 class OpenBookQA(Choices):
     """OpenBookQA: 500 questions of elementary science. The prompt is the one that `MultipleChoice` trains on."""
 
-    prompt: str = MultipleChoice.prompt
-
-    hub = on_hub("allenai/openbookqa", name="main", split="test")
+    prompt = MultipleChoice.prompt
+    hub: ClassVar = {"path": "allenai/openbookqa", "name": "main", "split": "test"}
     files = ("openbookqa.jsonl", "openbookqa/test.jsonl")
     max_new_tokens = 128
 
 
-@dataclass(frozen=True)
 class Medical(Choices):
     """The eleven medical sources of m1, such as MedQA and MedMCQA; each is a group."""
 
-    prompt: str = "{question}\n{choices}\n" + STEP_BY_STEP
-    group: str | None = "source"
-
-    hub = on_hub("UCSC-VLAA/m1_eval_data", file="m1_eval_data.json")
+    prompt = "{question}\n{choices}\n" + STEP_BY_STEP
+    group = "key"
+    hub: ClassVar = {"path": "UCSC-VLAA/m1_eval_data"}
     files = ("m1_eval_data.json", "medical/m1_eval_data.json")
     max_new_tokens = 1024
 
     @override
     def load(self) -> Sequence[Mapping[str, Any]]:
-        # The file is a mapping from sources to rows, which are read with the column `key`.
-        return [{**row, "source": row["key"]} if "key" in row else row for row in super().load()]
+        # One file, a mapping from sources to rows, which are read with the source in the column `key`.
+        file = self.path or dataset_file(self.hub["path"], self.files[0], self.revision)
+        return Task.load(replace(self, path=file))
 
 
-@dataclass(frozen=True)
 class PubMedQA(Choices):
     """PubMedQA: does an abstract answer its question with yes, no or maybe?
 
@@ -125,9 +122,8 @@ class PubMedQA(Choices):
     it, as in the authors' repository.
     """
 
-    prompt: str = "{context}\n\n{question}\nAnswer yes, no or maybe."
-
-    hub = on_hub("qiaojin/PubMedQA", name="pqa_labeled", split="train")
+    prompt = "{context}\n\n{question}\nAnswer yes, no or maybe."
+    hub: ClassVar = {"path": "qiaojin/PubMedQA", "name": "pqa_labeled", "split": "train"}
     files = ("pubmedqa/ori_pqal.json", "ori_pqal.json")
     max_new_tokens = 512
 
@@ -161,7 +157,7 @@ class MMLUProX(Choices):
     group: str | None = "language"
     groups: list[str] | None = field(default_factory=lambda: ["mr", "te", "ne", "sw", "wo", "yo", "zu"])
 
-    hub = on_hub("li-lab/MMLU-ProX", split="test")
+    hub: ClassVar = {"path": "li-lab/MMLU-ProX", "split": "test"}
     files = ("mmlu_prox/{language}.jsonl", "mmlu_prox/{language}/test.jsonl")
 
     @override

@@ -2,24 +2,19 @@
 
 from __future__ import annotations
 
-import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from lit_probsft.data.rows.columns import columns_of, missing_column, text_field, with_nested
 from lit_probsft.data.rows.labels import name_of_label
 from lit_probsft.errors import UserError
+from lit_probsft.evaluation.grading.extraction import last_box
 
 QUESTION = ("question", "question_stem", "problem", "prompt", "instruction", "input")
 ANSWER = ("answer", "final_answer", "gold", "target", "ground_truth", "response", "output")
 SOLUTION = ("solution", "rationale")
 
 _MISSING = object()
-
-
-def with_named_fields(row: Mapping[str, Any], names: Iterable[str]) -> Mapping[str, Any]:
-    """The row with those nested fields as columns that dotted names ask for."""
-    return with_nested(row, columns_of([name for name in names if "." in name], row))
 
 
 def field_of(
@@ -33,16 +28,13 @@ def field_of(
         UserError: there is no such column, and no default.
     """
     wanted = names if named is None else [named]
-    row = with_named_fields(row, wanted)
-    by_name = {column.lower(): column for column in reversed([*row])}
-    columns = [name if name in row else by_name.get(name.lower(), "") for name in wanted]
-    found = [column for column in columns if column in row]
-    for column in found:
-        if row[column] is not None:
-            return row[column]
-    if default is not _MISSING:
-        return default
-    raise UserError(argument, f"column {found[0]!r} is null" if found else missing_column(wanted[0], list(row)))
+    row = with_nested(row, columns_of(wanted, row))
+    by_lower = {column.lower(): column for column in reversed([*row])}
+    found = [name if name in row else by_lower[name.lower()] for name in wanted if name.lower() in by_lower]
+    value = next((row[column] for column in found if row[column] is not None), default)
+    if value is _MISSING:
+        raise UserError(argument, f"column {found[0]!r} is null" if found else missing_column(wanted[0], list(row)))
+    return value
 
 
 def as_text(value: Any, argument: str) -> str:
@@ -72,10 +64,4 @@ def marked_answer(text: str) -> str:
     r"""The answer in a solution: the text after `####`, or in its last complete `\boxed{}`; else the whole text."""
     if "####" in text:
         return text.rpartition("####")[2].strip()
-    for box in reversed([*re.finditer(r"\\boxed\s*\{", text)]):
-        depth = 1
-        for brace in re.finditer(r"\\.|[{}]", text[box.end() :], re.S):
-            depth += {"{": 1, "}": -1}.get(brace[0], 0)
-            if not depth:
-                return text[box.end() :][: brace.start()].strip()
-    return text
+    return last_box(text) or text

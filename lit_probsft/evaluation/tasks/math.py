@@ -5,12 +5,12 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 from typing_extensions import override
 
 from lit_probsft.evaluation.grading import Grade, grade_math
-from lit_probsft.evaluation.tasks.base import Question, on_hub
+from lit_probsft.evaluation.tasks.base import Question
 from lit_probsft.evaluation.tasks.fields import ANSWER, SOLUTION, as_texts, field_of, marked_answer
 from lit_probsft.evaluation.tasks.prompted import Prompted
 
@@ -56,47 +56,47 @@ def _files(*names: str) -> tuple[str, ...]:
 class Math500(Math):
     """MATH-500: 500 competition problems."""
 
-    hub = on_hub("HuggingFaceH4/MATH-500", split="test")
+    hub: ClassVar = {"path": "HuggingFaceH4/MATH-500", "split": "test"}
     files = _files("math500", "math_oai")
 
 
 class MinervaMath(Math):
     """Minerva Math: 272 problems of university courses in science."""
 
-    hub = on_hub("math-ai/minervamath", split="test")
+    hub: ClassVar = {"path": "math-ai/minervamath", "split": "test"}
     files = _files("minerva_math")
 
 
 class OlympiadBench(Math):
     """OlympiadBench: the 674 competition problems in English that are text and have a final answer."""
 
-    hub = on_hub("Hothan/OlympiadBench", name="OE_TO_maths_en_COMP", split="train")
+    hub: ClassVar = {"path": "Hothan/OlympiadBench", "name": "OE_TO_maths_en_COMP", "split": "train"}
     files = _files("olympiadbench")
 
 
 class AIME24(Math):
     """AIME 2024, I and II: 30 problems whose answers are integers."""
 
-    hub = on_hub("math-ai/aime24", split="test")
+    hub: ClassVar = {"path": "math-ai/aime24", "split": "test"}
     files = _files("aime24")
 
 
 class AIME25(Math):
     """AIME 2025, I and II: 30 problems whose answers are integers."""
 
-    hub = on_hub("math-ai/aime25", split="test")
+    hub: ClassVar = {"path": "math-ai/aime25", "split": "test"}
     files = _files("aime25")
 
 
 class AMC23(Math):
     """AMC 2023: 40 problems, asked without their choices."""
 
-    hub = on_hub("math-ai/amc23", split="test")
+    hub: ClassVar = {"path": "math-ai/amc23", "split": "test"}
     files = _files("amc23")
 
 
 class GSM8K(Math):
     """GSM8K: the 1319 word problems of its test set."""
 
-    hub = on_hub("openai/gsm8k", name="main", split="test")
+    hub: ClassVar = {"path": "openai/gsm8k", "name": "main", "split": "test"}
     files = ("gsm8k/test.jsonl", "gsm8k.jsonl")

@@ -8,10 +8,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from lit_probsft.data.rows.columns import fill_template, placeholders
+from lit_probsft.data.rows.columns import columns_of, fill_template, placeholders, with_nested
 from lit_probsft.data.rows.conversation import Message
 from lit_probsft.evaluation.tasks.base import Task
-from lit_probsft.evaluation.tasks.fields import QUESTION, field_of, with_named_fields
+from lit_probsft.evaluation.tasks.fields import QUESTION, field_of
 
 
 @dataclass(frozen=True)
@@ -36,5 +36,5 @@ class Prompted(Task, ABC):
         names = placeholders(self.prompt)
         if "question" in names:
             values["question"] = field_of(row, None, QUESTION, "prompt")
-        columns = ChainMap(values, dict(with_named_fields(row, names)))
+        columns = ChainMap(values, dict(with_nested(row, columns_of(names, row))))
         return [{"role": "user", "content": fill_template(self.prompt, columns, argument="prompt")}]

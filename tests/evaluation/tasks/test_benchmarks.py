@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import inspect
 import json
 from pathlib import Path
 
@@ -10,12 +11,13 @@ import pytest
 
 from lit_probsft.data import MultipleChoice
 from lit_probsft.evaluation.tasks import tasks_named
-from lit_probsft.evaluation.tasks.registry import BENCHMARKS
+from lit_probsft.evaluation.tasks.registry import BENCHMARKS, READY
 from tests.evaluation.tasks.sources import EXAM, PUZZLE, SCIENCE, SHAPES, STUDY, WOLOF, Shape, write
 
 
-def test_every_benchmark_has_rows_here() -> None:
+def test_every_benchmark_has_rows_here_and_is_short() -> None:
     assert {shape.task.partition("/")[0] for shape in SHAPES} == {*BENCHMARKS}
+    assert all(len(inspect.getsource(task).splitlines()) <= 30 for task in (*BENCHMARKS.values(), *READY.values()))
 
 
 @pytest.mark.parametrize("shape", SHAPES, ids=lambda shape: f"{shape.task}-{shape.file}")

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 import lit_probsft.evaluation
 from lit_probsft import UserError
 from lit_probsft.evaluation.tasks import Choices, Math, tasks_named
+from lit_probsft.evaluation.tasks.exact import Exact
 from lit_probsft.evaluation.tasks.subset import chosen
 from tests.evaluation.tasks.sources import EXAM, write
 
@@ -80,6 +81,17 @@ def test_choices_and_their_answer_have_many_forms(row: dict[str, Any], gold: str
     question = Choices().question({"question": "?", **row})
     assert question.gold == gold
     assert len(question.choices) == 2
+
+
+def test_a_class_attribute_is_the_default_of_a_field(tmp_path: Path) -> None:
+    class Capitals(Exact):
+        prompt = "What is the capital of {country}?"
+        answer = "capital"
+
+    path = str(write(tmp_path / "rows.jsonl", [{"country": "Peru", "capital": "Lima"}]))
+    (question,) = Capitals(path).questions()
+    assert (question.messages[0]["content"], question.gold) == ("What is the capital of Peru?", "Lima")
+    assert Capitals(path, prompt="{country}?").questions()[0].messages[0]["content"] == "Peru?"
 
 
 def test_the_pages_examples_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
