@@ -94,7 +94,7 @@ def compare(results: Mapping[str, Results], *, different: bool = False) -> Compa
     tests = _adjust(entries)
     if others:
         notes.append(f"Differences are to {first}, over the same questions.")
-        test = "McNemar's exact test for single answers, otherwise a t-test"
+        test = "McNemar's exact test for single answers to one task, otherwise a t-test"
         notes.append(f"p: {test}; adjusted for {tests} tests (Holm).")
     return Comparison(entries, notes)
 
@@ -183,44 +183,52 @@ def values_of(task: Mapping[str, Any], metric: str) -> Mapping[str, float]:
 def _difference(pairs: Sequence[_Pair]) -> dict[str, Any]:
     r"""Fields of `Entry`: the difference in one task, or the unweighted mean of the differences in several.
 
-    The interval is a percentile bootstrap over clusters of questions, within each task, expanded for few clusters
-    (Hesterberg 2015, arXiv:1411.5279). The test is McNemar's exact one over the discordant questions where each has one
-    grade, otherwise a t-test with the clustered standard error.
+    The interval is a percentile bootstrap over clusters of questions, within each task, as much wider as a quantile of
+    Student's t exceeds the normal one. The test is McNemar's exact one over the questions of one task where each has
+    one grade; otherwise a t-test with the clustered standard errors, and the degrees of freedom of Welch (1947).
     """
     from scipy.stats import binomtest, norm, t
 
     mean = float(np.mean([pair.values.mean() for pair in pairs]))
     found: dict[str, Any] = {"paired": sum(len(pair.values) for pair in pairs), "difference": mean}
-    errors, clusters = zip(*(clustered_error(pair.values, pair.groups) for pair in pairs), strict=True)
+    errors, freedoms = zip(*(clustered_error(pair.values, pair.groups) for pair in pairs), strict=True)
     if None in errors:
         return found
-    freedom = sum(clusters) - len(clusters)
+    variances = np.square(errors)
+    error = float(np.sqrt(variances.sum())) / len(pairs)
+    freedom = variances.sum() ** 2 / (variances**2 / freedoms).sum() if error else sum(freedoms)
     draws = np.mean([bootstrap(pair.values, pair.groups, seed) for seed, pair in enumerate(pairs)], axis=0)
-    low, high = np.quantile(draws, norm.cdf(t.ppf([0.025, 0.975], freedom))).clip(-1, 1)
+    wider = t.ppf(0.975, freedom) / norm.ppf(0.975)
+    low, high = (mean + wider * (np.quantile(draws, [0.025, 0.975]) - mean)).clip(-1, 1)
     found |= {"difference_low": float(low), "difference_high": float(high)}
-    if all(pair.single for pair in pairs):
-        gains, losses = (sum(int((sign * pair.values > 0).sum()) for pair in pairs) for sign in (1, -1))
+    if len(pairs) == 1 and pairs[0].single:
+        gains, losses = (int((sign * pairs[0].values > 0).sum()) for sign in (1, -1))
         found["p"] = float(binomtest(gains, gains + losses).pvalue) if gains + losses else 1.0
-    elif (error := float(np.linalg.norm(errors)) / len(pairs)) > 1e-9:
-        found["p"] = float(2 * t.sf(abs(mean) / error, freedom))
+    elif error > 1e-9 or not mean:
+        found["p"] = float(2 * t.sf(abs(mean) / error, freedom)) if mean else 1.0
     return found
 
 
 def bootstrap(values: Values, groups: Sequence[str], seed: int = 0) -> Values:
     r"""`RESAMPLES` means of `values`, with its G clusters drawn with replacement, spread by $\sqrt{G / (G - 1)}$.
 
+    Two more questions are among them, with the largest gain and the same loss, so that there is a spread even where
+    few questions or none differ (Agresti and Min 2005, Bonett and Price 2012).
+
     Clusters with the same sum and size are drawn together, from a multinomial distribution: graded answers have few
     distinct values, so that many questions take no longer than a few. Where there are more, they are rounded for it.
     """
     index = np.unique(groups, return_inverse=True)[1]
-    sums = np.bincount(index, values).round(9)
+    largest = float(np.abs(values).max()) or 1.0
+    sums = np.append(np.bincount(index, values), [largest, -largest]).round(9)
     sums = sums.round(2) if len(np.unique(sums)) > 300 else sums
-    clusters, counts = np.unique(np.column_stack([sums, np.bincount(index)]), axis=0, return_counts=True)
+    sizes = np.append(np.bincount(index), [1, 1])
+    clusters, counts = np.unique(np.column_stack([sums, sizes]), axis=0, return_counts=True)
     total, generator = int(counts.sum()), np.random.default_rng(seed)
     part = RESAMPLES // 20  # for memory
     drawn = [generator.multinomial(total, counts / total, size=part) @ clusters for _ in range(20)]
     means = np.divide(*np.concatenate(drawn).T)
-    return np.asarray(values.mean() + (means - means.mean()) * np.sqrt(total / max(total - 1, 1)))
+    return np.asarray(values.mean() + (means - means.mean()) * np.sqrt(total / (total - 1)))
 
 
 def _adjust(entries: Sequence[Entry]) -> int:
