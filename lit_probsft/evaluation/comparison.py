@@ -19,6 +19,8 @@ MEAN = "mean"
 
 FREE = {"seed", "greedy", "limit", "source"}
 """Settings that may differ. Instead of `limit` and `source`, the questions are compared."""
+_DIGESTS = ("rows_fingerprint", "prompt_sha256")
+"""Settings of a task that differ with its questions."""
 GROUPS = "mean of groups"
 """The name of the unweighted mean over a task's groups."""
 
@@ -95,24 +97,26 @@ def compare(results: Mapping[str, Results], *, different: bool = False) -> Compa
     if others:
         notes.append(f"Differences are to {first}, over the same questions.")
         test = "McNemar's exact test for single answers to one task, otherwise a t-test"
-        notes.append(f"p: {test}; adjusted for {tests} tests (Holm).")
+        notes.append(f"p: {test}" + (f"; adjusted for {tests} tests (Holm)." if tests > 1 else "."))
     return Comparison(entries, notes)
 
 
 def measured_differently(first: Results, other: Results) -> Iterator[str]:
     """What differs in the measurement of the tasks that both have: the setting, and both values."""
-    both = [name for name in other["tasks"] if name in first["tasks"]]
     pairs = [("", first["settings"], other["settings"])]
-    pairs += [(f"{name} ", *(content["tasks"][name]["settings"] for content in (first, other))) for name in both]
+    for name in [name for name in first["tasks"] if name in other["tasks"]]:
+        a, b = (content["tasks"][name] for content in (first, other))
+        asked, also = a["grades"].keys(), b["grades"].keys()
+        if asked != also:
+            yield f"{name} has {len(also)} questions, not {len(asked)}, and {len(asked & also)} of them are the same"
+        free = () if asked == also else _DIGESTS
+        of_task = [{key: value for key, value in each["settings"].items() if key not in free} for each in (a, b)]
+        pairs.append((f"{name} ", *of_task))
     per_task = {key for _, a, b in pairs[1:] for key in [*a, *b]}
     for where, a, b in pairs:
         for key in dict.fromkeys([*a, *b]):
             if not (key in FREE or (not where and key in per_task)) and a.get(key) != b.get(key):
                 yield f"{where}{key} is {_short(b.get(key))}, not {_short(a.get(key))}"
-    for name in both:
-        a, b = (content["tasks"][name]["grades"].keys() for content in (first, other))
-        if a != b:
-            yield f"{name} has {len(b)} questions, not {len(a)}, and {len(a & b)} of them are the same"
 
 
 def _entries(results: Mapping[str, Results], tasks: Sequence[str], metric: str) -> Iterator[Entry]:

@@ -133,8 +133,8 @@ def mean_of(values: Values, groups: Sequence[str], answers: int = 1) -> Number:
     cluster, this is the sample's standard deviation over $\sqrt Q$. None for a single cluster, which says nothing about
     others.
 
-    The interval is Wilson's, with a quantile of Student's t for $1 / \sum_g w_g^2 - 1$ degrees of freedom, one less than
-    the number of clusters of one size, and the number of independent right-or-wrong answers that would have this
+    The interval is Wilson's, with a quantile of Student's t for $1 / \sum_g w_g^2 - 1$ degrees of freedom, which are
+    $G - 1$ for G clusters of one size, and the number of independent right-or-wrong answers that would have this
     standard error, $\bar x (1 - \bar x) / \mathrm{se}^2$. It stays within 0 and 1, and is
     never empty: its upper end is at least that of no right answer among Q, and its lower end at most that of Q right
     answers among Q.

@@ -35,7 +35,7 @@ def grades_section(files: Sequence[Path], against: Path | None = None) -> list[s
     comparison = compare(results, different=True)
     body = ["<h2>Grades</h2>", table(HEADS, [list(map(escape, row)) for row in rows_of(comparison)])]
     body += [f"<p>{escape(note)}</p>" for note in comparison.notes]
-    body.append(table(("task", "result", *_DETAILS, "pass@n", "majority of n"), _details(results)))
+    body.append(table(("task", "result", *_DETAILS, "tokens", "pass@n", "majority of n"), _details(results)))
     for label, content in results.items():
         if content.get("retention"):
             body += [f"<h3>What {escape(label)} retains</h3>", _retention(content["retention"])]
@@ -46,7 +46,7 @@ def grades_section(files: Sequence[Path], against: Path | None = None) -> list[s
     return body
 
 
-_DETAILS = ("questions", "answers", "cut_off", "no_answer", "prompt_too_long", "tokens")
+_DETAILS = ("questions", "answers", "cut_off", "no_answer", "prompt_too_long")
 
 
 def _details(results: Mapping[str, Results]) -> Iterator[list[str]]:
@@ -54,8 +54,8 @@ def _details(results: Mapping[str, Results]) -> Iterator[list[str]]:
         for label, content in results.items():
             if task := content["tasks"].get(name):
                 best = [[*(task.get(kind) or {"": None}).values()][-1] for kind in ("pass", "majority")]
-                cells = [name, label, *(format_value(task.get(key)) for key in _DETAILS)]
-                yield list(map(escape, [*cells, *(number and f"{number['mean']:.3f}" for number in best)]))
+                means = [number and number["mean"] for number in (task.get("tokens"), *best)]
+                yield [escape(format_value(cell)) for cell in (name, label, *map(task.get, _DETAILS), *means)]
 
 
 def _retention(tasks: Mapping[str, Mapping[str, Any]]) -> str:

@@ -111,7 +111,7 @@ def test_the_overall_difference_is_the_mean_over_shared_tasks() -> None:
 
 def test_what_was_measured_differently_is_refused_unless_told() -> None:
     a, b = results(t=task(A)), results(settings={"temperature": 1.0, "seed": 5}, t=task(B[:100]))
-    b["tasks"]["t"]["settings"]["max_new_tokens"] = 4
+    b["tasks"]["t"]["settings"] |= {"max_new_tokens": 4, "rows_fingerprint": "of fewer rows"}
     with pytest.raises(UserError) as refused:
         compare({"a": a, "b": b})
     text = str(refused.value)
@@ -119,6 +119,7 @@ def test_what_was_measured_differently_is_refused_unless_told() -> None:
     for part in parts:
         assert part in text
     assert "seed" not in text
+    assert "rows_fingerprint" not in text
     comparison = compare({"a": a, "b": b}, different=True)
     assert parts[0] in comparison.notes[0]
     assert entry_of(comparison.entries, "t", "b").paired == 100
@@ -165,8 +166,10 @@ def test_labels_are_the_names_of_files_or_their_paths(tmp_path: Path, monkeypatc
         write_evaluation(Path(path), A)
     Path("y/run.json").write_text("{}")
     assert results_files([Path("x/a.json"), Path("y")]).keys() == {"x/a", "y/a", "b"}
-    with pytest.raises(UserError, match="twice"):
-        results_files([Path("y"), Path("y/b.json")])
+    assert [*results_files([Path("y/b.json"), Path("y")])] == ["b", "a"]  # the first one is compared with
+    Path("y/b.json").unlink()
+    with pytest.raises(UserError, match="has not ended"):
+        read_results(Path("y/b.json"))
 
 
 def test_a_results_file_is_read_as_it_was_written_and_refused_when_it_is_damaged(tmp_path: Path) -> None:
