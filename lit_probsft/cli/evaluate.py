@@ -145,10 +145,9 @@ def _print_table(tasks: Mapping[str, Any]) -> None:
     rows = [["task", "questions", "accuracy", "95% interval", "cut off", "no answer", "tokens"]]
     for name, numbers in tasks.items():
         accuracy, length = numbers["accuracy"], numbers["tokens"]["mean"]
-        error = "" if accuracy["se"] is None else f" ± {196 * accuracy['se']:.1f}"
         interval = f"{100 * accuracy['low']:.1f} to {100 * accuracy['high']:.1f} %"
         shares = [f"{100 * numbers[share]:.1f} %" for share in ("cut_off", "no_answer")]
-        mean = f"{100 * accuracy['mean']:.1f}{error} %"
+        mean = f"{100 * accuracy['mean']:.1f} %"
         tokens = "" if length is None else f"{length:.0f}"
         rows.append([name, str(numbers["questions"]), mean, interval, *shares, tokens])
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]

@@ -10,6 +10,7 @@ from types import MappingProxyType
 from typing import TYPE_CHECKING, Any, TypeVar
 
 from lit_probsft.errors import UserError
+from lit_probsft.evaluation.paper_rows import MATH
 from lit_probsft.evaluation.tasks.base import Task
 from lit_probsft.evaluation.tasks.math import STEP_BY_STEP
 from lit_probsft.evaluation.tasks.registry import BENCHMARKS
@@ -48,7 +49,7 @@ _OPENBOOKQA = "Please complete the following multiple choice question.\nQuestion
 
 MEANS: Mapping[str, Sequence[str]] = MappingProxyType(
     {
-        "math": ("math500", "minerva_math", "olympiadbench", "aime24", "amc23"),
+        "math": MATH,
         "medical": ("medical",),
         "languages": ("mmlu_prox",),
     }
