@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -16,13 +16,14 @@ from lit_probsft.evaluation.results import Results
 RESAMPLES = 10_000
 MEAN = "mean"
 """The name of the mean over tasks."""
-
+GROUPS = "mean of groups"
+"""The name of the unweighted mean over a task's groups."""
 FREE = {"seed", "greedy", "limit", "source"}
 """Settings that may differ. Instead of `limit` and `source`, the questions are compared."""
 _DIGESTS = ("rows_fingerprint", "prompt_sha256")
 """Settings of a task that differ with its questions."""
-GROUPS = "mean of groups"
-"""The name of the unweighted mean over a task's groups."""
+_Pair = tuple[Values, list[str]]
+"""Differences of two files in the questions of a task that both have, and the cluster of each question: (Q,), Q."""
 
 
 @dataclass
@@ -130,7 +131,7 @@ def _entries(results: Mapping[str, Results], tasks: Sequence[str], metric: str) 
         if label != having[0] == next(iter(results)):
             both = [(results[having[0]]["tasks"][task], results[label]["tasks"][task]) for task in tasks]
             pairs = [pair for a, b in both for pair in _pairs(a, b, metric)]
-            difference = _difference(pairs) if all(len(pair.values) for pair in pairs) else {}
+            difference = _difference(pairs) if all(len(values) for values, _ in pairs) else {}
         yield Entry(name, metric, label, questions, number["mean"], number["low"], number["high"], **difference)
     if len(tasks) == 1 or {*tasks} == {*MATH}:
         models = [str(results[label]["model"].get(key)) for label in having for key in ("name", "base")]
@@ -147,20 +148,6 @@ def _numbers(content: Results, task: str) -> dict[str, Mapping[str, Any]]:
     return {"accuracy": of_task["accuracy"], **found, **(of_task.get("scores") or {})}
 
 
-class _Pair(NamedTuple):
-    """Differences of two files in the questions that both have, of one task.
-
-    Attributes:
-        values: (Q,).
-        groups: (Q,), their clusters.
-        single: each value is the difference of two grades, and each question is its own cluster.
-    """
-
-    values: Values
-    groups: list[str]
-    single: bool
-
-
 def _pairs(first: Mapping[str, Any], other: Mapping[str, Any], metric: str) -> list[_Pair]:
     """The differences in a task; for `GROUPS`, those in each of its groups."""
     members = {name: group["members"] for name, group in (first.get("groups") or {}).items()}
@@ -171,9 +158,7 @@ def _pairs(first: Mapping[str, Any], other: Mapping[str, Any], metric: str) -> l
     ids = [question for question in a if question in b]
     groups = {question: f"group {name}" for name, questions in members.items() for question in questions}
     clusters = [groups.get(question, f"question {question}") for question in ids]
-    answers = {len(grades) for task in (first, other) for grades in task["grades"].values()}
-    single = metric == "greedy" or (metric == "accuracy" and answers == {1})
-    return [_Pair(np.array([b[question] - a[question] for question in ids]), clusters, single and not groups)]
+    return [(np.array([b[question] - a[question] for question in ids]), clusters)]
 
 
 def values_of(task: Mapping[str, Any], metric: str) -> Mapping[str, float]:
@@ -193,20 +178,21 @@ def _difference(pairs: Sequence[_Pair]) -> dict[str, Any]:
     """
     from scipy.stats import binomtest, norm, t
 
-    mean = float(np.mean([pair.values.mean() for pair in pairs]))
-    found: dict[str, Any] = {"paired": sum(len(pair.values) for pair in pairs), "difference": mean}
-    errors, freedoms = zip(*(clustered_error(pair.values, pair.groups) for pair in pairs), strict=True)
+    mean = float(np.mean([values.mean() for values, _ in pairs]))
+    found: dict[str, Any] = {"paired": sum(len(values) for values, _ in pairs), "difference": mean}
+    errors, freedoms = zip(*(clustered_error(*pair) for pair in pairs), strict=True)
     if None in errors:
         return found
     variances = np.square(errors)
     error = float(np.sqrt(variances.sum())) / len(pairs)
     freedom = variances.sum() ** 2 / (variances**2 / freedoms).sum() if error else sum(freedoms)
-    draws = np.mean([bootstrap(pair.values, pair.groups, seed) for seed, pair in enumerate(pairs)], axis=0)
+    draws = np.mean([bootstrap(*pair, seed) for seed, pair in enumerate(pairs)], axis=0)
     wider = t.ppf(0.975, freedom) / norm.ppf(0.975)
     low, high = (mean + wider * (np.quantile(draws, [0.025, 0.975]) - mean)).clip(-1, 1)
     found |= {"difference_low": float(low), "difference_high": float(high)}
-    if len(pairs) == 1 and pairs[0].single:
-        gains, losses = (int((sign * pairs[0].values > 0).sum()) for sign in (1, -1))
+    values, groups = pairs[0]
+    if len(pairs) == 1 and {*values} <= {-1, 0, 1} and len({*groups}) == len(values):
+        gains, losses = int((values > 0).sum()), int((values < 0).sum())
         found["p"] = float(binomtest(gains, gains + losses).pvalue) if gains + losses else 1.0
     elif error > 1e-9 or not mean:
         found["p"] = float(2 * t.sf(abs(mean) / error, freedom)) if mean else 1.0

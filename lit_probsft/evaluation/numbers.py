@@ -58,7 +58,18 @@ def summarize(rows: Iterable[Row], questions: Sequence[Question]) -> dict[str, A
         return _rounded(sum(map(condition, generated)) / max(len(generated), 1))
 
     grades = by_question(lambda of_question: [int(row["correct"]) for row in of_question], [0] * n)
-    by_group = _by_group(grades, groups, n)
+    members: dict[str, list[str]] = {}
+    for question, cluster in zip(questions, groups, strict=True):
+        if question.group is not None and cluster == f"group {question.group}":
+            members.setdefault(question.group, []).append(question.id)
+    by_group = {
+        name: {
+            "questions": len(ids),
+            "accuracy": mean_of(np.array([sum(grades[question]) / n for question in ids]), ids, n),
+            "members": ids,
+        }
+        for name, ids in sorted(members.items())
+    }
     right = [sum(of_question) for of_question in grades.values()]
     votes = [*by_question(majority_votes, (0.0,) * n).values()] if n <= 1000 else []  # floats overflow
     ks = [*takewhile(lambda k: k < n, (2**i for i in range(64))), n]
@@ -236,23 +247,6 @@ def majority_at(right: int, wrong: tuple[int, ...], silent: int) -> tuple[float,
         share = (ways / np.arange(1, len(ways) + 1)[:, None]).sum(0)
         won[votes : votes + len(share)] += float(comb(right, votes)) * share
     return tuple(float(won[k] / comb(n, k)) for k in range(1, n + 1))
-
-
-def _by_group(grades: Mapping[str, Sequence[int]], groups: Sequence[str], n: int) -> dict[str, Any]:
-    """Accuracy and members of each group, in the order of their names."""
-    members: dict[str, list[str]] = {}
-    for group, question in zip(groups, grades, strict=True):
-        kind, _, name = group.partition(" ")
-        if kind == "group":
-            members.setdefault(name, []).append(question)
-    return {
-        name: {
-            "questions": len(ids),
-            "accuracy": mean_of(np.array([sum(grades[question]) / n for question in ids]), ids, n),
-            "members": ids,
-        }
-        for name, ids in sorted(members.items())
-    }
 
 
 def _wilson(mean: float, size: float, quantile: float) -> tuple[float, float]:
