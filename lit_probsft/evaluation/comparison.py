@@ -94,6 +94,10 @@ def compare(results: Mapping[str, Results], *, different: bool = False) -> Compa
     if len(shared) > 1:
         entries += _entries(results, shared, "accuracy")
         notes.append(f"{MEAN} is the unweighted mean over {', '.join(shared)}.")
+    if any(entry.questions is None for entry in entries):
+        notes.append(
+            "paper: Li et al., arXiv 2510.00526; mathematics is avg@16 at temperature 1, everything else greedy."
+        )
     tests = _adjust(entries)
     if others:
         notes.append(f"Differences are to {first}, over the same questions.")
@@ -111,8 +115,8 @@ def measured_differently(first: Results, other: Results) -> Iterator[str]:
         if asked != also:
             yield f"{name} has {len(also)} questions, not {len(asked)}, and {len(asked & also)} of them are the same"
         free = () if asked == also else _DIGESTS
-        of_task = [{key: value for key, value in each["settings"].items() if key not in free} for each in (a, b)]
-        pairs.append((f"{name} ", *of_task))
+        of_a, of_b = ({key: value for key, value in each["settings"].items() if key not in free} for each in (a, b))
+        pairs.append((f"{name} ", of_a, of_b))
     per_task = {key for _, a, b in pairs[1:] for key in [*a, *b]}
     for where, a, b in pairs:
         for key in dict.fromkeys([*a, *b]):

@@ -7,6 +7,7 @@ import io
 import re
 from dataclasses import asdict, fields
 from pathlib import Path
+from typing import Any
 
 from lit_probsft.analysis.page import visible
 from lit_probsft.analysis.plotting import SERIES, chart_style
@@ -78,7 +79,7 @@ def draw(comparison: Comparison, path: Path, kind: str) -> None:
                 low, high = (entry.mean if end is None else end for end in (entry.low, entry.high))
                 axes.plot([100 * low, 100 * high], [place, place], color=color, linewidth=2)
                 fill = "white" if entry.questions is None else color
-                style = {"color": color, "marker": marker, "markerfacecolor": fill, "linestyle": ""}
+                style: dict[str, Any] = {"color": color, "marker": marker, "markerfacecolor": fill, "linestyle": ""}
                 axes.plot(100 * entry.mean, place, **style, label=visible(entry.result))
                 place += 1
             place += 1

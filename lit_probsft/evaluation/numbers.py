@@ -62,7 +62,7 @@ def summarize(rows: Iterable[Row], questions: Sequence[Question]) -> dict[str, A
     for question, cluster in zip(questions, groups, strict=True):
         if question.group is not None and cluster == f"group {question.group}":
             members.setdefault(question.group, []).append(question.id)
-    by_group = {
+    by_group: dict[str, Any] = {
         name: {
             "questions": len(ids),
             "accuracy": mean_of(np.array([sum(grades[question]) / n for question in ids]), ids, n),

@@ -92,10 +92,11 @@ def _check(content: Results) -> None:
     for found in (content.get("retention") or {}).values():
         found.items()
     for name, task in content["tasks"].items():
-        task["questions"], task["settings"].items()
+        task["questions"] + 0, task["settings"].items()
         grades, scores, greedy = task["grades"], task.get("scores") or {}, task.get("greedy")
-        numbers = [task["accuracy"], *scores.values(), *([greedy] if greedy else [])]
-        if not all(0 <= number[end] <= 1 for number in numbers for end in ("mean", "low", "high")):
+        numbers = [task["accuracy"], *scores.values(), *filter(None, (greedy, task.get("group_mean")))]
+        values = [(number["mean"], number["low"], number["high"], number["se"] or 0) for number in numbers]
+        if not all(0 <= value <= 1 for number in values for value in number):
             raise ValueError(f"a number of {name} is not from 0 to 1")
         if not grades or not all(of_question and {*of_question} <= {0, 1} for of_question in grades.values()):
             raise ValueError(f"a grade of {name} is missing, or is neither 0 nor 1")

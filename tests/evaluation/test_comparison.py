@@ -78,7 +78,7 @@ def test_several_answers_or_groups_use_the_clustered_error(n: int) -> None:
 def test_intervals_of_differences_contain_the_truth_where_few_questions_or_groups_differ() -> None:
     generator, hits = np.random.default_rng(0), np.zeros(2)
     half = [[i % 2] for i in range(90)]
-    for _ in range(40):
+    for _ in range(30):
         kinds = generator.choice(3, 30, p=[0.04, 0.06, 0.9])  # gets wrong, gets right, stays right
         few = {"a": task([[int(kind != 1)] for kind in kinds]), "b": task([[int(kind != 0)] for kind in kinds])}
         chances = np.clip(0.5 + 0.15 * generator.normal(size=3), 0, 1)
@@ -88,7 +88,7 @@ def test_intervals_of_differences_contain_the_truth_where_few_questions_or_group
             entries = compare({label: results(t=numbers) for label, numbers in tasks.items()}).entries
             found = entry_of(entries, "t", "b")
             hits[place] += (found.difference_low or 0) <= truth <= (found.difference_high or 0)
-    assert (hits >= 36).all()
+    assert (hits >= 27).all()
 
 
 def test_the_overall_difference_is_the_mean_over_shared_tasks() -> None:
@@ -128,8 +128,9 @@ def test_what_was_measured_differently_is_refused_unless_told() -> None:
 def test_the_papers_rows_are_those_of_the_same_model_and_task() -> None:
     base = results("Qwen/Qwen2.5-Math-1.5B", math500=task(A), gsm8k=task(B))
     run = results("runs/x/hf", math500=task(A))
-    entries = compare({"base": base}).entries
-    paper = [entry for entry in entries if entry.questions is None]
+    compared = compare({"base": base})
+    assert "arXiv 2510.00526" in " ".join(compared.notes)
+    paper = [entry for entry in compared.entries if entry.questions is None]
     assert [entry.mean for entry in paper] == pytest.approx([0.4252, 0.6395, 0.6527])
     assert {entry.task for entry in paper} == {"math500"}
     assert not [entry for entry in compare({"run": run}).entries if entry.questions is None]
@@ -186,6 +187,7 @@ def test_a_results_file_is_read_as_it_was_written_and_refused_when_it_is_damaged
         lambda c: c["tasks"]["t"].pop("settings"),
         lambda c: c["tasks"]["t"]["accuracy"].update(mean=None),
         lambda c: c["tasks"]["t"]["accuracy"].update(high=3),
+        lambda c: c["tasks"]["t"]["accuracy"].pop("se"),
         lambda c: c["tasks"]["t"]["grades"].clear(),
         lambda c: c["tasks"]["t"]["grades"].update({"0": [2]}),
         lambda c: c["tasks"]["t"].update(greedy=c["tasks"]["t"]["accuracy"], values={"greedy": {"0": 1}}),
