@@ -69,8 +69,7 @@ def run(args: Sequence[str]) -> dict[str, Any]:
     from lit_probsft.evaluation.evaluation import Evaluation
     from lit_probsft.evaluation.models import device_named, model_place
     from lit_probsft.evaluation.paper import apply_protocols
-    from lit_probsft.evaluation.retention import load_tasks
-    from lit_probsft.evaluation.session import add_retention, evaluate
+    from lit_probsft.evaluation.session import add_retention, check_retention, evaluate
     from lit_probsft.evaluation.settings import Settings
     from lit_probsft.evaluation.store import Store
     from lit_probsft.evaluation.tasks.registry import tasks_named
@@ -90,14 +89,14 @@ def run(args: Sequence[str]) -> dict[str, Any]:
     also = {"likelihood": flags.likelihood, "paper": flags.paper}
     here = contextlib.nullcontext(None) if flags.server_template else model_place(flags.model)
     with Store(flags.out, flags.overwrite) as store, here as place:
-        manager = load_tasks(retention) if retention else None  # finds mistakes early
+        check_retention(store, base, retention, flags.limit)
         subject = _subject(flags, place, known)
         with contextlib.closing(subject.backend):
             evaluation = Evaluation(tasks, settings, subject.tokenizer, subject.context_length)
             results = evaluate(flags.model, subject, evaluation, store, base=base, **also)
         del subject  # lm-eval loads the model again
         if retention and place is not None and base is not None:
-            options = {"limit": flags.limit, "device": str(device_named(flags.device)), "manager": manager}
+            options = {"limit": flags.limit, "device": str(device_named(flags.device))}
             add_retention(results, store, place, base, retention, **options)
     _print_table(results["tasks"])
     print(f"{store.out}: these numbers; {store.folder}: the answers")

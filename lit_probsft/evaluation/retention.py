@@ -7,6 +7,7 @@ import gc
 import logging
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
 from typing import Any
 
 from lit_probsft.errors import UserError, first_line, near_matches
@@ -18,7 +19,7 @@ METRICS = ("acc_norm", "prompt_level_strict_acc", "exact_match", "acc")
 
 
 def load_tasks(tasks: Sequence[str], include_path: str | None = None) -> Any:
-    """The `TaskManager` of lm-eval, once it has loaded the tasks and their data. Takes ten seconds.
+    """The `TaskManager` of lm-eval, once it has loaded the tasks and their data. Takes ten seconds the first time.
 
     Args:
         tasks: names of tasks, groups or tags of lm-eval, such as `ifeval`, `mmlu`, `hellaswag` and `arc_challenge`, or
@@ -35,11 +36,16 @@ def load_tasks(tasks: Sequence[str], include_path: str | None = None) -> Any:
             ARGUMENT, f'lm-eval is not installed (pip install "lit_probsft[retention]"): {error}'
         ) from error
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
-    manager = TaskManager(include_path=include_path)
+    manager = _manager(TaskManager, include_path)
     for task in tasks:
         with _errors_of(task, manager):
             manager.load([task])
     return manager
+
+
+@cache
+def _manager(kind: type[Any], include_path: str | None) -> Any:
+    return kind(include_path=include_path)
 
 
 def measure(
