@@ -43,7 +43,9 @@ def run(args: Sequence[str]) -> dict[str, Any]:
     parser.add_argument("--data-dir", metavar="FOLDER", help="folder with the rows (default: the hub)")
     parser.add_argument("--likelihood", action="store_true", help="also measure p of the right answers and the choices")
     parser.add_argument(
-        "--retention", metavar="TASKS", help="also run tasks of lm-eval, such as ifeval,mmlu, on MODEL and its base"
+        "--retention",
+        metavar="TASKS",
+        help="also run tasks of lm-eval, names or YAML files, such as ifeval,mmlu, on MODEL and its base",
     )
     parser.add_argument("--base", metavar="MODEL", help="the model before training, if MODEL does not name it")
     parser.add_argument(
@@ -65,9 +67,9 @@ def run(args: Sequence[str]) -> dict[str, Any]:
     flags = parser.parse_args(args)
     known = tokenizer_options(flags)
     from lit_probsft.evaluation.evaluation import Evaluation
-    from lit_probsft.evaluation.models import model_place
+    from lit_probsft.evaluation.models import device_named, model_place
     from lit_probsft.evaluation.paper import apply_protocols
-    from lit_probsft.evaluation.session import add_retention, evaluate
+    from lit_probsft.evaluation.session import add_retention, check_retention, evaluate
     from lit_probsft.evaluation.settings import Settings
     from lit_probsft.evaluation.store import Store
     from lit_probsft.evaluation.tasks.registry import tasks_named
@@ -83,17 +85,19 @@ def run(args: Sequence[str]) -> dict[str, Any]:
     except UserError as error:
         raise (flag_of(error) if error.argument in vars(flags) else error) from error
     base = _base(flags)
+    retention = flags.retention.split(",") if flags.retention else []
+    also = {"likelihood": flags.likelihood, "paper": flags.paper}
     here = contextlib.nullcontext(None) if flags.server_template else model_place(flags.model)
     with Store(flags.out, flags.overwrite) as store, here as place:
+        check_retention(store, base, retention, flags.limit)
         subject = _subject(flags, place, known)
         with contextlib.closing(subject.backend):
             evaluation = Evaluation(tasks, settings, subject.tokenizer, subject.context_length)
-            also = {"likelihood": flags.likelihood, "paper": flags.paper}
             results = evaluate(flags.model, subject, evaluation, store, base=base, **also)
         del subject  # lm-eval loads the model again
-        if flags.retention and place is not None and base is not None:
-            options = {"limit": flags.limit, "device": None if flags.device == "auto" else flags.device}
-            add_retention(results, store, place, base, flags.retention.split(","), **options)
+        if retention and place is not None and base is not None:
+            options = {"limit": flags.limit, "device": str(device_named(flags.device))}
+            add_retention(results, store, place, base, retention, **options)
     _print_table(results["tasks"])
     print(f"{store.out}: these numbers; {store.folder}: the answers")
     return results
@@ -140,10 +144,9 @@ def _print_table(tasks: Mapping[str, Any]) -> None:
     rows = [["task", "questions", "accuracy", "95% interval", "cut off", "no answer", "tokens"]]
     for name, numbers in tasks.items():
         accuracy, length = numbers["accuracy"], numbers["tokens"]["mean"]
-        error = "" if accuracy["se"] is None else f" ± {196 * accuracy['se']:.1f}"
         interval = f"{100 * accuracy['low']:.1f} to {100 * accuracy['high']:.1f} %"
         shares = [f"{100 * numbers[share]:.1f} %" for share in ("cut_off", "no_answer")]
-        mean = f"{100 * accuracy['mean']:.1f}{error} %"
+        mean = f"{100 * accuracy['mean']:.1f} %"
         tokens = "" if length is None else f"{length:.0f}"
         rows.append([name, str(numbers["questions"]), mean, interval, *shares, tokens])
     widths = [max(map(len, column)) for column in zip(*rows, strict=True)]

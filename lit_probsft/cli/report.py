@@ -47,7 +47,9 @@ def run(args: Sequence[str]) -> Path:
     if not path.parent.is_dir():
         raise UserError("--html", f"expected a file in an existing folder, got {str(path)!r}")
     evaluations = [options.evaluation] if options.evaluation else results_in(folder.path)
-    grades = grades_section(evaluations, options.against) if evaluations or options.against else []
+    if options.against and not evaluations:
+        raise UserError("--evaluation", f"expected results with --against, found none in {str(folder.path)!r}")
+    grades = grades_section(evaluations, options.against) if evaluations else []
     write_page(path, make_report(folder, grades), "--html")
     print(f"{path}: report on the run")
     return path

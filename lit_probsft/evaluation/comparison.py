@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, NamedTuple
+from typing import Any
 
 import numpy as np
 
@@ -16,11 +16,14 @@ from lit_probsft.evaluation.results import Results
 RESAMPLES = 10_000
 MEAN = "mean"
 """The name of the mean over tasks."""
-
-FREE = {"seed", "greedy", "limit", "source"}
-"""Settings that may differ. Instead of `limit` and `source`, the questions are compared."""
 GROUPS = "mean of groups"
 """The name of the unweighted mean over a task's groups."""
+FREE = {"seed", "greedy", "limit", "source"}
+"""Settings that may differ. Instead of `limit` and `source`, the questions are compared."""
+_DIGESTS = ("rows_fingerprint", "prompt_sha256")
+"""Settings of a task that differ with its questions."""
+_Pair = tuple[Values, list[str]]
+"""Differences of two files in the questions of a task that both have, and the cluster of each question: (Q,), Q."""
 
 
 @dataclass
@@ -91,28 +94,34 @@ def compare(results: Mapping[str, Results], *, different: bool = False) -> Compa
     if len(shared) > 1:
         entries += _entries(results, shared, "accuracy")
         notes.append(f"{MEAN} is the unweighted mean over {', '.join(shared)}.")
+    if any(entry.questions is None for entry in entries):
+        notes.append(
+            "paper: Li et al., arXiv 2510.00526; mathematics is avg@16 at temperature 1, everything else greedy."
+        )
     tests = _adjust(entries)
     if others:
         notes.append(f"Differences are to {first}, over the same questions.")
-        test = "McNemar's exact test for single answers, otherwise a t-test"
-        notes.append(f"p: {test}; adjusted for {tests} tests (Holm).")
+        test = "McNemar's exact test for single answers to one task, otherwise a t-test"
+        notes.append(f"p: {test}" + (f"; adjusted for {tests} tests (Holm)." if tests > 1 else "."))
     return Comparison(entries, notes)
 
 
 def measured_differently(first: Results, other: Results) -> Iterator[str]:
     """What differs in the measurement of the tasks that both have: the setting, and both values."""
-    both = [name for name in other["tasks"] if name in first["tasks"]]
     pairs = [("", first["settings"], other["settings"])]
-    pairs += [(f"{name} ", *(content["tasks"][name]["settings"] for content in (first, other))) for name in both]
+    for name in [name for name in first["tasks"] if name in other["tasks"]]:
+        a, b = (content["tasks"][name] for content in (first, other))
+        asked, also = a["grades"].keys(), b["grades"].keys()
+        if asked != also:
+            yield f"{name} has {len(also)} questions, not {len(asked)}, and {len(asked & also)} of them are the same"
+        free = () if asked == also else _DIGESTS
+        of_a, of_b = ({key: value for key, value in each["settings"].items() if key not in free} for each in (a, b))
+        pairs.append((f"{name} ", of_a, of_b))
     per_task = {key for _, a, b in pairs[1:] for key in [*a, *b]}
     for where, a, b in pairs:
         for key in dict.fromkeys([*a, *b]):
             if not (key in FREE or (not where and key in per_task)) and a.get(key) != b.get(key):
                 yield f"{where}{key} is {_short(b.get(key))}, not {_short(a.get(key))}"
-    for name in both:
-        a, b = (content["tasks"][name]["grades"].keys() for content in (first, other))
-        if a != b:
-            yield f"{name} has {len(b)} questions, not {len(a)}, and {len(a & b)} of them are the same"
 
 
 def _entries(results: Mapping[str, Results], tasks: Sequence[str], metric: str) -> Iterator[Entry]:
@@ -126,7 +135,7 @@ def _entries(results: Mapping[str, Results], tasks: Sequence[str], metric: str) 
         if label != having[0] == next(iter(results)):
             both = [(results[having[0]]["tasks"][task], results[label]["tasks"][task]) for task in tasks]
             pairs = [pair for a, b in both for pair in _pairs(a, b, metric)]
-            difference = _difference(pairs) if all(len(pair.values) for pair in pairs) else {}
+            difference = _difference(pairs) if all(len(values) for values, _ in pairs) else {}
         yield Entry(name, metric, label, questions, number["mean"], number["low"], number["high"], **difference)
     if len(tasks) == 1 or {*tasks} == {*MATH}:
         models = [str(results[label]["model"].get(key)) for label in having for key in ("name", "base")]
@@ -143,20 +152,6 @@ def _numbers(content: Results, task: str) -> dict[str, Mapping[str, Any]]:
     return {"accuracy": of_task["accuracy"], **found, **(of_task.get("scores") or {})}
 
 
-class _Pair(NamedTuple):
-    """Differences of two files in the questions that both have, of one task.
-
-    Attributes:
-        values: (Q,).
-        groups: (Q,), their clusters.
-        single: each value is the difference of two grades, and each question is its own cluster.
-    """
-
-    values: Values
-    groups: list[str]
-    single: bool
-
-
 def _pairs(first: Mapping[str, Any], other: Mapping[str, Any], metric: str) -> list[_Pair]:
     """The differences in a task; for `GROUPS`, those in each of its groups."""
     members = {name: group["members"] for name, group in (first.get("groups") or {}).items()}
@@ -167,9 +162,7 @@ def _pairs(first: Mapping[str, Any], other: Mapping[str, Any], metric: str) -> l
     ids = [question for question in a if question in b]
     groups = {question: f"group {name}" for name, questions in members.items() for question in questions}
     clusters = [groups.get(question, f"question {question}") for question in ids]
-    answers = {len(grades) for task in (first, other) for grades in task["grades"].values()}
-    single = metric == "greedy" or (metric == "accuracy" and answers == {1})
-    return [_Pair(np.array([b[question] - a[question] for question in ids]), clusters, single and not groups)]
+    return [(np.array([b[question] - a[question] for question in ids]), clusters)]
 
 
 def values_of(task: Mapping[str, Any], metric: str) -> Mapping[str, float]:
@@ -183,44 +176,53 @@ def values_of(task: Mapping[str, Any], metric: str) -> Mapping[str, float]:
 def _difference(pairs: Sequence[_Pair]) -> dict[str, Any]:
     r"""Fields of `Entry`: the difference in one task, or the unweighted mean of the differences in several.
 
-    The interval is a percentile bootstrap over clusters of questions, within each task, expanded for few clusters
-    (Hesterberg 2015, arXiv:1411.5279). The test is McNemar's exact one over the discordant questions where each has one
-    grade, otherwise a t-test with the clustered standard error.
+    The interval is a percentile bootstrap over clusters of questions, within each task, as much wider as a quantile of
+    Student's t exceeds the normal one. The test is McNemar's exact one over the questions of one task where each has
+    one grade; otherwise a t-test with the clustered standard errors, and the degrees of freedom of Welch (1947).
     """
     from scipy.stats import binomtest, norm, t
 
-    mean = float(np.mean([pair.values.mean() for pair in pairs]))
-    found: dict[str, Any] = {"paired": sum(len(pair.values) for pair in pairs), "difference": mean}
-    errors, clusters = zip(*(clustered_error(pair.values, pair.groups) for pair in pairs), strict=True)
+    mean = float(np.mean([values.mean() for values, _ in pairs]))
+    found: dict[str, Any] = {"paired": sum(len(values) for values, _ in pairs), "difference": mean}
+    errors, freedoms = zip(*(clustered_error(*pair) for pair in pairs), strict=True)
     if None in errors:
         return found
-    freedom = sum(clusters) - len(clusters)
-    draws = np.mean([bootstrap(pair.values, pair.groups, seed) for seed, pair in enumerate(pairs)], axis=0)
-    low, high = np.quantile(draws, norm.cdf(t.ppf([0.025, 0.975], freedom))).clip(-1, 1)
+    variances = np.square(errors)
+    error = float(np.sqrt(variances.sum())) / len(pairs)
+    freedom = variances.sum() ** 2 / (variances**2 / freedoms).sum() if error else sum(freedoms)
+    draws = np.mean([bootstrap(*pair, seed) for seed, pair in enumerate(pairs)], axis=0)
+    wider = t.ppf(0.975, freedom) / norm.ppf(0.975)
+    low, high = (mean + wider * (np.quantile(draws, [0.025, 0.975]) - mean)).clip(-1, 1)
     found |= {"difference_low": float(low), "difference_high": float(high)}
-    if all(pair.single for pair in pairs):
-        gains, losses = (sum(int((sign * pair.values > 0).sum()) for pair in pairs) for sign in (1, -1))
+    values, groups = pairs[0]
+    if len(pairs) == 1 and {*values} <= {-1, 0, 1} and len({*groups}) == len(values):
+        gains, losses = int((values > 0).sum()), int((values < 0).sum())
         found["p"] = float(binomtest(gains, gains + losses).pvalue) if gains + losses else 1.0
-    elif (error := float(np.linalg.norm(errors)) / len(pairs)) > 1e-9:
-        found["p"] = float(2 * t.sf(abs(mean) / error, freedom))
+    elif error > 1e-9 or not mean:
+        found["p"] = float(2 * t.sf(abs(mean) / error, freedom)) if mean else 1.0
     return found
 
 
 def bootstrap(values: Values, groups: Sequence[str], seed: int = 0) -> Values:
     r"""`RESAMPLES` means of `values`, with its G clusters drawn with replacement, spread by $\sqrt{G / (G - 1)}$.
 
+    Two more questions are among them, with the largest gain and the same loss, so that there is a spread even where
+    few questions or none differ (Agresti and Min 2005, Bonett and Price 2012).
+
     Clusters with the same sum and size are drawn together, from a multinomial distribution: graded answers have few
     distinct values, so that many questions take no longer than a few. Where there are more, they are rounded for it.
     """
     index = np.unique(groups, return_inverse=True)[1]
-    sums = np.bincount(index, values).round(9)
+    largest = float(np.abs(values).max()) or 1.0
+    sums = np.append(np.bincount(index, values), [largest, -largest]).round(9)
     sums = sums.round(2) if len(np.unique(sums)) > 300 else sums
-    clusters, counts = np.unique(np.column_stack([sums, np.bincount(index)]), axis=0, return_counts=True)
+    sizes = np.append(np.bincount(index), [1, 1])
+    clusters, counts = np.unique(np.column_stack([sums, sizes]), axis=0, return_counts=True)
     total, generator = int(counts.sum()), np.random.default_rng(seed)
     part = RESAMPLES // 20  # for memory
     drawn = [generator.multinomial(total, counts / total, size=part) @ clusters for _ in range(20)]
     means = np.divide(*np.concatenate(drawn).T)
-    return np.asarray(values.mean() + (means - means.mean()) * np.sqrt(total / max(total - 1, 1)))
+    return np.asarray(values.mean() + (means - means.mean()) * np.sqrt(total / (total - 1)))
 
 
 def _adjust(entries: Sequence[Entry]) -> int:

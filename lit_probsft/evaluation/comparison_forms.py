@@ -7,6 +7,7 @@ import io
 import re
 from dataclasses import asdict, fields
 from pathlib import Path
+from typing import Any
 
 from lit_probsft.analysis.page import visible
 from lit_probsft.analysis.plotting import SERIES, chart_style
@@ -73,11 +74,13 @@ def draw(comparison: Comparison, path: Path, kind: str) -> None:
             entries = [entry for entry in comparison.entries if _name(entry) == task]
             ticks.append(place + (len(entries) - 1) / 2)
             for entry in entries:
-                color = SERIES[labels.index(entry.result) % len(SERIES)]
+                turn, place_of_color = divmod(labels.index(entry.result), len(SERIES))
+                color, marker = SERIES[place_of_color], "osD^vP"[turn % 6]
                 low, high = (entry.mean if end is None else end for end in (entry.low, entry.high))
                 axes.plot([100 * low, 100 * high], [place, place], color=color, linewidth=2)
                 fill = "white" if entry.questions is None else color
-                axes.plot(100 * entry.mean, place, "o", color=color, markerfacecolor=fill, label=visible(entry.result))
+                style: dict[str, Any] = {"color": color, "marker": marker, "markerfacecolor": fill, "linestyle": ""}
+                axes.plot(100 * entry.mean, place, **style, label=visible(entry.result))
                 place += 1
             place += 1
         figure.set_figheight(1.2 + 0.2 * place + 0.2 * len(labels))
@@ -85,7 +88,8 @@ def draw(comparison: Comparison, path: Path, kind: str) -> None:
         axes.set_yticks(ticks, [visible(task) for task in tasks])
         axes.grid(axis="x", color="#e7e7e4")
         handles = dict(zip(*reversed(axes.get_legend_handles_labels()), strict=True))
-        figure.legend(handles.values(), handles, loc="outside upper left", ncols=3)
+        columns = max(1, min(3, 90 // (max(map(len, handles)) + 6)))
+        figure.legend(handles.values(), handles, loc="outside upper left", ncols=columns)
         figure.savefig(path, dpi=150, format=kind)
 
 

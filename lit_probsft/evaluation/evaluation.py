@@ -168,6 +168,7 @@ class Evaluation:
             "rows_fingerprint": _digest([[line["question"], line["gold"], line["choices"]] for line in lines]),
             "prompt_sha256": _digest([line["messages_sha256"] for line in lines]),  # the same for every tokenizer
             "grader": VERSION,
+            "system": settings.system,
             "n": settings.n,
             "temperature": settings.temperature,
             "top_p": settings.top_p,

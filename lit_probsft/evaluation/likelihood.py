@@ -63,7 +63,7 @@ def likelihoods(
     for messages, question in items:
         row: dict[str, Any] = {"question": question.id, "tokens": 0, "nll": None, "mean_p": None, "choices": {}}
         documents = []
-        for label, answer in [(None, question.reference), *question.choices.items()]:
+        for label, answer in [(None, question.reference), *(question.answers or question.choices).items()]:
             conversation = [*messages, {"role": "assistant", "content": answer}]
             if answer:
                 with errors_within("", f" (question {question.id})"):
@@ -115,7 +115,7 @@ def summarize_likelihoods(rows: Sequence[Mapping[str, Any]], questions: Sequence
     Returns:
         `questions` and `tokens`, the number of measured references and their tokens; `nll` (nats) and `mean_p`, means
         over these tokens; `choice_accuracy`, the share of questions whose most probable choice is right, and
-        `choice_accuracy_normalized`, the same by log p per byte of the choice's text. None where nothing was measured.
+        `choice_accuracy_normalized`, the same by log p per byte of its answer. None where nothing was measured.
     """
     by_id = {question.id: question for question in questions}
     measured = [row for row in rows if row["tokens"]]
@@ -131,7 +131,8 @@ def summarize_likelihoods(rows: Sequence[Mapping[str, Any]], questions: Sequence
             continue
         gold = question.gold if isinstance(question.gold, list) else [question.gold]
         right = {label for label, text in question.choices.items() if label in gold or text in gold}
-        per_byte = {label: value / len(question.choices[label].encode()) for label, value in logp.items()}
+        answers = question.answers or question.choices
+        per_byte = {label: value / len(answers[label].encode()) for label, value in logp.items()}
         plain.append(max(logp, key=logp.__getitem__) in right)
         normalized.append(max(per_byte, key=per_byte.__getitem__) in right)
     return {

@@ -58,7 +58,18 @@ def summarize(rows: Iterable[Row], questions: Sequence[Question]) -> dict[str, A
         return _rounded(sum(map(condition, generated)) / max(len(generated), 1))
 
     grades = by_question(lambda of_question: [int(row["correct"]) for row in of_question], [0] * n)
-    by_group = _by_group(grades, groups, n)
+    members: dict[str, list[str]] = {}
+    for question, cluster in zip(questions, groups, strict=True):
+        if question.group is not None and cluster == f"group {question.group}":
+            members.setdefault(question.group, []).append(question.id)
+    by_group: dict[str, Any] = {
+        name: {
+            "questions": len(ids),
+            "accuracy": mean_of(np.array([sum(grades[question]) / n for question in ids]), ids, n),
+            "members": ids,
+        }
+        for name, ids in sorted(members.items())
+    }
     right = [sum(of_question) for of_question in grades.values()]
     votes = [*by_question(majority_votes, (0.0,) * n).values()] if n <= 1000 else []  # floats overflow
     ks = [*takewhile(lambda k: k < n, (2**i for i in range(64))), n]
@@ -126,13 +137,16 @@ def groups_of(questions: Sequence[Question]) -> list[str]:
 def mean_of(values: Values, groups: Sequence[str], answers: int = 1) -> Number:
     r"""Mean, standard error and a 95% interval of values from 0 to 1.
 
-    The standard error is that of a mean with clusters (Liang and Zeger 1986; for evaluations, Miller 2024,
-    arXiv:2411.00640), with $G / (G - 1)$ for the number of clusters:
-    $\sqrt{\frac{G}{G-1} \sum_g (\sum_{i \in g} (x_i - \bar x))^2} / Q$. Where each question is its own cluster, this is
-    the sample's standard deviation over $\sqrt Q$. None for a single cluster, which says nothing about others.
+    The standard error is that of a mean with clusters (for evaluations, Miller 2024, arXiv:2411.00640), and corrected
+    for their number and unequal sizes (Bell and McCaffrey 2002, for a common effect in each cluster): with $w_g$, the
+    share of the questions in cluster g, and $r_g = \sum_{i \in g} (x_i - \bar x) / Q$, it is
+    $\sqrt{\sum_g r_g^2 / (1 - \sum_g w_g^2 (2 w_g - \sum_h w_h^2) / \sum_g w_g^2)}$. Where each question is its own
+    cluster, this is the sample's standard deviation over $\sqrt Q$. None for a single cluster, which says nothing about
+    others.
 
-    The interval is Wilson's, with a quantile of Student's t for $G - 1$ and the number of independent right-or-wrong
-    answers that would have this standard error, $\bar x (1 - \bar x) / \mathrm{se}^2$. It stays within 0 and 1, and is
+    The interval is Wilson's, with a quantile of Student's t for $1 / \sum_g w_g^2 - 1$ degrees of freedom, which are
+    $G - 1$ for G clusters of one size, and the number of independent right-or-wrong answers that would have this
+    standard error, $\bar x (1 - \bar x) / \mathrm{se}^2$. It stays within 0 and 1, and is
     never empty: its upper end is at least that of no right answer among Q, and its lower end at most that of Q right
     answers among Q.
 
@@ -141,12 +155,12 @@ def mean_of(values: Values, groups: Sequence[str], answers: int = 1) -> Number:
         groups: the cluster of each.
         answers: answers that each value averages.
     """
-    mean, se, clusters = float(values.mean()), *clustered_error(values, groups)
+    mean, se, freedom = float(values.mean()), *clustered_error(values, groups)
     if se is None:
         return {"mean": _rounded(mean), "se": None, "low": 0.0, "high": 1.0}
     from scipy.stats import t
 
-    quantile, most = float(t.ppf(0.975, clusters - 1)), len(values) * answers
+    quantile, most = float(t.ppf(0.975, freedom)), len(values) * answers
     size = min(mean * (1 - mean) / se**2, most) if se > 1e-9 else most
     low, high = _wilson(mean, size, quantile)
     margin = _wilson(0.0, len(values), quantile)[1]
@@ -154,13 +168,19 @@ def mean_of(values: Values, groups: Sequence[str], answers: int = 1) -> Number:
     return {name: _rounded(value) for name, value in numbers.items()}
 
 
-def clustered_error(values: Values, groups: Sequence[str]) -> tuple[float | None, int]:
-    """The standard error of the mean of `values`, and the number of clusters; see `mean_of`."""
-    sums = np.bincount(np.unique(groups, return_inverse=True)[1], values - values.mean())
-    clusters = len(sums)
-    if clusters == 1:
-        return None, 1
-    return sqrt(clusters / (clusters - 1) * float((sums**2).sum())) / len(values), clusters
+def clustered_error(values: Values, groups: Sequence[str]) -> tuple[float | None, float]:
+    """The standard error of the mean of `values`, and its degrees of freedom; see `mean_of`."""
+    index = np.unique(groups, return_inverse=True)[1]
+    shares = np.bincount(index) / len(values)
+    if len(shares) == 1:
+        return None, 0.0
+    sums = np.bincount(index, values - values.mean()) / len(values)
+    squares = shares**2
+    together = float(squares.sum())
+    kept = (
+        1 - float(squares @ (2 * shares - together)) / together
+    )  # of the variance, since the mean is that of `values`
+    return sqrt(float(sums @ sums) / kept), 1 / together - 1
 
 
 def mean_over_tasks(numbers: Sequence[Mapping[str, Any]]) -> Number:
@@ -227,23 +247,6 @@ def majority_at(right: int, wrong: tuple[int, ...], silent: int) -> tuple[float,
         share = (ways / np.arange(1, len(ways) + 1)[:, None]).sum(0)
         won[votes : votes + len(share)] += float(comb(right, votes)) * share
     return tuple(float(won[k] / comb(n, k)) for k in range(1, n + 1))
-
-
-def _by_group(grades: Mapping[str, Sequence[int]], groups: Sequence[str], n: int) -> dict[str, Any]:
-    """Accuracy and members of each group, in the order of their names."""
-    members: dict[str, list[str]] = {}
-    for group, question in zip(groups, grades, strict=True):
-        kind, _, name = group.partition(" ")
-        if kind == "group":
-            members.setdefault(name, []).append(question)
-    return {
-        name: {
-            "questions": len(ids),
-            "accuracy": mean_of(np.array([sum(grades[question]) / n for question in ids]), ids, n),
-            "members": ids,
-        }
-        for name, ids in sorted(members.items())
-    }
 
 
 def _wilson(mean: float, size: float, quantile: float) -> tuple[float, float]:

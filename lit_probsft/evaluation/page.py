@@ -35,18 +35,18 @@ def grades_section(files: Sequence[Path], against: Path | None = None) -> list[s
     comparison = compare(results, different=True)
     body = ["<h2>Grades</h2>", table(HEADS, [list(map(escape, row)) for row in rows_of(comparison)])]
     body += [f"<p>{escape(note)}</p>" for note in comparison.notes]
-    body.append(table(("task", "result", *_DETAILS, "pass@n", "majority of n"), _details(results)))
+    body.append(table(("task", "result", *_DETAILS, "tokens", "pass@n", "majority of n"), _details(results)))
     for label, content in results.items():
         if content.get("retention"):
             body += [f"<h3>What {escape(label)} retains</h3>", _retention(content["retention"])]
     if against and len(places) > 1:
         (before, old), *_, (after, new) = places.items()
         body.append(f"<h3>Answers that changed from {escape(before)} to {escape(after)}</h3>")
-        body += _changed(_Side(old, results[before]), _Side(new, results[after]))
+        body += _changed((folder_of(old), folder_of(new)), results[before]["tasks"], results[after]["tasks"])
     return body
 
 
-_DETAILS = ("questions", "answers", "cut_off", "no_answer", "prompt_too_long", "tokens")
+_DETAILS = ("questions", "answers", "cut_off", "no_answer", "prompt_too_long")
 
 
 def _details(results: Mapping[str, Results]) -> Iterator[list[str]]:
@@ -54,8 +54,8 @@ def _details(results: Mapping[str, Results]) -> Iterator[list[str]]:
         for label, content in results.items():
             if task := content["tasks"].get(name):
                 best = [[*(task.get(kind) or {"": None}).values()][-1] for kind in ("pass", "majority")]
-                cells = [name, label, *(format_value(task.get(key)) for key in _DETAILS)]
-                yield list(map(escape, [*cells, *(number and f"{number['mean']:.3f}" for number in best)]))
+                means = [number and number["mean"] for number in (task.get("tokens"), *best)]
+                yield [escape(format_value(cell)) for cell in (name, label, *map(task.get, _DETAILS), *means)]
 
 
 def _retention(tasks: Mapping[str, Mapping[str, Any]]) -> str:
@@ -64,53 +64,41 @@ def _retention(tasks: Mapping[str, Mapping[str, Any]]) -> str:
     return table(("task", *heads), [list(map(escape, row)) for row in rows])
 
 
-class _Side:
-    """One of two evaluations: the mean grade of each question by task, and its texts."""
-
-    def __init__(self, file: Path, content: Results) -> None:
-        self.folder = folder_of(file)
-        self.means = {name: values_of(task, "accuracy") for name, task in content["tasks"].items()}
-
-    def lines(self, name: str, wanted: Container[_Key]) -> Iterator[tuple[_Key, dict[str, Any]]]:
-        """The lines about some questions in a file. Lines that cannot be read are skipped."""
-        file = self.folder / name
-        if not file.is_file():
-            return
-        with file.open(encoding="utf-8", errors="replace") as texts:
-            for text in texts:
-                with suppress(ValueError, KeyError, TypeError, RecursionError):
-                    line = json.loads(text)
-                    if (key := (line["task"], line["question"])) in wanted:
-                        yield key, line
-
-
-def _changed(before: _Side, after: _Side) -> Iterator[str]:
+def _changed(folders: tuple[Path, Path], before: Mapping[str, Any], after: Mapping[str, Any]) -> Iterator[str]:
     """Questions of which less than half of the answers were right and now at least half are, and the reverse."""
     changes: dict[tuple[str, bool], list[str]] = {}
-    for task in [task for task in before.means if task in after.means]:
-        old, new = before.means[task], after.means[task]
+    for task in [task for task in before if task in after]:
+        old, new = (values_of(tasks[task], "accuracy") for tasks in (before, after))
         change = {name: new[name] - old[name] for name in old if name in new and (old[name] < 0.5) != (new[name] < 0.5)}
-        for gained in (True, False):
-            changes[task, gained] = sorted(
-                (q for q in change if (change[q] > 0) == gained), key=lambda q: -abs(change[q])
-            )
+        most = sorted(change, key=lambda name: -abs(change[name]))
+        changes |= {(task, gained): [name for name in most if (change[name] > 0) == gained] for gained in (True, False)}
     shown = {(task, name): gained for (task, gained), names in changes.items() for name in names[:SHOWN]}
-    questions = dict(before.lines("questions.jsonl", shown))
+    questions = dict(_lines(folders[0] / "questions.jsonl", shown))
     answers = [
         {
             key: line
-            for key, line in side.lines("predictions.jsonl", shown)
+            for key, line in _lines(folder / "predictions.jsonl", shown)
             if line.get("correct") is (shown[key] == now)
         }
-        for side, now in ((before, False), (after, True))
+        for folder, now in zip(folders, (False, True), strict=True)
     ]
     for (task, gained), names in changes.items():
-        title = "From wrong to right" if gained else "From right to wrong"
-        yield f"<p><b>{escape(task)}, {title.lower()}: {len(names)} of {len(before.means[task])} questions</b></p>"
+        title = "from wrong to right" if gained else "from right to wrong"
+        yield f"<p><b>{escape(task)}, {title}: {len(names)} of {before[task]['questions']} questions</b></p>"
         for name in names[:SHOWN]:
             yield _details_of(name, questions.get((task, name)), [of_side.get((task, name)) for of_side in answers])
         if len(names) > SHOWN:
             yield f"<p>And {len(names) - SHOWN} more.</p>"
+
+
+def _lines(file: Path, wanted: Container[_Key]) -> Iterator[tuple[_Key, dict[str, Any]]]:
+    """The lines about some questions. Lines that cannot be read are skipped."""
+    with suppress(FileNotFoundError), file.open(encoding="utf-8", errors="replace") as texts:
+        for text in texts:
+            with suppress(ValueError, KeyError, TypeError, RecursionError):
+                line = json.loads(text)
+                if (key := (line["task"], line["question"])) in wanted:
+                    yield key, line
 
 
 def _details_of(name: str, question: dict[str, Any] | None, answers: Iterable[dict[str, Any] | None]) -> str:

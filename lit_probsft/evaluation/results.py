@@ -39,7 +39,9 @@ def read_results(path: Path, argument: str = "") -> Results:
     try:
         content = read_object(path)
     except (OSError, ValueError) as error:
-        raise UserError(argument, f"expected a results file of evaluate: {first_line(error)}") from error
+        unfinished = not path.exists() and (folder_of(path) / "predictions.jsonl").exists()
+        problem = "the evaluation has not ended; the same command continues it" if unfinished else first_line(error)
+        raise UserError(argument, f"expected a results file of evaluate: {problem}") from error
     if content.get("format", FORMAT) != FORMAT:
         problem = f"expected a results file of format {FORMAT}, got format {content['format']!r}"
         raise UserError(argument, problem)
@@ -52,24 +54,23 @@ def read_results(path: Path, argument: str = "") -> Results:
 
 
 def results_files(paths: Iterable[Path]) -> dict[str, Path]:
-    """The results files at some paths, by label: the name of the file, or its path where names are the same.
+    """The results files at some paths, each once, by label: the name of the file, or its path where names are the same.
 
     Args:
         paths: results files, or folders as for `results_in`.
 
     Raises:
-        UserError: a folder has no results file, or a file is there twice.
+        UserError: a folder has no results file.
     """
-    files: list[Path] = []
+    files: dict[Path, Path] = {}
     for path in paths:
         inside = results_in(path) if path.is_dir() else [path]
         if not inside:
             raise UserError(str(path), "expected a results file, or a folder with results files, found none in it")
-        files += inside
-    names, places = [file.stem for file in files], [file.resolve() for file in files]
-    if twice := next((file for file, place in zip(files, places, strict=True) if places.count(place) > 1), None):
-        raise UserError(str(twice), "expected each results file once, got it twice")
-    return {file.stem if names.count(file.stem) == 1 else str(file.with_suffix("")): file for file in files}
+        for file in inside:
+            files.setdefault(file.resolve(), file)
+    names = [file.stem for file in files.values()]
+    return {file.stem if names.count(file.stem) == 1 else str(file.with_suffix("")): file for file in files.values()}
 
 
 def results_in(folder: Path) -> list[Path]:
@@ -91,10 +92,11 @@ def _check(content: Results) -> None:
     for found in (content.get("retention") or {}).values():
         found.items()
     for name, task in content["tasks"].items():
-        task["questions"], task["settings"].items()
+        task["questions"] + 0, task["settings"].items()
         grades, scores, greedy = task["grades"], task.get("scores") or {}, task.get("greedy")
-        numbers = [task["accuracy"], *scores.values(), *([greedy] if greedy else [])]
-        if not all(0 <= number[end] <= 1 for number in numbers for end in ("mean", "low", "high")):
+        numbers = [task["accuracy"], *scores.values(), *filter(None, (greedy, task.get("group_mean")))]
+        values = [(number["mean"], number["low"], number["high"], number["se"] or 0) for number in numbers]
+        if not all(0 <= value <= 1 for number in values for value in number):
             raise ValueError(f"a number of {name} is not from 0 to 1")
         if not grades or not all(of_question and {*of_question} <= {0, 1} for of_question in grades.values()):
             raise ValueError(f"a grade of {name} is missing, or is neither 0 nor 1")

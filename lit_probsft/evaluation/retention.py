@@ -7,6 +7,7 @@ import gc
 import logging
 import statistics
 from collections.abc import Iterator, Mapping, Sequence
+from functools import cache
 from typing import Any
 
 from lit_probsft.errors import UserError, first_line, near_matches
@@ -17,36 +18,13 @@ METRICS = ("acc_norm", "prompt_level_strict_acc", "exact_match", "acc")
 """The metric of a task is the first of these that it has, else its first that has a number for each document."""
 
 
-def measure(
-    model_folder: str,
-    base: str,
-    tasks: Sequence[str],
-    *,
-    limit: int | None = None,
-    device: str | None = None,
-    batch_size: int | str = 8,
-    seed: int = 0,
-    chat_template: bool = False,
-    include_path: str | None = None,
-) -> dict[str, dict[str, Any]]:
-    """Run lm-eval's tasks on the base model and on the tuned one.
+def load_tasks(tasks: Sequence[str], include_path: str | None = None) -> Any:
+    """The `TaskManager` of lm-eval, once it has loaded the tasks and their data. Takes ten seconds the first time.
 
     Args:
-        model_folder: the tuned model, or adapters of `base`, as a Hugging Face folder or hub id.
-        base: the model before training.
         tasks: names of tasks, groups or tags of lm-eval, such as `ifeval`, `mmlu`, `hellaswag` and `arc_challenge`, or
-            YAML files of tasks.
-        limit: the number of documents of each task; of each subtask, for a group. None for all.
-        device: such as `cuda:0` or `cpu`; None for a GPU if there is one.
-        batch_size: as lm-eval takes it: a number or `auto`.
-        seed: of the examples in the prompts, and of sampling where a task samples.
-        chat_template: put the prompts through the chat template. Both models need one.
-        include_path: a folder with YAML files of further tasks.
-
-    Returns:
-        By task: `metric`; `base` and `tuned`, its means over documents; `difference`, tuned minus base, and `se`, its
-        standard error, from the differences of the documents; `n`, the number of documents. A group is one task with
-        the documents of all its subtasks.
+            YAML files of single tasks.
+        include_path: a folder with YAML files of further tasks and groups.
 
     Raises:
         UserError: lm-eval is missing or does not know a task, or the data of a task is not available.
@@ -58,12 +36,54 @@ def measure(
             ARGUMENT, f'lm-eval is not installed (pip install "lit_probsft[retention]"): {error}'
         ) from error
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
-    manager = TaskManager(include_path=include_path)
-    options = {"task_manager": manager, "limit": limit, "apply_chat_template": chat_template, "bootstrap_iters": 0}
-    options |= dict.fromkeys(("random_seed", "numpy_random_seed", "torch_random_seed", "fewshot_random_seed"), seed)
-    for task in tasks:  # before a model is loaded
+    manager = _manager(TaskManager, include_path)
+    for task in tasks:
         with _errors_of(task, manager):
             manager.load([task])
+    return manager
+
+
+@cache
+def _manager(kind: type[Any], include_path: str | None) -> Any:
+    return kind(include_path=include_path)
+
+
+def measure(
+    model_folder: str,
+    base: str,
+    tasks: Sequence[str],
+    *,
+    device: str,
+    manager: Any = None,
+    limit: int | None = None,
+    batch_size: int | str = 8,
+    seed: int = 0,
+    chat_template: bool = False,
+) -> dict[str, dict[str, Any]]:
+    """Run lm-eval's tasks on the base model and on the tuned one.
+
+    Args:
+        model_folder: the tuned model, or adapters of `base`, as a Hugging Face folder or hub id.
+        base: the model before training.
+        tasks: as for `load_tasks`.
+        device: such as `cuda:0` or `cpu`.
+        manager: of `load_tasks`, if it has loaded the tasks.
+        limit: the number of documents of each task; of each subtask, for a group. None for all.
+        batch_size: as lm-eval takes it: a number or `auto`.
+        seed: of the examples in the prompts, and of sampling where a task samples.
+        chat_template: put the prompts through the chat template. Both models need one.
+
+    Returns:
+        By task: `metric`; `base` and `tuned`, its means over documents; `difference`, tuned minus base, and `se`, its
+        standard error, from the differences of the documents; `n`, the number of documents. A group is one task with
+        the documents of all its subtasks.
+
+    Raises:
+        UserError: as `load_tasks`; or lm-eval cannot load a model or run a task.
+    """
+    manager = manager or load_tasks(tasks)
+    options = {"task_manager": manager, "limit": limit, "apply_chat_template": chat_template, "bootstrap_iters": 0}
+    options |= dict.fromkeys(("random_seed", "numpy_random_seed", "torch_random_seed", "fewshot_random_seed"), seed)
     tuned = (base, model_folder) if is_adapter_folder(model_folder) else (model_folder, None)
     found: list[dict[str, Any]] = []
     for name, adapters in ((base, None), tuned):
@@ -77,11 +97,11 @@ def measure(
     return {task: _compared(task, found[0][task], found[1][task]) for task in tasks}
 
 
-def _model(name: str, adapters: str | None, device: str | None, batch_size: int | str) -> Any:
+def _model(name: str, adapters: str | None, device: str, batch_size: int | str) -> Any:
     from lm_eval.models.huggingface import HFLM
 
     try:
-        return HFLM(pretrained=name, peft=adapters, device=device or "cuda", batch_size=batch_size)
+        return HFLM(pretrained=name, peft=adapters, device=device, batch_size=batch_size)
     except (OSError, ValueError, KeyError) as error:
         raise UserError(ARGUMENT, f"lm-eval cannot load {adapters or name}: {first_line(error)}") from error
 
@@ -104,6 +124,10 @@ def _errors_of(task: str, manager: Any) -> Iterator[None]:
         raise UserError(ARGUMENT, f"{problem}: {first_line(error)}") from error
     except ValueError as error:
         raise UserError(ARGUMENT, f"{task}: {first_line(error)}") from error
+    except TypeError as error:
+        if not task.endswith(".yaml"):
+            raise
+        raise UserError(ARGUMENT, f"expected files of single tasks, got {task}: {first_line(error)}") from error
 
 
 def _scores(model: Any, task: str, options: Mapping[str, Any]) -> tuple[str, dict[tuple[str, int], float]]:

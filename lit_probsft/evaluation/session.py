@@ -110,11 +110,29 @@ def add_retention(
     from lit_probsft.evaluation.retention import measure
 
     settings = {"base": base, "limit": options.get("limit")}
-    known = results.get("retention", {}) if results.get("retention_settings") == settings else {}
+    known = _known_retention(results, settings)
     if missing := [task for task in tasks if task not in known]:
         known = {**known, **measure(place, base, missing, **options)}
     results |= {"retention": known, "retention_settings": settings}
     write_results(store.out, results)
+
+
+def check_retention(store: Store, base: str | None, tasks: Sequence[str], limit: int | None) -> None:
+    """Load the tasks of lm-eval that `add_retention` will run, to find mistakes before the answers are made.
+
+    Raises:
+        UserError: as `retention.load_tasks`.
+    """
+    from lit_probsft.evaluation.retention import load_tasks
+
+    known = _known_retention(_previous(store.out), {"base": base, "limit": limit})
+    if missing := [task for task in tasks if task not in known]:
+        load_tasks(missing)
+
+
+def _known_retention(results: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any]:
+    known: dict[str, Any] = results.get("retention", {}) if results.get("retention_settings") == settings else {}
+    return known
 
 
 def _common(evaluation: Evaluation) -> dict[str, Any]:

@@ -367,13 +367,13 @@ COMPARE = [
     Mistake('compare of a results file without grades', 'compare a.json', files={'a.json': results().replace('"grades"', '"grade"')}),
     Mistake('compare of a results file of a later format', 'compare a.json', files={'a.json': results().replace('"format": 1', '"format": 2')}),
     Mistake('compare of a folder without results', 'compare .'),
-    Mistake('compare of a file with itself', 'compare a.json ./a.json', files={'a.json': results()}),
     Mistake('compare of different tasks', 'compare a.json b.json', files={'a.json': results(), 'b.json': results('products')}),
     Mistake('compare of different settings', 'compare a.json b.json', files={'a.json': results(n=1, system=None), 'b.json': results(n=16, system='Be brief.')}),
     Mistake('compare with a picture of an unknown kind', 'compare a.json --picture a.gif', files={'a.json': results()}),
     Mistake('compare into a missing folder', 'compare a.json --csv nope/a.csv', files={'a.json': results()}),
     Mistake('compare onto a folder', 'compare a.json --latex .', files={'a.json': results()}),
     Mistake('report with a missing evaluation', 'report . --evaluation a.json'),
+    Mistake('report against results where the run has none', 'report . --against a.json', files={'a.json': results()}),
     Mistake('report against a file that is not a results file', 'report . --evaluation a.json --against c.yaml', files={'a.json': results()}),
 ]
 

@@ -60,16 +60,18 @@ def test_the_papers_protocol_decides_prompts_and_sampling(folder: Path) -> None:
 
 
 def test_forgetting_is_measured_once_and_kept(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    calls = []
+    calls, checked = [], []
 
     def measure(place: str, base: str, tasks: list[str], **options: Any) -> dict[str, Any]:
         calls.append((place, base, tasks, options["limit"]))
         return {task: {"difference": 0.5} for task in tasks}
 
     monkeypatch.setattr("lit_probsft.evaluation.retention.measure", measure)
+    monkeypatch.setattr("lit_probsft.evaluation.retention.load_tasks", checked.append)
     for tasks in ("ifeval", "ifeval,arc", "ifeval,arc"):
         found = evaluate("--retention", tasks, "--base", "b", "--limit", 3)
     assert calls == [("m", "b", ["ifeval"], 3), ("m", "b", ["arc"], 3)]
+    assert checked == [["ifeval"], ["arc"]]
     evaluate("--limit", 3)
     kept = json.loads(Path("results/x.json").read_text())["retention"]
     assert list(kept) == list(found["retention"]) == ["ifeval", "arc"]

@@ -4,16 +4,19 @@ from __future__ import annotations
 
 import json
 import random
+import re
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 
+from lit_probsft import evaluation
 from lit_probsft.cli import main
 from lit_probsft.data import ByteTokenizer
 from tests import tiny
 
+PAGE = Path(evaluation.__file__).parent / "README.md"
 SUBSTITUTES = str.maketrans("0123456789", "3706195284")
 
 
@@ -54,13 +57,21 @@ def test_a_model_that_learns_a_task_is_better_at_it_and_compare_is_sure(
     main(FIT)
     assert "test 0.0 -> " in capsys.readouterr().out
 
-    flags = ["--tasks", "Exact:test.jsonl", "--max-new-tokens", "8"]
+    flags = ["--tasks", "Exact:test.jsonl", "--max-new-tokens", "8", "--likelihood"]
     accuracy = {}
     for name, model in (("base", "base"), ("tuned", "runs/tuned")):
         results = main(["evaluate", model, *flags, "--out", f"results/{name}.json"])
         accuracy[name] = results["tasks"]["test"]["accuracy"]["mean"]
     assert accuracy["base"] <= 0.1
     assert accuracy["tuned"] >= 0.8
+
+    # The page on evaluation documents everything in a results file.
+    documented = {*re.findall(r'"(\w+)":', PAGE.read_text().split("results/X.json:\n")[1].split("\n## ")[0])}
+    written = json.loads(Path("results/tuned.json").read_text())
+    task = written["tasks"]["test"]
+    parts = ("settings", "likelihood", "accuracy", "tokens")
+    for part in (written, written["model"], written["settings"], task, *(task[name] for name in parts)):
+        assert part.keys() <= documented
 
     # The command and the run give the same answers.
     during, after = (

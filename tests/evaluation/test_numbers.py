@@ -153,15 +153,19 @@ def test_majority_at_many_samples_is_a_probability_and_prefers_the_frequent() ->
     assert many[-1] == pytest.approx(1)
 
 
-def test_the_standard_error_is_that_of_miller_with_a_correction_for_few_clusters() -> None:
+def test_the_standard_error_is_that_of_miller_corrected_for_few_and_unequal_clusters() -> None:
     generator = np.random.default_rng(0)
-    values, groups = generator.random(40), [str(i) for i in generator.integers(0, 7, 40)]
+    values, groups = generator.random(42), [str(i % 7) for i in range(42)]
     off = values - values.mean()
-    pairs = sum(off[i] * off[j] for i in range(40) for j in range(40) if groups[i] == groups[j])
-    assert clustered_error(values, groups) == (pytest.approx(sqrt(7 / 6 * pairs) / 40), 7)
-    alone = [str(i) for i in range(40)]
-    assert clustered_error(values, alone)[0] == pytest.approx(values.std(ddof=1) / sqrt(40))
-    assert clustered_error(values, ["all"] * 40) == (None, 1)
+    pairs = sum(off[i] * off[j] for i in range(42) for j in range(42) if groups[i] == groups[j])
+    assert clustered_error(values, groups) == (pytest.approx(sqrt(7 / 6 * pairs) / 42), pytest.approx(6))
+    alone = [str(i) for i in range(42)]
+    assert clustered_error(values, alone)[0] == pytest.approx(values.std(ddof=1) / sqrt(42))
+    assert clustered_error(values, ["all"] * 42) == (None, 0)
+    unequal = list("aaaaaaabbcd")
+    effects = [np.array([float(name == cluster) for name in unequal]) for cluster in "abcd"]
+    variance = sum(effect.mean() ** 2 for effect in effects)  # of the mean of independent effects with variance 1
+    assert sum((clustered_error(effect, unequal)[0] or 0) ** 2 for effect in effects) == pytest.approx(variance)
 
 
 @pytest.mark.parametrize("count", [5, 300])

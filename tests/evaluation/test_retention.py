@@ -18,7 +18,7 @@ from tests import tiny
 def test_without_lm_eval_one_error_names_the_extra(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "lm_eval.tasks", None)
     with pytest.raises(UserError, match=r"lm-eval is not installed \(pip install .lit_probsft\[retention\].\)"):
-        retention.measure("tuned", "base", ["toy"])
+        retention.load_tasks(["toy"])
 
 
 def task(folder: Path, name: str, **fields: Any) -> dict[str, Any]:
@@ -58,13 +58,14 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
 @pytest.mark.slow
 def test_differences_are_those_of_the_documents(models: list[str], tmp_path: Path) -> None:
     pytest.importorskip("lm_eval")
-    for name in ("one", "two"):
-        write(tmp_path, name, task(tmp_path, name))
-    group = {"group": "both", "task": ["one", "two"], "aggregate_metric_list": [{"metric": "acc"}]}
-    write(tmp_path, "both", group)
-    toy, both = str(tmp_path / "one.yaml"), "both"
-    options: dict[str, Any] = {"device": "cpu", "include_path": str(tmp_path)}
+    parts = [task(tmp_path, name) for name in ("one", "two")]
+    toy, both = write(tmp_path, "one", parts[0]), "both"
+    write(tmp_path, "two", parts[1])
+    group = write(tmp_path, both, {"group": both, "task": ["one", "two"]})
     base, tuned = models
+    options: dict[str, Any] = {"device": "cpu", "manager": retention.load_tasks([toy, both], str(tmp_path))}
+    with pytest.raises(UserError, match="expected files of single tasks, got .*both.yaml"):
+        retention.load_tasks([group])
     found = retention.measure(tuned, base, [toy, both], **options)
     assert [found[name]["n"] for name in (toy, both)] == [24, 48]
     assert found[toy]["metric"] == "acc"
@@ -95,6 +96,7 @@ def test_what_lm_eval_cannot_run_is_refused_before_a_model_is_loaded(tmp_path: P
         (write(tmp_path, "elsewhere", elsewhere), r"the data of .*elsewhere.yaml is not on this machine, and the hub"),
     ):
         with pytest.raises(UserError, match=message):
-            retention.measure("no/model", "no/base", [name])
+            retention.load_tasks([name])
+    toy = write(tmp_path, "toy", task(tmp_path, "toy"))
     with pytest.raises(UserError, match="lm-eval cannot load .*missing"):
-        retention.measure("no/model", str(tmp_path / "missing"), [write(tmp_path, "toy", task(tmp_path, "toy"))])
+        retention.measure("no/model", str(tmp_path / "missing"), [toy], device="cpu")

@@ -34,6 +34,7 @@ class Question:
         gold: the right answer, as JSON can hold it: a text, or a list of texts that are all right.
         reference: a text that a model which knows the answer would write. Its likelihood is measured.
         choices: texts of the choices by label, for a multiple-choice question.
+        answers: what an answer with each choice says, if it is not the text. Their likelihoods are measured.
         group: the source of the question, where a task has several. Standard errors are clustered by it.
     """
 
@@ -43,6 +44,7 @@ class Question:
     reference: str = ""
     choices: Mapping[str, str] = field(default_factory=dict)
     group: str | None = None
+    answers: Mapping[str, str] = field(default_factory=dict)
 
 
 @dataclass(frozen=True)

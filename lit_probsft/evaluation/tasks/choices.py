@@ -49,8 +49,10 @@ class Choices(Prompted):
         choices = _choices(row, self.choices)
         gold = _label(name_of_label(field_of(row, self.answer, RIGHT, "answer")), choices)
         lines = "\n".join(f"{label}. {text}" for label, text in choices.items())
-        reference = f"\\boxed{{{gold}}}" if "\\boxed" in self.prompt else gold
-        return Question("", self.messages(row, choices=lines), gold, reference, choices)
+        form = "\\boxed{{{}}}" if "\\boxed" in self.prompt else "{}"
+        listed = "{choices}" in self.prompt  # with their labels
+        answers = {label: form.format(label if listed else text) for label, text in choices.items()}
+        return Question("", self.messages(row, choices=lines), gold, answers[gold], choices, answers=answers)
 
     @override
     def grade(self, answer: str, question: Question) -> Grade:

@@ -37,8 +37,9 @@ def test_a_benchmark_asks_and_grades_its_rows(shape: Shape, tmp_path: Path) -> N
         assert all(choice in message["content"] for choice in question.choices.values())
         right = task.grade(question.reference, question)
         assert right.correct, right
-        wrong = next((label for label in question.choices if label != question.gold), "no idea, perhaps 12345")
-        assert not task.grade(question.reference.replace(question.gold, wrong), question).correct
+        answers = {question.gold: question.reference, "": "no idea, perhaps 12345", **question.answers}
+        assert answers[question.gold] == question.reference
+        assert [label for label in answers if task.grade(answers[label], question).correct] == [question.gold]
 
 
 def test_references_end_with_the_answer_that_the_rows_give(tmp_path: Path) -> None:
