@@ -88,13 +88,10 @@ class Task(ABC):
     def source(self) -> dict[str, Any]:
         """The arguments of `Rows` for the task's rows, and `file` if they are one file of the hub's data set.
 
-        Raises:
-            UserError: there is no such file, or the task has no source of its own and none is given.
+        Empty for a task without a source of its own, if none is given.
         """
         options = {"path": self.path, "name": self.name, "split": self.split, "revision": self.revision}
         given = {key: value for key, value in options.items() if value is not None}
-        if self.path is None and not self.hub:
-            raise UserError("path", f"expected the rows of {type(self).__name__}: a file, or a data set on the hub")
         return given if self.path is not None and local_paths(self.path) is not None else {**self.hub, **given}
 
     def load(self) -> Sequence[Mapping[str, Any]]:
@@ -104,6 +101,8 @@ class Task(ABC):
             UserError: they cannot be read.
         """
         source = self.source()
+        if not source:
+            raise UserError("path", f"expected the rows of {type(self).__name__}: a file, or a data set on the hub")
         if (file := source.pop("file", None)) is not None:
             source = {"path": dataset_file(source["path"], file, source.get("revision"))}
         return refuse_broken(Rows(**source).load_with_broken())
