@@ -90,13 +90,13 @@ def test_the_pages_examples_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, "mine", raising=False)
     section = README.split("### Your own task")[1].split("\n## ")[0]
-    rows = re.findall(r"^(\w+\.jsonl), `--tasks ([\w:.]+)`.*?```json\n(.*?)```", section, re.S | re.M)
+    rows = re.findall(r"^\| `(\w+:([\w.]+))` \| `(.*?)` \|", section, re.M)
     ((code,), (names,)) = (re.findall(rf"```{kind}\n(.*?)```", section, re.S) for kind in ("python", "yaml"))
-    for file, _, text in rows:
+    for _, file, text in rows:
         Path(file).write_text(text)
     Path("mine.py").write_text(code)
     Path("tasks.yaml").write_text(names)
-    tasks = tasks_named([*(spec for _, spec, _ in rows), "mine.Words"]) | tasks_named("tasks.yaml")
+    tasks = tasks_named([*(spec for spec, _, _ in rows), "mine.Words"]) | tasks_named("tasks.yaml")
     assert [*tasks] == ["math", "exam", "capitals", "Words", "exam in Swahili"]
     golds = {name: [question.gold for question in task.questions()] for name, task in tasks.items()}
     assert golds == {
