@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -10,6 +11,7 @@ import pytest
 
 from lit_probsft.cli.commands import main
 from lit_probsft.data import ByteTokenizer
+from lit_probsft.errors import UserError
 from lit_probsft.evaluation.models import base_of
 from tests import tiny
 from tests.evaluation.scene import outcome
@@ -37,7 +39,7 @@ def test_a_second_call_only_makes_the_numbers_again(folder: Path, capsys: pytest
     said = capsys.readouterr()
     assert said.out.startswith("task  questions  accuracy")
     assert said.out.splitlines()[1].split()[:2] == ["q", "6"]
-    assert "1 prompts are longer than the model's context and count as wrong" in said.out
+    assert "prompts longer than the model's context, which count as wrong: 1" in said.out
     assert "results/x.json: these numbers; results/x: the answers" in said.out
     assert said.err.startswith("0 of 10 answers\n")
     written = json.loads(Path("results/x.json").read_text())
@@ -66,6 +68,11 @@ def test_forgetting_is_measured_once_and_kept(folder: Path, monkeypatch: pytest.
         calls.append((place, base, tasks, options["limit"]))
         return {task: {"difference": 0.5} for task in tasks}
 
+    monkeypatch.setitem(sys.modules, "lm_eval.tasks", None)
+    with pytest.raises(UserError, match="lm-eval is not installed"):
+        evaluate("--retention", "ifeval", "--base", "b")
+    assert not Path("results").exists()  # said before anything is generated
+    monkeypatch.setattr("lit_probsft.evaluation.retention.check_installed", lambda: None)
     monkeypatch.setattr("lit_probsft.evaluation.retention.measure", measure)
     for tasks in ("ifeval", "ifeval,arc", "ifeval,arc"):
         found = evaluate("--retention", tasks, "--base", "b", "--limit", 3)
