@@ -33,7 +33,7 @@ def run(args: Sequence[str]) -> dict[str, Any]:
         "--tasks", required=True, help="names, such as math500,gsm8k, a file as in Math:mine.jsonl, or tasks.yaml"
     )
     parser.add_argument("--out", required=True, type=Path, metavar="FILE", help="results file, such as results/X.json")
-    parser.add_argument("--overwrite", action="store_true", help="start anew, whatever FILE holds")
+    parser.add_argument("--overwrite", action="store_true", help="replace an earlier evaluation in FILE")
     parser.add_argument("--limit", type=int, metavar="N", help="at most N questions of each task (default: all)")
     parser.add_argument("--data-dir", metavar="FOLDER", help="folder with the rows (default: the hub)")
     parser.add_argument("--paper", action="store_true", help="prompts, sampling and averages of the paper")
