@@ -119,13 +119,10 @@ def _check_flags(flags: Namespace, parser: CommandParser) -> None:
 
 def _base(flags: Namespace) -> str | None:
     from lit_probsft.evaluation.models import base_of
-    from lit_probsft.evaluation.retention import check_installed
 
     base: str | None = flags.base or (None if flags.server_template else base_of(flags.model, flags.revision))
     if base is None and flags.retention:
         raise UserError("--base", f"expected the model before training, which {flags.model!r} does not name; got none")
-    if flags.retention:  # before answers are generated
-        check_installed()
     return base
 
 

@@ -17,15 +17,6 @@ METRICS = ("acc_norm", "prompt_level_strict_acc", "exact_match", "acc")
 """The metric of a task is the first of these that it has, else its first that has a number for each document."""
 
 
-def check_installed() -> None:
-    """Raise a `UserError` if lm-eval is missing."""
-    try:
-        import lm_eval.tasks  # noqa: F401
-    except ImportError as error:
-        problem = f'lm-eval is not installed (pip install "lit_probsft[retention]"): {error}'
-        raise UserError(ARGUMENT, problem) from error
-
-
 def measure(
     model_folder: str,
     base: str,
@@ -60,9 +51,12 @@ def measure(
     Raises:
         UserError: lm-eval is missing or does not know a task, or the data of a task is not available.
     """
-    check_installed()
-    from lm_eval.tasks import TaskManager
-
+    try:
+        from lm_eval.tasks import TaskManager
+    except ImportError as error:
+        raise UserError(
+            ARGUMENT, f'lm-eval is not installed (pip install "lit_probsft[retention]"): {error}'
+        ) from error
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
     manager = TaskManager(include_path=include_path)
     options = {"task_manager": manager, "limit": limit, "apply_chat_template": chat_template, "bootstrap_iters": 0}

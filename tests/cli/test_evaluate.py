@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -11,7 +10,6 @@ import pytest
 
 from lit_probsft.cli.commands import main
 from lit_probsft.data import ByteTokenizer
-from lit_probsft.errors import UserError
 from lit_probsft.evaluation.models import base_of
 from tests import tiny
 from tests.evaluation.scene import outcome
@@ -68,11 +66,6 @@ def test_forgetting_is_measured_once_and_kept(folder: Path, monkeypatch: pytest.
         calls.append((place, base, tasks, options["limit"]))
         return {task: {"difference": 0.5} for task in tasks}
 
-    monkeypatch.setitem(sys.modules, "lm_eval.tasks", None)
-    with pytest.raises(UserError, match="lm-eval is not installed"):
-        evaluate("--retention", "ifeval", "--base", "b")
-    assert not Path("results").exists()  # said before anything is generated
-    monkeypatch.setattr("lit_probsft.evaluation.retention.check_installed", lambda: None)
     monkeypatch.setattr("lit_probsft.evaluation.retention.measure", measure)
     for tasks in ("ifeval", "ifeval,arc", "ifeval,arc"):
         found = evaluate("--retention", tasks, "--base", "b", "--limit", 3)
