@@ -209,8 +209,8 @@ def _difference(pairs: Sequence[_Pair]) -> dict[str, Any]:
 def bootstrap(values: Values, groups: Sequence[str], seed: int = 0) -> Values:
     r"""`RESAMPLES` means of `values`, with its G clusters drawn with replacement, spread by $\sqrt{G / (G - 1)}$.
 
-    Clusters with the same sum and size are drawn together, from a multinomial distribution. Graded answers have few
-    distinct values, so many questions take no longer than a few. If there are too many values, they are rounded.
+    Clusters with the same sum and size are drawn together, from a multinomial distribution: graded answers have few
+    distinct values, so that many questions take no longer than a few. Where there are more, they are rounded for it.
     """
     index = np.unique(groups, return_inverse=True)[1]
     sums = np.bincount(index, values).round(9)

@@ -85,7 +85,7 @@ class _Side:
 
 
 def _changed(before: _Side, after: _Side) -> Iterator[str]:
-    """Questions with less than half of the answers right before and at least half now, and the reverse."""
+    """Questions of which less than half of the answers were right and now at least half are, and the reverse."""
     changes: dict[tuple[str, bool], list[str]] = {}
     for task in [task for task in before.means if task in after.means]:
         old, new = before.means[task], after.means[task]
