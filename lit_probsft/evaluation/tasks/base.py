@@ -88,7 +88,8 @@ class Task(ABC):
     def source(self) -> dict[str, Any]:
         """The arguments of `Rows` for the task's rows, and `file` if they are one file of the hub's data set.
 
-        Empty for a task without a source of its own, if none is given.
+        Raises:
+            UserError: there is no such file.
         """
         options = {"path": self.path, "name": self.name, "split": self.split, "revision": self.revision}
         given = {key: value for key, value in options.items() if value is not None}
