@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import re
 import shlex
@@ -192,7 +193,9 @@ def test_every_command_on_a_page_exists(page: Path) -> None:
 
 
 @every_page
-def test_every_flag_on_a_page_exists(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_every_flag_on_a_page_exists(
+    page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
     monkeypatch.chdir(tmp_path)
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, "mine", raising=False)
@@ -200,12 +203,19 @@ def test_every_flag_on_a_page_exists(page: Path, tmp_path: Path, monkeypatch: py
     flags = [f"fit --config configs/quickstart.yaml {line}" for line in blocks(page) if line.startswith("--")]
     for command in [*flags, *commands(page)]:
         args = shlex.split(command.split("-m lit_probsft ")[-1].replace("configs/", f"{ROOT}/configs/"))
-        if "--help" in args:
-            main(args)
+        named = {word.partition("=")[0] for word in args if word.startswith("--")}
+        if "--help" in named:
+            with contextlib.suppress(SystemExit):
+                main(args)
         elif args[0] in {*TRAINING, "preview", "capability", "divergence"}:
             with pytest.raises(SystemExit) as end:
                 main([*args, "--print_config"])  # parses the whole command and builds nothing
             assert not end.value.code, command
+        elif args[0] in OTHERS and named:
+            capsys.readouterr()
+            with pytest.raises(SystemExit):
+                main([args[0], "--help"])
+            assert named <= {*re.findall(r"--[\w-]+", capsys.readouterr().out)}, command
 
 
 @every_page

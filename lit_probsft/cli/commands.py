@@ -12,8 +12,8 @@ from lit_probsft.parallel.parent import exit_with_launcher
 
 TRAINING = {
     "fit": "fine-tune a model; write checkpoints, metrics and a Hugging Face folder to runs/<name>/",
-    "validate": "evaluate on the validation rows: NLL, mean p and other metrics",
-    "test": "evaluate on the test rows",
+    "validate": "measure NLL, mean p and other metrics on the validation rows",
+    "test": "measure the same on the test rows",
     "predict": "write answers to prompts to runs/<name>/predictions.jsonl",
 }
 """Commands of the LightningCLI, which take `--config` and every flag of the configuration."""
@@ -22,12 +22,12 @@ OTHERS = {
     "configs": "list, show or copy the configurations that come with the package",
     "preview": "show tokenized rows with their masks, and the problems in the data; loads no model",
     "capability": "measure what a model knows of the training rows, and suggest an objective",
+    "evaluate": "grade a model's answers to benchmarks or questions of your own",
+    "compare": "compare results of evaluate: differences, intervals and tests",
+    "report": "write a report on a run: what it learned, what it forgot, which answers and tokens changed",
     "divergence": "compare two models on the rows of a configuration: KL both ways, Jensen-Shannon",
-    "compare": "compare results of evaluate: paired differences, intervals, tests, tables and a picture",
     "chat": "chat with a model from a run, a folder or the hub",
-    "evaluate": "grade a model's answers to benchmarks: accuracy with error bars, resumable",
     "export": "convert a checkpoint to a Hugging Face folder",
-    "report": "write a report on a run: what it learned, what it forgot, which tokens changed",
 }
 """All other commands: each is a file of this folder with a function `run(args)`."""
 

@@ -29,18 +29,22 @@ def run(args: Sequence[str]) -> dict[str, Any]:
         description="Grade a model's answers to benchmarks. The same command continues an evaluation that was stopped.",
     )
     add_model_flags(parser)
-    parser.add_argument("--tasks", required=True, help="names, such as math500,gsm8k, or Math:mine.jsonl")
+    parser.add_argument(
+        "--tasks", required=True, help="names, such as math500,gsm8k, a file as in Math:mine.jsonl, or tasks.yaml"
+    )
     parser.add_argument("--out", required=True, type=Path, metavar="FILE", help="results file, such as results/X.json")
-    parser.add_argument("--n", type=int, default=1, help="answers to each question (default: 1)")
-    parser.add_argument("--temperature", type=float, default=0.0, help="0 is greedy decoding (default: 0)")
-    parser.add_argument("--top-p", type=float, default=1.0, help="nucleus to sample from (default: 1)")
+    parser.add_argument("--overwrite", action="store_true", help="replace an earlier evaluation in FILE")
+    parser.add_argument("--limit", type=int, metavar="N", help="at most N questions of each task (default: all)")
+    parser.add_argument("--data-dir", metavar="FOLDER", help="folder with the rows (default: the hub)")
+    parser.add_argument("--paper", action="store_true", help="prompts, sampling and averages of the paper")
+    parser.add_argument("--n", metavar="N", type=int, default=1, help="answers to each question (default: 1)")
+    parser.add_argument("--temperature", type=float, default=0.0, metavar="T", help="0 is greedy decoding (default: 0)")
+    parser.add_argument("--top-p", type=float, default=1.0, metavar="P", help="nucleus to sample from (default: 1)")
     parser.add_argument(
         "--max-new-tokens", metavar="N", type=int, help="maximum length of an answer (default: that of the task)"
     )
     parser.add_argument("--greedy", action="store_true", help="one more answer to each question, without sampling")
-    parser.add_argument("--seed", type=int, default=0, help="seed for sampling (default: 0)")
-    parser.add_argument("--limit", type=int, metavar="N", help="at most N questions of each task (default: all)")
-    parser.add_argument("--data-dir", metavar="FOLDER", help="folder with the rows (default: the hub)")
+    parser.add_argument("--seed", type=int, default=0, metavar="N", help="seed for sampling (default: 0)")
     parser.add_argument("--likelihood", action="store_true", help="also measure p of the right answers and the choices")
     parser.add_argument(
         "--retention",
@@ -54,16 +58,15 @@ def run(args: Sequence[str]) -> dict[str, Any]:
         default="plain",
         help="`model` keeps the penalties of its generation_config.json (default: plain)",
     )
-    parser.add_argument("--paper", action="store_true", help="prompts, sampling and averages of the paper")
-    parser.add_argument("--devices", type=int, default=1, metavar="N", help="one process on each of N devices")
-    parser.add_argument("--device-map", choices=("auto",), help="spread one model over all GPUs and the CPU")
-    parser.add_argument("--server", metavar="URL", help="ask a server with the OpenAI protocol, such as vLLM")
-    parser.add_argument("--server-model", metavar="NAME", help="name on the server (default: its only model)")
-    parser.add_argument(
+    places = parser.add_argument_group("several devices, or a server")
+    places.add_argument("--devices", type=int, default=1, metavar="N", help="one process on each of N devices")
+    places.add_argument("--device-map", choices=("auto",), help="spread one model over all GPUs and the CPU")
+    places.add_argument("--server", metavar="URL", help="ask a server with the OpenAI protocol, such as vLLM")
+    places.add_argument("--server-model", metavar="NAME", help="name on the server (default: its only model)")
+    places.add_argument(
         "--server-template", action="store_true", help="let the server render the prompts; MODEL is only a name then"
     )
-    parser.add_argument("--api-key", help="for the server")
-    parser.add_argument("--overwrite", action="store_true", help="start anew, whatever FILE holds")
+    places.add_argument("--api-key", metavar="KEY", help="for the server")
     flags = parser.parse_args(args)
     known = tokenizer_options(flags)
     from lit_probsft.evaluation.evaluation import Evaluation
@@ -153,4 +156,4 @@ def _print_table(tasks: Mapping[str, Any]) -> None:
     for row in rows:
         print("  ".join(cell.ljust(width) for cell, width in zip(row, widths, strict=True)).rstrip())
     if too_long := sum(numbers["prompt_too_long"] for numbers in tasks.values()):
-        print(f"{too_long} prompts are longer than the model's context and count as wrong")
+        print(f"prompts longer than the model's context, which count as wrong: {too_long}")

@@ -17,26 +17,27 @@ def add_model_flags(parser: CommandParser) -> None:
     parser.add_argument(
         "model", metavar="MODEL", help="exported folder, folder of a run, checkpoint, adapters, GGUF file, or hub id"
     )
-    parser.add_argument("--system", metavar="TEXT", help="system message of the conversation")
-    parser.add_argument(
+    flags = parser.add_argument_group("the model and its prompts")
+    flags.add_argument("--system", metavar="TEXT", help="system message of the conversation")
+    flags.add_argument(
         "--chat-template",
         metavar="TEMPLATE",
         help="a file or Jinja text, or `plain` for texts without a template (default: the model's own)",
     )
-    parser.add_argument(
+    flags.add_argument(
         "--template-options",
         metavar="MAPPING",
         help="options for the chat template, such as '{enable_thinking: false}' (default: those of training)",
     )
-    parser.add_argument("--device", default="auto", help="cpu, cuda, ... (default: the accelerator, else cpu)")
-    parser.add_argument(
+    flags.add_argument("--device", default="auto", help="cpu, cuda, ... (default: the accelerator, else cpu)")
+    flags.add_argument(
         "--dtype",
         choices=("auto", "float32", "bfloat16", "float16"),
         default="auto",
         help="dtype of the weights (default: bfloat16 on a GPU, else float32)",
     )
-    parser.add_argument("--revision", help="branch, tag or commit on the hub")
-    parser.add_argument("--trust-remote-code", action="store_true", help="run code that comes with the model")
+    flags.add_argument("--revision", help="branch, tag or commit on the hub")
+    flags.add_argument("--trust-remote-code", action="store_true", help="run code that comes with the model")
 
 
 def tokenizer_options(flags: Namespace) -> TokenizerOptions:

@@ -17,7 +17,7 @@ def run(args: Sequence[str]) -> Path:
     """
     parser = CommandParser(
         prog="python -m lit_probsft report",
-        description="Write an HTML report on a run: what it learned, what it forgot, which tokens changed.",
+        description="Write an HTML report on a run: what it learned, what it forgot, which answers and tokens changed.",
     )
     parser.add_argument("run", metavar="RUN", type=Path, help="folder of a run, such as runs/quickstart")
     parser.add_argument("--html", metavar="FILE", type=Path, help="page to write (default: RUN/report.html)")

@@ -68,7 +68,7 @@ def _checked(pending: set[Future[None]], most: int) -> set[Future[None]]:
 
 
 class _Progress:
-    """How many answers are there, tokens per second, and an estimate of what is left, on stderr."""
+    """The number of answers, tokens per second and the time left, on stderr."""
 
     def __init__(self, total: int) -> None:
         from rich.console import Console

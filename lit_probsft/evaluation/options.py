@@ -13,23 +13,23 @@ from lit_probsft.training.intervals import Every
 
 @dataclass(frozen=True)
 class EvaluationOptions:
-    """On which tasks a run evaluates its model, and when.
+    """The tasks that a run evaluates its model on, and when.
 
     The model answers the questions before the first step, at an interval, and after the last step.
 
     Args:
         tasks: names of tasks, such as `gsm8k,math500`, or a list of names and classes; an empty list is none.
-        every: `validation` evaluates at each validation; an integer is optimizer steps between evaluations, a number
-            between 0 and 1 a share of an epoch, `epoch` one epoch.
-        limit: the most questions of each task; None takes all.
+        every: `validation` evaluates at each validation, `epoch` after each epoch, an integer after so many optimizer
+            steps, a number between 0 and 1 after that share of an epoch.
+        limit: at most this many questions of each task; None takes all.
         n: answers to each question, at least 1. More than one needs a temperature.
-        temperature: of sampling; 0 is greedy.
-        top_p: share of the probability mass that is sampled from, above 0 and at most 1.
-        max_new_tokens: the most tokens of an answer; None takes each task's own number.
-        system: a system message, in place of the one that a task may have.
-        seed: of sampling; None is the run's seed.
-        data_dir: a folder with files of the tasks; without it their rows come from the hub.
-        batch_tokens: the most positions in the cache of a batch; None takes the default of the device.
+        temperature: 0 is greedy decoding.
+        top_p: sample from the most probable tokens that hold this share of the mass, above 0 and at most 1.
+        max_new_tokens: maximum length of an answer; None takes each task's own number.
+        system: a system message; it replaces that of the task, if it has one.
+        seed: for sampling; None takes the run's seed.
+        data_dir: a folder with the rows of the tasks; None takes them from the hub.
+        batch_tokens: maximum positions in the cache of a batch; None takes the default of the device.
     """
 
     tasks: str | list[str | dict[str, Any]] | None = None

@@ -90,8 +90,7 @@ def apply_protocols(tasks: Mapping[str, Task], settings: Settings) -> tuple[dict
 def paper_means(tasks: Mapping[str, Mapping[str, Any]]) -> dict[str, float]:
     """The means that the paper prints, where all their parts were measured.
 
-    A mean is over tasks, each of which counts once; a task with groups is the mean of its groups, each of which counts
-    once, whatever its number of questions.
+    A mean counts each task once. A task with groups counts each group once, whatever its number of questions.
 
     Args:
         tasks: the numbers of each task, `tasks` of a results file.

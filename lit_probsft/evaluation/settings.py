@@ -17,18 +17,18 @@ from lit_probsft.parallel.seeds import LARGEST, derived_seed
 
 @dataclass(frozen=True)
 class Settings:
-    """What is asked of a model, whatever the task.
+    """How many answers a model generates, and how, for every task.
 
     Args:
         n: answers to each question, at least 1. More than one needs a temperature.
-        temperature: of sampling; 0 is greedy.
-        top_p: share of the probability mass that is sampled from, above 0 and at most 1.
-        max_new_tokens: the most tokens of an answer; None takes each task's own number.
-        seed: of sampling.
-        system: a system message, in place of the one that a task may have.
-        limit: the most questions of each task, from its first on; None takes all.
+        temperature: 0 is greedy decoding.
+        top_p: sample from the most probable tokens that hold this share of the mass, above 0 and at most 1.
+        max_new_tokens: maximum length of an answer; None takes each task's own number.
+        seed: for sampling.
+        system: a system message; it replaces that of the task, if it has one.
+        limit: at most this many questions of each task, see `chosen`; None takes all.
         greedy: one more answer to each question, without sampling, for the number `greedy`.
-        template_options: further names that the chat template reads.
+        template_options: options for the chat template.
 
     Raises:
         UserError: names the field.
@@ -53,7 +53,7 @@ class Settings:
             raise UserError("n", f"expected 1 with temperature 0, where all answers are equal, got {self.n}")
 
     def draws(self, task: str, question: str) -> list[Draw]:
-        """The answers to draw. Their seeds depend on nothing else, so that more questions or answers change none."""
+        """The answers to draw. A seed depends on nothing else, so more questions or answers change no other."""
         name = int(hashlib.sha256(json.dumps([task, question]).encode()).hexdigest(), 16)
         drawn = [Draw(sample, derived_seed(self.seed, name, sample), self.temperature) for sample in range(self.n)]
         return drawn + [Draw(GREEDY, 0, 0.0)] * bool(self.greedy and self.temperature)

@@ -44,7 +44,7 @@ class Store:
 
     Args:
         out: the results file, `X.json`; the others are in the folder `X`.
-        overwrite: start anew.
+        overwrite: start over.
 
     Raises:
         UserError: `out` cannot be a results file, or is in use by something else or by another process.
@@ -144,7 +144,7 @@ class Store:
 
     def _refuse(self, difference: str) -> None:
         raise UserError(
-            _OUT, f"{self.out} was made {difference}; --overwrite starts anew, another --out keeps both results"
+            _OUT, f"{self.out} was made {difference}; --overwrite starts over, another --out keeps both results"
         )
 
     def _read_answers(self, stale: set[tuple[str, str]], grade_again: Callable[[Row], Row]) -> None:

@@ -37,7 +37,7 @@ def test_a_second_call_only_makes_the_numbers_again(folder: Path, capsys: pytest
     said = capsys.readouterr()
     assert said.out.startswith("task  questions  accuracy")
     assert said.out.splitlines()[1].split()[:2] == ["q", "6"]
-    assert "1 prompts are longer than the model's context and count as wrong" in said.out
+    assert "prompts longer than the model's context, which count as wrong: 1" in said.out
     assert "results/x.json: these numbers; results/x: the answers" in said.out
     assert said.err.startswith("0 of 10 answers\n")
     written = json.loads(Path("results/x.json").read_text())

@@ -6,7 +6,7 @@ import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any
 
 from lit_probsft.evaluation.evaluation import Evaluation, key_of
 from lit_probsft.evaluation.generation.requests import Answer, Backend, Request
@@ -22,7 +22,6 @@ from lit_probsft.evaluation.tasks.base import Question, Task
 class Sums(Task):
     """Additions modulo 3, so that a third of random answers is right."""
 
-    hub: ClassVar[Mapping[str, str]] = {"path": "sums"}
     count: int = 5
     shift: int = 1
     words: str = "{} plus?"

@@ -83,7 +83,7 @@ def test_twenty_kills_change_no_number(server: Server, folder: Path, seconds: fl
             run.kill()
             kills += 1
             stored.append(predictions.read_bytes().count(b"\n") if predictions.exists() else 0)
-        else:  # it was done before the kill: start anew
+        else:  # it was done before the kill: start over
             assert run.status == 0, run.output
             assert outcome(results(folder, "killed")) == outcome(results(folder, "whole"))
             for path in ("killed.json", "killed/predictions.jsonl"):

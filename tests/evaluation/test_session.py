@@ -172,7 +172,7 @@ def test_other_settings_are_refused_until_overwritten(out: Path, change: dict[st
     before = {path: path.read_bytes() for path in out.with_suffix("").iterdir()}
     with pytest.raises(UserError) as caught:
         measure(out, **change)
-    assert str(caught.value).startswith(f"--out: {out} was made {message}; --overwrite starts anew")
+    assert str(caught.value).startswith(f"--out: {out} was made {message}; --overwrite starts over")
     assert {path: path.read_bytes() for path in out.with_suffix("").iterdir()} == before
     backend = Random()
     measure(out, backend, **change, overwrite=True)

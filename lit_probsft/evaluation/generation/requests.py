@@ -19,7 +19,7 @@ class Draw:
 
     Attributes:
         sample: its number among the answers to the prompt, or `GREEDY`.
-        seed: of sampling. The same prompt, seed and temperature give the same answer, whatever else is asked.
+        seed: for sampling. The same prompt, seed and temperature give the same answer in any batch.
         temperature: 0 is greedy.
     """
 

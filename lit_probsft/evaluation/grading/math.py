@@ -16,14 +16,14 @@ _SECONDS = 5.0
 
 
 def grade_math(answer: str, gold: str | Sequence[str], *, tolerance: float = 0.0) -> Grade:
-    r"""Whether the answer in a model's text equals the gold one. Never raises, whatever the texts are.
+    r"""Whether the answer in a model's text equals the gold one. Never raises.
 
-    README.md of this folder says where the answer is looked for and what counts as equal.
+    README.md in this folder says where it looks for the answer and what counts as equal.
 
     Args:
         answer: the model's text.
-        gold: the right answer, in LaTeX or plain text, or several, any of which is right. Values that are all wanted
-            are one gold, such as `1,2` or `\{1,2\}`.
+        gold: the right answer, in LaTeX or plain text, or a list, where any is right. Several values that are all
+            required are one gold, such as `1,2` or `\{1,2\}`.
         tolerance: the largest difference from a gold number that is still right.
     """
     text = None

@@ -1,4 +1,4 @@
-"""Values of a row whose column has one name here and another there, as texts."""
+"""Reads values of a row whose column has different names in different data sets."""
 
 from __future__ import annotations
 

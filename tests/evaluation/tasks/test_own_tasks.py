@@ -14,6 +14,9 @@ from hypothesis import strategies as st
 
 import lit_probsft.evaluation
 from lit_probsft import UserError
+from lit_probsft.evaluation.evaluation import Evaluation
+from lit_probsft.evaluation.generation.requests import Answer
+from lit_probsft.evaluation.settings import Settings
 from lit_probsft.evaluation.tasks import Choices, Math, tasks_named
 from lit_probsft.evaluation.tasks.exact import Exact
 from lit_probsft.evaluation.tasks.subset import chosen
@@ -99,13 +102,13 @@ def test_the_pages_examples_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.delitem(sys.modules, "mine", raising=False)
     section = README.split("### Your own task")[1].split("\n## ")[0]
-    rows = re.findall(r"^(\w+\.jsonl), `--tasks ([\w:.]+)`.*?```json\n(.*?)```", section, re.S | re.M)
+    rows = re.findall(r"^\| `(\w+:([\w.]+))` \| `(.*?)` \|", section, re.M)
     ((code,), (names,)) = (re.findall(rf"```{kind}\n(.*?)```", section, re.S) for kind in ("python", "yaml"))
-    for file, _, text in rows:
+    for _, file, text in rows:
         Path(file).write_text(text)
     Path("mine.py").write_text(code)
     Path("tasks.yaml").write_text(names)
-    tasks = tasks_named([*(spec for _, spec, _ in rows), "mine.Words"]) | tasks_named("tasks.yaml")
+    tasks = tasks_named([*(spec for spec, _, _ in rows), "mine.Words"]) | tasks_named("tasks.yaml")
     assert [*tasks] == ["math", "exam", "capitals", "Words", "exam in Swahili"]
     golds = {name: [question.gold for question in task.questions()] for name, task in tasks.items()}
     assert golds == {
@@ -115,11 +118,11 @@ def test_the_pages_examples_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
         "Words": ["desserts", "reward", "evil"],
         "exam in Swahili": ["B"],
     }
-    for task in tasks.values():
-        for question in task.questions():
-            answer = question.reference or question.gold
-            assert task.grade(answer, question).correct
-            assert not task.grade("It is 9, or D.", question).correct
+    evaluation = Evaluation(tasks, Settings(), None, None)
+    asked = [question for questions in evaluation.questions.values() for question in questions]
+    for answers, accuracy in (([each.reference or each.gold for each in asked], 1), (["It is 9, or D."] * 7, 0)):
+        rows = [evaluation.grade(Answer(index, 0, text, 1, "stop")) for index, text in enumerate(answers)]
+        assert {of["accuracy"]["mean"] for of in evaluation.numbers(rows).values()} == {accuracy}
     (swahili,) = tasks["exam in Swahili"].questions()
     assert swahili.messages[0]["content"].startswith("Swali: Which is a noble gas?\nA. oxygen\n")
     # also as users leave out the file
