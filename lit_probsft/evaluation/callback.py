@@ -5,9 +5,11 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import json
+import time
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +25,6 @@ from lit_probsft.evaluation.evaluation import Evaluation
 from lit_probsft.evaluation.generation.local import LocalBackend
 from lit_probsft.evaluation.options import EvaluationOptions
 from lit_probsft.evaluation.tasks.registry import tasks_named
-from lit_probsft.model.modes import evaluation_mode
 from lit_probsft.parallel.strategies import sharding_of
 from lit_probsft.run.record import RunRecord
 from lit_probsft.run.timer import RunTimer
@@ -39,6 +40,8 @@ from lit_probsft.training.trainer_state import has_validation, run_ends, validat
 _NOT_SCORES = ("accuracy_se", "cut_off", "no_answer", "tokens")
 _OF_QUESTIONS = ("grades", "values", "groups")
 """Numbers of single questions, which are not kept: the answers are."""
+_LINE_SECONDS = 30.0
+"""Between two lines of progress."""
 
 
 class Questions(Callback):
@@ -100,6 +103,7 @@ class TrainingEvaluation(Questions, StepEnd):
     def __init__(self, options: EvaluationOptions, record: RunRecord, timer: RunTimer, best: str = VAL_NLL) -> None:
         super().__init__(options, best)
         self._record, self._timer, self._of = record, timer, ""
+        self._backend: LocalBackend | None = None
         self._unwritten: dict[int, list[dict[str, Any]]] = {}  # until the run folder is claimed
         self._first: dict[str, Any] | None = None
         self._last: dict[str, Any] | None = None
@@ -157,7 +161,6 @@ class TrainingEvaluation(Questions, StepEnd):
     @override
     def on_train_end(self, trainer: L.Trainer, pl_module: L.LightningModule) -> None:
         self._evaluate(trainer, pl_module)  # early stopping ends a run after `on_step_end`
-        self._write_rows()
 
     # --- what
 
@@ -185,6 +188,7 @@ class TrainingEvaluation(Questions, StepEnd):
             logger.save()
         if trainer.is_global_zero:
             self._unwritten[self.step] = rows
+        self._write_rows()  # before the checkpoint, after which this evaluation is not repeated
         self._note()
         accuracies = ", ".join(f"{task} {100 * of['accuracy']['mean']:.1f} %" for task, of in kept.items())
         rank_zero_info(f"evaluation {when}: {accuracies}")
@@ -193,22 +197,28 @@ class TrainingEvaluation(Questions, StepEnd):
         """The graded answers of all ranks: questions that are too long, then the others in their order."""
         evaluation, world = self.evaluation, trainer.world_size
         autocast = trainer.precision_plugin.forward_context() if "mixed" in str(trainer.precision) else None
+        self._backend = self._backend or LocalBackend(
+            module.model,
+            datamodule_of(trainer).tokenizer,
+            top_p=self.options.top_p,
+            synced=world > 1 and sharding_of(trainer.strategy) is not None,
+            batch_tokens=self.options.batch_tokens,
+        )
+        requests = evaluation.requests[trainer.global_rank :: world]
+        mine, asked = [], sum(len(request.draws) for request in requests)
+        began = said = time.monotonic()
         with (
             isolate_rng(),
             torch.inference_mode(False),  # training must be able to use what the model keeps, such as rotary tables
-            torch.no_grad(),
-            evaluation_mode(module.model),
             autocast or contextlib.nullcontext(),
         ):
-            backend = LocalBackend(
-                module.model,
-                datamodule_of(trainer).tokenizer,
-                top_p=self.options.top_p,
-                synced=world > 1 and sharding_of(trainer.strategy) is not None,
-                batch_tokens=self.options.batch_tokens,
-            )
-            answers = [*backend.answer(evaluation.requests[trainer.global_rank :: world])]
-        mine = [(answer.index, answer.sample, evaluation.grade(answer)) for answer in answers]
+            for answer in self._backend.answer(requests):
+                mine.append((answer.index, answer.sample, evaluation.grade(answer)))
+                if (now := time.monotonic()) - said > _LINE_SECONDS:
+                    said, left = now, timedelta(seconds=round((now - began) * (asked / len(mine) - 1)))
+                    rank_zero_info(f"evaluation: {len(mine)} of {asked} answers, about {left} left")
+        if torch.accelerator.is_available():
+            torch.accelerator.empty_cache()  # libraries such as NCCL allocate memory of their own
         graded = sorted((each for part in gather_objects(mine) for each in part), key=lambda each: each[:2])
         return [*evaluation.too_long, *(row for *_, row in graded)]
 

@@ -135,10 +135,9 @@ class RunFolder:
                 tidy(folder)
             if not resume:
                 files = (self.config, self.record, self.metrics, self.skipped, self.divergence)
-                answers = (self.predictions, self.alpaca_eval, self.evalplus)
+                answers = (self.predictions, self.alpaca_eval, self.evalplus, self.evaluation)
                 for path in (*files, *answers, self.tokens, self.report, self.checkpoints, self.hf, self.hf_steps):
                     remove(path)
-                remove(self.evaluation)
 
     def lock_existing(self) -> None:
         """Lock the folder of a run that exists, before anything in it is read.

@@ -667,6 +667,7 @@ EVALUATING = [
     Mistake('a number for a task', '--evaluation.tasks [3]'),
     Mistake('questions longer than the model', '--evaluation.tasks Exact:q.jsonl', files={'q.jsonl': '{"question": "' + 'a' * 300 + '", "answer": "2"}\n'}),
     Mistake('a template that refuses a system message', """--evaluation.tasks Exact:q.jsonl --evaluation.system Hm --data.chat_template "{% for m in messages %}{% if m.role == 'system' %}{{ raise_exception('no system') }}{% endif %}<|{{ m.role }}|>{{ m.content }}<|im_end|>{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}" """, files=QUESTIONS),
+    Mistake('a template that leaves out the system message', """--evaluation.tasks Exact:q.jsonl --evaluation.system Hm --data.chat_template "{% for m in messages %}{% if m.role == 'system' %}{% else %}<|{{ m.role }}|>{{ m.content }}<|im_end|>{% endif %}{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}" """, files=QUESTIONS),
     Mistake('the best by another metric', '--checkpoints.best val/mean_p'),
     Mistake('the best by a task without evaluation', '--checkpoints.best eval/gsm8k/accuracy'),
     Mistake('the best by a task that is not evaluated', '--evaluation.tasks Exact:q.jsonl --checkpoints.best eval/gsm8k/accuracy', files=QUESTIONS),

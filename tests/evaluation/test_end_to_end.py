@@ -21,8 +21,8 @@ SUBSTITUTES = str.maketrans("0123456789", "3706195284")
 
 
 def write_numbers(path: Path, numbers: list[str]) -> None:
-    """The task: replace each digit by another, always the same."""
-    rows = [{"question": number, "answer": number.translate(SUBSTITUTES)} for number in numbers]
+    """The task: the substitute of the last digit."""
+    rows = [{"question": number, "answer": number[-1].translate(SUBSTITUTES)} for number in numbers]
     path.write_text("".join(json.dumps(row) + "\n" for row in rows))
 
 
@@ -38,9 +38,9 @@ def save_base() -> None:
 FIT = [
     "fit", "--name=tuned", "--model.model=base", "--model.objective=NLL", "--model.optimizer.lr=0.01",
     "--data.train=train.jsonl", "--data.train.prompt=question", "--data.train.response=answer",
-    "--data.batch_size=32", "--trainer.max_steps=90", "--trainer.accelerator=cpu",
+    "--data.batch_size=64", "--trainer.max_steps=36", "--trainer.accelerator=cpu",
     "--trainer.enable_progress_bar=false", "--evaluation.tasks=Exact:test.jsonl",
-    "--evaluation.limit=20", "--evaluation.max_new_tokens=8",
+    "--evaluation.limit=20", "--evaluation.max_new_tokens=4",
 ]  # fmt: skip
 
 
@@ -57,7 +57,7 @@ def test_a_model_that_learns_a_task_is_better_at_it_and_compare_is_sure(
     main(FIT)
     assert "test 0.0 -> " in capsys.readouterr().out
 
-    flags = ["--tasks", "Exact:test.jsonl", "--max-new-tokens", "8", "--likelihood"]
+    flags = ["--tasks", "Exact:test.jsonl", "--max-new-tokens", "4", "--likelihood"]
     accuracy = {}
     for name, model in (("base", "base"), ("tuned", "runs/tuned")):
         results = main(["evaluate", model, *flags, "--out", f"results/{name}.json"])
@@ -76,7 +76,7 @@ def test_a_model_that_learns_a_task_is_better_at_it_and_compare_is_sure(
     # The command and the run give the same answers.
     during, after = (
         {row["question"]: row["text"] for row in map(json.loads, Path(path).read_text().splitlines())}
-        for path in ("runs/tuned/evaluation/step-00000090.jsonl", "results/tuned/predictions.jsonl")
+        for path in ("runs/tuned/evaluation/step-00000036.jsonl", "results/tuned/predictions.jsonl")
     )
     assert len(during) == 20
     assert during.items() <= after.items()

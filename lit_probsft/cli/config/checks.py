@@ -113,8 +113,7 @@ def check_callbacks(callbacks: Sequence[Any]) -> None:
     if any(isinstance(callback, ModelCheckpoint) for callback in callbacks):
         raise UserError(
             "trainer.callbacks",
-            "expected no ModelCheckpoint: --checkpoints.save_every, keep_last and export decide what is kept, "
-            "including the best by val/nll",
+            "expected no ModelCheckpoint: --checkpoints.save_every, keep_last, best and export decide what is kept",
         )
 
 

@@ -34,6 +34,7 @@ from lit_probsft.data.tokens.history import FindTurns, History, exact_turns, spl
 from lit_probsft.data.tokens.prompts import describe_prompt
 from lit_probsft.data.tokens.reasoning import drop_reasoning, exclude_reasoning, mask_reasoning
 from lit_probsft.data.tokens.rendering import Renderer, Span, adds_bos, chosen_template, highlight
+from lit_probsft.data.tokens.turn_checks import check_context
 from lit_probsft.data.tokens.turns import ends_with_special, render_and_find_turns
 from lit_probsft.errors import UserError
 
@@ -171,6 +172,7 @@ def tokenize_prompt(
         if rewritten_history == "split":
             cuts = exact_turns(find_turns, prompt, cuts)
         text, spans = find_turns(prompt, cuts, generation_prompt=True)
+        check_context(text, prompt)
         if options.get("reasoning") == "mask":
             spans = exclude_reasoning(text, spans)
         return encode_spans(tokenizer, text, spans, prepared.quoted)[0]

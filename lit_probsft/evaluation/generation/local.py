@@ -43,7 +43,7 @@ class LocalBackend(Backend):
         synced: the model is sharded over the ranks of the default process group, and every rank calls `answer` at the
             same time, with requests of its own. All ranks then run the same number of forward passes.
         batch_tokens: the most positions in the cache of a batch, unless a single row is longer. By default 16384 on a
-            CPU, else 262144.
+            CPU, 65536 with `synced`, where no rank can recover from running out of memory, else 262144.
         batch_rows: the most rows of a batch. By default 32 on a CPU, else 512.
     """
 
@@ -63,7 +63,7 @@ class LocalBackend(Backend):
         if self.device.type == "meta":  # offloaded; the model moves its inputs itself
             self.device = torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
         on_cpu = self.device.type == "cpu"
-        self.batch_tokens = batch_tokens or (2**14 if on_cpu else 2**18)
+        self.batch_tokens = batch_tokens or (2**14 if on_cpu else 2**16 if synced else 2**18)
         self.batch_rows = batch_rows or (32 if on_cpu else 512)
         ends = [tokenizer.eos_token_id, end_of_turn_id(tokenizer)]
         self.stops = sorted({*stop_tokens(model), *(end for end in ends if end is not None)})

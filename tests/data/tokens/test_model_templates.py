@@ -192,12 +192,13 @@ def test_control_tokens_in_a_call_are_ordinary_text_and_refused_if_kept():
         supervised("qwen_2_5", messages, special_tokens_in_text="keep")
 
 
-def test_a_template_that_leaves_out_the_system_turn_is_refused():
+@pytest.mark.parametrize("tokenize", [tokenize_conversation, tokenize_prompt])
+def test_a_template_that_leaves_out_the_system_turn_is_refused(tokenize):
     silent = FAMILIES["chatml"][0].replace("for m in messages", "for m in messages if m.role != 'system'")
     with pytest.raises(
         UserError, match=r"^chat_template: the template leaves out or changes turn 0 \(system\), 'Speak up.'"
     ):
-        tokenize_conversation(tokenizer_of("chatml"), SYSTEM, chat_template=silent)
+        tokenize(tokenizer_of("chatml"), SYSTEM, chat_template=silent)
 
 
 def test_generation_marks_select_turns_when_there_is_one_per_turn():
