@@ -264,5 +264,11 @@ SYMBOLIC = [
     ("y'+y=0", "y+y'=0", True),
     ("y'+y=0", "y''+y=0", False),
     (r"\frac{d x}{d t}=k x", r"\frac{d x}{d t}-k x=0", True),
+    ("2^{2023}-1", "2^{2023}", False),
+    ("2^{2023}-1", r"2 \cdot 2^{2022}-1", True),
+    (r"1-\frac{1}{2024!}", r"1-\frac{1}{2023!}", False),
+    (r"\frac{1}{2^{500}}", r"\frac{1}{2^{500}-1}", False),
+    (r"\sqrt[3]{-8}", "-2", True),
+    (r"\lfloor x\rfloor", "x", False),
 ]
 """Answers in a box that are compared with sympy."""
