@@ -1,6 +1,6 @@
 r"""Grades the answer to a multiple-choice question.
 
-An answer states its choice in the first of these ways that it uses:
+An answer states its choice, after its thinking, in the first of these ways that it uses:
 
 1. `\boxed{B}`, `<answer>B</answer>`, "the answer is B", "Answer: (B) aspirin", "I choose B" or "B is correct". The
    last such statement counts.
@@ -19,6 +19,7 @@ import re
 from collections.abc import Mapping
 from functools import lru_cache
 
+from lit_probsft.evaluation.grading.extraction import after_thinking
 from lit_probsft.evaluation.grading.grade import Grade
 
 NO_CHOICE = ""
@@ -59,7 +60,7 @@ def grade_choice(answer: str, gold: str, choices: Mapping[str, str], *, last_nam
             one that it states.
     """
     reader = _reader(tuple((str(label).strip(), str(text)) for label, text in choices.items()))
-    found = reader.last_named(answer) if last_named else reader.stated(_plain(answer))
+    found = reader.last_named(answer) if last_named else reader.stated(_plain(after_thinking(answer) or ""))
     if not found:
         return Grade(False, None, "no answer" if found is None else "names no choice, or several")
     correct = found == str(gold).strip() or found == reader.labels.get(str(gold).strip().casefold())

@@ -2,12 +2,12 @@
 
 The first rule that applies decides:
 
-1. After `</think>` only the rest counts; a `<think>` that never ends has no answer.
+1. Only what follows the thinking counts; a `<think>` that never ends has no answer.
 2. The last box that is not empty, `\\boxed{...}` or `\\fbox{...}`. If its braces never close, the text was cut off and
    has no answer.
-3. What follows the last `<answer>`, "The answer is", "Answer:", "Final Answer" or `####` (on a line without words,
-   since others are headings): mathematics, or the rest of the sentence.
-4. A short text of one line, as a whole.
+3. What follows the last `<answer>`, "The answer is", "Answer:", "Final Answer" or `####` (on a line with at most a
+   unit, since others are headings): mathematics, or the rest of the sentence. "Not 5" or "at least 5" is the whole.
+4. A short text of one line, as a whole, unless it is a sentence with a number.
 5. The last mathematics or number of the last paragraph; in a chain of equations, the last side.
 """
 
@@ -19,7 +19,7 @@ _BRACE = re.compile(r"\\.|[{}]", re.DOTALL)
 _BOX = re.compile(r"\\(?:boxed|fbox)(?![A-Za-z])")
 _BOX_START = re.compile(r"\s*(\{|[-+\\\d][^\s{}$]*|[A-Za-z](?![A-Za-z]))")
 _MARK = re.compile(
-    r"####(?=[^A-Za-z\n#]*(?:\n|$))|<answer>"
+    r"####(?=[^A-Za-z\n#]*(?:(?<=\d )[a-z]+[ .]*)?(?:\n|$))|<answer>"
     r"|\banswers?\b(?: to [^.:\n]{0,80})?[*_ ]{0,4}(?:is|are|would be|[:：=])(?!\w)"
     r"|\bfinal answer\b[*_# ]{0,4}\n|答案(?:是|为|[:：])",
     re.IGNORECASE,
@@ -27,16 +27,20 @@ _MARK = re.compile(
 _MATH = re.compile(r"\$\$([^$]+)\$\$|(?<!\\)\$((?:\\.|[^$\\\n])+)\$|\\\[(.+?)\\\]|\\\((.+?)\\\)", re.DOTALL)
 _NUMBER = re.compile(r"(?<![\w.)])-?[$€£]?(?:\d[\d,]*(?:\.\d+)?|\.\d+)(?:[eE][+-]?\d+|/\d+)?(?:\s*\\?%)?")
 _REST = re.compile(r"[,;]?\s+(?:because|since|as|so|which|where|when|if|for|i hope)\s", re.IGNORECASE)
+_HEDGE = re.compile(
+    r"\b(?:not|never|between|at (?:least|most)|(?:more|less|fewer|greater|smaller|larger|higher|lower) than)\b",
+    re.IGNORECASE,
+)
+_SENTENCE = re.compile(r"(?:[A-Za-z]{2,} ){2}.*\d")
 _SENTENCE_END = re.compile(r"\n|[.!?](?=\s|$)|。")
 _LONGEST = 4000
 
 
 def find_answer(text: str) -> tuple[str | None, str]:
     """The answer in a text of any length, by the rules above; without one, None and the reason."""
-    if "</think>" in text:
-        text = text.rpartition("</think>")[2]
-    elif "<think>" in text:
+    if (rest := after_thinking(text)) is None:
         return None, "no answer: the text ends while thinking"
+    text = rest
     for box in reversed(list(_BOX.finditer(text))):
         content = _box_content(text, box.end())
         if content is None:
@@ -48,9 +52,16 @@ def find_answer(text: str) -> tuple[str | None, str]:
         end = marks[-1].end()
         return _after_mark(tail[end : end + _LONGEST]) or None, "no answer: nothing follows the last mark"
     tail = tail[-_LONGEST:].strip()
-    if "\n" not in tail and len(re.findall(r"(?<![\\A-Za-z])[A-Za-z]{2,}", tail)) < 4:
+    short = "\n" not in tail and len(re.findall(r"(?<![\\A-Za-z])[A-Za-z]{2,}", tail)) < 4
+    if short and (_HEDGE.search(tail) or not _SENTENCE.match(tail)):
         return tail.strip("* ") or None, "no answer"
     return _last_mathematics(re.split(r"\n\s*\n", tail)[-1]) or None, "no answer"
+
+
+def after_thinking(text: str) -> str | None:
+    """What follows `</think>`, or the whole text; None if it ends while thinking."""
+    text = text.rpartition("</think>")[2]
+    return None if "<think>" in text else text
 
 
 def _box_content(text: str, start: int) -> str | None:
@@ -78,6 +89,8 @@ def _after_mark(text: str) -> str:
     sentence = text[: end.start()] if end else text
     reason = _REST.search(sentence)
     sentence = (sentence[: reason.start()] if reason else sentence).strip()
+    if _HEDGE.match(sentence):
+        return sentence
     spans = list(_MATH.finditer(sentence))
     if spans:
         percent = re.match(r"\s*\\?%", sentence[spans[-1].end() :])

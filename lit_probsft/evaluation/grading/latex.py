@@ -35,7 +35,7 @@ _SAME = {
     "lt": "<", "gt": ">",
     "dots": "ldots", "cdots": "ldots", "dotsc": "ldots", "dotsb": "ldots", "varnothing": "emptyset",
     "simeq": "approx", "doteq": "approx", "varepsilon": "epsilon", "varphi": "phi", "lvert": "|",
-    "rvert": "|", "vert": "|",
+    "rvert": "|", "vert": "|", "langle": "(", "rangle": ")",
     "lbrack": "[", "rbrack": "]", "lparen": "(", "rparen": ")", "lbrace": r"\{", "rbrace": r"\}", "degrees": "degree",
     "bmatrix": "pmatrix", "div": "/", "colon": ":", "infin": "infty", "lg": "log_{10}",
 }  # fmt: skip
@@ -112,6 +112,8 @@ def normalize(text: str) -> str:
         text = pattern.sub(replacement, text)
     text = _braced_parentheses(_braced_arguments(text))
     text = re.sub(r"\s+", " ", text).strip().strip(",;:").strip()
+    while text.startswith("{") and closing(text, 0) == len(text) - 1:
+        text = text[1:-1].strip()
     return re.sub(r"(?<!\\)[.。]+$", "", text).strip()
 
 

@@ -192,6 +192,16 @@ PLAIN = [
     (r"1\text{ km}", "1", True),
     (r"20\%", "20", True),
     ("10^{400}", "10^{401}", False),
+    (r"5 \text{ km}", r"5 \text{ m}", False),
+    (r"60 \text{ minutes}", "1 hour", True),
+    (r"3 \text{ p.m.}", r"3 \text{ a.m.}", False),
+    ("3 dollars", "3 cents", False),
+    ("5", r"5 \text{ or more}", False),
+    ("5", "5 squared", False),
+    ("5", "{5}", True),
+    ("(x,y)=(1,2)", "(1,2)", True),
+    (r"\langle 1,2\rangle", "(1,2)", True),
+    ("12", "-x=12", False),
 ]
 """Answers in a box that are compared without sympy."""
 

@@ -36,6 +36,11 @@ def test_the_last_statement_counts(first: str, last: str) -> None:
             assert grade_choice(statement.format(first) + other.format(last), last, TEN).correct
 
 
+def test_thinking_states_nothing() -> None:
+    assert grade_choice("<think>The answer is A.\nB\nC</think>(B)", "B", FOUR).correct
+    assert grade_choice("<think>The answer is A.", "A", FOUR).extracted is None
+
+
 def test_labels_may_be_small_letters_numbers_and_several_characters() -> None:
     assert grade_choice("The answer is b.", "b", {"a": "x y", "b": "y z"}).correct
     assert grade_choice("The answer is 2.", "2", {"1": "x y", "2": "y z"}).extracted == "2"
