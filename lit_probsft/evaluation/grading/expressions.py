@@ -36,8 +36,9 @@ class Unreadable(ValueError):
 
 
 def _power(base: Any, exponent: Any) -> Any:
-    if base and abs(exponent) * abs(mpmath.log10(base)) > _LARGEST:
-        raise Unreadable("power")
+    with mpmath.workdps(15):
+        if base and abs(exponent) * abs(mpmath.log10(base)) > _LARGEST:
+            raise Unreadable("power")
     return mpmath.power(base, exponent)
 
 

@@ -72,7 +72,7 @@ _NUMBER = re.compile(
     r"|(?P<whole>\d+)(?: ?\\frac\{(?P<mixed_top>\d+)\}\{(?P<mixed_bottom>\d+)\}| (?P<n>\d+)/(?P<d>\d+))"
     rf"|(?:\\frac\{{ ?(?P<top>-?{_DECIMAL}) ?\}}\{{ ?(?P<bottom>-?{_DECIMAL}) ?\}}"
     rf"|(?P<decimal>{_DECIMAL})(?: ?/ ?(?P<over>-?{_DECIMAL}))?)"
-    r"(?: ?\\cdot ?10\^\{ ?(?P<power>-?\d{1,4}) ?\})?|10\^\{ ?(?P<ten>-?\d{1,4}) ?\})"
+    r"(?: ?\\cdot ?10\^\{ ?(?P<power>-?\d{1,3}) ?\})?|10\^\{ ?(?P<ten>-?\d{1,3}) ?\})"
 )
 _THOUSANDS = re.compile(r"(?<![\d,.])[1-9]\d{0,2}(?:,\d{3})+(?!\d|,\d)")
 _LIST = re.compile(r"[,;]|(?<=[\s,])(?:and|or)(?=\s)")
