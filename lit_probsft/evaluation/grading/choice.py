@@ -46,7 +46,10 @@ _END = r"(?=[\"'”’)\]]*(?:\s*(?:[,;:!?)\]}<>\n—–]|\.(?!\d)|-\s|$)|\s+(?:
 _DENIED = r"(?![)\]\"']*\s+(?:is|was|would be)(?:n['’]t|\s+(?:not|never|wrong|false|un|in(?=[a-z]{4}))))"
 _AFTER_TEXT = r"(?=[,;:!?)—–]|\.(?!\d)|$|\s(?:because|since|due|is|as|in|for|which|that|with|by|to)\b)"
 _NONE = re.compile(r"[A-Z]\b(?!\s+[a-z]|['’^+=-])|(?i:none|neither|both|all)\b")
-_IS_RIGHT = r"\s+(?:is|must be|would be)\s+(?:the\s+|clearly\s+|most\s+|best\s+)*(?:correct|right|appropriate|answer|likely|choice|option)\b"
+_IS_RIGHT = (
+    r"\s+(?:is|must be|would be)\s+(?:the\s+|clearly\s+|most\s+|best\s+)*"
+    r"(?:correct|right|appropriate|answer|likely|choice|option)\b"
+)
 
 
 def grade_choice(answer: str, gold: str, choices: Mapping[str, str], *, last_named: bool = False) -> Grade:

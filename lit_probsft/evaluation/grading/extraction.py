@@ -1,15 +1,4 @@
-"""Finds the answer in a text.
-
-The first rule that applies decides:
-
-1. Only what follows the thinking counts; a `<think>` that never ends has no answer.
-2. The last box that is not empty, `\\boxed{...}` or `\\fbox{...}`. If its braces never close, the text was cut off and
-   has no answer.
-3. What follows the last `<answer>`, "The answer is", "Answer:", "Final Answer" or `####` (on a line with at most a
-   unit, since others are headings): mathematics, or the rest of the sentence. "Not 5" or "at least 5" is the whole.
-4. A short text of one line, as a whole, unless it is a sentence with a number.
-5. The last mathematics or number of the last paragraph; in a chain of equations, the last side.
-"""
+"""Finds the answer in a text. README.md lists the rules; the first that applies decides."""
 
 from __future__ import annotations
 
@@ -37,7 +26,7 @@ _LONGEST = 4000
 
 
 def find_answer(text: str) -> tuple[str | None, str]:
-    """The answer in a text of any length, by the rules above; without one, None and the reason."""
+    """The answer in a text of any length, by the rules in README.md; without one, None and the reason."""
     if (rest := after_thinking(text)) is None:
         return None, "no answer: the text ends while thinking"
     text = rest

@@ -27,9 +27,9 @@ def grade_exact(
         text = "".join(text.split()) if ignore_whitespace else text.strip()
         return text.casefold() if ignore_case else text
 
-    answer = (after_thinking(answer) or "").strip()
-    extracted = answer or None
-    correct = normal(answer) in [normal(text) for text in ([gold] if isinstance(gold, str) else gold)]
+    rest = after_thinking(answer)
+    extracted = (rest or "").strip() or None
+    correct = rest is not None and normal(rest) in [normal(text) for text in ([gold] if isinstance(gold, str) else gold)]
     return Grade(correct, extracted, "the same text" if correct else "another text" if extracted else "no answer")
 
 
