@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import re
 
+_EMPTY_BOX = re.compile(r"[^.\n]{0,80}\\boxed\{\s*\}")
 _BRACE = re.compile(r"\\.|[{}]", re.DOTALL)
 _BOX = re.compile(r"\\(?:boxed|fbox)(?![A-Za-z])")
 _BOX_START = re.compile(r"\s*(\{|[-+\\\d][^\s{}$]*|[A-Za-z](?![A-Za-z]))")
@@ -13,7 +14,7 @@ _MARK = re.compile(
     r"|\bfinal answer\b[*_# ]{0,4}\n|答案(?:是|为|[:：])",
     re.IGNORECASE,
 )
-_MATH = re.compile(r"\$\$([^$]+)\$\$|(?<!\\)\$((?:\\.|[^$\\\n])+)\$|\\\[(.+?)\\\]|\\\((.+?)\\\)", re.DOTALL)
+_MATH = re.compile(r"\$\$([^$]+)\$\$|(?<!\\)\$((?:\\.|[^$\\\n])+)\$(?!\d)|\\\[(.+?)\\\]|\\\((.+?)\\\)", re.DOTALL)
 _NUMBER = re.compile(r"(?<![\w.)])-?[$€£]?(?:\d[\d,]*(?:\.\d+)?|\.\d+)(?:[eE][+-]?\d+|/\d+)?(?:\s*\\?%)?")
 _REST = re.compile(r"[,;]?\s+(?:because|since|as|so|which|where|when|if|for|i hope)\s", re.IGNORECASE)
 _HEDGE = re.compile(
@@ -21,6 +22,7 @@ _HEDGE = re.compile(
     re.IGNORECASE,
 )
 _SENTENCE = re.compile(r"(?:[A-Za-z]{2,} ){2}.*\d")
+_UNFINISHED = re.compile(r"[A-Za-z,:;+*/=(<-]$")
 _SENTENCE_END = re.compile(r"\n|[.!?](?=\s|$)|。")
 _LONGEST = 4000
 
@@ -37,13 +39,17 @@ def find_answer(text: str) -> tuple[str | None, str]:
         if content.strip():
             return content.strip(), ""
     tail = text[-50 * _LONGEST :]
-    if marks := list(_MARK.finditer(tail)):
-        end = marks[-1].end()
-        return _after_mark(tail[end : end + _LONGEST]) or None, "no answer: nothing follows the last mark"
+    ends = [mark.end() for mark in _MARK.finditer(tail)]
+    while ends and _EMPTY_BOX.match(tail, ends[-1]):
+        ends.pop()
+    if ends:
+        return _after_mark(tail[ends[-1] : ends[-1] + _LONGEST]) or None, "no answer: nothing follows the last mark"
     tail = tail[-_LONGEST:].strip()
     short = "\n" not in tail and len(re.findall(r"(?<![\\A-Za-z])[A-Za-z]{2,}", tail)) < 4
     if short and (_HEDGE.search(tail) or not _SENTENCE.match(tail)):
         return tail.strip("* ") or None, "no answer"
+    if "\n" in tail and _UNFINISHED.search(tail):
+        return None, "no answer: the text is cut off"
     return _last_mathematics(re.split(r"\n\s*\n", tail)[-1]) or None, "no answer"
 
 

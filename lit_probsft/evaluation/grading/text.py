@@ -29,7 +29,9 @@ def grade_exact(
 
     rest = after_thinking(answer)
     extracted = (rest or "").strip() or None
-    correct = rest is not None and normal(rest) in [normal(text) for text in ([gold] if isinstance(gold, str) else gold)]
+    correct = rest is not None and normal(rest) in [
+        normal(text) for text in ([gold] if isinstance(gold, str) else gold)
+    ]
     return Grade(correct, extracted, "the same text" if correct else "another text" if extracted else "no answer")
 
 
