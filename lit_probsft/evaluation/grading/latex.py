@@ -76,6 +76,7 @@ _STEPS: list[tuple[re.Pattern[str], Any]] = [
         (r"\\(?:mathrm|mathbf|rm|bf)\s+([A-Za-z])(?![A-Za-z])", r"\1"),
         (r"\\mathbb\s*\{?([A-Z])\}?|\\([RZNQC])(?![A-Za-z])", lambda m: f"\\{m[1] or m[2]} "),
         (r"(?<=[_^])\s*\{?\s*" + _TEXT + r"\{\s*([^{}]*?)\s*\}\s*\}?", r"{\1}"),
+        (r"(?<=[\d}]) ?\\text\{\s*([msgNJKWVLh])\s*\}", r" \\text{\1.}"),  # a unit and no letter
         (_TEXT + r"\{\s*(\(?[A-Za-z]\)?|[\d\s.,()+/-]+)\s*\}", r"\1"),
         (_TEXT + r"\{\s*([^{}]*?)\s*\}", r"\\text{\1}"),
         (r"^ ?(?i:\\text\{[^{}]*(?: is| are|:)\}|(?:the )?(?:final )?answer(?: is|:)) ?", ""),

@@ -196,6 +196,8 @@ PLAIN = [
     (r"60 \text{ minutes}", "1 hour", True),
     (r"3 \text{ p.m.}", r"3 \text{ a.m.}", False),
     ("3 dollars", "3 cents", False),
+    (r"6 \text{ m}", "6", True),
+    (r"6 \text{ m}", r"6 \text{ cm}", False),
     ("5", r"5 \text{ or more}", False),
     ("5", "5 squared", False),
     ("5", "{5}", True),
