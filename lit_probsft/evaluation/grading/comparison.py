@@ -72,8 +72,11 @@ class Comparison:
                 one_sided = (sign in gold) != (sign in answer)
                 return bare or (one_sided and self.equal(gold.replace(sign, factor), answer.replace(sign, factor)))
         one, other = measure(gold), measure(answer)
-        if one and other and one[0] == other[0] and one[1] != other[1]:
-            return one[2] is not None and other[2] is not None and one[1] * one[2].value == other[1] * other[2].value
+        if one and other and one[0] == other[0]:
+            if one[2] and other[2]:
+                return self._numbers(one[2], other[2])
+            if one[1] != other[1]:
+                return False
         golds, answers = ({parse(side, thousands): None for thousands in (True, False)} for side in (gold, answer))
         return any(self.same(one, other) for one in golds for other in answers)
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 
 from lit_probsft.evaluation.grading.latex import ROW, closing
@@ -140,9 +140,12 @@ def number(text: str) -> Number | None:
 
 
 def measure(text: str) -> tuple[str, int, Number | None] | None:
-    """The kind and the size of a well-known unit at the end, and the number before it."""
+    """The kind and the size of a well-known unit at the end, and the number before it in the kind's smallest unit."""
     found = _SIZED.fullmatch(text)
-    return (*_SIZES[found[2]], number(found[1])) if found else None
+    if found is None:
+        return None
+    (kind, size), count = _SIZES[found[2]], number(found[1])
+    return kind, size, count and replace(count, value=count.value * size, unit=count.unit * size)
 
 
 def parse(text: str, thousands: bool = False) -> Value:
