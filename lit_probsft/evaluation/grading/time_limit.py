@@ -54,8 +54,8 @@ def limited(function: Callable[..., T], *args: Any, seconds: float = 5.0) -> T:
     with pool.slots:
         try:
             worker = pool.take()
-        except OSError as error:
-            raise WorkerDied(f"the worker process cannot start: {error}") from error
+        except OSError as refusal:
+            raise WorkerDied(f"the worker process cannot start: {refusal}") from refusal
         try:
             result, error = worker.run(call, seconds)
         except BaseException:  # also Ctrl-C: the worker is busy

@@ -15,6 +15,7 @@ from hypothesis import strategies as st
 
 from lit_probsft.evaluation import grading
 from lit_probsft.evaluation.grading import Grade
+from lit_probsft.evaluation.grading.extraction import after_thinking
 
 DRAWS = int(os.environ.get("DRAWS", "100000"))
 GRADERS = [getattr(grading, name) for name in grading.__all__ if name != "Grade"]
@@ -69,7 +70,11 @@ def wrong(grader: Callable[..., Any], arguments: dict[str, Any]) -> str:
     if isinstance(result, float):
         return "" if 0 <= result <= 1 else f"{grader.__name__}({arguments}) is {result}"
     fine = isinstance(result, Grade) and (result.extracted is not None or not result.correct) and result.reason
-    return "" if fine or not arguments["answer"].strip() else f"{grader.__name__}({arguments}) is {result}"
+    return (
+        ""
+        if fine or not (after_thinking(arguments["answer"]) or "").strip()
+        else f"{grader.__name__}({arguments}) is {result}"
+    )
 
 
 def arguments(grader: Callable[..., Any], draw: random.Random) -> dict[str, Any]:
