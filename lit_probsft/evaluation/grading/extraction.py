@@ -100,7 +100,7 @@ def _after_mark(text: str) -> str:
 def _last_mathematics(paragraph: str) -> str:
     spans, numbers = list(_MATH.finditer(paragraph)), list(_NUMBER.finditer(paragraph))
     if spans and (not numbers or spans[-1].end() >= numbers[-1].end()):
-        return _content(spans[-1]).rpartition("=")[2].strip(" .,")
+        return _content(spans[-1]).rpartition("=")[2].strip(" .,\n")
     return numbers[-1][0].strip().rstrip(",") if numbers else ""
 
 
