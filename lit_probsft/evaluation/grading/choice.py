@@ -1,6 +1,6 @@
 r"""Grades the answer to a multiple-choice question.
 
-An answer states its choice in the first of these ways that it uses:
+An answer states its choice, after its thinking, in the first of these ways that it uses:
 
 1. `\boxed{B}`, `<answer>B</answer>`, "the answer is B", "Answer: (B) aspirin", "I choose B" or "B is correct". The
    last such statement counts.
@@ -19,6 +19,7 @@ import re
 from collections.abc import Mapping
 from functools import lru_cache
 
+from lit_probsft.evaluation.grading.extraction import after_thinking
 from lit_probsft.evaluation.grading.grade import Grade
 
 NO_CHOICE = ""
@@ -31,20 +32,23 @@ _STATEMENT = re.compile(
     | <answer>
     | \bfinal\s+answer \s* \n
     | (?: (?<!each\ )(?<!every\ )(?<!possible\ )\banswer | \bcorrect\s+answers
-        | \b(?:correct|best|right|final|likely|appropriate|my)\s+(?:option|choice|response) )\b
+        | \b(?:correct|best|right|final|likely|appropriate|my|selected)\s+
+        (?:option|choice|response|letter|treatment|diagnosis|step) )\b
       (?:\s+(?!choices|options)[a-z]{2,}){0,8}?
       (?: \s*[:=] | \s+[-–—]\s | \s+(?:is|would\ be|will\ be|should\ be|must\ be)\b)
     | \bI\s+(?:(?:would|will|must|can)\s+)? (?:choose|pick|select|go\ with)\b""",
     re.VERBOSE | re.IGNORECASE,
 )
 _FILLER = re.compile(
-    r"(?:[\s:(\[{<\"'“‘]|(?:that|most|likely|probably|clearly|option|choice|letter)\b)*", re.IGNORECASE
+    r"(?:[\s:(\[{<\"'“‘]|(?:that|most|likely|probably|clearly|therefore|thus|option|choice|letter)\b)*", re.IGNORECASE
 )
-_END = r"(?=[\"'”’)\]]*(?:\s*(?:[,;:!?)\]}<>\n—–]|\.(?!\d)|-\s|$)|\s+(?:because|since|due|is|as)\b))"
+_END = r"(?=[\"'”’)\]]*(?:\s*(?:[,;:!?)\]}<>\n—–]|\.(?!\d)|-\s|$)|\s+(?:because|since|due|is|as|(?:and )?not)\b))"
+_DENIED = r"(?![)\]\"']*\s+(?:is|was|would be)(?:n['’]t|\s+(?:not|never|wrong|false|un|in(?=[a-z]{4}))))"
 _AFTER_TEXT = r"(?=[,;:!?)—–]|\.(?!\d)|$|\s(?:because|since|due|is|as|in|for|which|that|with|by|to)\b)"
 _NONE = re.compile(r"[A-Z]\b(?!\s+[a-z]|['’^+=-])|(?i:none|neither|both|all)\b")
 _IS_RIGHT = (
-    r"\s+(?:is|must be|would be)\s+(?:the\s+|clearly\s+|most\s+|best\s+)*(?:correct|right|appropriate|answer|likely)\b"
+    r"\s+(?:is|must be|would be)\s+(?:the\s+|clearly\s+|most\s+|best\s+)*"
+    r"(?:correct|right|appropriate|answer|likely|choice|option)\b"
 )
 
 
@@ -59,7 +63,7 @@ def grade_choice(answer: str, gold: str, choices: Mapping[str, str], *, last_nam
             one that it states.
     """
     reader = _reader(tuple((str(label).strip(), str(text)) for label, text in choices.items()))
-    found = reader.last_named(answer) if last_named else reader.stated(_plain(answer))
+    found = reader.last_named(answer) if last_named else reader.stated(_plain(after_thinking(answer) or ""))
     if not found:
         return Grade(False, None, "no answer" if found is None else "names no choice, or several")
     correct = found == str(gold).strip() or found == reader.labels.get(str(gold).strip().casefold())
@@ -97,14 +101,14 @@ class _Reader:
         one = "|".join(map(re.escape, names)) or r"(?!)"
         # Other capital letters are no English words.
         capital = "|".join(name for name in names if re.fullmatch("[B-HJ-Z]", name)) or r"(?!)"
-        label = rf"(?:(?P<capital>{capital})(?![\w'’^+=-])|(?P<label>(?i:{one})){_END})"
+        label = rf"(?:(?P<capital>{capital})(?![\w'’^+=-])|(?P<label>(?i:{one})){_END}){_DENIED}"
         self.label = re.compile(label)
         self.other = re.compile(
-            rf"[)\]\"']*\s*(?:,?\s*(?:or|and)\b|[/,&])\s*[(\[\"']*{label}(?!\s+(?:is|was|would|has)\b)"
+            rf"[)\]\"']*\s*(?:,?\s*(?:or|and)\b(?:\s+(?:maybe|perhaps|possibly)\b)?|[/,&])\s*[(\[\"']*{label}(?!\s+(?:is|was|would|has)\b)"
         )
         self.before = re.compile(rf"(?P<label>{one})(?!\w)", re.IGNORECASE)
         self.right = re.compile(rf"(?<![\w'’-])(?P<label>{one})\)?{_IS_RIGHT}")
-        self.marked = re.compile(rf"\((?P<label>{one})\)|\b(?i:option|choice)\s+(?P<other>{one})(?!\w)")
+        self.marked = re.compile(rf"(?:\((?P<label>{one})\)|\b(?i:option|choice)\s+(?P<other>{one})(?!\w)){_DENIED}")
         texts = "|".join(map(re.escape, sorted(self.texts, key=len, reverse=True))) or r"(?!)"
         self.said = re.compile(rf"\b(?:is|are|was|be)\s+(?:(?:the|an|a)\s+)?(?P<text>{texts})(?=[,;!?)]|\.(?!\d)|$)")
         self.anywhere = re.compile(rf"(?<![^\W_])(?![aA] )(?P<label>{one})(?![^\W_])")

@@ -8,7 +8,19 @@ from dataclasses import dataclass
 from fractions import Fraction
 from types import ModuleType
 
-from lit_probsft.evaluation.grading.values import Equation, Group, Leaf, Number, Value, as_union, is_name, number, parse
+from lit_probsft.evaluation.grading.values import (
+    NO_UNIT,
+    Equation,
+    Group,
+    Leaf,
+    Number,
+    Value,
+    as_union,
+    is_name,
+    measure,
+    number,
+    parse,
+)
 
 _FEWEST_DIGITS = (3, 5)
 """The fewest significant digits with which a decimal stands for a number without an end: in a gold, in an answer."""
@@ -18,7 +30,9 @@ _COMMAND = re.compile(r"\\(?!text)[A-Za-z]+|_\{[^{}]*\}")
 _UNIT = re.compile(
     r"(?P<value>(?:[^A-Za-z\\]|\\(?:frac|cdot|sqrt|pi)(?![a-z]))*[\d%} ]) ?"
     r"(?P<unit>(?:cm|mm|km|nm|kg|mg|mL|ml|ft|in|yd|mi|lb|oz|hr|Hz|eV|pm|am|Pa|kJ|kW)(?![A-Za-z])"
-    r"|(?<= )(?:[A-Za-z]{3,}(?: [A-Za-z]+)*|[msgNJKWVALh](?![A-Za-z])))(?: ?/ ?[A-Za-z]+| ?\^ ?\{-?\d\})*\.?"
+    r"|(?<= )(?:"
+    + NO_UNIT
+    + r"[A-Za-z]{3,}(?: [A-Za-z]+)*|[msgNJKWVALh](?![A-Za-z])))(?: ?/ ?[A-Za-z]+| ?\^ ?\{-?\d\})*\.?"
 )
 _ARGUMENTS = re.compile(r"(?<=[A-Za-z])\([^()]*\)")
 _ANGLES = re.compile(r"\\(?:sin|cos|tan|cot|sec|csc)(?![a-z])")
@@ -57,6 +71,12 @@ class Comparison:
                 bare = self.equal(gold.replace(sign, ""), answer.replace(sign, ""))
                 one_sided = (sign in gold) != (sign in answer)
                 return bare or (one_sided and self.equal(gold.replace(sign, factor), answer.replace(sign, factor)))
+        one, other = measure(gold), measure(answer)
+        if one and other and one[0] == other[0]:
+            if one[2] and other[2]:
+                return self._numbers(one[2], other[2])
+            if one[1] != other[1]:
+                return False
         golds, answers = ({parse(side, thousands): None for thousands in (True, False)} for side in (gold, answer))
         return any(self.same(one, other) for one in golds for other in answers)
 
@@ -77,7 +97,7 @@ class Comparison:
             assert isinstance(answer, Equation)
             left = _COMMAND.sub("", answer.left)
             computed = not re.search("[A-Za-z]", left)  # 2+3=5
-            asked_for = not re.search(r"\d", _ARGUMENTS.sub("", left))  # m+n=5, f(2)=5, but not 2x=5
+            asked_for = not re.search(r"\d|^-", _ARGUMENTS.sub("", left))  # m+n=5, f(2)=5, but not 2x=5
             return (computed or asked_for) and self.same(gold, parse(answer.right))
         if not isinstance(answer, Equation):
             return is_name(gold.left) and self.same(parse(gold.right), answer)
@@ -180,9 +200,9 @@ def _folded(text: str) -> str:
 
 
 def _renamed(gold: Equation, answer: Equation) -> str | None:
-    """The right side of the answer's f(t) with the gold's letter for t; None if they are no functions of one letter."""
-    sides = [re.fullmatch(r"[A-Za-z]\(([a-z])\)", squeezed(e.left)) for e in (gold, answer)]
-    if not (sides[0] and sides[1]):
+    """The right side of the answer's f(t) with the gold's letter for t; None if the two define no such function f."""
+    sides = [re.fullmatch(r"([A-Za-z])\(([a-z])\)", squeezed(e.left)) for e in (gold, answer)]
+    if not (sides[0] and sides[1] and sides[0][1] == sides[1][1]):
         return None
-    swap = {sides[1][1]: sides[0][1], sides[0][1]: sides[1][1]}
+    swap = {sides[1][2]: sides[0][2], sides[0][2]: sides[1][2]}
     return re.sub(r"\\[A-Za-z]+|[A-Za-z]", lambda m: swap.get(m[0], m[0]), answer.right)

@@ -1,8 +1,9 @@
 r"""Decides whether expressions are equal: math-verify's parser reads them, mpmath evaluates them at the same points.
 
-math-verify's own comparison rounds to six decimals. Here 30 digits of the two values must agree at every point. Letters
-stand for positive numbers; for positive integers if there are factorials, binomials, floors or powers of -1; also for
-negative numbers if there is an absolute value. `i` is the imaginary unit and `e` Euler's number.
+math-verify's own comparison rounds to six decimals. Here the two values must agree at every point to 30 digits, and to
+more if a part is large or small: 2^{2023} is not 2^{2023}-1. Letters stand for positive numbers; for positive integers,
+apart from x, y and z, if there are factorials, binomials, floors or powers of -1; also for negative numbers if there is
+an absolute value. `i` is the imaginary unit, `e` Euler's number, and an odd root of a negative number is real.
 
 sympy and mpmath know no time limit, and importing them takes a second: import this module only in a worker process.
 """
@@ -22,7 +23,8 @@ import mpmath
 from latex2sympy2_extended.latex2sympy2 import ConversionConfig, latex2sympy
 
 _MOST_DIGITS = 400
-_LARGEST_EXPONENT = 10**7
+_LARGEST = 10_000
+"""Digits of the largest number."""
 _POINTS = 8
 _CONFIG = ConversionConfig(interpret_as_mixed_fractions=False, lowercase_symbols=False)
 _REFUSED = re.compile(rf"\d{{{_MOST_DIGITS}}}|\d \d|\d ?_|[%=<>:\"&#@\x02]|\\(?:text|ldots|approx|begin)")
@@ -34,9 +36,16 @@ class Unreadable(ValueError):
 
 
 def _power(base: Any, exponent: Any) -> Any:
-    if base and abs(exponent) * (abs(mpmath.log(base)) + 1) > _LARGEST_EXPONENT:
-        raise Unreadable("power")
+    with mpmath.workdps(15):
+        if base and abs(exponent) * abs(mpmath.log10(base)) > _LARGEST:
+            raise Unreadable("power")
     return mpmath.power(base, exponent)
+
+
+def _factorial(value: Any) -> Any:
+    if abs(value) > 3000:  # 9,131 digits
+        raise Unreadable("factorial")
+    return mpmath.factorial(value)
 
 
 _FUNCTIONS = {
@@ -51,50 +60,55 @@ _FUNCTIONS = {
     "Add": lambda *values: mpmath.fsum(values),
     "Mul": lambda *values: mpmath.fprod(values),
     "Pow": _power,
-    "factorial": lambda value: mpmath.factorial(value) if abs(value) < 10**6 else mpmath.nan,
+    "factorial": _factorial,
     "exp": lambda exponent: _power(+mpmath.e, exponent),
 }
 
 
 def equal_expressions(one: str, other: str) -> bool:
     """Whether two normalized expressions can be evaluated and are equal at every point."""
-    rough, precise = (_values([one, other], digits) for digits in (60, 120))
-    # A value that shrinks with the precision is 0.
-    return 0 < len(rough) == len(precise) and all(
-        _close(*pair) or all(abs(x) <= abs(y) * 1e-30 for x, y in zip(exact, pair, strict=True))
-        for pair, exact in zip(rough, precise, strict=True)
-    )
+    values = _values([one, other])
+    return bool(values) and all(_close(*pair) for pair in values)
 
 
 def equal_equations(one: tuple[str, str], other: tuple[str, str]) -> bool:
     """Whether left - right of two equations has the same ratio, other than 0, at every point."""
-    with mpmath.workdps(60):
-        ratios = [(a - b) / (c - d) for a, b, c, d in _values([*one, *other], 60) if c != d]
-        return len(ratios) > 1 and all(_close(ratio, ratios[0]) and abs(ratio) > 1e-20 for ratio in ratios)
+    ratios = [(a - b) / (c - d) for a, b, c, d in _values([*one, *other]) if not _close(c, d)]
+    return len(ratios) > 1 and all(_close(ratio, ratios[0]) and abs(ratio) > 1e-20 for ratio in ratios)
 
 
 def within(expression: str, number: Fraction, error: Fraction) -> bool:
     """Whether a normalized expression without letters is at most `error` away from a number."""
-    values = _values([expression], 60)
+    values = _values([expression])
     return len(values) == 1 and bool(abs(values[0][0] - _mpf(number)) <= _mpf(error))
 
 
-def _values(texts: list[str], digits: int) -> list[list[Any]]:
+def _values(texts: list[str]) -> list[list[Any]]:
     """The values of normalized expressions at each point where all have one: one point if there are no letters.
 
-    Empty if one cannot be parsed or evaluated.
+    Empty if one cannot be parsed or evaluated. Sets mpmath's precision: if the parts of the expressions have up to m
+    digits before or after the point, 60 + 3 m digits, so that `_close` sees a difference of 10^(-2 m).
     """
-    found = []
     try:
         expressions = [_read(text) for text in texts]
-        with mpmath.workdps(digits):
-            for point in _points(sorted(set().union(*(_letters(e) for e in expressions))), "".join(texts)):
-                with contextlib.suppress(ArithmeticError):
-                    values = [_value(expression, point) for expression in expressions]
-                    if all(mpmath.isfinite(value) for value in values):
-                        found.append(values)
+        points = [*_points(sorted(set().union(*(_letters(e) for e in expressions))), "".join(texts))]
+        mpmath.mp.dps = 60
+        sizes: list[int] = [0]
+        _at_points(expressions, points, sizes)
+        mpmath.mp.dps += 3 * max(sizes)
+        return _at_points(expressions, points, sizes)
     except Unreadable:
         return []
+
+
+def _at_points(expressions: list[Any], points: list[dict[str, Any]], sizes: list[int]) -> list[list[Any]]:
+    """The values at each point where all have one. Appends to `sizes` as `_value` does."""
+    found = []
+    for point in points:
+        with contextlib.suppress(ArithmeticError):
+            values = [_value(expression, point, sizes) for expression in expressions]
+            if all(mpmath.isfinite(value) for value in values):
+                found.append(values)
     return found
 
 
@@ -103,15 +117,15 @@ def _points(letters: list[str], text: str) -> Iterator[dict[str, Any]]:
     for number in range(_POINTS if letters else 1):
         point: dict[str, Any] = {}
         for letter in letters:
-            value = draw.randint(1, 12) if _WHOLE.search(text) else Fraction(draw.randint(300_000, 3_000_000), 10**6)
+            whole = letter not in ("x", "y", "z") and _WHOLE.search(text)
+            value = draw.randint(1, 12) if whole else Fraction(draw.randint(300_000, 3_000_000), 10**6)
             point[letter] = _mpf(Fraction(-value if "|" in text and (number + len(point)) % 2 else value))
         yield point
 
 
 def _close(a: Any, b: Any) -> bool:
-    """Whether 30 digits agree."""
-    with mpmath.workdps(60):
-        return bool(abs(a - b) <= max(abs(a), abs(b)) * 1e-30)
+    """Whether two values agree to 30 digits after the point, and two thirds of those beyond."""
+    return bool(abs(a - b) < mpmath.mpf(10) ** (10 - 2 * mpmath.mp.dps // 3))
 
 
 def _letters(expression: Any) -> set[str]:
@@ -174,8 +188,10 @@ _EXPLICIT: list[tuple[re.Pattern[str], Any]] = [
 ]
 
 
-def _value(node: Any, point: dict[str, Any]) -> Any:
+def _value(node: Any, point: dict[str, Any], sizes: list[int]) -> Any:
     """The number that an unevaluated sympy expression is at a point; sympy would compute towers of powers exactly.
+
+    Appends the digits of the number and of its parts to `sizes`.
 
     Raises:
         Unreadable: it has no value, or one that is too large.
@@ -193,14 +209,24 @@ def _value(node: Any, point: dict[str, Any]) -> Any:
         function = functools.partial(_unknown, str(node.func))
     if function is None:
         raise Unreadable(name)
+    values = [_value(argument, point, sizes) for argument in node.args]
     try:
-        return function(*(_value(argument, point) for argument in node.args))
+        exponent = node.args[1] if name == "Pow" and node.args[1].is_Rational else None
+        if exponent is not None and exponent.q % 2 and isinstance(values[0], mpmath.mpf) and values[0] < 0:
+            value = (-1) ** int(exponent.p) * function(-values[0], values[1])
+        else:
+            value = function(*values)
     except (TypeError, KeyError, NotImplementedError) as error:
         raise Unreadable(name) from error
     except Unreadable:
         raise
     except ValueError as error:
         raise ArithmeticError(name) from error
+    if mpmath.isnormal(value):
+        sizes.append(abs(int(mpmath.mag(value))) * 3 // 10)
+        if sizes[-1] > _LARGEST:
+            raise Unreadable("size")
+    return value
 
 
 def _unknown(name: str, *values: Any) -> Any:

@@ -35,9 +35,13 @@ _SAME = {
     "lt": "<", "gt": ">",
     "dots": "ldots", "cdots": "ldots", "dotsc": "ldots", "dotsb": "ldots", "varnothing": "emptyset",
     "simeq": "approx", "doteq": "approx", "varepsilon": "epsilon", "varphi": "phi", "lvert": "|",
-    "rvert": "|", "vert": "|",
+    "rvert": "|", "vert": "|", "langle": "(", "rangle": ")",
     "lbrack": "[", "rbrack": "]", "lparen": "(", "rparen": ")", "lbrace": r"\{", "rbrace": r"\}", "degrees": "degree",
-    "bmatrix": "pmatrix", "div": "/", "colon": ":", "infin": "infty", "lg": "log_{10}",
+    "div": "/", "colon": ":", "infin": "infty", "lg": "log_{10}",
+}  # fmt: skip
+_PLAIN = {
+    "**": "^", "*": r"\cdot ", "<=": r"\le ", "=<": r"\le ", ">=": r"\ge ", "!=": r"\ne ", "<>": r"\ne ", "==": "=",
+    "...": r"\ldots ",
 }  # fmt: skip
 _WRAPPERS = "mathbf|boldsymbol|bm|bf|mathit|mathcal|mathsf|mathtt|vec|hat|boxed|fbox|displaystyle|ensuremath|underline"
 _TEXT = r"\\(?:text|textbf|textit|textrm|texttt|textnormal|mbox|mathrm|operatorname\*?|rm)\b\s*"
@@ -51,17 +55,19 @@ _STEPS: list[tuple[re.Pattern[str], Any]] = [
         (r"\$\s*([,;])\s*\$", r"\1 "),
         (r"\\?\$|(?<!\\)\\[\[\]()]", ""),
         # spaces and sizes
-        (r"(?<=\d)(?:\{,\}\s*|,\s*(?:\\!\s*)+)(?=\d{3})", ""),
-        (r"(?<=\d)(?:\\[,;:! ]|~)\s*(?=\d{3}(?!\d))", ""),
+        (r"(?<=\d)(?:\{,\}\s*|,\s*(?:\\!\s*)+|(?:\\[,;:! ]|~)\s*)(?=\d{3}(?!\d))", ""),
         (r"\\(?:left|right|middle|[bB]igg?[lrm]?)(?![A-Za-z])\s*\.?(?!\d)", ""),
         (r"\\(?:[,;:>! ]|q?quad(?![A-Za-z])|displaystyle|textstyle|limits(?![A-Za-z]))|(?<!\\)~|\{\}", " "),
-        (r"\\(?:hspace|vspace|phantom)\*?\{[^{}]*\}", ""),
         # commands that mean the same
         (r"\\([A-Za-z]+)", lambda m: _same(m[1])),
-        (r"\\(begin|end)\{([bpvB]?)matrix\}", r"\\\1{pmatrix}"),
+        (r"\\(begin|end)\{[bpB]?matrix\}", r"\\\1{pmatrix}"),
         (r"\\%|(?<=\d)\s*(?:percent|per cent)\b|\s*" + _TEXT + r"\{\s*percent\s*\}", "%"),
-        (r"\s*\^\s*\{?\s*\\(?:circ|degree)(?![A-Za-z])\s*\}?|\\degree", r"\\degree "),
-        (r"\s*" + _TEXT + r"\{\s*degrees?\s*\}|\s*(?<!\\)\bdegrees?\b", r"\\degree "),
+        (
+            r"\s*(?:\^\s*\{?\s*\\(?:circ|degree)(?![A-Za-z])\s*\}?|"
+            + _TEXT
+            + r"\{\s*degrees?\s*\}|\\degrees?(?![A-Za-z])|\bdegrees?\b)",
+            r"\\degree ",
+        ),
         (r"\^\s*\{?\s*((?:\\prime(?![A-Za-z])\s*)+)\}?", lambda m: "'" * m[1].count("prime")),
         (r"\\(?:" + _WRAPPERS + r")(?![A-Za-z])\s*\{([^{}]*)\}", r"\1"),
         # text: connectives, functions, single letters
@@ -70,33 +76,27 @@ _STEPS: list[tuple[re.Pattern[str], Any]] = [
         (r"\\(?:mathrm|mathbf|rm|bf)\s+([A-Za-z])(?![A-Za-z])", r"\1"),
         (r"\\mathbb\s*\{?([A-Z])\}?|\\([RZNQC])(?![A-Za-z])", lambda m: f"\\{m[1] or m[2]} "),
         (r"(?<=[_^])\s*\{?\s*" + _TEXT + r"\{\s*([^{}]*?)\s*\}\s*\}?", r"{\1}"),
-        (r"\{\s*\\rm\s+([^{}]*)\}", r"\\text{\1}"),
+        (r"(?<=[\d}]) ?\\text\{\s*([msgNJKWVLh])\s*\}", r" \\text{\1.}"),  # a unit and no letter
         (_TEXT + r"\{\s*(\(?[A-Za-z]\)?|[\d\s.,()+/-]+)\s*\}", r"\1"),
         (_TEXT + r"\{\s*([^{}]*?)\s*\}", r"\\text{\1}"),
         (r"^ ?(?i:\\text\{[^{}]*(?: is| are|:)\}|(?:the )?(?:final )?answer(?: is|:)) ?", ""),
         # plain text
         (r"(?<![A-Za-z])(?:np|math|sympy|cmath)\.(?=[a-z])", ""),
         (r"\*\*(.+?)\*\*(?=\s*$)", r"\1"),
-        (r"\*\*", "^"),
-        (r"\*", r"\\cdot "),
         (r"(?<![\\A-Za-z])(" + _FUNCTIONS + r")(?![A-Za-z])", r"\\\1 "),
         (r"(?<![\\A-Za-z])(?:infinity|inf|oo)(?![A-Za-z])", r"\\infty "),
-        (r"<=|=<", r"\\le "),
-        (r">=", r"\\ge "),
-        (r"!=|<>", r"\\ne "),
-        (r"==", "="),
-        (r"\.\.\.+", r"\\ldots "),
+        (r"\*\*?|[<>]=|=[<=]|!=|<>|\.\.\.+", lambda m: _PLAIN[m[0][:3]]),
         # numbers
         (r"(?<![\w.,])(\d{1,3}(?: \d{3})+)(?![\w,])", lambda m: m[1].replace(" ", "")),
         (r"(?<![\w.])(\d+\.?\d*|\.\d+)[eE]\+?(-?\d+)(?![\w.])", r"\1\\cdot 10^{\2}"),
         (r"(?<![\w.])\.(?=\d)", "0."),
         (r"(?<=\d)\.(?!\d|\\overline)", ""),
-        (r"(?<=\d) ?(" + "|".join(_FACTORS) + r")\b", lambda m: rf"\cdot 10^{{{_FACTORS[m[1]]}}}"),
-        (r"(?<=\d) ?\\text\{(" + "|".join(_FACTORS) + r")\}", lambda m: rf"\cdot 10^{{{_FACTORS[m[1]]}}}"),
+        (
+            r"(?<=\d) ?(?:\\text\{)?(" + "|".join(_FACTORS) + r")(?:\}|\b)",
+            lambda m: rf"\cdot 10^{{{_FACTORS[m[1]]}}}",
+        ),
         # arguments
-        (r"\\(frac|binom)\s*(?=[^\s{A-Za-z])", lambda m: rf"\{m[1]} "),
         (r"(?<=[_^])\s*(-?\d+(?:\.\d+)?|-?[A-Za-z](?![A-Za-z]))", r"{\1}"),
-        (r"\s+", " "),
     ]
 ]
 _ARGUMENT = re.compile(r"\s*(?:(?P<brace>\{)|(?P<one>\\[A-Za-z]+|[^\s\\{}]))")
@@ -112,6 +112,8 @@ def normalize(text: str) -> str:
         text = pattern.sub(replacement, text)
     text = _braced_parentheses(_braced_arguments(text))
     text = re.sub(r"\s+", " ", text).strip().strip(",;:").strip()
+    while text.startswith("{") and closing(text, 0) == len(text) - 1:
+        text = text[1:-1].strip()
     return re.sub(r"(?<!\\)[.。]+$", "", text).strip()
 
 

@@ -59,7 +59,7 @@ def _equal(gold: str, answer: str, tolerance: float) -> tuple[bool, str]:
         try:
             correct = limited(compare, gold, answer, tolerance, seconds=_SECONDS)
         except (OutOfTime, WorkerDied, MemoryError) as error:
-            return False, f"not the same text, and too hard to compare: {type(error).__name__}"
+            return False, f"not the same text, and not compared: {error or 'too much memory'}"
     return correct, "equal" if correct else "not equal"
 
 

@@ -7,13 +7,14 @@ from typing import Literal
 
 from rapidfuzz.distance import Jaro, JaroWinkler, Prefix
 
+from lit_probsft.evaluation.grading.extraction import after_thinking
 from lit_probsft.evaluation.grading.grade import Grade
 
 
 def grade_exact(
     answer: str, gold: str | Sequence[str], *, ignore_case: bool = False, ignore_whitespace: bool = False
 ) -> Grade:
-    """Grade an answer that must equal the gold text, apart from whitespace at the ends.
+    """Grade an answer that must equal the gold text, apart from its thinking and whitespace at the ends.
 
     Args:
         answer: what the model wrote.
@@ -26,8 +27,11 @@ def grade_exact(
         text = "".join(text.split()) if ignore_whitespace else text.strip()
         return text.casefold() if ignore_case else text
 
-    extracted = answer.strip() or None
-    correct = normal(answer) in [normal(text) for text in ([gold] if isinstance(gold, str) else gold)]
+    rest = after_thinking(answer)
+    extracted = (rest or "").strip() or None
+    correct = rest is not None and normal(rest) in [
+        normal(text) for text in ([gold] if isinstance(gold, str) else gold)
+    ]
     return Grade(correct, extracted, "the same text" if correct else "another text" if extracted else "no answer")
 
 

@@ -46,13 +46,16 @@ def limited(function: Callable[..., T], *args: Any, seconds: float = 5.0) -> T:
 
     Raises:
         OutOfTime: the function did not return in time.
-        WorkerDied: the process ended, for example by a stack overflow.
+        WorkerDied: the process ended, for example by a stack overflow, or cannot start.
         Exception: what the function raises; MemoryError where it needs more than `MEMORY`.
     """
     call = pickle.dumps((sys.path, seconds, pickle.dumps((function, args))))
     pool = _pool
     with pool.slots:
-        worker = pool.take()
+        try:
+            worker = pool.take()
+        except OSError as refusal:
+            raise WorkerDied(f"the worker process cannot start: {refusal}") from refusal
         try:
             result, error = worker.run(call, seconds)
         except BaseException:  # also Ctrl-C: the worker is busy

@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from fractions import Fraction
 
 from lit_probsft.evaluation.grading.latex import ROW, closing
@@ -72,7 +72,7 @@ _NUMBER = re.compile(
     r"|(?P<whole>\d+)(?: ?\\frac\{(?P<mixed_top>\d+)\}\{(?P<mixed_bottom>\d+)\}| (?P<n>\d+)/(?P<d>\d+))"
     rf"|(?:\\frac\{{ ?(?P<top>-?{_DECIMAL}) ?\}}\{{ ?(?P<bottom>-?{_DECIMAL}) ?\}}"
     rf"|(?P<decimal>{_DECIMAL})(?: ?/ ?(?P<over>-?{_DECIMAL}))?)"
-    r"(?: ?\\cdot ?10\^\{ ?(?P<power>-?\d{1,4}) ?\})?|10\^\{ ?(?P<ten>-?\d{1,4}) ?\})"
+    r"(?: ?\\cdot ?10\^\{ ?(?P<power>-?\d{1,3}) ?\})?|10\^\{ ?(?P<ten>-?\d{1,3}) ?\})"
 )
 _THOUSANDS = re.compile(r"(?<![\d,.])[1-9]\d{0,2}(?:,\d{3})+(?!\d|,\d)")
 _LIST = re.compile(r"[,;]|(?<=[\s,])(?:and|or)(?=\s)")
@@ -85,11 +85,27 @@ _MATRIX = re.compile(r"\\begin\{pmatrix\}(.*)\\end\{pmatrix\}")
 _SETBUILDER = re.compile(r"\\\{ ?[a-zA-Z] ?(?:\\in ?\\R ?)?(?:\\mid|[|:]) ?(.*)\\\}")
 _EMPTY = re.compile(r"\\emptyset|\\\{ ?\\\}|(?:\\text\{)?no (?:real )?solutions?\}?", re.IGNORECASE)
 _REALS = re.compile(r"\\R|(?:\\text\{)?all real numbers\}?", re.IGNORECASE)
+NO_UNIT = r"(?!(?:is|are|not|if|for|when|where|and|or|to|plus|minus|times|more|less|squared|cubed|factorial)\b)"
+"""Other words after a number."""
 _TEXT_UNIT = re.compile(
     r"(?P<value>.*[^\s=<>+(\[{,:_^-])"
-    r" ?(?:(?:\\text\{(?!(?:is|are|not|if|for|when|where)\b)[^{}]*\}"
+    r" ?(?:(?:\\text\{" + NO_UNIT + r"[^{}]*\}"
     r"(?: ?\^ ?\{-?\d\})?|\\AA|\\mu(?= ?\\text))(?: |/|\\cdot)*)+"
 )
+_SIZES = {
+    name: (kind, int(size))
+    for kind, units in {
+        "length": "1 mm millimeter 10 cm centimeter 1000 m meter 1000000 km kilometer",
+        "feet": "1 in inch inches 12 ft foot feet 36 yd yard 63360 mi mile",
+        "mass": "1 mg milligram 1000 g gram 1000000 kg kilogram",
+        "time": "1 s sec second 60 min minute 3600 h hr hour 86400 day 604800 week",
+        "money": "1 cent 100 dollar",
+        "clock": "1 am a.m 2 pm p.m",
+    }.items()
+    for size, names in re.findall(r"(\d+) ([^\d]+)", units)
+    for name in names.split()
+}
+_SIZED = re.compile(rf"(.*[^ ]) ?(?:\\text\{{|(?<=[\d }}]))({'|'.join(map(re.escape, _SIZES))})(?:s|\.)?\}}?")
 _OPERATION = re.compile(r"[\d+*/^|-]|\\(?:frac|sqrt|cdot|begin|sin|cos|tan|log|ln|exp|binom|pm|sum|int)(?![a-z])")
 
 
@@ -121,6 +137,15 @@ def number(text: str) -> Number | None:
     except (ZeroDivisionError, ValueError):  # also more digits than Python converts
         return None
     return Number(-value if part["sign"] == "-" else value, text, digits, unit)
+
+
+def measure(text: str) -> tuple[str, int, Number | None] | None:
+    """The kind and the size of a well-known unit at the end, and the number before it in the kind's smallest unit."""
+    found = _SIZED.fullmatch(text)
+    if found is None:
+        return None
+    (kind, size), count = _SIZES[found[2]], number(found[1])
+    return kind, size, count and replace(count, value=count.value * size, unit=count.unit * size)
 
 
 def parse(text: str, thousands: bool = False) -> Value:
@@ -225,7 +250,7 @@ def is_name(text: str) -> bool:
     if _OPERATION.search(bare):
         return False
     bare = re.sub(r"\\[a-zA-Z]+|[\s'{}]", "", bare)
-    return re.fullmatch(r"[A-Za-z]?|[A-Za-z]\([A-Za-z](?:,[A-Za-z])*\)|[A-Z]+|[A-Za-z]{3,}", bare) is not None
+    return re.fullmatch(r"[A-Za-z]?(?:\([A-Za-z](?:,[A-Za-z])*\))?|[A-Z]+|[A-Za-z]{3,}", bare) is not None
 
 
 def _is_letter(text: str) -> bool:

@@ -52,6 +52,7 @@ class Figlet(Exact):
 
     @override
     def grade(self, answer: str, question: Question) -> Grade:
-        texts = answer.strip(), question.reference
+        grade = super().grade(answer, question)
+        texts = grade.extracted or "", question.reference
         scores = {"jaro_winkler": jaro_winkler(*texts), "jaro_winkler_paper": jaro_winkler(*texts, variant="paper")}
-        return replace(super().grade(answer, question), scores=scores)
+        return replace(grade, scores=scores)

@@ -192,6 +192,21 @@ PLAIN = [
     (r"1\text{ km}", "1", True),
     (r"20\%", "20", True),
     ("10^{400}", "10^{401}", False),
+    (r"5 \text{ km}", r"5 \text{ m}", False),
+    (r"60 \text{ minutes}", "1 hour", True),
+    (r"3 \text{ p.m.}", r"3 \text{ a.m.}", False),
+    ("3 dollars", "3 cents", False),
+    (r"6 \text{ m}", "6", True),
+    (r"6 \text{ m}", "6m", True),
+    (r"500 \text{ m}", "0.5 km", True),
+    ("18 dollars", "$18.00 dollars", True),
+    (r"6 \text{ m}", r"6 \text{ cm}", False),
+    ("5", r"5 \text{ or more}", False),
+    ("5", "5 squared", False),
+    ("5", "{5}", True),
+    ("(x,y)=(1,2)", "(1,2)", True),
+    (r"\langle 1,2\rangle", "(1,2)", True),
+    ("12", "-x=12", False),
 ]
 """Answers in a box that are compared without sympy."""
 
@@ -264,5 +279,11 @@ SYMBOLIC = [
     ("y'+y=0", "y+y'=0", True),
     ("y'+y=0", "y''+y=0", False),
     (r"\frac{d x}{d t}=k x", r"\frac{d x}{d t}-k x=0", True),
+    ("2^{2023}-1", "2^{2023}", False),
+    ("2^{2023}-1", r"2 \cdot 2^{2022}-1", True),
+    (r"1-\frac{1}{2024!}", r"1-\frac{1}{2023!}", False),
+    (r"\frac{1}{2^{500}}", r"\frac{1}{2^{500}-1}", False),
+    (r"\sqrt[3]{-8}", "-2", True),
+    (r"\lfloor x\rfloor", "x", False),
 ]
 """Answers in a box that are compared with sympy."""

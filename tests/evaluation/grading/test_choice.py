@@ -20,12 +20,11 @@ CASES = [
 FOUR, TEN = SETS[0]["choices"], SETS[1]["choices"]
 
 
-@pytest.mark.parametrize(("choices", "text", "label"), CASES)
-def test_the_choice_that_an_answer_states(choices: dict[str, str], text: str, label: str | None) -> None:
-    grade = grade_choice(text, label or "A", choices)
-    assert (grade.extracted, grade.correct) == (label, label is not None)
-    others = {grade_choice(text, other, choices).correct for other in choices if other != label}
-    assert others == {False}
+def test_the_choice_that_an_answer_states() -> None:
+    for choices, text, label in CASES:
+        grade = grade_choice(text, label or "A", choices)
+        assert (grade.extracted, grade.correct) == (label, label is not None), text
+        assert not any(grade_choice(text, other, choices).correct for other in choices if other != label), text
 
 
 @settings(max_examples=15)
@@ -34,6 +33,11 @@ def test_the_last_statement_counts(first: str, last: str) -> None:
     for statement in ("The answer is {}.", "Answer: {}\n", r"\boxed{{{}}} ", "I choose ({}). ", "**Answer: {}**\n"):
         for other in ("The answer is {}.", r"\boxed{{{}}}"):
             assert grade_choice(statement.format(first) + other.format(last), last, TEN).correct
+
+
+def test_thinking_states_nothing() -> None:
+    assert grade_choice("<think>The answer is A.\nB\nC</think>(B)", "B", FOUR).correct
+    assert grade_choice("<think>The answer is A.", "A", FOUR).extracted is None
 
 
 def test_labels_may_be_small_letters_numbers_and_several_characters() -> None:

@@ -15,13 +15,15 @@ from hypothesis import strategies as st
 
 from lit_probsft.evaluation import grading
 from lit_probsft.evaluation.grading import Grade
+from lit_probsft.evaluation.grading.extraction import after_thinking
 
 DRAWS = int(os.environ.get("DRAWS", "100000"))
 GRADERS = [getattr(grading, name) for name in grading.__all__ if name != "Grade"]
 MATH = r"""
 \boxed{ \boxed{B} \fbox{ { } } ( ) [ ] \left( \right] \{ \} | \text{ \textbf{ \frac \frac{1}{2} \dfrac \sqrt \sqrt[3]{
 \pi \infty \cup \ldots \cdots \pm \le < = ^ _ ^{ _8 ^\circ \% % ! 9^{9^{9^9}} \begin{pmatrix} & \\ \end{pmatrix} $ $$
-\int_0^1 \sum_{n=1}^\infty \lim_{x\to0} \log_2 \sin x dx \binom{5}{2} \mathbb{R} x,y 1e999 0.3333 10{,}000 1/0 -"""
+\int_0^1 \sum_{n=1}^\infty \lim_{x\to0} \log_2 \sin x dx \binom{5}{2} \mathbb{R} x,y 1e999 0.3333 10{,}000 1/0 -
+\overline{3} \approx \degree \lfloor \mid 999999999 !! f(x) \R \ne <think> </think> km ' : ; ** ^{100000} 1,000"""
 WORDS = "A B C D E I J a b yes no maybe (A) B) C. **D** or and not is #### <answer> </answer> é ½ ٣ ， − \u200b \ud800"
 PHRASES = [
     "The answer is ",
@@ -68,7 +70,11 @@ def wrong(grader: Callable[..., Any], arguments: dict[str, Any]) -> str:
     if isinstance(result, float):
         return "" if 0 <= result <= 1 else f"{grader.__name__}({arguments}) is {result}"
     fine = isinstance(result, Grade) and (result.extracted is not None or not result.correct) and result.reason
-    return "" if fine or not arguments["answer"].strip() else f"{grader.__name__}({arguments}) is {result}"
+    return (
+        ""
+        if fine or not (after_thinking(arguments["answer"]) or "").strip()
+        else f"{grader.__name__}({arguments}) is {result}"
+    )
 
 
 def arguments(grader: Callable[..., Any], draw: random.Random) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import random
-import re
+import sys
 import threading
 import time
 from fractions import Fraction
@@ -12,7 +12,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from lit_probsft.evaluation.grading import Grade, grade_math
+from lit_probsft.evaluation.grading import Grade, grade_math, time_limit
 from lit_probsft.evaluation.grading.comparison import Comparison
 from lit_probsft.evaluation.grading.extraction import find_answer
 from lit_probsft.evaluation.grading.latex import normalize
@@ -27,27 +27,24 @@ def right(answer: str, gold: str) -> bool:
     return grade_math(boxed(answer), gold).correct
 
 
-@pytest.mark.parametrize(("gold", "text", "correct"), PUBLIC)
-def test_pairs_from_public_reports(gold: str, text: str, correct: bool) -> None:
-    assert grade_math(text, gold).correct == correct
+def test_pairs_from_public_reports() -> None:
+    assert [pair for pair in PUBLIC if grade_math(pair[1], pair[0]).correct != pair[2]] == []
 
 
-@pytest.mark.parametrize(("gold", "answer", "correct"), PLAIN)
-def test_what_counts_as_equal(gold: str, answer: str, correct: bool) -> None:
-    assert Comparison().equal(normalize(gold), normalize(answer)) == correct  # raises where it needs sympy
-    assert right(answer, gold) == correct
+def test_what_counts_as_equal() -> None:
+    for gold, answer, correct in PLAIN:  # Comparison raises where it needs sympy
+        assert Comparison().equal(normalize(gold), normalize(answer)) == correct == right(answer, gold), (gold, answer)
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize(("gold", "answer", "correct"), SYMBOLIC)
-def test_which_expressions_are_equal(gold: str, answer: str, correct: bool) -> None:
-    assert right(answer, gold) == correct
+def test_which_expressions_are_equal() -> None:
+    assert [pair for pair in SYMBOLIC if right(pair[1], pair[0]) != pair[2]] == []
 
 
-@pytest.mark.parametrize("gold", sorted({gold for gold, _, _ in PUBLIC + PLAIN + SYMBOLIC} - {""}))
-def test_every_gold_answer_equals_itself(gold: str) -> None:
-    assert right(gold, gold)
-    assert right(f"$ {gold} $", gold)
+def test_every_gold_answer_equals_itself() -> None:
+    for gold in {gold for gold, _, _ in PUBLIC + PLAIN + SYMBOLIC} - {""}:
+        assert right(gold, gold), gold
+        assert right(f"$ {gold} $", gold), gold
 
 
 @pytest.mark.parametrize(
@@ -60,8 +57,10 @@ def test_every_gold_answer_equals_itself(gold: str) -> None:
         (r"\fbox{5}", "5"),
         (r"<think>\boxed{4}</think> The answer is 5.", "5"),
         (r"<think>\boxed{4}", None),
+        (r"<think>5</think><think>\boxed{4}", None),
         ("2+2=4\n#### 1,234", "1,234"),
         ("#### Step 2\n\nIt costs 5 dollars.", "5"),
+        ("#### 72 clips", "72 clips"),
         ("<answer> 5 </answer>", "5"),
         ("**Final Answer:** 73", "73"),
         ("## Final Answer\n\n**73**", "73"),
@@ -70,6 +69,9 @@ def test_every_gold_answer_equals_itself(gold: str) -> None:
         ("Therefore the answer is 5 because 2+3=5.", "5"),
         ("The answer is **42** apples.", "42"),
         ("The answers are 1 and 2.", "1 and 2"),
+        ("The answer is not $5$.", "not $5$"),
+        ("The answer is at least 5.", "at least 5"),
+        ("Natalia sold 72 clips.", "72"),
         ("The answer is approximately 3.14.", "3.14"),
         ("Answer: $x=2$ or $x=3$", "$x=2$ or $x=3$"),
         ("the answer is\n\\[\n\\{1,2\\}\n\\]", r"\{1,2\}"),
@@ -77,6 +79,9 @@ def test_every_gold_answer_equals_itself(gold: str) -> None:
         ("答案是 5。", "5"),
         ("So in total she earns 18 dollars.", "18"),
         ("He pays 8 dollars every day.\n\nIn a week he pays $8 \\times 7 = 56$ dollars.", "56"),
+        ("First we add 3 and 4.\n\nThat is 7, and now we multiply 7 by", None),
+        ("The answer is 10 dollars.\n\nThe final answer is within \\boxed{}.", "10 dollars"),
+        ("So the answer is $5 + $7 = $12.", "$5 + $7 = $12"),
         ("x = 5", "x = 5"),
         ("I do not know what this question wants.", None),
         ("", None),
@@ -84,6 +89,13 @@ def test_every_gold_answer_equals_itself(gold: str) -> None:
 )
 def test_where_the_answer_is(text: str, answer: str | None) -> None:
     assert find_answer(text)[0] == answer
+
+
+def test_a_grade_says_that_no_worker_can_start(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(time_limit, "_pool", time_limit._Pool())
+    monkeypatch.setattr(sys, "executable", "/no/such/file")
+    assert "cannot start: [Errno 2]" in grade_math(boxed(r"\sqrt{12}"), r"2\sqrt{3}").reason
+    assert right("5", "5.0")
 
 
 def test_any_of_several_golds_is_right() -> None:
@@ -153,35 +165,6 @@ def test_tuples_are_ordered_and_sets_are_not(items: list[str], draw: random.Rand
     assert right(other, inside)
     assert not right(rf"\{{{inside}\}}", f"({inside})")
     assert not right(", ".join(items[1:]), inside)
-
-
-PIECES = re.split(
-    r"\s+",
-    r"""\boxed{ } { \frac \frac{1}{2} ^ _ ( ) [ ] \{ \} , ; 1 10 x n ! \sqrt \pi e i = < \le \in \cup \text{ \pm + - * /
-    % $ $$ \[ \] #### \left \right \begin{pmatrix} \end{pmatrix} & \\ 9^{9^{9^9}} \sin \log \sum_{k=1}^{n} \infty
-    \ldots ** . 1e5 | \approx cm dollars ' \overline{3} 1,000 <think> </think> ^{100000} 999999999 !! f(x) \R \ne : é
-    中 \degree （ \lfloor ½""",
-)
-PIECES += ["The answer is ", "Answer:", " or ", " ", "\n", "\ud800", "\0"]
-
-
-@settings(max_examples=50, deadline=None)
-@given(st.text(st.characters(), max_size=80), st.text(st.characters(), max_size=20))
-def test_no_text_raises(answer: str, gold: str) -> None:
-    assert grade_math(answer, gold).reason
-
-
-@pytest.mark.slow
-def test_no_text_raises_or_hangs_in_many_draws() -> None:
-    draw = random.Random(0)
-    for _ in range(50_000):
-        answer, gold = ("".join(draw.choices(PIECES, k=draw.randint(0, 14))) for _ in range(2))
-        if draw.random() < 0.1:
-            answer = draw.randbytes(60).decode("utf-8", "surrogateescape")
-        start = time.monotonic()
-        grade = grade_math(boxed(answer) if draw.random() < 0.6 else answer, gold)
-        assert time.monotonic() - start < 20, (answer, gold)
-        assert "could not be graded" not in grade.reason, (answer, gold)
 
 
 @pytest.mark.slow

@@ -59,3 +59,5 @@ def test_an_exact_answer_is_one_of_the_gold_texts(answer: str, gold: list[str]) 
         assert grade_exact(answer, gold, **{option: True}).correct >= grade_exact(answer, gold).correct
     assert not grade_exact("a", "A").correct
     assert not grade_exact("a b", "ab").correct
+    assert grade_exact(f"<think>{answer}</think>\n{answer}", answer).correct
+    assert grade_exact(f"<think>{answer}", f"<think>{answer}").extracted is None
