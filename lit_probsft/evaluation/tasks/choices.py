@@ -50,8 +50,7 @@ class Choices(Prompted):
         gold = _label(name_of_label(field_of(row, self.answer, RIGHT, "answer")), choices)
         lines = "\n".join(f"{label}. {text}" for label, text in choices.items())
         form = "\\boxed{{{}}}" if "\\boxed" in self.prompt else "{}"
-        listed = "{choices}" in self.prompt  # with their labels
-        answers = {label: form.format(label if listed else text) for label, text in choices.items()}
+        answers = {label: form.format(label if "{choices}" in self.prompt else text) for label, text in choices.items()}
         return Question("", self.messages(row, choices=lines), gold, answers[gold], choices, answers=answers)
 
     @override
