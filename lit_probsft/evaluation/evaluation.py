@@ -10,7 +10,7 @@ from typing import Any
 
 from lit_probsft.data.rows.conversation import Message
 from lit_probsft.data.tokens.tokenization import tokenize_prompt
-from lit_probsft.errors import errors_within
+from lit_probsft.errors import UserError, errors_within, first_line
 from lit_probsft.evaluation.generation.requests import Answer, Request
 from lit_probsft.evaluation.grading.grade import VERSION, Grade
 from lit_probsft.evaluation.settings import Settings
@@ -26,6 +26,17 @@ Key = tuple[str, str, int]
 def key_of(row: Mapping[str, Any]) -> Key:
     """The task, question and sample of a row."""
     return row["task"], row["question"], row["sample"]
+
+
+def is_row(content: Mapping[str, Any]) -> bool:
+    """Whether an object is a graded answer; raises if it has another shape."""
+    return (
+        all(isinstance(content[name], str) for name in ("task", "question", "text"))
+        and all(type(content[name]) is int for name in ("sample", "tokens"))
+        and content["tokens"] >= 0
+        and content["finish_reason"] in ("stop", "length", "prompt_too_long")
+        and _is_grade(content)
+    )
 
 
 class Evaluation:
@@ -137,17 +148,32 @@ class Evaluation:
         return left
 
     def grade(self, answer: Answer) -> Row:
-        """The row of an answer. May be called in any thread."""
+        """The row of an answer. May be called in any thread.
+
+        Raises:
+            UserError: the task's `grade` raises, or returns something else than a `Grade`.
+        """
         task, question = self._asked[answer.index]
-        grade = self.tasks[task].grade(answer.text, question)
+        grade = self._grade(task, answer.text, question)
         return self._row(task, question.id, answer.sample, answer.text, answer.tokens, answer.finish_reason, grade)
 
     def grade_again(self, row: Row) -> Row:
-        """The row with a new grade, if its question is one of this evaluation's; otherwise the row as it is."""
+        """The row with a new grade, as `grade` gives it, if its question is one of this evaluation's; or the row."""
         question = self._by_name.get((row["task"], row["question"]))
         if question is None or row["finish_reason"] == "prompt_too_long":
             return row
-        return {**row, **_graded(self.tasks[row["task"]].grade(row["text"], question))}
+        return {**row, **_graded(self._grade(row["task"], row["text"], question))}
+
+    def _grade(self, task: str, text: str, question: Question) -> Grade:
+        kind = type(self.tasks[task]).__name__
+        with errors_within(task, f" (question {question.id})"):
+            try:
+                grade = self.tasks[task].grade(text, question)
+            except Exception as error:  # a user's own code
+                raise UserError("", f"{kind}.grade raised {type(error).__name__}: {first_line(error)}") from error
+            if not isinstance(grade, Grade) or not _is_grade(_graded(grade)):
+                raise UserError("", f"expected a Grade from {kind}.grade, got {repr(grade)[:200]}")
+        return grade
 
     def numbers(self, rows: Iterable[Row]) -> dict[str, Any]:
         """The numbers of each task, by the schema in README.md.
@@ -197,6 +223,15 @@ def _graded(grade: Grade) -> dict[str, Any]:
         "reason": grade.reason,
         "scores": dict(grade.scores),
     }
+
+
+def _is_grade(content: Mapping[str, Any]) -> bool:
+    return (
+        isinstance(content["correct"], bool)
+        and isinstance(content["extracted"], str | None)
+        and isinstance(content["reason"], str)
+        and all(isinstance(score, int | float) and 0 <= score <= 1 for score in content["scores"].values())
+    )
 
 
 def _digest(value: Any) -> str:

@@ -109,6 +109,14 @@ def _measure(model: Any, batch: Sequence[_Document]) -> None:
             document.row["choices"][document.label] = {"logp": logp, "tokens": int(tokens)}
 
 
+def is_likelihood(content: Mapping[str, Any]) -> bool:
+    """Whether an object is a row of `likelihoods` with its task; raises if it has another shape."""
+    numbers = [each["logp"] for each in content["choices"].values()]
+    numbers += [content["nll"], content["mean_p"]] if content["tokens"] else []
+    named = isinstance(content["task"], str) and isinstance(content["question"], str)
+    return named and type(content["tokens"]) is int and all(isinstance(number, float) for number in numbers)
+
+
 def summarize_likelihoods(rows: Sequence[Mapping[str, Any]], questions: Sequence[Question]) -> dict[str, Any]:
     """Summarize the rows of `likelihoods`.
 
