@@ -8,9 +8,10 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from lit_probsft.data.rows.columns import shown_value
 from lit_probsft.data.rows.conversation import Message
 from lit_probsft.data.tokens.tokenization import tokenize_prompt
-from lit_probsft.errors import UserError, errors_within, first_line
+from lit_probsft.errors import UserError, errors_within
 from lit_probsft.evaluation.generation.requests import Answer, Request
 from lit_probsft.evaluation.grading.grade import VERSION, Grade
 from lit_probsft.evaluation.settings import Settings
@@ -165,15 +166,12 @@ class Evaluation:
         return {**row, **_graded(self._grade(row["task"], row["text"], question))}
 
     def _grade(self, task: str, text: str, question: Question) -> Grade:
-        kind = type(self.tasks[task]).__name__
-        with errors_within(task, f" (question {question.id})"):
-            try:
-                grade = self.tasks[task].grade(text, question)
-            except Exception as error:  # a user's own code
-                raise UserError("", f"{kind}.grade raised {type(error).__name__}: {first_line(error)}") from error
+        with errors_within(task, f" (question {question.id})"), self.tasks[task].own_code("grade"):
+            grade = self.tasks[task].grade(text, question)
             if not isinstance(grade, Grade) or not _is_grade(_graded(grade)):
-                raise UserError("", f"expected a Grade from {kind}.grade, got {repr(grade)[:200]}")
-        return grade
+                kind = type(self.tasks[task]).__name__
+                raise UserError("", f"expected a Grade from {kind}.grade, got {shown_value(grade)}")
+            return grade
 
     def numbers(self, rows: Iterable[Row]) -> dict[str, Any]:
         """The numbers of each task, by the schema in README.md.

@@ -64,16 +64,17 @@ def evaluate(
         for task, measured in _likelihoods(subject, evaluation, store) if likelihood else ():
             tasks[task]["likelihood"] = measured
         before = _previous(store.out)
-        speed: dict[str, Any] = {"seconds": round(seconds, 1), "tokens_per_second": round(tokens / seconds, 1)}
+        made: dict[str, Any] = {"seconds": round(seconds, 1), "tokens_per_second": round(tokens / seconds, 1)}
         if not tokens:  # those of the call that made the answers
-            speed = {name: before.get(name) for name in speed}
+            made = {name: before[name] for name in ("backend", *made) if name in before}
         results = {
             "model": {**model, "base": base},
             "settings": {**_common(evaluation), "paper": paper},
-            "backend": dict(subject.backend.describe()),
+            "backend": made.get("backend") or dict(subject.backend.describe()),
             "versions": versions(),
             "started": store.started,
-            **speed,
+            "seconds": made.get("seconds"),
+            "tokens_per_second": made.get("tokens_per_second"),
             "tasks": tasks,
             "mean": mean_over_tasks([numbers["accuracy"] for numbers in tasks.values()]),
             **({"paper_means": paper_means(tasks)} if paper else {}),

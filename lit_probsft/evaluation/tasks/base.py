@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import contextlib
+import json
 import math
 from abc import ABC, abstractmethod
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, ClassVar
 
-from lit_probsft.data.rows.columns import missing_column
+from lit_probsft.data.rows.columns import missing_column, shown_value
 from lit_probsft.data.rows.conversation import Message
 from lit_probsft.data.rows.files import local_paths, refuse_broken
 from lit_probsft.data.rows.row_source import Rows
-from lit_probsft.errors import UserError, check_range, errors_within, near_matches
+from lit_probsft.errors import UserError, check_range, errors_within, first_line, near_matches
 from lit_probsft.evaluation.grading import Grade
 from lit_probsft.evaluation.tasks.subset import chosen
+from lit_probsft.parallel.stopping import StoppedBySignal
 from lit_probsft.storage.hub import dataset_file
 
 IDS = ("id", "unique_id", "question_id", "idx", "pubid", "key")
@@ -89,12 +92,10 @@ class Task(ABC):
         """The arguments of `Rows` for the task's rows, and `file` if they are one file of the hub's data set.
 
         Raises:
-            UserError: there is no such file, or the task has no source of its own and none is given.
+            UserError: there is no such file.
         """
         options = {"path": self.path, "name": self.name, "split": self.split, "revision": self.revision}
         given = {key: value for key, value in options.items() if value is not None}
-        if self.path is None and not self.hub:
-            raise UserError("path", f"expected the rows of {type(self).__name__}: a file, or a data set on the hub")
         return given if self.path is not None and local_paths(self.path) is not None else {**self.hub, **given}
 
     def load(self) -> Sequence[Mapping[str, Any]]:
@@ -104,6 +105,8 @@ class Task(ABC):
             UserError: they cannot be read.
         """
         source = self.source()
+        if not source:
+            raise UserError("path", f"expected the rows of {type(self).__name__}: a file, or a data set on the hub")
         if (file := source.pop("file", None)) is not None:
             source = {"path": dataset_file(source["path"], file, source.get("revision"))}
         return refuse_broken(Rows(**source).load_with_broken())
@@ -118,8 +121,10 @@ class Task(ABC):
             UserError: the rows cannot be read, one cannot be used, or two questions have the same id.
         """
         check_range("limit", limit, 1, math.inf)
-        rows = self.load()
-        if not len(rows):
+        with self.own_code("load"):
+            rows = self.load()
+            count = len(rows)
+        if not count:
             raise UserError("path", "expected at least one row, got none")
         groups = self._groups(rows)
         ids = self._ids(rows, groups)
@@ -135,12 +140,24 @@ class Task(ABC):
         return found
 
     def _asked(self, row: Mapping[str, Any]) -> Question:
+        with self.own_code("question"):
+            question = self.question(row)
+            if not isinstance(question, Question) or not isinstance(question.id, str) or not question.messages:
+                problem = f"expected a Question with a message, and a text as id, from {type(self).__name__}.question"
+                raise UserError("", f"{problem}, got {shown_value(question)}")
+            json.dumps([question.gold, question.reference, dict(question.choices)])
+        return question
+
+    @contextlib.contextmanager
+    def own_code(self, method: str) -> Iterator[None]:
+        """Raise whatever `method` raises, which may be a user's own code, as a UserError."""
         try:
-            return self.question(row)
-        except UserError:
+            yield
+        except (UserError, StoppedBySignal):
             raise
-        except Exception as error:  # a user's own code, or a row of an unexpected shape
-            raise UserError("", f"{type(self).__name__}.question raised {type(error).__name__}: {error}") from error
+        except (Exception, SystemExit) as error:
+            problem = f"{type(self).__name__}.{method} raised {type(error).__name__}: {first_line(error)}"
+            raise UserError("", problem) from error
 
     def _groups(self, rows: Sequence[Mapping[str, Any]]) -> list[str | None]:
         """The group of each row; None without a column for it."""
