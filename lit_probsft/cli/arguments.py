@@ -26,8 +26,8 @@ def path_or_name(text: str) -> str:
 
 
 def path_argument(text: str) -> Path:
-    """`path_or_name` as a path."""
-    return Path(path_or_name(text))
+    """`path_or_name` as a path. Shells leave the `~` of `--out=~/x` as it is."""
+    return Path(os.path.expanduser(path_or_name(text)))
 
 
 class CommandParser(argparse.ArgumentParser):

@@ -19,7 +19,7 @@ class Settings:
     """What is asked of a model, whatever the task.
 
     Args:
-        n: answers to each question, at least 1. More than one needs a temperature.
+        n: answers to each question, from 1 to 100,000. More than one needs a temperature.
         temperature: of sampling; 0 is greedy.
         top_p: share of the probability mass that is sampled from, above 0 and at most 1.
         max_new_tokens: the most tokens of an answer; None takes each task's own number.
@@ -44,8 +44,8 @@ class Settings:
     template_options: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for name in ("n", "limit", "max_new_tokens"):
-            check_range(name, getattr(self, name), 1, math.inf)
+        for name, most in (("n", 100_000), ("limit", math.inf), ("max_new_tokens", math.inf)):
+            check_range(name, getattr(self, name), 1, most)
         check_range("seed", self.seed, 0, LARGEST)
         if not 0 <= self.temperature < math.inf:
             raise UserError("temperature", f"expected 0 (greedy) or more, got {self.temperature}")
