@@ -113,11 +113,12 @@ def devices_of(device: torch.device, count: int) -> list[torch.device]:
     if count < 1:
         raise UserError("--devices", f"expected at least 1, got {count}")
     on_cpu = device.type == "cpu"
-    if count > 1 and count > (found := (os.cpu_count() or 1) if on_cpu else torch.accelerator.device_count()):
-        kind = "CPU cores" if on_cpu else f"devices of the kind {device.type}"
-        raise UserError("--devices", f"expected at most the {found} {kind} of this machine, got {count}")
+    if on_cpu and count > max(2, os.cpu_count() or 1):
+        raise UserError("--devices", f"expected at most one for each CPU core, got {count}")
     if count == 1 or on_cpu:
         return [device] * count
+    if count > (found := torch.accelerator.device_count()):
+        raise UserError("--devices", f"torch finds {found} devices of the kind {device.type}, got {count}")
     return [torch.device(device.type, index) for index in range(count)]
 
 

@@ -235,5 +235,7 @@ def test_the_extremes_of_sampling() -> None:
     assert choose(logits, [1.0, 1e-30], [0.0, last]) == [1, 1]
     assert choose(logits, [1.0, 1e-30], [last, 0.0]) == [2, 1]
     assert choose(logits, [5.0, 5.0], [last, last], top_p=1e-9) == [1, 1]
+    assert choose(logits, [1e-300, 1e-300], [0.0, last], top_p=1e-300) == [1, 1]
+    assert choose(logits, [1e300, 1e300], [0.0, last]) == [1, 3]
     assert choose(logits.bfloat16(), [0.0, 0.0], [0.5, 0.5]) == [1, 1]
     assert len({uniform(seed, step) for seed in range(50) for step in range(50)}) > 2490
