@@ -18,6 +18,7 @@ from torch.distributed.fsdp import fully_shard
 
 from benchmarks.architectures import FAMILIES, SMALL
 from lit_probsft.data import ByteTokenizer
+from lit_probsft.errors import UserError
 from lit_probsft.evaluation.generation import local
 from lit_probsft.evaluation.generation.local import LocalBackend
 from lit_probsft.evaluation.generation.requests import Answer, Draw, Request
@@ -227,6 +228,14 @@ def test_samples_follow_the_distribution() -> None:
         likely = [token for token in kept if p[token] > 1e-6]
         expected = 4000 * p[likely] / p[likely].sum()
         assert chisquare([chosen[token] for token in likely], expected.tolist()).pvalue > 0.01
+
+
+def test_a_damaged_model_does_not_answer() -> None:
+    model = tiny.model(seed=0)
+    model.lm_head.weight.data.fill_(torch.nan)
+    backend = LocalBackend(model, ByteTokenizer().load(list))
+    with pytest.raises(UserError, match="computes NaN"):
+        list(backend.answer([Request(0, [], [1, 2], [Draw(0, 0, 0.0)], 3)]))
 
 
 def test_the_extremes_of_sampling() -> None:
