@@ -6,6 +6,7 @@ training supervises are measured, including the one that ends the turn.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -123,15 +124,15 @@ def summarize_likelihoods(rows: Sequence[Mapping[str, Any]], questions: Sequence
     Returns:
         `questions` and `tokens`, the number of measured references and their tokens; `nll` (nats) and `mean_p`, means
         over these tokens; `choice_accuracy`, the share of questions whose most probable choice is right, and
-        `choice_accuracy_normalized`, the same by log p per byte of the choice's text. None where nothing was measured.
+        `choice_accuracy_normalized`, the same by log p per byte of the choice's text. None where nothing was
+        measured, or the NLL is infinite.
     """
     by_id = {question.id: question for question in questions}
     measured = [row for row in rows if row["tokens"]]
     tokens = sum(row["tokens"] for row in measured)
-    means = {
-        name: sum(row[name] * row["tokens"] for row in measured) / tokens if tokens else None
-        for name in ("nll", "mean_p")
-    }
+    sums = {name: sum(row[name] * row["tokens"] for row in measured) for name in ("nll", "mean_p")}
+    # JSON has no infinity, which is the NLL of a token that the model rules out.
+    means = {name: total / tokens if tokens and math.isfinite(total) else None for name, total in sums.items()}
     plain, normalized = [], []
     for row in rows:
         question, logp = by_id[row["question"]], {label: each["logp"] for label, each in row["choices"].items()}
