@@ -3,12 +3,31 @@
 from __future__ import annotations
 
 import argparse
+import errno
+import os
 import re
+from pathlib import Path
 from typing import Any, NoReturn
 
 from typing_extensions import override
 
-from lit_probsft.errors import UserError, near_matches
+from lit_probsft.errors import UserError, first_line, near_matches
+
+
+def path_or_name(text: str) -> str:
+    """The text of an argument that may be a path, if the file system can look for it. A `type` for argparse."""
+    try:
+        os.lstat(text)
+    except (OSError, ValueError) as error:  # ValueError for a null character
+        if not isinstance(error, OSError) or error.errno == errno.ENAMETOOLONG:
+            problem = f"expected a path, got {text[:40]!r}...: {first_line(error)}"
+            raise argparse.ArgumentTypeError(problem) from error
+    return text
+
+
+def path_argument(text: str) -> Path:
+    """`path_or_name` as a path. Shells leave the `~` of `--out=~/x` as it is."""
+    return Path(os.path.expanduser(path_or_name(text)))
 
 
 class CommandParser(argparse.ArgumentParser):
@@ -29,6 +48,8 @@ class CommandParser(argparse.ArgumentParser):
             raise UserError(match[1], f"{problem}{usage}")
         if match := re.fullmatch(r"argument (.+?): expected one argument", message):
             raise UserError(match[1], "expected a value, got none")
+        if match := re.fullmatch(r"argument (.+?): (expected a path, .*)", message):
+            raise UserError(match[1], match[2])
         if match := re.fullmatch(r"argument (.+?): invalid int value: (.*)", message):
             raise UserError(match[1], f"expected a whole number, got {match[2]}")
         if match := re.fullmatch(r"argument (.+?): invalid choice: '(.*)' \(choose from (.*)\)", message):

@@ -3,10 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING
 
-from lit_probsft.cli.arguments import CommandParser
+from lit_probsft.cli.arguments import CommandParser, path_argument
 from lit_probsft.errors import UserError
 
 if TYPE_CHECKING:
@@ -26,11 +25,11 @@ def run(args: Sequence[str]) -> Comparison:
         "and tests, per task and overall, next to the paper's results for the same model and task.",
     )
     text = "results file, or a folder with results files, such as results/ or a run's"
-    parser.add_argument("results", metavar="RESULTS", type=Path, nargs="+", help=text)
+    parser.add_argument("results", metavar="RESULTS", type=path_argument, nargs="+", help=text)
     parser.add_argument("--different", action="store_true", help="also compare what was measured differently")
     for name, kind in (("markdown", "Markdown"), ("latex", "LaTeX, for booktabs"), ("csv", "CSV, with all digits")):
-        parser.add_argument(f"--{name}", metavar="FILE", type=Path, help=f"write the table as {kind}")
-    parser.add_argument("--picture", metavar="FILE", type=Path, help="draw the numbers; a .png or .svg file")
+        parser.add_argument(f"--{name}", metavar="FILE", type=path_argument, help=f"write the table as {kind}")
+    parser.add_argument("--picture", metavar="FILE", type=path_argument, help="draw the numbers; a .png or .svg file")
     options = parser.parse_args(args)
     written = {f"--{name}": getattr(options, name) for name in ("markdown", "latex", "csv", "picture")}
     for flag, path in written.items():

@@ -9,7 +9,7 @@ from typing import Any
 
 import yaml
 
-from lit_probsft.cli.arguments import CommandParser
+from lit_probsft.cli.arguments import CommandParser, path_argument
 from lit_probsft.errors import UserError, near_matches
 
 
@@ -30,7 +30,12 @@ def run(args: Sequence[str]) -> None:
     for action in (show, copy_parser):
         action.add_argument("name", metavar="NAME", help="name as printed by `configs list`")
     copy_parser.add_argument(
-        "out", metavar="OUT", nargs="?", type=Path, default=Path("configs"), help="folder to copy to (default: configs)"
+        "out",
+        metavar="OUT",
+        nargs="?",
+        type=path_argument,
+        default=Path("configs"),
+        help="folder to copy to (default: configs)",
     )
     copy_parser.add_argument("--overwrite", action="store_true", help="replace files that differ")
     options = parser.parse_args(args)

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lit_probsft.cli.arguments import CommandParser
+from lit_probsft.cli.arguments import CommandParser, path_argument
 from lit_probsft.errors import UserError
 
 if TYPE_CHECKING:
@@ -44,7 +44,9 @@ def run(args: Sequence[str]) -> dict[str, Any]:
         default="float32",
         help="dtype of both models (default: float32)",
     )
-    parser.add_argument("--out", metavar="FILE", type=Path, help="file to write (default: runs/NAME/divergence.json)")
+    parser.add_argument(
+        "--out", metavar="FILE", type=path_argument, help="file to write (default: runs/NAME/divergence.json)"
+    )
     options, flags = parser.parse_known_args(args)
     if options.out is not None and not options.out.absolute().parent.is_dir():
         raise UserError("--out", f"expected a file in an existing folder, got {str(options.out)!r}")

@@ -4,10 +4,9 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from lit_probsft.cli.arguments import CommandParser
+from lit_probsft.cli.arguments import CommandParser, path_argument, path_or_name
 from lit_probsft.cli.model_flags import add_model_flags, flag_of, tokenizer_options
 from lit_probsft.errors import UserError
 
@@ -32,10 +31,14 @@ def run(args: Sequence[str]) -> dict[str, Any]:
     parser.add_argument(
         "--tasks", required=True, help="names, such as math500,gsm8k, a file as in Math:mine.jsonl, or tasks.yaml"
     )
-    parser.add_argument("--out", required=True, type=Path, metavar="FILE", help="results file, such as results/X.json")
+    parser.add_argument(
+        "--out", required=True, type=path_argument, metavar="FILE", help="results file, such as results/X.json"
+    )
     parser.add_argument("--overwrite", action="store_true", help="replace an earlier evaluation in FILE")
     parser.add_argument("--limit", type=int, metavar="N", help="at most N questions of each task (default: all)")
-    parser.add_argument("--data-dir", metavar="FOLDER", help="folder with the rows (default: the hub)")
+    parser.add_argument(
+        "--data-dir", metavar="FOLDER", type=path_or_name, help="folder with the rows (default: the hub)"
+    )
     parser.add_argument("--paper", action="store_true", help="prompts, sampling and averages of the paper")
     parser.add_argument("--n", metavar="N", type=int, default=1, help="answers to each question (default: 1)")
     parser.add_argument("--temperature", type=float, default=0.0, metavar="T", help="0 is greedy decoding (default: 0)")
@@ -51,7 +54,9 @@ def run(args: Sequence[str]) -> dict[str, Any]:
         metavar="TASKS",
         help="also run tasks of lm-eval, names or YAML files, such as ifeval,mmlu, on MODEL and its base",
     )
-    parser.add_argument("--base", metavar="MODEL", help="the model before training, if MODEL does not name it")
+    parser.add_argument(
+        "--base", metavar="MODEL", type=path_or_name, help="the model before training, if MODEL does not name it"
+    )
     parser.add_argument(
         "--generation",
         choices=("plain", "model"),

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from pathlib import Path
 
-from lit_probsft.cli.arguments import CommandParser
+from lit_probsft.cli.arguments import CommandParser, path_argument
 
 
 def run(args: Sequence[str]) -> None:
@@ -20,9 +19,12 @@ def run(args: Sequence[str]) -> None:
         "base model.",
     )
     parser.add_argument(
-        "checkpoint", metavar="CKPT", type=Path, help="checkpoint of `fit`, such as runs/NAME/checkpoints/last.ckpt"
+        "checkpoint",
+        metavar="CKPT",
+        type=path_argument,
+        help="checkpoint of `fit`, such as runs/NAME/checkpoints/last.ckpt",
     )
-    parser.add_argument("out", metavar="OUT", type=Path, help="Hugging Face folder to write")
+    parser.add_argument("out", metavar="OUT", type=path_argument, help="Hugging Face folder to write")
     parser.add_argument("--overwrite", action="store_true", help="replace OUT if it exists")
     parser.add_argument("--push-to-hub", metavar="ID", help="upload OUT to this hub repository, such as me/model")
     form = parser.add_mutually_exclusive_group()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from argparse import Namespace
 from typing import TYPE_CHECKING, Any
 
-from lit_probsft.cli.arguments import CommandParser
+from lit_probsft.cli.arguments import CommandParser, path_or_name
 from lit_probsft.errors import UserError
 
 if TYPE_CHECKING:
@@ -15,7 +15,10 @@ if TYPE_CHECKING:
 def add_model_flags(parser: CommandParser) -> None:
     """Add MODEL and the flags that say how it is loaded and prompted."""
     parser.add_argument(
-        "model", metavar="MODEL", help="exported folder, folder of a run, checkpoint, adapters, GGUF file, or hub id"
+        "model",
+        metavar="MODEL",
+        type=path_or_name,
+        help="exported folder, folder of a run, checkpoint, adapters, GGUF file, or hub id",
     )
     flags = parser.add_argument_group("the model and its prompts")
     flags.add_argument("--system", metavar="TEXT", help="system message of the conversation")

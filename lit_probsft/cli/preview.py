@@ -7,11 +7,10 @@ import re
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, field
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from lit_probsft.analysis.page import escape, facts_table, page, visible, write_page
-from lit_probsft.cli.arguments import CommandParser
+from lit_probsft.cli.arguments import CommandParser, path_argument
 from lit_probsft.errors import UserError
 
 if TYPE_CHECKING:
@@ -161,7 +160,7 @@ def run(args: Sequence[str]) -> Preview:
         default="train",
         help="split to show (default: train)",
     )
-    parser.add_argument("--html", metavar="FILE", type=Path, help="also write the preview to an HTML page")
+    parser.add_argument("--html", metavar="FILE", type=path_argument, help="also write the preview to an HTML page")
     options, flags = parser.parse_known_args(args)
     if options.rows < 1:
         raise UserError("--rows", f"expected at least 1, got {options.rows}")

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from pathlib import Path
 
-from lit_probsft.cli.arguments import CommandParser
+from lit_probsft.cli.arguments import CommandParser, path_argument
 from lit_probsft.errors import UserError
 
 
@@ -19,18 +19,18 @@ def run(args: Sequence[str]) -> Path:
         prog="python -m lit_probsft report",
         description="Write an HTML report on a run: what it learned, what it forgot, which answers and tokens changed.",
     )
-    parser.add_argument("run", metavar="RUN", type=Path, help="folder of a run, such as runs/quickstart")
-    parser.add_argument("--html", metavar="FILE", type=Path, help="page to write (default: RUN/report.html)")
+    parser.add_argument("run", metavar="RUN", type=path_argument, help="folder of a run, such as runs/quickstart")
+    parser.add_argument("--html", metavar="FILE", type=path_argument, help="page to write (default: RUN/report.html)")
     parser.add_argument(
         "--evaluation",
         metavar="FILE",
-        type=Path,
+        type=path_argument,
         help="results file of evaluate, or a folder with results files (default: those in RUN, if there are any)",
     )
     parser.add_argument(
         "--against",
         metavar="FILE",
-        type=Path,
+        type=path_argument,
         help="results file of the model before training: shows differences, and answers that changed",
     )
     options = parser.parse_args(args)

@@ -5,8 +5,10 @@ from __future__ import annotations
 import sys
 import threading
 import time
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from collections.abc import Callable
+from concurrent.futures import FIRST_COMPLETED, Future, wait
 from datetime import timedelta
+from queue import SimpleQueue
 
 from lit_probsft.evaluation.evaluation import Evaluation, Row, key_of
 from lit_probsft.evaluation.generation.requests import Answer, Backend
@@ -42,18 +44,19 @@ def answer_all(evaluation: Evaluation, backend: Backend, store: Store) -> int:
         progress.add(row)
 
     pending: set[Future[None]] = set()
-    graders = ThreadPoolExecutor(_GRADERS, "grader")
+    if not requests:
+        return 0
+    graders = _Graders(work)
     try:
-        if requests:
-            with progress:
-                for answer in backend.answer(requests):
-                    pending = _checked({*pending, graders.submit(work, answer)}, _BACKLOG)
-                _checked(pending, 0)
+        with progress:
+            for answer in backend.answer(requests):
+                pending = _checked({*pending, graders.submit(answer)}, _BACKLOG)
+            _checked(pending, 0)
     except BaseException:
         wait(pending, _PATIENCE)
         raise
     finally:
-        graders.shutdown(wait=False, cancel_futures=True)
+        graders.close()
     return progress.tokens
 
 
@@ -65,6 +68,38 @@ def _checked(pending: set[Future[None]], most: int) -> set[Future[None]]:
             future.result()
         if len(pending) <= most:
             return pending
+
+
+class _Graders:
+    """Threads that work on answers. They are daemons: the end of the process does not wait for a grader that hangs."""
+
+    def __init__(self, work: Callable[[Answer], None]) -> None:
+        self._work = work
+        self._queue: SimpleQueue[tuple[Future[None], Answer | None]] = SimpleQueue()
+        self._closed = threading.Event()
+        for _ in range(_GRADERS):
+            threading.Thread(target=self._serve, daemon=True).start()
+
+    def submit(self, answer: Answer) -> Future[None]:
+        future: Future[None] = Future()
+        self._queue.put((future, answer))
+        return future
+
+    def _serve(self) -> None:
+        while True:
+            future, answer = self._queue.get()
+            if answer is None or self._closed.is_set():
+                return
+            try:
+                future.set_result(self._work(answer))
+            except BaseException as error:
+                future.set_exception(error)
+
+    def close(self) -> None:
+        """Leave the answers that no thread works on."""
+        self._closed.set()
+        for _ in range(_GRADERS):
+            self._queue.put((Future(), None))
 
 
 class _Progress:

@@ -8,9 +8,10 @@ from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from typing import Any
 
+from lit_probsft.data.rows.columns import shown_value
 from lit_probsft.data.rows.conversation import Message
 from lit_probsft.data.tokens.tokenization import tokenize_prompt
-from lit_probsft.errors import errors_within
+from lit_probsft.errors import UserError, errors_within
 from lit_probsft.evaluation.generation.requests import Answer, Request
 from lit_probsft.evaluation.grading.grade import VERSION, Grade
 from lit_probsft.evaluation.settings import Settings
@@ -26,6 +27,17 @@ Key = tuple[str, str, int]
 def key_of(row: Mapping[str, Any]) -> Key:
     """The task, question and sample of a row."""
     return row["task"], row["question"], row["sample"]
+
+
+def is_row(content: Mapping[str, Any]) -> bool:
+    """Whether an object is a graded answer; raises if it has another shape."""
+    return (
+        all(isinstance(content[name], str) for name in ("task", "question", "text"))
+        and all(type(content[name]) is int for name in ("sample", "tokens"))
+        and content["tokens"] >= 0
+        and content["finish_reason"] in ("stop", "length", "prompt_too_long")
+        and _is_grade(content)
+    )
 
 
 class Evaluation:
@@ -126,18 +138,27 @@ class Evaluation:
         return left
 
     def grade(self, answer: Answer) -> Row:
-        """The row of an answer. May be called in any thread."""
+        """The row of an answer. May be called in any thread.
+
+        Raises:
+            UserError: the task's `grade` raises, or returns something else than a `Grade`.
+        """
         task, question = self._names[answer.index]
         row = {"task": task, "question": question, **vars(answer)}
         del row["index"]
         return self.grade_again(row)
 
     def grade_again(self, row: Row) -> Row:
-        """The row with a new grade."""
+        """The row with a new grade, as `grade` gives it."""
         if row["finish_reason"] == "prompt_too_long":
             return row
-        question = self._asked[row["task"], row["question"]]
-        return {**row, **vars(self.tasks[row["task"]].grade(row["text"], question))}
+        name, question = row["task"], self._asked[row["task"], row["question"]]
+        with errors_within(name, f" (question {question.id})"), self.tasks[name].own_code("grade"):
+            grade = self.tasks[name].grade(row["text"], question)
+            if not isinstance(grade, Grade) or not _is_grade(vars(grade)):
+                kind = type(self.tasks[name]).__name__
+                raise UserError("", f"expected a Grade from {kind}.grade, got {shown_value(grade)}")
+        return {**row, **vars(grade)}
 
     def numbers(self, rows: Iterable[Row]) -> dict[str, Any]:
         """The numbers of each task, by the schema in README.md.
@@ -174,6 +195,15 @@ class Evaluation:
             "top_p": settings.top_p,
             "max_new_tokens": settings.max_new_tokens or task.max_new_tokens,
         }
+
+
+def _is_grade(content: Mapping[str, Any]) -> bool:
+    return (
+        isinstance(content["correct"], bool)
+        and isinstance(content["extracted"], str | None)
+        and isinstance(content["reason"], str)
+        and all(isinstance(score, int | float) and 0 <= score <= 1 for score in content["scores"].values())
+    )
 
 
 def _digest(value: Any) -> str:

@@ -6,6 +6,7 @@ training supervises are measured, including the one that ends the turn.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -109,21 +110,29 @@ def _measure(model: Any, batch: Sequence[_Document]) -> None:
             document.row["choices"][document.label] = {"logp": logp, "tokens": int(tokens)}
 
 
+def is_likelihood(content: Mapping[str, Any]) -> bool:
+    """Whether an object is a row of `likelihoods` with its task; raises if it has another shape."""
+    numbers = [each["logp"] for each in content["choices"].values()]
+    numbers += [content["nll"], content["mean_p"]] if content["tokens"] else []
+    named = isinstance(content["task"], str) and isinstance(content["question"], str)
+    return named and type(content["tokens"]) is int and all(isinstance(number, float) for number in numbers)
+
+
 def summarize_likelihoods(rows: Sequence[Mapping[str, Any]], questions: Sequence[Question]) -> dict[str, Any]:
     """Summarize the rows of `likelihoods`.
 
     Returns:
         `questions` and `tokens`, the number of measured references and their tokens; `nll` (nats) and `mean_p`, means
         over these tokens; `choice_accuracy`, the share of questions whose most probable choice is right, and
-        `choice_accuracy_normalized`, the same by log p per byte of its answer. None where nothing was measured.
+        `choice_accuracy_normalized`, the same by log p per byte of its answer. None where nothing was measured, or
+        the NLL is infinite.
     """
     by_id = {question.id: question for question in questions}
     measured = [row for row in rows if row["tokens"]]
     tokens = sum(row["tokens"] for row in measured)
-    means = {
-        name: sum(row[name] * row["tokens"] for row in measured) / tokens if tokens else None
-        for name in ("nll", "mean_p")
-    }
+    sums = {name: sum(row[name] * row["tokens"] for row in measured) for name in ("nll", "mean_p")}
+    # JSON has no infinity, which is the NLL of a token that the model rules out.
+    means = {name: total / tokens if tokens and math.isfinite(total) else None for name, total in sums.items()}
     plain, normalized = [], []
     for row in rows:
         question, logp = by_id[row["question"]], {label: each["logp"] for label, each in row["choices"].items()}

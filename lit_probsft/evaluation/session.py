@@ -14,11 +14,11 @@ from lightning.pytorch.utilities import rank_zero_info
 from lit_probsft.errors import UserError
 from lit_probsft.evaluation.answering import answer_all
 from lit_probsft.evaluation.evaluation import Evaluation
+from lit_probsft.evaluation.results import read_results, write_results
 from lit_probsft.evaluation.store import Store
 from lit_probsft.evaluation.subject import Subject
 from lit_probsft.parallel.stopping import StoppedBySignal
 from lit_probsft.run.facts import versions
-from lit_probsft.storage.atomic import read_json
 
 _RETENTION = ("retention", "retention_settings")
 _OF_SAMPLES = ("seed", "top_p")
@@ -51,7 +51,6 @@ def evaluate(
     """
     from lit_probsft.evaluation.numbers import mean_over_tasks
     from lit_probsft.evaluation.paper import paper_means
-    from lit_probsft.evaluation.results import write_results
 
     model = {"name": name, "fingerprint": subject.settings["weights"] or subject.settings.get("server")}
     try:
@@ -65,16 +64,17 @@ def evaluate(
         for task, measured in _likelihoods(subject, evaluation, store) if likelihood else ():
             tasks[task]["likelihood"] = measured
         before = _previous(store.out)
-        speed: dict[str, Any] = {"seconds": round(seconds, 1), "tokens_per_second": round(tokens / seconds, 1)}
+        made: dict[str, Any] = {"seconds": round(seconds, 1), "tokens_per_second": round(tokens / seconds, 1)}
         if not tokens:  # those of the call that made the answers
-            speed = {name: before.get(name) for name in speed}
+            made = {name: before[name] for name in ("backend", *made) if name in before}
         results = {
             "model": {**model, "base": base},
             "settings": {**_common(evaluation), "paper": paper},
-            "backend": dict(subject.backend.describe()),
+            "backend": made.get("backend") or dict(subject.backend.describe()),
             "versions": versions(),
             "started": store.started,
-            **speed,
+            "seconds": made.get("seconds"),
+            "tokens_per_second": made.get("tokens_per_second"),
             "tasks": tasks,
             "mean": mean_over_tasks([numbers["accuracy"] for numbers in tasks.values()]),
             **({"paper_means": paper_means(tasks)} if paper else {}),
@@ -86,7 +86,8 @@ def evaluate(
         number = signal.SIGINT if isinstance(stop, KeyboardInterrupt) else signal.SIGTERM
         keys = evaluation.keys()
         stored = f"{len(keys & store.answers.objects.keys())} of {len(keys)} answers are in {store.answers.path}"
-        message = f"stopped by {number.name}; {stored}, and the same command goes on from there"
+        command = f"the same command {'without --overwrite ' if store.overwrite else ''}goes on from there"
+        message = f"stopped by {number.name}; {stored}, and {command}"
         raise StoppedBySignal(message, together=False, number=number) from stop
 
 
@@ -106,7 +107,6 @@ def add_retention(
     Raises:
         UserError: lm-eval cannot run a task.
     """
-    from lit_probsft.evaluation.results import write_results
     from lit_probsft.evaluation.retention import measure
 
     settings = {"base": base, "limit": options.get("limit")}
@@ -167,6 +167,6 @@ def _likelihoods(subject: Subject, evaluation: Evaluation, store: Store) -> Iter
 def _previous(path: Path) -> dict[str, Any]:
     """The results file of an earlier call; empty if there is none that can be read."""
     try:
-        return read_json(path) or {}
+        return read_results(path)
     except UserError:
         return {}

@@ -20,7 +20,7 @@ class Settings:
     """How many answers a model generates, and how, for every task.
 
     Args:
-        n: answers to each question, at least 1. More than one needs a temperature.
+        n: answers to each question, from 1 to 100,000. More than one needs a temperature.
         temperature: 0 is greedy decoding.
         top_p: sample from the most probable tokens that hold this share of the mass, above 0 and at most 1.
         max_new_tokens: maximum length of an answer; None takes each task's own number.
@@ -45,8 +45,8 @@ class Settings:
     template_options: Mapping[str, Any] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
-        for name in ("n", "limit", "max_new_tokens"):
-            check_range(name, getattr(self, name), 1, math.inf)
+        for name, most in (("n", 100_000), ("limit", math.inf), ("max_new_tokens", math.inf)):
+            check_range(name, getattr(self, name), 1, most)
         check_range("seed", self.seed, 0, LARGEST)
         check_sampling(self.temperature, self.top_p)
         if self.n > 1 and not self.temperature:

@@ -12,7 +12,8 @@ from typing import Any
 from lightning.pytorch.utilities import rank_zero_info
 
 from lit_probsft.errors import UserError
-from lit_probsft.evaluation.evaluation import Row, key_of
+from lit_probsft.evaluation.evaluation import Row, is_row, key_of
+from lit_probsft.evaluation.likelihood import is_likelihood
 from lit_probsft.storage.atomic import (
     atomic_write,
     partial_of,
@@ -30,12 +31,6 @@ _FORMAT = 1
 _OUT = "--out"
 _QUESTION = ("task", "question")
 _question_of = itemgetter(*_QUESTION)
-_ANSWER = {
-    **dict.fromkeys((*_QUESTION, "text", "finish_reason", "reason"), str),
-    **dict.fromkeys(("sample", "tokens"), int),
-    "correct": bool,
-    "scores": dict,
-}
 _PROMPT = ("prompt_sha256", "max_new_tokens")
 
 
@@ -57,10 +52,9 @@ class Store:
 
     def __init__(self, out: Path, overwrite: bool = False) -> None:
         self.out, self.folder, self.overwrite = out, out.with_suffix(""), overwrite
-        named = dict.fromkeys(_QUESTION, str)
-        self.answers = JsonLines(self.folder / "predictions.jsonl", _OUT, (*_QUESTION, "sample"), _ANSWER)
-        self.likelihoods = JsonLines(self.folder / "likelihood.jsonl", _OUT, _QUESTION, named)
-        self._questions = JsonLines(self.folder / "questions.jsonl", _OUT, _QUESTION, named)
+        self.answers = JsonLines(self.folder / "predictions.jsonl", _OUT, (*_QUESTION, "sample"), is_row)
+        self.likelihoods = JsonLines(self.folder / "likelihood.jsonl", _OUT, _QUESTION, is_likelihood)
+        self._questions = JsonLines(self.folder / "questions.jsonl", _OUT, _QUESTION, _is_question)
         self._settings = self.folder / "settings.json"
         self.started = time.strftime("%Y-%m-%dT%H:%M:%S%z")
         self._check_path()
@@ -114,8 +108,9 @@ class Store:
                 files = (self.answers, self.likelihoods, self._questions)
                 for path in (self.out, *(file.path for file in files), self.answers.aside, self._settings):
                     remove(path)
-        known = read_json(self._settings) or {}
-        before = known.get("settings") or {}
+        known = read_json(self._settings) or {"settings": {}}
+        if not isinstance(before := known.get("settings"), dict):
+            raise UserError(str(self._settings), "expected the settings of the answers; --overwrite starts anew")
         settings, questions = json.loads(json.dumps([settings, questions]))  # as they are read again
         for name, value in settings.items():
             if name in before and before[name] != value:
@@ -124,9 +119,7 @@ class Store:
         stale = set()
         for line in questions:
             old = self._questions.objects.get(_question_of(line))
-            if old is None:
-                continue
-            if any(old.get(name) != line[name] for name in _PROMPT):
+            if old and any(old.get(name) != line[name] for name in _PROMPT):
                 self._refuse(f"with another prompt or max_new_tokens for question {line['question']} of {line['task']}")
             if old != line:
                 stale.add(_question_of(line))
@@ -167,6 +160,10 @@ class Store:
             self.likelihoods.close()
         finally:
             unlock_folder(self.folder)
+
+
+def _is_question(content: Mapping[str, Any]) -> bool:
+    return all(isinstance(content[name], str) for name in _QUESTION)
 
 
 def _shown(value: Any) -> str:

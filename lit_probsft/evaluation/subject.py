@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
@@ -108,7 +109,10 @@ def devices_of(device: torch.device, count: int) -> list[torch.device]:
     """
     if count < 1:
         raise UserError("--devices", f"expected at least 1, got {count}")
-    if count == 1 or device.type == "cpu":
+    on_cpu = device.type == "cpu"
+    if on_cpu and count > max(2, os.cpu_count() or 1):
+        raise UserError("--devices", f"expected at most one for each CPU core, got {count}")
+    if count == 1 or on_cpu:
         return [device] * count
     if count > (found := torch.accelerator.device_count()):
         raise UserError("--devices", f"torch finds {found} devices of the kind {device.type}, got {count}")

@@ -5,6 +5,7 @@ A parent that is killed cannot end its children, and a child may wait for it for
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import multiprocessing
 import os
@@ -13,7 +14,7 @@ import signal
 import sys
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any
 
 PARENT = "LIT_PROBSFT_PARENT"
@@ -47,14 +48,27 @@ def exit_with_parent(*_: object) -> None:
         _exit_after(parent.join)
 
 
-def run_in_worker(call: bytes) -> Any:
+def run_in_worker(call: bytes, *args: Any) -> Any:
     """Call a pickled function in a new worker process, which ends with its parent and leaves Ctrl-C to it.
 
     The function is pickled so that the modules it needs are imported after the process follows its parent.
     """
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     exit_with_parent()
-    return pickle.loads(call)()
+    return pickle.loads(call)(*args)
+
+
+@contextlib.contextmanager
+def without_ctrl_c() -> Iterator[None]:
+    """Start a process in this block that leaves Ctrl-C to this one from its first moment."""
+    if not hasattr(signal, "pthread_sigmask"):
+        yield
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})  # a new process inherits it
+    try:
+        yield
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _exit_with(pid: int) -> None:

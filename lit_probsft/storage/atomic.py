@@ -35,7 +35,7 @@ def atomic_write(path: Path) -> Iterator[Path]:
     Works for files and folders. A crash leaves at most the partial path behind, and the next write to `path` removes
     it.
     """
-    path = path.resolve() if path.is_symlink() else path
+    path = Path(os.path.realpath(path)) if path.is_symlink() else path  # resolve() raises for a loop
     partial = partial_of(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     recover(path)

@@ -6,7 +6,7 @@ import json
 import os
 import threading
 import time
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from operator import itemgetter
 from pathlib import Path
 from typing import Any
@@ -24,16 +24,16 @@ class JsonLines:
         path: the file, which need not exist. Only one process may use it at a time.
         argument: names it in errors.
         key: fields that name an object; of several with the same name, the first counts.
-        fields: the type of each field that an object must have.
+        fits: whether a JSON object is one of the file's. Lines with others are broken; it may raise for these.
 
     Attributes:
         objects: by key, as they are in the file. Filled by `read`.
         broken: how many lines `read` set aside.
     """
 
-    def __init__(self, path: Path, argument: str, key: Sequence[str], fields: Mapping[str, type]) -> None:
+    def __init__(self, path: Path, argument: str, key: Sequence[str], fits: Callable[[dict[str, Any]], bool]) -> None:
         self.path, self.argument = path, argument
-        self._name, self._fields = itemgetter(*key), fields
+        self._name, self._fits = itemgetter(*key), fits
         self.objects: dict[Any, dict[str, Any]] = {}
         self.broken = 0
         self._lock, self._file, self._synced = threading.Lock(), -1, 0.0
@@ -112,11 +112,10 @@ class JsonLines:
 
     def _parsed(self, line: bytes) -> dict[str, Any] | None:
         try:
-            content = json.loads(line)
-        except (ValueError, RecursionError):
+            content = json.loads(line.decode())
+            return content if self._fits(content) else None
+        except (ValueError, RecursionError, LookupError, TypeError, AttributeError):
             return None
-        fits = isinstance(content, dict) and all(type(content.get(name)) is kind for name, kind in self._fields.items())
-        return content if fits else None
 
 
 def _line(content: Mapping[str, Any]) -> bytes:

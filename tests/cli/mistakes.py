@@ -336,6 +336,10 @@ OTHERS = [
     Mistake('evaluate on no device', 'evaluate m --tasks Exact:train.jsonl --out r.json --devices 0', files={'m/config.json': '{}'}),
     Mistake('evaluate on a device that does not exist', 'evaluate m --tasks Exact:train.jsonl --out r.json --device nope', files={'m/config.json': '{}'}),
     Mistake('evaluate the likelihood in several processes', 'evaluate m --tasks Exact:train.jsonl --out r.json --devices 2 --likelihood'),
+    Mistake('evaluate in more processes than cores', 'evaluate m --tasks Exact:train.jsonl --out r.json --device cpu --devices 99999999', files={'m/config.json': '{}'}),
+    Mistake('evaluate with a billion answers', 'evaluate m --tasks Exact:train.jsonl --out r.json --temperature 1 --n 1000000000'),
+    Mistake('evaluate into a file with a name that is too long', 'evaluate m --tasks Exact:train.jsonl --out ' + 'a' * 5000 + '.json'),
+    Mistake('evaluate a model with a name that is too long', 'evaluate ' + 'm' * 5000 + ' --tasks Exact:train.jsonl --out r.json'),
     Mistake('evaluate with a key for no server', 'evaluate m --tasks Exact:train.jsonl --out r.json --api-key x'),
     Mistake('evaluate with a temperature that the paper sets', 'evaluate m --tasks OpenBookQA:train.jsonl --out r.json --paper --temperature 1'),
     Mistake('evaluate a task that the paper does not have', 'evaluate m --tasks Exact:train.jsonl --out r.json --paper'),
@@ -347,6 +351,7 @@ OTHERS = [
     Mistake('evaluate with a system message that the template drops', "evaluate runs/c --tasks Exact:train.jsonl --out r.json --device cpu --system a --chat-template '{{ eos_token }}'", before=mistake_files.completed_run),
     Mistake('evaluate another model into the same file', 'evaluate runs/c --tasks Exact:train.jsonl --out r.json --device cpu', files={'r/settings.json': '{"settings": {"weights": "0123456789abcdef"}}', 'r/.lock': ''}, before=mistake_files.completed_run),
     Mistake('evaluate with other settings into the same file', 'evaluate runs/c --tasks Exact:train.jsonl --out r.json --device cpu --temperature 1', files={'r/settings.json': '{"settings": {"temperature of train": 0.7}}', 'r/.lock': ''}, before=mistake_files.completed_run),
+    Mistake('evaluate with a list of settings in the folder', 'evaluate runs/c --tasks Exact:train.jsonl --out r.json --device cpu', files={'r/settings.json': '{"settings": []}', 'r/.lock': ''}, before=mistake_files.completed_run),
     Mistake('evaluate with damaged settings in the folder', 'evaluate runs/c --tasks Exact:train.jsonl --out r.json --device cpu', files={'r/settings.json': '{', 'r/.lock': ''}, before=mistake_files.completed_run),
 ]
 """Other commands than fit."""

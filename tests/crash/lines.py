@@ -20,6 +20,7 @@ from lit_probsft.cli.fit import ProbSFTCLI
 from lit_probsft.data import InstructionDataModule
 from lit_probsft.training.module import ProbSFTModule
 from tests.cli import mistake_files
+from tests.evaluation.results_files import write_evaluation
 
 NUMBERS = (  # noqa: SIM905
     "0 -1 -2 1 2 3 0.5 -0.5 1.5 1e-30 1e30 -1e30 .nan nan .inf -.inf 99 2147483648 9223372036854775808 "
@@ -127,9 +128,12 @@ def write_scene(folder: Path, trained: Path | None = None) -> None:
         "empty": "",
         "nothing.jsonl": "",
         "weird.yaml": "- a\n- {b: 3}\n",
+        "q.jsonl": '{"question": "a?", "answer": "1"}\n' * 3,
     }
     for name, text in files.items():
         (folder / name).write_text(text)
+    for name in ("r", "s"):
+        write_evaluation(folder / f"{name}.json", [[0], [1], [1]], name)
     (folder / "binary.jsonl").write_bytes(bytes(range(256)) * 4)
     (folder / "folder").mkdir()
     os.mkfifo(folder / "fifo")
@@ -170,9 +174,9 @@ class Lines:
             return self._training("fit")
         if pick < 0.75:
             return self._training(self.random.choice(["validate", "test", "predict"]))
-        if pick < 0.85:
+        if pick < 0.83:
             return self._training(self.random.choice(["preview", "capability", "divergence"]))
-        return self._other()
+        return self._evaluation() if pick < 0.91 else self._other()
 
     def _training(self, command: str) -> list[str]:
         flags = options()
@@ -218,6 +222,41 @@ class Lines:
             item = (get_args(kind) or (Any,))[-1]
             return "{" + ", ".join(f"k{i}: {self.value(item)}" for i in range(self.random.randrange(3))) + "}"
         return self.random.choice(self.random.choice([CLASSES, TEXTS, PATHS]))
+
+    def _evaluation(self) -> list[str]:
+        number, text, path, odd = (
+            (lambda pool=pool: self.random.choice(pool)) for pool in (NUMBERS, TEXTS, PATHS, [*TEXTS, *PATHS])
+        )
+        task = self.random.choice(
+            ["Exact:q.jsonl", "Math:q.jsonl", "Exact:" + path(), "gsm8k", odd(), text() + "," + text()]
+        )
+        flag = self.random.choice(
+            ["--n", "--temperature", "--top-p", "--max-new-tokens", "--seed", "--limit", "--devices"]
+        )
+        other = self.random.choice(
+            ["--system", "--chat-template", "--template-options", "--device", "--data-dir", "--base"]
+        )
+        asked = ["--tasks", "Exact:q.jsonl", "--max-new-tokens", "3"]
+        lines = [
+            ["evaluate", "runs/done", *asked, "--out", "x.json", flag, number(), "--temperature", number()],
+            ["evaluate", "runs/done", *asked, "--out", "x.json", other, odd(), "--likelihood"],
+            [
+                "evaluate",
+                "runs/done",
+                *asked,
+                "--out",
+                self.random.choice(["results/x.json", odd(), path() + "/x.json"]),
+            ],
+            ["evaluate", self.random.choice(["runs/done/hf", odd()]), *asked, "--out", "x.json"],
+            ["evaluate", "runs/done", "--tasks", task, "--out", "x.json", "--limit", "2", "--max-new-tokens", "3"],
+            ["evaluate", "runs/done", *asked, "--out", "r.json", self.random.choice(["--overwrite", "--greedy"])],
+            ["evaluate", "runs/done", *asked, "--out", "x.json", "--server", odd()],
+            ["compare", "r.json", odd(), self.random.choice(["--different", "r/../r.json"])],
+            ["compare", "r.json", "s.json", "--" + self.random.choice(["markdown", "latex", "csv", "picture"]), odd()],
+            ["report", "runs/done", "--evaluation", odd(), "--against", self.random.choice(["s.json", odd()])],
+            ["report", "runs/done", "--evaluation", "r.json", "--against", odd()],
+        ]
+        return self.random.choice(lines)
 
     def _other(self) -> list[str]:
         number, text, path = ((lambda pool=pool: self.random.choice(pool)) for pool in (NUMBERS, TEXTS, PATHS))

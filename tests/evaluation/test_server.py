@@ -226,6 +226,36 @@ def test_tokens_and_reasoning_of_servers_that_say_them_otherwise() -> None:
     assert answer.tokens == len(answer.text)  # one token a byte, and none that ends it
 
 
+@pytest.mark.parametrize(
+    "reply",
+    [
+        "<html>",
+        "[" * 10**5,
+        {"choices": []},
+        {"choices": [3]},
+        {"choices": [{"text": None}]},
+        {"choices": [{"message": "a"}]},
+        {"choices": [{"message": {"content": [1]}}]},
+    ],
+)
+def test_what_is_no_answer_is_one_message(reply: Any) -> None:
+    fake = Fake()
+    with served(fake) as url:
+        backend = ServerBackend(url, tokenizer=TOKENIZER)
+        fake.mood = lambda body: (200, reply)
+        with pytest.raises(UserError, match=r"^--server: "):
+            answers(backend, requests(1))
+
+
+@pytest.mark.parametrize("usage", [None, [1], {"completion_tokens": -1}, {"completion_tokens": "3"}])
+def test_tokens_are_counted_here_if_the_server_does_not_count_them(usage: Any) -> None:
+    fake = Fake()
+    with served(fake) as url:
+        backend = ServerBackend(url, tokenizer=TOKENIZER)
+        fake.mood = lambda body: (200, {"choices": [{"text": "abc\ud800"}], "usage": usage})
+        assert {answer.tokens for answer in answers(backend, requests(1))} == {5}
+
+
 @pytest.mark.parametrize("reply", [(500, "oops"), (503, {"error": "loading"}), (429, {}), (0, "")])
 def test_passing_errors_are_retried_and_change_nothing(reply: Reply) -> None:
     fake, asked = Fake(), requests(4)

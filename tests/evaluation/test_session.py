@@ -5,6 +5,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import subprocess
 import sys
 import threading
@@ -19,6 +20,7 @@ from lit_probsft.data import ByteTokenizer, tokenize_conversation
 from lit_probsft.errors import UserError
 from lit_probsft.evaluation.evaluation import Evaluation
 from lit_probsft.evaluation.generation.requests import Answer, Request
+from lit_probsft.evaluation.grading import Grade
 from lit_probsft.evaluation.settings import Settings
 from lit_probsft.evaluation.store import Store
 from lit_probsft.parallel.stopping import StoppedBySignal
@@ -75,8 +77,9 @@ def test_broken_lines_are_set_aside_and_made_again_and_repeated_ones_dropped(
 ) -> None:
     measure(out)
     lines = predictions(out).read_bytes().splitlines(keepends=True)
-    wrong = json.dumps({**json.loads(lines[4]), "correct": "yes"}).encode() + b"\n"
-    broken = [b'{"task": "sums"}\n', b"\0\xff\n", wrong]
+    changes = ({"correct": "yes"}, {"extracted": 5}, {"tokens": -1}, {"scores": {"a": "b"}}, {"finish_reason": "?"})
+    wrong = [json.dumps({**json.loads(lines[4]), **change}).encode() + b"\n" for change in changes]
+    broken = [b'{"task": "sums"}\n', b"\0\xff\n", b"3\n", *wrong]
     predictions(out).write_bytes(b"".join([*lines[:3], *broken, lines[0], *lines[6:]]))
     backend = Random()
     assert outcome(measure(out, backend)) == whole
@@ -91,6 +94,9 @@ def test_a_signal_says_how_to_continue(out: Path, whole: Any, error: BaseExcepti
     with pytest.raises(StoppedBySignal) as stop:
         measure(out, backend)
     assert stop.value.code == status
+    with pytest.raises(StoppedBySignal) as again:
+        measure(out.with_name("y.json"), failing(1, error), overwrite=True)
+    assert again.value.message.endswith("and the same command without --overwrite goes on from there")
     assert (
         f"; 20 of {ANSWERS} answers are in {predictions(out)}, and the same command goes on from there"
         in stop.value.message
@@ -197,6 +203,32 @@ def test_answers_are_graded_again_if_the_grader_or_the_gold_changes(
 _grade = Sums.grade
 
 
+@pytest.mark.parametrize(
+    ("graded", "message"),
+    [
+        (None, "expected a Grade from Sums.grade, got null"),
+        (Grade(True, "1", "same", {"a": float("nan")}), "expected a Grade from Sums.grade, got Grade"),
+        (KeyError("x"), "Sums.grade raised KeyError: 'x'"),
+    ],
+)
+def test_a_grader_that_fails_is_one_message(
+    out: Path, monkeypatch: pytest.MonkeyPatch, graded: Any, message: str
+) -> None:
+    def grade(self: Sums, answer: str, question: Any) -> Any:
+        if isinstance(graded, Exception):
+            raise graded
+        return graded
+
+    monkeypatch.setattr(Sums, "grade", grade)
+    with pytest.raises(UserError, match=rf"^(sums|more): {re.escape(message)}.* \(question \d\)$"):
+        measure(out)
+
+
+def test_a_task_needs_no_source_if_it_loads_rows_itself(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(Sums, "hub", {})
+    assert measure(out)["tasks"]["sums"]["settings"]["source"] == {}
+
+
 def test_every_answer_has_a_seed_of_its_own() -> None:
     names = [(seed, task, question) for seed in (0, 1) for task in ("a", "b") for question in ("a", "b" * 5000)]
     draws = [Settings(n=4, temperature=1.0, seed=seed).draws(task, question) for seed, task, question in names]
@@ -229,6 +261,7 @@ def test_a_slow_grader_does_not_stop_the_backend(out: Path, whole: Any, monkeypa
 
     def slow(self: Sums, answer: str, question: Any) -> Any:
         assert answered.wait(20)
+        assert threading.current_thread().daemon  # the end of the process does not wait for a grader that hangs
         return _grade(self, answer, question)
 
     monkeypatch.setattr(Sums, "grade", slow)

@@ -42,13 +42,13 @@ class HttpClient:
     """
 
     def __init__(self, url: str, *, retries: int, timeout: float, api_key: str | None = None) -> None:
-        parts = urlsplit(url if "://" in url else f"http://{url}")
         try:
+            parts = urlsplit(url if "://" in url else f"http://{url}")
             self._place = parts.hostname or "", parts.port
-        except ValueError:  # a port that is no number
-            self._place = "", None
-        if parts.scheme not in ("http", "https") or not self._place[0] or " " in url:
-            raise UserError("--server", f"expected a URL such as http://localhost:8000, got {url!r}")
+            if parts.scheme not in ("http", "https") or not self._place[0] or " " in url:
+                raise ValueError
+        except ValueError as error:  # also a port that is no number
+            raise UserError("--server", f"expected a URL such as http://localhost:8000, got {url!r}") from error
         self._connection = http.client.HTTPSConnection if parts.scheme == "https" else http.client.HTTPConnection
         self._path = parts.path.rstrip("/").removesuffix("/v1") + "/v1"
         self.url = f"{parts.scheme}://{parts.netloc}{self._path}"
@@ -73,7 +73,7 @@ class HttpClient:
             pause = FIRST_PAUSE * 2**attempt * random.uniform(0.5, 1.5)
             try:
                 status, headers, text = self._exchange(path, body)
-            except (OSError, http.client.HTTPException) as error:
+            except (OSError, http.client.HTTPException, UnicodeError) as error:
                 problem = first_line(error)
                 if starting:
                     raise UserError("--server", f"no server answers at {self.url}: {problem}") from error
@@ -84,7 +84,7 @@ class HttpClient:
                 problem = f"status {status}, {_message(content, text) or headers.get('Location', '')}"
                 if status not in (408, 429) and (status < 500 or status == 501):
                     raise Refused(f"{self.url}{path} refuses the request: {problem}", status)
-                if (wanted := headers.get("Retry-After", "")).isdigit():
+                if (wanted := headers.get("Retry-After", "")).isdecimal():
                     pause = max(pause, min(int(wanted), LONGEST_PAUSE))
             if attempt < self._retries:
                 sleep(pause)
@@ -110,7 +110,7 @@ class HttpClient:
 
 def _object(text: str) -> dict[str, Any]:
     """The JSON object in a text; empty if it is none."""
-    with contextlib.suppress(ValueError):
+    with contextlib.suppress(ValueError, RecursionError):
         if isinstance(content := json.loads(text), dict):
             return content
     return {}

@@ -14,6 +14,7 @@ from torch import Tensor
 from typing_extensions import override
 
 from lit_probsft.data.tokens.tokenization import end_of_turn_id
+from lit_probsft.errors import UserError
 from lit_probsft.evaluation.generation.batch import Batch, Row, can_join
 from lit_probsft.evaluation.generation.requests import Answer, Backend, Request
 from lit_probsft.evaluation.generation.sampling import choose, uniform
@@ -91,6 +92,7 @@ class LocalBackend(Backend):
         """As in `Backend`. The longest prompts come first, so that memory runs out at once if it does.
 
         Raises:
+            UserError: the model computes NaN.
             torch.OutOfMemoryError: not even a single answer fits.
         """
         rows = [Row(request, draw) for request in requests for draw in request.draws]
@@ -208,6 +210,9 @@ class LocalBackend(Backend):
 
     def _add_tokens(self, batch: Batch) -> None:
         rows, logits = batch.rows, batch.logits
+        if logits.isnan().any():
+            problem = f"expected logits, {type(self.model).__name__} computes NaN: its weights are damaged"
+            raise UserError("model", f"{problem}, or too large for this precision")
         if self._penalties or self._filters:
             logits = torch.cat([self._processed(row, logits[place : place + 1]) for place, row in enumerate(rows)])
         numbers = [uniform(row.draw.seed, len(row.tokens)) for row in rows]

@@ -18,7 +18,7 @@ from typing_extensions import override
 
 from lit_probsft.errors import UserError
 from lit_probsft.evaluation.generation.requests import Answer, Backend, Request
-from lit_probsft.parallel.parent import run_in_worker
+from lit_probsft.parallel.parent import run_in_worker, without_ctrl_c
 
 _SMALLEST = 16
 """Answers of the smallest group of requests: smaller batches take nearly as long."""
@@ -100,9 +100,10 @@ class _Worker:
     def __init__(self, load: Callable[[str], Backend], device: str, threads: int) -> None:
         context = multiprocessing.get_context("spawn")
         self.device, (self.connection, theirs) = device, context.Pipe()
-        call, name = pickle.dumps(partial(load, device)), f"answers-{device}"
-        self.process = context.Process(target=_serve, args=(call, threads, theirs), daemon=True, name=name)
-        self.process.start()
+        call = pickle.dumps(partial(_serve, pickle.dumps(partial(load, device)), threads))
+        self.process = context.Process(target=run_in_worker, args=(call, theirs), daemon=True, name=f"answers-{device}")
+        with without_ctrl_c():
+            self.process.start()
         theirs.close()
         self.description: Mapping[str, Any] = {}
 
@@ -132,7 +133,7 @@ def _serve(call: bytes, threads: int, connection: Connection) -> None:
     """The work of a process: answer groups of requests until the connection ends."""
     torch.set_num_threads(threads)
     try:
-        backend = run_in_worker(call)
+        backend = pickle.loads(call)()
         connection.send(backend.describe())
         while True:
             for answer in backend.answer(connection.recv()):

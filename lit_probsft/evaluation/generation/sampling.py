@@ -34,16 +34,17 @@ def choose(logits: Tensor, temperatures: Sequence[float], numbers: Sequence[floa
     sampled = [row for row, temperature in enumerate(temperatures) if temperature > 0]
     if not sampled:
         return chosen.tolist()
+    limits = torch.finfo(torch.float32)  # beyond them a temperature is 0 or infinite
     rows = torch.tensor(sampled, device=logits.device)
     temperature, number = (
         torch.tensor([values[row] for row in sampled], device=logits.device, dtype=torch.float32).unsqueeze(1)
         for values in (temperatures, numbers)
     )
     logits = logits[rows]
-    p = ((logits - logits.amax(-1, keepdim=True)) / temperature).softmax(-1)
+    p = ((logits - logits.amax(-1, keepdim=True)) / temperature.clamp(limits.tiny, limits.max)).softmax(-1)
     if top_p < 1:
         ordered, order = torch.sort(p, dim=-1, descending=True, stable=True)
-        ordered[ordered.cumsum(-1) - ordered >= top_p] = 0
+        ordered[ordered.cumsum(-1) - ordered >= max(top_p, limits.tiny)] = 0
         p = torch.zeros_like(p).scatter(-1, order, ordered)
     mass = p.cumsum(-1)
     # Below the whole mass even after rounding, so that the token found has a probability above 0.

@@ -138,7 +138,11 @@ class ServerBackend(Backend):
             if name is None or error.status in (401, 403):
                 raise
             return name, None
-        owners = {model["id"]: model.get("owned_by") for model in listed}
+        try:
+            owners = {str(model["id"]): model.get("owned_by") for model in listed}
+        except (KeyError, TypeError, AttributeError) as error:
+            problem = f"expected a list of models from {self._client.url}/models, got {str(listed)[:200]}"
+            raise UserError("--server", problem) from error
         if name is None and len(owners) != 1:
             names = ", ".join(itertools.islice(owners, 20)) or "none"
             raise UserError("--server", f"expected one model at {self._client.url}, got {names}; name the model")
@@ -161,13 +165,16 @@ class ServerBackend(Backend):
                 if error.status in (401, 403) or (form is _FORMS[-1] and not accepted):
                     raise
                 continue
-            if not prompt and "completion_tokens" not in (reply.get("usage") or {}):
-                raise UserError("--server", f"{self._client.url} does not count tokens, which takes a tokenizer then")
+            if not prompt and _counted(reply, "completion_tokens") is None:
+                raise self._counts_nothing()
             accepted = form
             if _sees(reply, prompt):
                 break
         assert accepted is not None
         return accepted
+
+    def _counts_nothing(self) -> UserError:
+        return UserError("--server", f"{self._client.url} does not count tokens, which takes a tokenizer then")
 
     def _ask(self, form: tuple[str, str | None], request: Request, draw: Draw) -> dict[str, Any]:
         """What the server returns to the request for one answer."""
@@ -202,23 +209,33 @@ class ServerBackend(Backend):
         try:
             choice = reply["choices"][0]
             text = choice["text"] if "text" in choice else _with_reasoning(choice["message"])
-        except (KeyError, IndexError, TypeError) as error:
+            encoded = text.encode("utf-8", "replace")
+        except (KeyError, IndexError, TypeError, AttributeError) as error:
             problem = f"expected an answer from {self._client.url}, got {str(reply)[:200]}"
             raise UserError("--server", problem) from error
         reason = choice.get("finish_reason")
         if reason in ("abort", "error"):
             raise UserError("--server", f"{self._client.url} gave up an answer: finish_reason {reason}")
-        tokens = (reply.get("usage") or {}).get("completion_tokens")
+        tokens = _counted(reply, "completion_tokens")
         if tokens is None:
-            tokens = len(self._tokenizer(text, add_special_tokens=False)["input_ids"]) + (reason != "length")
+            if self._tokenizer is None:
+                raise self._counts_nothing()
+            ids = self._tokenizer(encoded.decode(), add_special_tokens=False)["input_ids"]
+            tokens = len(ids) + (reason != "length")
         finish: Literal["stop", "length"] = "length" if reason == "length" else "stop"
         return Answer(request.index, draw.sample, text, tokens, finish), _sees(reply, request.prompt)
 
 
 def _sees(reply: Mapping[str, Any], prompt: Sequence[int]) -> bool:
     """Whether the server counts as many tokens as the prompt has; true if it does not count, or if there is none."""
-    counted = (reply.get("usage") or {}).get("prompt_tokens")
-    return not prompt or counted in (None, len(prompt))
+    return not prompt or _counted(reply, "prompt_tokens") in (None, len(prompt))
+
+
+def _counted(reply: Mapping[str, Any], name: str) -> int | None:
+    """A number of tokens; None if the server does not count them."""
+    usage = reply.get("usage")
+    count = usage.get(name) if isinstance(usage, dict) else None
+    return count if type(count) is int and count >= 0 else None
 
 
 def _with_reasoning(message: Mapping[str, Any]) -> str:

@@ -2,23 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
 import inspect
+import json
 import math
 from abc import ABC, abstractmethod
 from collections import Counter, defaultdict
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, fields, replace
 from functools import partialmethod
 from itertools import count
 from typing import Any, ClassVar
 
-from lit_probsft.data.rows.columns import missing_column
+from lit_probsft.data.rows.columns import missing_column, shown_value
 from lit_probsft.data.rows.conversation import Message
 from lit_probsft.data.rows.files import local_paths, refuse_broken
 from lit_probsft.data.rows.row_source import Rows
-from lit_probsft.errors import UserError, check_range, errors_within, near_matches
+from lit_probsft.errors import UserError, check_range, errors_within, first_line, near_matches
 from lit_probsft.evaluation.grading import Grade
 from lit_probsft.evaluation.tasks.subset import chosen
+from lit_probsft.parallel.stopping import StoppedBySignal
 
 IDS = ("id", "unique_id", "question_id", "idx", "pubid", "key")
 """Columns that may hold the id of a question, in the order in which they are tried."""
@@ -124,8 +127,10 @@ class Task(ABC):
             UserError: the rows cannot be read, one cannot be used, or two questions have the same id.
         """
         check_range("limit", limit, 1, math.inf)
-        rows = self.load()
-        if not len(rows):
+        with self.own_code("load"):
+            rows = self.load()
+            count = len(rows)
+        if not count:
             raise UserError("path", "expected at least one row, got none")
         groups = self._groups(rows)
         ids = self._ids(rows, groups)
@@ -141,12 +146,24 @@ class Task(ABC):
         return found
 
     def _asked(self, row: Mapping[str, Any]) -> Question:
+        with self.own_code("question"):
+            question = self.question(row)
+            if not isinstance(question, Question) or not isinstance(question.id, str) or not question.messages:
+                problem = f"expected a Question with a message, and a text as id, from {type(self).__name__}.question"
+                raise UserError("", f"{problem}, got {shown_value(question)}")
+            json.dumps([question.gold, question.reference, dict(question.choices)])
+        return question
+
+    @contextlib.contextmanager
+    def own_code(self, method: str) -> Iterator[None]:
+        """Raise whatever `method` raises, which may be a user's own code, as a UserError."""
         try:
-            return self.question(row)
-        except UserError:
+            yield
+        except (UserError, StoppedBySignal):
             raise
-        except Exception as error:  # a user's own code, or a row of an unexpected shape
-            raise UserError("", f"{type(self).__name__}.question raised {type(error).__name__}: {error}") from error
+        except (Exception, SystemExit) as error:
+            problem = f"{type(self).__name__}.{method} raised {type(error).__name__}: {first_line(error)}"
+            raise UserError("", problem) from error
 
     def _groups(self, rows: Sequence[Mapping[str, Any]]) -> list[str | None]:
         """The group of each row; None without a column for it."""

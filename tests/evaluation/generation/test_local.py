@@ -18,6 +18,7 @@ from torch.distributed.fsdp import fully_shard
 
 from benchmarks.architectures import FAMILIES, SMALL
 from lit_probsft.data import ByteTokenizer
+from lit_probsft.errors import UserError
 from lit_probsft.evaluation.generation import local
 from lit_probsft.evaluation.generation.local import LocalBackend
 from lit_probsft.evaluation.generation.requests import Answer, Draw, Request
@@ -229,11 +230,21 @@ def test_samples_follow_the_distribution() -> None:
         assert chisquare([chosen[token] for token in likely], expected.tolist()).pvalue > 0.01
 
 
+def test_a_damaged_model_does_not_answer() -> None:
+    model = tiny.model(seed=0)
+    model.lm_head.weight.data.fill_(torch.nan)
+    backend = LocalBackend(model, ByteTokenizer().load(list))
+    with pytest.raises(UserError, match="computes NaN"):
+        list(backend.answer([Request(0, [], [1, 2], [Draw(0, 0, 0.0)], 3)]))
+
+
 def test_the_extremes_of_sampling() -> None:
     logits = torch.tensor([[-torch.inf, 3.0, 2.0, -torch.inf], [0.0, 5.0, 1.0, 2.0]])
     last = (2**24 - 1) / 2**24
     assert choose(logits, [1.0, 1e-30], [0.0, last]) == [1, 1]
     assert choose(logits, [1.0, 1e-30], [last, 0.0]) == [2, 1]
     assert choose(logits, [5.0, 5.0], [last, last], top_p=1e-9) == [1, 1]
+    assert choose(logits, [1e-300, 1e-300], [0.0, last], top_p=1e-300) == [1, 1]
+    assert choose(logits, [1e300, 1e300], [0.0, last]) == [1, 3]
     assert choose(logits.bfloat16(), [0.0, 0.0], [0.5, 0.5]) == [1, 1]
     assert len({uniform(seed, step) for seed in range(50) for step in range(50)}) > 2490

@@ -70,7 +70,7 @@ class Threads:
 
 def test_each_answer_comes_once_and_both_processes_work(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module.multiprocessing, "get_context", lambda _: Threads)
-    monkeypatch.setattr(module, "run_in_worker", lambda call: pickle.loads(call)())
+    monkeypatch.setattr(module, "run_in_worker", lambda call, *args: pickle.loads(call)(*args))
     pool = Pool(Echo, ["a", "b"])
     for count in (7, 0, 2):  # the processes are used again
         found = list(pool.answer(requests(count)))
