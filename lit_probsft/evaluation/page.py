@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Container, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Container, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
@@ -42,7 +42,8 @@ def grades_section(files: Sequence[Path], against: Path | None = None) -> list[s
     if against and len(places) > 1:
         (before, old), *_, (after, new) = places.items()
         body.append(f"<h3>Answers that changed from {escape(before)} to {escape(after)}</h3>")
-        body += _changed((folder_of(old), folder_of(new)), results[before]["tasks"], results[after]["tasks"])
+        folders = {before: folder_of(old), after: folder_of(new)}
+        body += _changed(folders, results[before]["tasks"], results[after]["tasks"])
     return body
 
 
@@ -64,7 +65,7 @@ def _retention(tasks: Mapping[str, Mapping[str, Any]]) -> str:
     return table(("task", *heads), [list(map(escape, row)) for row in rows])
 
 
-def _changed(folders: tuple[Path, Path], before: Mapping[str, Any], after: Mapping[str, Any]) -> Iterator[str]:
+def _changed(folders: Mapping[str, Path], before: Mapping[str, Any], after: Mapping[str, Any]) -> Iterator[str]:
     """Questions of which less than half of the answers were right and now at least half are, and the reverse."""
     changes: dict[tuple[str, bool], list[str]] = {}
     for task in [task for task in before if task in after]:
@@ -73,20 +74,21 @@ def _changed(folders: tuple[Path, Path], before: Mapping[str, Any], after: Mappi
         most = sorted(change, key=lambda name: -abs(change[name]))
         changes |= {(task, gained): [name for name in most if (change[name] > 0) == gained] for gained in (True, False)}
     shown = {(task, name): gained for (task, gained), names in changes.items() for name in names[:SHOWN]}
-    questions = dict(_lines(folders[0] / "questions.jsonl", shown))
-    answers = [
-        {
+    questions = dict(_lines(next(iter(folders.values())) / "questions.jsonl", shown))
+    answers = {
+        label: {
             key: line
             for key, line in _lines(folder / "predictions.jsonl", shown)
             if line.get("correct") is (shown[key] == now)
         }
-        for folder, now in zip(folders, (False, True), strict=True)
-    ]
+        for (label, folder), now in zip(folders.items(), (False, True), strict=True)
+    }
     for (task, gained), names in changes.items():
         title = "from wrong to right" if gained else "from right to wrong"
         yield f"<p><b>{escape(task)}, {title}: {len(names)} of {before[task]['questions']} questions</b></p>"
         for name in names[:SHOWN]:
-            yield _details_of(name, questions.get((task, name)), [of_side.get((task, name)) for of_side in answers])
+            found = {label: lines.get((task, name)) for label, lines in answers.items()}
+            yield _details_of(name, questions.get((task, name)), found)
         if len(names) > SHOWN:
             yield f"<p>And {len(names) - SHOWN} more.</p>"
 
@@ -101,13 +103,13 @@ def _lines(file: Path, wanted: Container[_Key]) -> Iterator[tuple[_Key, dict[str
                     yield key, line
 
 
-def _details_of(name: str, question: dict[str, Any] | None, answers: Iterable[dict[str, Any] | None]) -> str:
-    """A question and its answers before and after, collapsed."""
+def _details_of(name: str, question: dict[str, Any] | None, answers: Mapping[str, dict[str, Any] | None]) -> str:
+    """A question and its answers by the label of their results, collapsed."""
     prompt, gold = ((question or {}).get(name, "unknown") for name in ("prompt", "gold"))
     parts = {"prompt": prompt, "gold answer": gold}
-    for when, answer in zip(("before", "after"), answers, strict=True):
+    for label, answer in answers.items():
         grade = f", graded {answer.get('extracted')!r}, {answer.get('reason')}" if answer else ""
-        parts[f"answer {when} training{grade}"] = answer.get("text") if answer else "unknown"
+        parts[f"answer in {label}{grade}"] = answer.get("text") if answer else "unknown"
     texts = "".join(f"<p>{escape(head)}</p><pre>{escape(_cut(str(text)))}</pre>" for head, text in parts.items())
     return f"<details><summary>{escape(name)}: {escape(_cut(str(prompt), 120))}</summary>{texts}</details>"
 

@@ -39,6 +39,7 @@ class Question:
         choices: texts of the choices by label, for a multiple-choice question.
         answers: what an answer with each choice says, if it is not the text. Their likelihoods are measured.
         group: the source of the question, where a task has several. Standard errors are clustered by it.
+        tolerance: the largest difference from a gold number that is still right.
     """
 
     id: str
@@ -48,6 +49,7 @@ class Question:
     choices: Mapping[str, str] = field(default_factory=dict)
     group: str | None = None
     answers: Mapping[str, str] = field(default_factory=dict)
+    tolerance: float = 0.0
 
 
 @dataclass(frozen=True)

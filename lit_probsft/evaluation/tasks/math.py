@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 from typing_extensions import override
@@ -40,7 +40,7 @@ class Math(Prompted):
 
     @override
     def grade(self, answer: str, question: Question) -> Grade:
-        return grade_math(answer, question.gold)
+        return grade_math(answer, question.gold, tolerance=question.tolerance)
 
 
 def _gold(text: str) -> str:
@@ -72,6 +72,10 @@ class OlympiadBench(Math):
 
     hub: ClassVar = {"path": "Hothan/OlympiadBench", "name": "OE_TO_maths_en_COMP", "split": "train"}
     files = _files("olympiadbench")
+
+    @override
+    def question(self, row: Mapping[str, Any]) -> Question:
+        return replace(super().question(row), tolerance=float(row.get("error") or 0))
 
 
 class AIME24(Math):

@@ -12,7 +12,7 @@ import pytest
 from lit_probsft.data import MultipleChoice
 from lit_probsft.evaluation.tasks import tasks_named
 from lit_probsft.evaluation.tasks.registry import BENCHMARKS, READY
-from tests.evaluation.tasks.sources import EXAM, PUZZLE, SCIENCE, SHAPES, STUDY, WOLOF, Shape, write
+from tests.evaluation.tasks.sources import EXAM, PUZZLE, SCIENCE, SHAPES, STUDY, SUM, WOLOF, Shape, write
 
 
 def test_every_benchmark_has_rows_here_and_is_short() -> None:
@@ -107,3 +107,10 @@ def test_figlet_asks_the_papers_test_rows_and_scores_both_similarities(tmp_path:
     task = tasks_named(f"figlet:{write(tmp_path / 'rows.jsonl', [PUZZLE])}")["figlet"]
     (question,) = task.questions()
     assert {*task.grade("WORK", question).scores} == {"jaro_winkler", "jaro_winkler_paper"}
+
+
+def test_olympiadbench_allows_the_error_of_its_row(tmp_path: Path) -> None:
+    rows = [{"id": 1, "question": SUM, "final_answer": ["4.2"], "error": "1e-1"}]
+    rows.append({**rows[0], "id": 2, "error": None})
+    task = tasks_named("olympiadbench", write(tmp_path / "olympiadbench.jsonl", rows).parent)["olympiadbench"]
+    assert [task.grade(r"\boxed{4.25}", question).correct for question in task.questions()] == [True, False]
