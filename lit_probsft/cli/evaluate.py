@@ -54,6 +54,7 @@ def run(args: Sequence[str]) -> dict[str, Any]:
         metavar="TASKS",
         help="also run tasks of lm-eval, names or YAML files, such as ifeval,mmlu, on MODEL and its base",
     )
+    parser.add_argument("--retention-chat", action="store_true", help="run these tasks with the chat template")
     parser.add_argument(
         "--base", metavar="MODEL", type=path_or_name, help="the model before training, if MODEL does not name it"
     )
@@ -97,15 +98,16 @@ def run(args: Sequence[str]) -> dict[str, Any]:
     also = {"likelihood": flags.likelihood, "paper": flags.paper}
     here = contextlib.nullcontext(None) if flags.server_template else model_place(flags.model)
     with Store(flags.out, flags.overwrite) as store, here as place:
-        check_retention(store, base, retention, flags.limit)
+        options = {"limit": flags.limit, "chat_template": flags.retention_chat}
+        check_retention(store, retention, {"base": base, **options})
         subject = _subject(flags, place, known)
         with contextlib.closing(subject.backend):
             evaluation = Evaluation(tasks, settings, subject.tokenizer, subject.context_length)
             results = evaluate(flags.model, subject, evaluation, store, base=base, **also)
         del subject  # lm-eval loads the model again
         if retention and place is not None and base is not None:
-            options = {"limit": flags.limit, "device": str(device_named(flags.device))}
-            add_retention(results, store, place, base, retention, **options)
+            device = str(device_named(flags.device))
+            add_retention(results, store, place, base, retention, device=device, **options)
     _print_table(results["tasks"])
     print(f"{store.out}: these numbers; {store.folder}: the answers")
     return results
@@ -117,6 +119,7 @@ def _check_flags(flags: Namespace, parser: CommandParser) -> None:
     for applies, names, problem in (
         (flags.paper, set_by_paper, "expected none with --paper, which sets it"),
         (flags.server is None, of_server, "expected --server with it, got none"),
+        (flags.retention is None, ("retention_chat",), "expected --retention with it, got none"),
         (flags.server is not None, ("devices", *here), "expected none with --server, since it needs the model here"),
         (flags.server_template, ("retention",), "expected none with --server-template, since it needs the weights"),
         (flags.devices > 1, here, "expected none with --devices, since it needs the model in this process"),

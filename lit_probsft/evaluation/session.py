@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import signal
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -102,14 +102,14 @@ def add_retention(
         place: hub id or folder of the model.
         base: the model before training.
         tasks: of lm-eval.
-        options: of `retention.measure`.
+        options: of `retention.measure`, `limit` and `chat_template` among them.
 
     Raises:
         UserError: lm-eval cannot run a task.
     """
     from lit_probsft.evaluation.retention import measure
 
-    settings = {"base": base, "limit": options.get("limit")}
+    settings = {"base": base, "limit": options["limit"], "chat_template": options["chat_template"]}
     known = _known_retention(results, settings)
     if missing := [task for task in tasks if task not in known]:
         known = {**known, **measure(place, base, missing, **options)}
@@ -117,20 +117,25 @@ def add_retention(
     write_results(store.out, results)
 
 
-def check_retention(store: Store, base: str | None, tasks: Sequence[str], limit: int | None) -> None:
+def check_retention(store: Store, tasks: Sequence[str], settings: Mapping[str, Any]) -> None:
     """Load the tasks of lm-eval that `add_retention` will run, to find mistakes before the answers are made.
+
+    Args:
+        store: the files.
+        tasks: of lm-eval.
+        settings: `base`, `limit` and `chat_template`. Results of other settings do not count.
 
     Raises:
         UserError: as `retention.load_tasks`.
     """
     from lit_probsft.evaluation.retention import load_tasks
 
-    known = _known_retention(_previous(store.out), {"base": base, "limit": limit})
+    known = _known_retention(_previous(store.out), settings)
     if missing := [task for task in tasks if task not in known]:
         load_tasks(missing)
 
 
-def _known_retention(results: dict[str, Any], settings: dict[str, Any]) -> dict[str, Any]:
+def _known_retention(results: dict[str, Any], settings: Mapping[str, Any]) -> dict[str, Any]:
     known: dict[str, Any] = results.get("retention", {}) if results.get("retention_settings") == settings else {}
     return known
 

@@ -345,6 +345,7 @@ OTHERS = [
     Mistake('evaluate a task that the paper does not have', 'evaluate m --tasks Exact:train.jsonl --out r.json --paper'),
     Mistake('evaluate what a model without a known base has forgotten', 'evaluate m --tasks Exact:train.jsonl --out r.json --retention ifeval', files={'m/config.json': '{}'}),
     Mistake('evaluate what a model on a server has forgotten', 'evaluate m --tasks Exact:train.jsonl --out r.json --server http://localhost:1 --server-template --retention ifeval'),
+    Mistake('evaluate with the template of tasks that are not run', 'evaluate m --tasks Exact:train.jsonl --out r.json --retention-chat'),
     Mistake('evaluate a server on several devices', 'evaluate m --tasks Exact:train.jsonl --out r.json --server http://localhost:1 --devices 2'),
     Mistake('evaluate a model without a chat template', 'evaluate runs/c/hf --tasks Exact:train.jsonl --out r.json --device cpu', before=mistake_files.no_chat_template),
     Mistake('evaluate with a missing file for a template', 'evaluate runs/c --tasks Exact:train.jsonl --out r.json --device cpu --chat-template nope.jinja', before=mistake_files.completed_run),

@@ -63,18 +63,21 @@ def test_forgetting_is_measured_once_and_kept(folder: Path, monkeypatch: pytest.
     calls, checked = [], []
 
     def measure(place: str, base: str, tasks: list[str], **options: Any) -> dict[str, Any]:
-        calls.append((place, base, tasks, options["limit"]))
+        calls.append((place, base, tasks, options["limit"], options["chat_template"]))
         return {task: {"difference": 0.5} for task in tasks}
 
     monkeypatch.setattr("lit_probsft.evaluation.retention.measure", measure)
     monkeypatch.setattr("lit_probsft.evaluation.retention.load_tasks", checked.append)
     for tasks in ("ifeval", "ifeval,arc", "ifeval,arc"):
         found = evaluate("--retention", tasks, "--base", "b", "--limit", 3)
-    assert calls == [("m", "b", ["ifeval"], 3), ("m", "b", ["arc"], 3)]
+    assert calls == [("m", "b", ["ifeval"], 3, False), ("m", "b", ["arc"], 3, False)]
     assert checked == [["ifeval"], ["arc"]]
     evaluate("--limit", 3)
     kept = json.loads(Path("results/x.json").read_text())["retention"]
     assert list(kept) == list(found["retention"]) == ["ifeval", "arc"]
+    again = evaluate("--retention", "ifeval", "--retention-chat", "--base", "b", "--limit", 3)
+    assert list(again["retention"]) == ["ifeval"]  # results without the template do not count
+    assert calls[2:] == [("m", "b", ["ifeval"], 3, True)]
 
 
 def test_a_run_and_adapters_name_their_base(tmp_path: Path) -> None:
