@@ -293,6 +293,8 @@ def connected(hub: Hub, cache: Path) -> Iterator[str]:
             "HF_DATASETS_CACHE": cache / "datasets",
         }.items():
             patch.setattr(datasets.config, name, value)
+        # transformers keeps a client, with the address that was right when it was made.
+        patch.setattr("transformers.utils.hub._hf_api", None, raising=False)
         patch.setenv("HF_TOKEN", TOKEN)
         forget()
         yield endpoint
