@@ -66,7 +66,7 @@ def _retention(tasks: Mapping[str, Mapping[str, Any]]) -> str:
 
 
 def _changed(folders: Mapping[str, Path], before: Mapping[str, Any], after: Mapping[str, Any]) -> Iterator[str]:
-    """Questions of which less than half of the answers were right and now at least half are, and the reverse."""
+    """Questions that had less than half of their answers right and now have at least half, and the reverse."""
     changes: dict[tuple[str, bool], list[str]] = {}
     for task in [task for task in before if task in after]:
         old, new = (values_of(tasks[task], "accuracy") for tasks in (before, after))

@@ -110,7 +110,7 @@ class Store:
                     remove(path)
         known = read_json(self._settings) or {"settings": {}}
         if not isinstance(before := known.get("settings"), dict):
-            raise UserError(str(self._settings), "expected the settings of the answers; --overwrite starts anew")
+            raise UserError(str(self._settings), "expected the settings of the answers; --overwrite starts over")
         settings, questions = json.loads(json.dumps([settings, questions]))  # as they are read again
         for name, value in settings.items():
             if name in before and before[name] != value:

@@ -12,7 +12,7 @@ VAL_NLL = "val/nll"
 
 
 class Monitor:
-    """val/nll, of which the lowest is the best. A subclass stands for another metric.
+    """val/nll; the lowest is the best. A subclass watches another metric.
 
     Attributes:
         name: of the metric, as the loggers have it.

@@ -23,7 +23,7 @@ from lit_probsft.evaluation.grading.values import (
 )
 
 _FEWEST_DIGITS = (3, 5)
-"""The fewest significant digits with which a decimal stands for a number without an end: in a gold, in an answer."""
+"""The fewest significant digits a decimal needs to equal a number without an end: in a gold, in an answer."""
 _CHOICE = re.compile(r"\(([A-J])\)[.:]? ?(.*)|([A-J])[).:] ?(.*)|([A-J])")
 _WORDS = re.compile(r"[A-Za-z]{3,}|[^\x00-\x7f]|\\text")
 _COMMAND = re.compile(r"\\(?!text)[A-Za-z]+|_\{[^{}]*\}")

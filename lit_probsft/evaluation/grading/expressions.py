@@ -1,7 +1,7 @@
 r"""Decides whether expressions are equal: math-verify's parser reads them, mpmath evaluates them at the same points.
 
 math-verify's own comparison rounds to six decimals. Here the two values must agree at every point to 30 digits, and to
-more if a part is large or small: 2^{2023} is not 2^{2023}-1. Letters stand for positive numbers; for positive integers,
+more if a part is large or small: 2^{2023} is not 2^{2023}-1. Letters are positive numbers; for positive integers,
 apart from x, y and z, if there are factorials, binomials, floors or powers of -1; also for negative numbers if there is
 an absolute value. `i` is the imaginary unit, `e` Euler's number, and an odd root of a negative number is real.
 

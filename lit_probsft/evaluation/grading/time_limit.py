@@ -86,7 +86,7 @@ class _Worker:
             )
 
     def run(self, call: bytes, seconds: float) -> Any:
-        """The result and the error of a call, one of which is None."""
+        """The result and the error of a call; one is None."""
         try:
             self.connection.send_bytes(call)
             reply = self._receive(_START)

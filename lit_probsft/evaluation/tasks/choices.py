@@ -150,7 +150,7 @@ class MMLUProX(Choices):
     """MMLU-ProX: questions with up to ten choices in many languages; each language is a group.
 
     Args:
-        path: as in `Task`; in the names of local files, `{language}` stands for each of `groups`.
+        path: as in `Task`; in the names of local files, `{language}` is replaced by each of `groups`.
         groups: the languages, by default the paper's seven.
     """
 
